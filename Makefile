@@ -1,0 +1,36 @@
+# Two commands are enough: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo ablation test test-all check format data
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+# torch and torchvision first and by exact version: everything else then keeps to them.
+	$(BIN)/python -m pip install --quiet $$(grep -E '^(torch|torchvision)==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/mla demo
+
+ablation: $(STAMP)
+	$(BIN)/mla demo --ablation
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not server"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

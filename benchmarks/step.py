@@ -1,0 +1,251 @@
+"""One training step at ViT-B/32 size: ours against a loop that works as the official code does.
+
+    python benchmarks/step.py [--rounds 3] [--threads 2] [--levers] [--json step.json]
+
+Both train the same weights (random: speed does not depend on them) on the same texts, in fp32, in
+one process, taking turns. First their losses and gradients are compared; if they differ, it ends.
+
+*Theirs* is written from a reading of the official code, not copied. Every text is padded to 77;
+the native encodes the English caption (NLT) or the image (LE) anew at every step, without a graph;
+frozen text weights gather gradients; the whole M-BERT embedding, 119,547 x 768, is updated by Adam.
+Where in doubt it is kinder: torch's AdamW instead of a hand-written one, no tokenising in the loop,
+no English caption encoded (and thrown away) in LE. *Ours* is the step of `mla_ray.training`.
+
+Texts are made up: 2 + log-normal (mean 14, sigma 0.45) tokens, at most 77, as translated captions
+have; Zipf (exponent 1.2) over the vocabulary, so that 20,000 texts use some 23,000 rows. Images are
+one batch of noise. Data loading is timed on neither side. Our time depends on a batch's length, so
+a round takes the mean of all 16 batches that `Batches` groups by length; theirs does not.
+
+Frozen features are no part of our step, but not free: the last column spreads their cost over the
+paper's schedule, 10 epochs of NLT and one of LE in 5 languages, so 50 uses a caption, 5 an image.
+
+Shapes: B batch, L tokens, N texts, V embedding rows, W row width, D text width, E joint size.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import open_clip
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mla_ray.config import AcquireConfig
+from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock
+from mla_ray.native import Native
+from mla_ray.objectives import le_loss, nlt_loss
+from mla_ray.optimizer import BETAS, EPS, Optimizer
+from mla_ray.sampling import Batches, Rows
+from mla_ray.tokenizers import Ids, pad
+
+Stage = Literal["nlt", "le"]
+USES: dict[Stage, int] = {"nlt": 50, "le": 5}
+PAD, CLS, SEP, VOCABULARY, ROW_WIDTH = 0, 101, 102, 119_547, 768  # M-BERT
+START, END, CONTEXT = 49_406, 49_407, 77  # CLIP
+HIDDEN, SCALE, CONFIG, LR = 256, 100.0, AcquireConfig(), 1e-4
+
+
+class Corpus:
+    """Tokenised pairs and images, as both sides get them; `batches` are one pool of rows."""
+
+    def __init__(self, batch: int, count: int = 20_000, sigma: float = 0.45) -> None:
+        rng = np.random.default_rng(0)
+        lengths = rng.lognormal(np.log(14) - sigma**2 / 2, sigma, count).round().astype(np.int64)
+        lengths = lengths.clip(1, CONTEXT - 2)
+        weights = np.arange(1, VOCABULARY - SEP) ** -1.2
+        tokens = SEP + 1 + rng.permutation(len(weights))
+        drawn = tokens[rng.choice(len(weights), lengths.sum(), p=weights / weights.sum())]
+        words = np.split(drawn, lengths.cumsum()[:-1])
+        self.texts = [np.array([CLS, *ids, SEP], np.int32) for ids in words]
+        self.english = [np.array([START, *(ids % START), END], np.int32) for ids in words]
+        self.images = torch.randn(batch, 3, 224, 224)
+        pool = Batches([lengths + 2], batch, seed=0)
+        self.batches = [pool[step][0] for step in range(Batches.POOL)]
+
+
+class Ours:
+    """A step of `mla_ray.training`: one worker, one language."""
+
+    def __init__(self, native: Native, corpus: Corpus) -> None:
+        self.tokens = np.union1d([PAD], np.concatenate(corpus.texts))
+        self.ids = [np.searchsorted(self.tokens, text).astype(np.int32) for text in corpus.texts]
+        rows_VW = 0.05 * torch.randn(len(self.tokens), ROW_WIDTH)
+        self.encoder = AcquisitionEncoder(native.text, EmbeddingBlock(rows_VW, native.text), HIDDEN)
+        for acquirer in self.encoder.acquirers:
+            nn.init.normal_(acquirer.up.weight, std=0.02)  # at zero it would hide differences
+        self.rows = self.encoder.embedding.rows.weight
+        dense = {n: w for n, w in self.encoder.named_parameters() if w is not self.rows}
+        self.optimizer = Optimizer(dense, self.rows, CONFIG)
+        self.features = {stage: torch.zeros(len(corpus.texts), native.dim) for stage in USES}
+        began = time.perf_counter()
+        self.features["le"][np.array(corpus.batches)] = native.encode_image(corpus.images)
+        image = time.perf_counter()
+        for batch in corpus.batches:
+            self.features["nlt"][batch] = native.encode_text(pad(pick(corpus.english, batch))[0])
+        english = (time.perf_counter() - image) / len(corpus.batches)
+        self.encoding = {"nlt": english, "le": image - began}  # seconds a batch, once
+
+    def loss(self, stage: Stage, batch: Rows) -> Tensor:
+        text_BE = self.encoder(*pad(pick(self.ids, batch)))
+        if stage == "nlt":
+            return nlt_loss(text_BE, self.features[stage][batch])
+        return le_loss(text_BE, self.features[stage][batch], torch.arange(len(batch)), SCALE)
+
+    def step(self, stage: Stage, batch: Rows) -> None:
+        self.loss(stage, batch).backward()
+        self.optimizer.step(LR)
+
+
+class Theirs(nn.Module):
+    """A step as the official code takes it, from our weights on; `pull` is for `--levers`."""
+
+    def __init__(self, clip: nn.Module, corpus: Corpus, ours: Ours) -> None:
+        super().__init__()
+        self.corpus, self.features = corpus, ours.features
+        self.embedding = nn.Embedding(VOCABULARY, ROW_WIDTH)
+        self.embedding.weight.data[torch.from_numpy(ours.tokens)] = ours.rows.detach()
+        self.linear = copy.deepcopy(ours.encoder.embedding.linear)
+        acquirers = copy.deepcopy(ours.encoder.acquirers)
+        self.acquirers = nn.ModuleList(nn.Sequential(a.down, nn.ReLU(), a.up) for a in acquirers)
+        self.adam = torch.optim.AdamW(self.parameters(), LR, BETAS, EPS, CONFIG.weight_decay)
+        self.clip = copy.deepcopy(clip).train()
+        self.pull()
+
+    def pull(self, cut: bool = False, cached: bool = False, frozen: bool = False) -> None:
+        self.cut, self.cached = cut, cached
+        self.clip.requires_grad_(not frozen)
+
+    def encode(self, texts: Sequence[Ids], english: bool = False) -> Tensor:
+        ids_BL, _ = pad(texts, None if self.cut else CONTEXT)
+        clip, length = self.clip, ids_BL.shape[1]
+        x_BLD = clip.token_embedding(ids_BL) if english else self.linear(self.embedding(ids_BL))
+        x_BLD = x_BLD + clip.positional_embedding[:length]
+        for block, acquirer in zip(clip.transformer.resblocks, self.acquirers, strict=True):
+            x_BLD = block(x_BLD, attn_mask=clip.attn_mask[:length, :length])
+            x_BLD = x_BLD if english else x_BLD + acquirer(x_BLD)
+        end_B = (ids_BL == (END if english else SEP)).nonzero()[:, 1]
+        return clip.ln_final(x_BLD)[torch.arange(len(x_BLD)), end_B] @ clip.text_projection
+
+    @torch.no_grad()
+    def target(self, stage: Stage, batch: Rows) -> Tensor:
+        if self.cached:
+            return self.features[stage][batch]
+        if stage == "nlt":
+            return self.encode(pick(self.corpus.english, batch), english=True)
+        return self.clip.encode_image(self.corpus.images)
+
+    def loss(self, stage: Stage, batch: Rows) -> Tensor:
+        target_BE = self.target(stage, batch)
+        text_BE = self.encode(pick(self.corpus.texts, batch))
+        if stage == "nlt":
+            return F.mse_loss(text_BE, target_BE)
+        logits_BB = SCALE * F.normalize(target_BE, dim=-1) @ F.normalize(text_BE, dim=-1).T
+        right_B = torch.arange(len(logits_BB))
+        return (F.cross_entropy(logits_BB, right_B) + F.cross_entropy(logits_BB.T, right_B)) / 2
+
+    def step(self, stage: Stage, batch: Rows) -> None:
+        self.loss(stage, batch).backward()
+        nn.utils.clip_grad_norm_(self.parameters(), CONFIG.clip)
+        self.adam.step()
+        self.zero_grad()
+
+
+def pick(texts: Sequence[Ids], batch: Rows) -> list[Ids]:
+    return [texts[row] for row in batch]
+
+
+def verify(stage: Stage, ours: Ours, theirs: Theirs) -> str:
+    """Make sure that both have the same loss and, through every block, the same gradients."""
+    losses = [side.loss(stage, theirs.corpus.batches[0]) for side in (ours, theirs)]
+    sum(losses).backward()
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
+    mine_VW = ours.rows.grad.to_dense()
+    other_VW = theirs.embedding.weight.grad[torch.from_numpy(ours.tokens)]
+    error = float((mine_VW - other_VW).norm() / other_VW.norm())
+    torch.testing.assert_close(error, 0.0, rtol=0, atol=1e-3)
+    ours.encoder.zero_grad()
+    theirs.zero_grad()
+    mine, other = (loss.item() for loss in losses)
+    return f"{stage}: loss {mine:.6f} ours, {other:.6f} theirs; gradients differ by {error:.0e}"
+
+
+def seconds(side: Ours | Theirs, stage: Stage, batches: Sequence[Rows]) -> float:
+    """Mean time of a step over `batches`."""
+    began = time.perf_counter()
+    for batch in batches:
+        side.step(stage, batch)
+    return (time.perf_counter() - began) / len(batches)
+
+
+def race(stage: Stage, ours: Ours, theirs: Theirs, rounds: int, steps: int) -> dict[str, Any]:
+    """Both in turns; a round's ratio is of two times measured one after the other."""
+    pool, times = theirs.corpus.batches, np.empty((rounds, 2))
+    for number in range(rounds):
+        times[number] = seconds(ours, stage, pool), seconds(theirs, stage, pool[:steps])
+    mine, other = np.median(times, axis=0)
+    ratios = times[:, 1] / times[:, 0]
+    return {
+        "step": [mine, other],  # seconds; ours, theirs
+        "speed-up": [np.median(ratios), ratios.min(), ratios.max()],
+        "frozen features": ours.encoding[stage],  # seconds a batch
+        "speed-up with frozen features": other / (mine + ours.encoding[stage] / USES[stage]),
+    }
+
+
+def levers(stage: Stage, ours: Ours, theirs: Theirs, rounds: int) -> dict[str, float]:
+    """Median step time with one lever after another, on the batch of median length."""
+    batches = sorted(theirs.corpus.batches, key=lambda batch: max(map(len, pick(ours.ids, batch))))
+
+    def measure(side: Ours | Theirs, *pulled: bool) -> float:
+        theirs.pull(*pulled)
+        median = [batches[len(batches) // 2]]
+        return float(np.median([seconds(side, stage, median) for _ in range(rounds)]))
+
+    pulled = {"theirs": (), "+ cut": (True,), "+ cached": (True,) * 2, "+ frozen": (True,) * 3}
+    times = {name: measure(theirs, *positions) for name, positions in pulled.items()}
+    return times | {"+ active rows": measure(ours)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A training step: ours against the official way.")
+    for name, default in {"batch": 128, "rounds": 3, "steps": 1, "threads": 2}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--levers", action="store_true", help="show what each lever brings")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    console, corpus, clip = Console(), Corpus(args.batch), open_clip.create_model("ViT-B-32")
+    ours = Ours(Native("ViT-B-32, random", clip, open_clip.tokenize), corpus)
+    theirs = Theirs(clip, corpus, ours)
+    for stage in USES:
+        console.print(verify(stage, ours, theirs), highlight=False)
+    for side in (ours, theirs):  # Adam's state is made in the first step
+        side.step("nlt", corpus.batches[0])
+
+    title = f"batch {args.batch}, {args.threads} threads, {len(ours.tokens):,} active rows"
+    head = ("", "ours s", "texts/s", "theirs s", "texts/s", "ratio", "with features")
+    table = Table(*head, title=title)
+    figures = {stage: race(stage, ours, theirs, args.rounds, args.steps) for stage in USES}
+    for stage, found in figures.items():
+        cells = [f"{value:.2f}" for step in found["step"] for value in (step, args.batch / step)]
+        ratio = "{:.1f}x ({:.1f}-{:.1f})".format(*found["speed-up"])
+        table.add_row(stage, *cells, ratio, f"{found['speed-up with frozen features']:.1f}x")
+    console.print(table)
+    for stage, found in figures.items() if args.levers else ():
+        found["levers"] = times = levers(stage, ours, theirs, args.rounds)
+        console.print(f"{stage}: " + ", ".join(f"{name} {t:.2f} s" for name, t in times.items()))
+    if args.json:
+        args.json.write_text(json.dumps({"setting": title, **figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

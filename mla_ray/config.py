@@ -1,0 +1,52 @@
+"""Settings of an acquisition, typed; unknown keys are refused before anything is loaded."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Stage(BaseModel):
+    """One training stage. `batch` is of all workers together; zero steps skip the stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=0)
+    batch: int = Field(ge=2)
+    lr: float = Field(gt=0)
+
+
+class AcquireConfig(BaseModel):
+    """What the paper leaves open is set for a native of emoji-clip's size on a laptop."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    nlt: Stage = Stage(steps=600, batch=256, lr=2e-3)
+    le: Stage = Stage(steps=60, batch=256, lr=5e-5)
+    vocabulary: str = "learned"
+    """`learned`, or a Hugging Face BERT by folder or hub name, `bert-base-multilingual-cased`."""
+    vocab_size: int = Field(default=12_000, ge=300)
+    """Of a learned vocabulary."""
+    hidden: int | None = Field(default=None, ge=1)
+    """H of the acquirers; half the native's text width if not given, as in the paper."""
+    temperature: float | Literal["native"] = "native"
+    """LE's: logits are cosines over it. `native` takes the native's own, 0.01 for CLIP."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of a stage's steps with a linear warm-up; cosine decay to zero follows."""
+    weight_decay: float = Field(default=0.2, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 where a GPU has it, else fp32."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Steps."""
+    seed: int = 0
+
+
+def load_config(path: Path) -> AcquireConfig:
+    """Settings from a YAML file; those it does not name keep their defaults."""
+    try:
+        return AcquireConfig.model_validate(yaml.safe_load(path.read_text()) or {})
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,90 @@
+"""Caption tables into index collections: what `mla index` and the demo do.
+
+May import: `index`, `features`, `pack`, `native`; never Ray.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mla_ray.evaluation import Gallery
+from mla_ray.features import encode_texts, key_of
+from mla_ray.index import CaptionIndex, Entry, Space
+from mla_ray.native import Native
+from mla_ray.pack import Pack, read_card
+from mla_ray.training import Progress, Report
+
+IMAGES, CAPTIONS = "images", "captions"
+BATCH = 256
+
+
+def space_of(native: Native) -> Space:
+    return Space(native.name, native.fingerprint, native.dim)
+
+
+def index_captions(
+    url: str,
+    native: Native,
+    packs: Mapping[str, Pack],
+    captions: pa.Table,
+    source: str,
+    report: Report = lambda progress: None,
+) -> dict[str, int]:
+    """Embed a caption table's images and captions into the collections at `url`.
+
+    Captions of English go the native way, those of other languages through their pack; a language
+    without one is a KeyError. Indexing twice changes nothing. Returns points written a collection.
+    """
+    languages = sorted(set(captions["language"].to_pylist()))
+    lacking = [language for language in languages if language != "en" and language not in packs]
+    if lacking:
+        raise KeyError(f"no pack for {', '.join(lacking)}; pass its folder with --pack")
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(Progress("indexing", done, total))
+
+    total = len(set(captions["image_id"].to_pylist())) + captions.num_rows
+    gallery = Gallery.of(native, captions, advance)
+    written = {}
+    with CaptionIndex.open(url, space_of(native), IMAGES) as index:
+        entries = [Entry(image_id, image_id, "", "", source) for image_id in gallery.ids]
+        written[IMAGES] = index.upsert(entries, gallery.features)
+    with CaptionIndex.open(url, space_of(native), CAPTIONS) as index:
+        written[CAPTIONS] = 0
+        for language in languages:
+            rows = captions.filter(pa.compute.equal(captions["language"], language))
+            for batch in rows.select(["image_id", "caption"]).to_batches(max_chunksize=BATCH):
+                image_ids, texts = (batch[name].to_pylist() for name in ("image_id", "caption"))
+                vectors = encode_query(native, packs, language, texts)
+                entries = [
+                    Entry(f"{image_id}#{key_of(text)}", image_id, language, text, source)
+                    for image_id, text in zip(image_ids, texts, strict=True)
+                ]
+                written[CAPTIONS] += index.upsert(entries, vectors)
+                advance(len(texts))
+    return written
+
+
+def encode_query(
+    native: Native, packs: Mapping[str, Pack], language: str, texts: list[str]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Features [B, E] of texts in a language: the native's for English, a pack's for others."""
+    if language == "en":
+        return encode_texts(native, texts)
+    return packs[language].encode_text(texts).cpu().numpy()  # type: ignore[no-any-return]
+
+
+def load_packs(folders: list[Path], native: Native) -> dict[str, Pack]:
+    """Packs by language; two of one language are refused."""
+    packs: dict[str, Pack] = {}
+    for folder in folders:
+        language = read_card(folder).language
+        if language in packs:
+            raise ValueError(f"{folder}: a second pack for {language!r}; pass one a language")
+        packs[language] = Pack.load(folder, native)
+    return packs

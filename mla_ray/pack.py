@@ -1,0 +1,273 @@
+"""A language pack: all that one acquired language adds to a native, in one folder of a few MB.
+
+    weights.safetensors   embedding rows, linear, acquirers; the tokenizer ids of the rows
+    tokenizer.json        the `tokenizers` library's own format
+    card.json             what it is, what it was made from, how well it does, hashes of the rest
+    README.md             the card for people
+
+Loading checks hashes, sizes, names, shapes and dtypes before it allocates, and refuses a pack made
+for another native. May import: `native`, `encoder`, `tokenizers`; never Ray.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock
+from mla_ray.native import Native
+from mla_ray.tokenizers import LanguageTokenizer, pad
+
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = {"weights.safetensors": 2 << 30, "tokenizer.json": 64 << 20, "card.json": 1 << 20}
+
+
+class Card(BaseModel):
+    """`card.json`. Sizes: V embedding rows, W row width, D text width, H acquirer hidden size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    language: str
+    native: str
+    fingerprint: str
+    rows: int = Field(gt=0, description="V")
+    row_width: int = Field(gt=0, description="W")
+    width: int = Field(gt=0, description="D")
+    hidden: int = Field(gt=0, description="H")
+    blocks: int = Field(gt=0)
+    context_length: int = Field(gt=0)
+    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+
+class PackError(ValueError):
+    """A pack that is damaged, not a pack, or made for another native."""
+
+
+class Pack:
+    """One language on one native: texts of the language in, features in the native's space out."""
+
+    def __init__(
+        self, card: Card, encoder: AcquisitionEncoder, tokenizer: LanguageTokenizer
+    ) -> None:
+        self.card = card
+        self.encoder = encoder.eval()
+        self.tokenizer = tokenizer
+
+    @property
+    def language(self) -> str:
+        return self.card.language
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts to `(ids_BL, length_B)` as the encoder takes them."""
+        tower = self.encoder.tower
+        return pad(self.tokenizer(texts), tower.context_length if tower.fixed_length else None)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Features [B, E] float32, not normalised."""
+        device = self.encoder.embedding.linear.weight.device
+        ids_BL, length_B = self.tokenize(texts)
+        return self.encoder(ids_BL.to(device), length_B.to(device)).float()  # type: ignore[no-any-return]
+
+    def save(self, folder: Path) -> None:
+        """Write the pack; an older one in `folder` is replaced at once or not at all."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            save_file(
+                {"embedding.tokens": torch.from_numpy(self.tokenizer.tokens)}
+                | {name: w.detach().cpu().contiguous() for name, w in self._weights().items()},
+                scratch / "weights.safetensors",
+            )
+            (scratch / "weights.safetensors").chmod(0o644)  # safetensors writes private files
+            self.tokenizer.tokenizer.save(str(scratch / "tokenizer.json"))
+            hashes = {n: _sha256(scratch / n) for n in ("weights.safetensors", "tokenizer.json")}
+            self.card = self.card.model_copy(update={"sha256": hashes})
+            (scratch / "card.json").write_text(self.card.model_dump_json(indent=2) + "\n")
+            (scratch / "README.md").write_text(_readme(self.card))
+            scratch.chmod(0o755)  # mkdtemp's is private
+            _swap(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path, native: Native) -> Self:
+        """The pack in `folder`, on `native` and its device.
+
+        Raises:
+            PackError: names the file and what is wrong with it.
+
+        """
+        card = read_card(folder)
+        if card.fingerprint != native.fingerprint:
+            raise PackError(
+                f"{folder}: made for native {card.native!r} ({card.fingerprint[:12]}), but this is "
+                f"{native.name!r} ({native.fingerprint[:12]}); load {card.native!r}, or acquire "
+                f"{card.language!r} anew"
+            )
+        tower = native.text
+        found = (card.width, card.blocks, card.context_length)
+        if found != (tower.width, len(tower.blocks), tower.context_length):
+            raise PackError(
+                f"{folder}/card.json: width, blocks, context {found} are not the native's"
+            )
+        for name in ("weights.safetensors", "tokenizer.json"):
+            _check_size(folder / name)
+            if _sha256(folder / name) != card.sha256.get(name):
+                raise PackError(f"{folder / name}: SHA-256 is not the card's; the file is damaged")
+        weights = _read_weights(folder / "weights.safetensors", card)
+        tokens = weights.pop("embedding.tokens").numpy()
+        embedding = EmbeddingBlock(weights["embedding.rows.weight"], tower)
+        encoder = AcquisitionEncoder(tower, embedding, card.hidden)
+        encoder.load_state_dict(weights)
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise PackError(f"{folder / 'tokenizer.json'}: no tokenizer: {error}") from error
+        if tokens.max(initial=0) >= tokenizer.get_vocab_size() or tokens.min(initial=0) < 0:
+            raise PackError(
+                f"{folder}: embedding rows for tokens that tokenizer.json does not have"
+            )
+        return cls(
+            card,
+            encoder.to(native.device),
+            LanguageTokenizer(tokenizer, tokens, card.context_length),
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return self.encoder.state_dict()
+
+
+def make_card(native: Native, language: str, encoder: AcquisitionEncoder, **rest: Any) -> Card:
+    """A card for `encoder`; `rest` are `stages`, `data` and `metrics`."""
+    count, row_width = encoder.embedding.rows.weight.shape
+    return Card(
+        language=language,
+        native=native.name,
+        fingerprint=native.fingerprint,
+        rows=count,
+        row_width=row_width,
+        width=native.text.width,
+        hidden=encoder.acquirers[0].down.out_features,  # type: ignore[union-attr, arg-type]
+        blocks=len(native.text.blocks),
+        context_length=native.text.context_length,
+        libraries={n: version(n) for n in ("mla-ray", "torch", "open_clip_torch", "tokenizers")}
+        | {"python": platform.python_version()},
+        **rest,
+    )
+
+
+def read_card(folder: Path) -> Card:
+    """The card of the pack in `folder`; PackError if there is none, or it is not one."""
+    path = folder / "card.json"
+    _check_size(path)
+    try:
+        document = json.loads(path.read_bytes())
+        found = document.get("schema_version") if isinstance(document, dict) else None
+        if found != SCHEMA_VERSION:
+            raise PackError(
+                f"{path}: schema version {found}, this mla-ray reads {SCHEMA_VERSION}; update one"
+            )
+        return Card.model_validate(document)
+    except ValueError as error:  # JSON and pydantic errors are ValueErrors
+        if isinstance(error, PackError):
+            raise
+        raise PackError(f"{path}: {error}") from error
+
+
+def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
+    """The tensors of a pack, after their header has been checked against the card."""
+    expected: dict[str, tuple[list[int], str]] = {
+        "embedding.tokens": ([card.rows], "I32"),
+        "embedding.rows.weight": ([card.rows, card.row_width], "F32"),
+        "embedding.linear.weight": ([card.width, card.row_width], "F32"),
+        "embedding.linear.bias": ([card.width], "F32"),
+    }
+    for block in range(card.blocks):
+        name = f"acquirers.{block}"
+        expected[f"{name}.down.weight"] = ([card.hidden, card.width], "F32")
+        expected[f"{name}.down.bias"] = ([card.hidden], "F32")
+        expected[f"{name}.up.weight"] = ([card.width, card.hidden], "F32")
+        expected[f"{name}.up.bias"] = ([card.width], "F32")
+    try:
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+            if found != expected:
+                names = found.keys() | expected.keys()
+                wrong = sorted(name for name in names if found.get(name) != expected.get(name))
+                raise PackError(
+                    f"{path}: tensors missing, unknown or of another shape: {wrong[:5]}"
+                )
+            return {name: file.get_tensor(name) for name in expected}
+    except SafetensorError as error:
+        raise PackError(f"{path}: not a safetensors file: {error}") from error
+
+
+def _check_size(path: Path) -> None:
+    if not path.is_file():
+        raise PackError(f"{path}: missing; a language pack is a folder with {list(MAX_FILE_BYTES)}")
+    if path.stat().st_size > MAX_FILE_BYTES[path.name]:
+        raise PackError(f"{path}: larger than {MAX_FILE_BYTES[path.name]} bytes")
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`. A folder cannot be replaced in one call; two renames."""
+    if folder.exists():
+        if not (folder / "card.json").is_file() and any(folder.iterdir()):
+            raise FileExistsError(
+                f"{folder} exists and is not a language pack; choose another --out"
+            )
+        old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old)
+    else:
+        new.rename(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _readme(card: Card) -> str:
+    figures = "\n".join(f"- {name}: {value}" for name, value in card.metrics.items())
+    return (
+        f"# Language pack: {card.language} for {card.native}\n\n"
+        f"{card.rows:,} embedding rows of {card.row_width}, {card.blocks} language acquirers of "
+        f"hidden size {card.hidden}. Native fingerprint `{card.fingerprint}`.\n\n"
+        "```python\nfrom pathlib import Path\nfrom mla_ray import Native, Pack\n\n"
+        f'native = Native.load("{card.native}")\npack = Pack.load(Path("."), native)\n'
+        'features = pack.encode_text(["…"])\n```\n\n'
+        f"{figures}\n"
+    )
+
+
+def copy_pack(source: Path, folder: Path) -> None:
+    """Put a copy of the pack in `source` in the place of `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        shutil.copytree(source, scratch, dirs_exist_ok=True)
+        _swap(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

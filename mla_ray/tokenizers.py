@@ -1,0 +1,141 @@
+"""Tokenizers of acquired languages, and the embedding rows their tokens stand for.
+
+Two kinds: one learned from the language's own text, or that of any Hugging Face BERT (the paper
+takes M-BERT's). Either way only the tokens that the language's corpus uses get an embedding row.
+May import: tokenizers, transformers; never Ray.
+
+Shapes: B batch, L tokens, V embedding rows, W row width.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from torch import Tensor
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+Ids = npt.NDArray[np.int32]
+
+
+def learn(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE vocabulary of at most `vocab_size` tokens, learned from `texts`.
+
+    Lower-cased NFKC; no text of any script is unknown to it. Every text becomes BOS ... EOS.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)],
+    )
+    return tokenizer
+
+
+def from_hugging_face(name: str) -> tuple[Tokenizer, Tensor]:
+    """Tokenizer and word embeddings [tokens, W] float32 of a Hugging Face BERT.
+
+    Args:
+        name: a local folder with safetensors weights, or a hub name such as
+            `bert-base-multilingual-cased`.
+
+    Raises:
+        OSError: it cannot be had (no such folder, no network, no safetensors weights).
+
+    """
+    from transformers import AutoModel, AutoTokenizer  # seconds to import, and rarely needed
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    bert = AutoModel.from_pretrained(name, use_safetensors=True)
+    return tokenizer, bert.get_input_embeddings().weight.detach().float().clone()
+
+
+class LanguageTokenizer:
+    """Texts to embedding rows.
+
+    Args:
+        tokenizer: any `tokenizers.Tokenizer` that frames each text with a first and a last token.
+        tokens: the tokenizer's ids that have an embedding row, in row order [V] int32. Other
+            tokens are skipped: nothing was learned of them.
+        context_length: longer texts are cut, keeping the end token.
+
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tokens: Ids, context_length: int) -> None:
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours to configure
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.tokens = tokens
+        self.context_length = context_length
+        self._row_of = np.full(self.tokenizer.get_vocab_size(), -1, dtype=np.int32)
+        self._row_of[tokens] = np.arange(len(tokens), dtype=np.int32)
+
+    @classmethod
+    def for_corpus(
+        cls, tokenizer: Tokenizer, texts: Iterable[str], context_length: int
+    ) -> "LanguageTokenizer":
+        """With a row for each token that `texts` use, and for padding."""
+        used = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
+        for batch in _chunks(texts, 10_000):
+            for encoding in tokenizer.encode_batch_fast(batch):
+                used[encoding.ids] = True
+        tokens = np.flatnonzero(used).astype(np.int32)
+        for name in (PAD, "[PAD]"):  # ours, BERT's
+            if (padding := tokenizer.token_to_id(name)) is not None:
+                # Row 0, what batches are padded with.
+                tokens = np.concatenate([[padding], tokens[tokens != padding]]).astype(np.int32)
+        return cls(tokenizer, tokens, context_length)
+
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
+        """Embedding rows of each text, at least two and at most `context_length` of them."""
+        rows = []
+        for encoding in self.tokenizer.encode_batch_fast(list(texts)):
+            row = self._row_of[encoding.ids]
+            row = row[row >= 0]
+            if len(row) > self.context_length:
+                row = np.concatenate([row[: self.context_length - 1], row[-1:]])
+            rows.append(row)
+        return rows
+
+
+def pad(rows: Sequence[Ids], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Ragged rows to `(ids_BL, length_B)`, int64, L the longest or `length`; row 0 pads."""
+    lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+    ids = np.zeros((len(rows), length or int(lengths.max())), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+
+def _chunks(texts: Iterable[str], size: int) -> Iterable[list[str]]:
+    chunk: list[str] = []
+    for text in texts:
+        chunk.append(text)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,249 @@
+"""A tiny English native with random weights, packs on it, and texts: made here, fetched nowhere."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg
+from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from mla_ray.cluster import ray_session
+from mla_ray.config import AcquireConfig
+from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock, learned_rows
+from mla_ray.native import Native
+from mla_ray.objectives import nlt_loss
+from mla_ray.optimizer import Optimizer
+from mla_ray.pack import Pack, make_card
+from mla_ray.pretraining import save_native
+from mla_ray.tokenizers import BOS, EOS, PAD, LanguageTokenizer, learn
+
+CONTEXT = 24
+VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
+TEXT = {
+    "context_length": CONTEXT,
+    "width": 32,
+    "heads": 2,
+    "layers": 3,
+    "pool_type": "eos",
+    "eos_id": 2,
+    "hf_tokenizer_name": "in this folder",
+}
+
+
+class BuildModel(Protocol):
+    def __call__(self, kind: type[nn.Module] = ..., seed: int = ..., **text: Any) -> nn.Module:
+        """An open_clip model with random weights; `text` overrides its text configuration."""
+        ...
+
+
+class MakePack(Protocol):
+    def __call__(
+        self,
+        language: str,
+        seed: int = ...,
+        texts: list[str] | None = ...,
+        share: Pack | None = ...,
+    ) -> Pack:
+        """A pack of `language` with random weights, acquirers that do something included.
+
+        Its tokens are those of `texts`; or it shares the embedding of another pack.
+        """
+        ...
+
+
+Train = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def corpus() -> dict[str, list[str]]:
+    """Line by line the same things."""
+    return {
+        "en": [
+            "a dog",
+            "two dogs play in the snow",
+            "a red umbrella",
+            "cat",
+            "the sun rises over the sea and a small boat sails towards the harbour",
+            "grapes",
+        ],
+        "de": [
+            "ein Hund",
+            "zwei Hunde spielen im Schnee",
+            "ein roter Regenschirm",
+            "Katze",
+            "die Sonne geht über dem Meer auf und ein kleines Boot fährt zum Hafen",
+            "Weintrauben",
+        ],
+        "hi": [
+            "एक कुत्ता",
+            "दो कुत्ते बर्फ में खेलते हैं",
+            "लाल छाता",
+            "बिल्ली",
+            "समुद्र पर सूरज उगता है",
+            "अंगूर",
+        ],
+    }
+
+
+@pytest.fixture(scope="session")
+def english_tokenizer(corpus: dict[str, list[str]]) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=learn(corpus["en"] * 2, 400),
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=CONTEXT,
+    )
+
+
+@pytest.fixture(scope="session")
+def build_model(english_tokenizer: PreTrainedTokenizerFast) -> BuildModel:
+    def build(kind: type[nn.Module] = open_clip.CLIP, seed: int = 0, **text: Any) -> nn.Module:
+        torch.manual_seed(seed)
+        text_cfg = TEXT | {"vocab_size": len(english_tokenizer)} | text
+        model = kind(embed_dim=32, vision_cfg=dict(VISION), text_cfg=text_cfg).eval()
+        model.half().float()  # so that a float16 file holds the same weights
+        preprocess = PreprocessCfg(size=(32, 32), resize_mode="squash")
+        open_clip.set_model_preprocess_cfg(model, asdict(preprocess))
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def native_folder(
+    build_model: BuildModel,
+    english_tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """In open_clip's layout, as `mla_ray.pretraining` writes it."""
+    folder = tmp_path_factory.mktemp("natives") / "tiny-clip"
+    config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
+    save_native(folder, build_model(), config, english_tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenize(native_folder: Path) -> Callable[..., torch.Tensor]:
+    return open_clip.get_tokenizer(f"local-dir:{native_folder}")  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def native(build_model: BuildModel, tokenize: Callable[..., torch.Tensor]) -> Native:
+    return Native("tiny-clip", build_model(), tokenize)
+
+
+@pytest.fixture(scope="session")
+def other_native(build_model: BuildModel, tokenize: Callable[..., torch.Tensor]) -> Native:
+    """Of the same shape as `native`, with other weights."""
+    return Native("other-clip", build_model(seed=1), tokenize)
+
+
+@pytest.fixture(scope="session")
+def bidirectional(build_model: BuildModel, tokenize: Callable[..., torch.Tensor]) -> Native:
+    """Its text tower is SigLIP's: no causal mask, pooled at the last position, a biased head."""
+    model = build_model(
+        open_clip.CustomTextCLIP,
+        no_causal_mask=True,
+        pool_type="last",
+        proj_bias=True,
+        norm_kwargs={"eps": 1e-6},
+    )
+    return Native("tiny-siglip", model, tokenize)
+
+
+@pytest.fixture(scope="session")
+def make_pack(native: Native, corpus: dict[str, list[str]]) -> MakePack:
+    def make(
+        language: str, seed: int = 0, texts: list[str] | None = None, share: Pack | None = None
+    ) -> Pack:
+        generator = torch.Generator().manual_seed(seed)
+        if share:
+            tokenizer, embedding = share.tokenizer, share.encoder.embedding
+        else:
+            texts = texts or corpus[language]
+            tokenizer = LanguageTokenizer.for_corpus(learn(texts, 500), texts, CONTEXT)
+            rows = learned_rows(len(tokenizer.tokens), native.text, generator)
+            embedding = EmbeddingBlock(rows, native.text)
+        encoder = AcquisitionEncoder(native.text, embedding, hidden=16)
+        with torch.no_grad():
+            for weight in encoder.acquirers.parameters():
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+        return Pack(make_card(native, language, encoder), encoder, tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train(native: Native) -> Train:
+    """A few steps of Native Language Transfer."""
+
+    def run(encoder: nn.Module, ids: torch.Tensor, lengths: torch.Tensor, steps: int = 3) -> None:
+        weights = dict(encoder.named_parameters())
+        rows = weights.pop("embedding.rows.weight")
+        optimizer = Optimizer(weights, rows, AcquireConfig())
+        target = torch.randn(len(ids), native.dim, generator=torch.Generator().manual_seed(9))
+        for _ in range(steps):
+            nlt_loss(encoder(ids, lengths), target).backward()
+            optimizer.step(1e-2)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pngs() -> list[bytes]:
+    """Twelve images, each unlike the others."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(12):
+        buffer = BytesIO()
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+    return images
+
+
+@pytest.fixture(scope="session")
+def bert_folder(corpus: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of one layer with a WordPiece vocabulary, as `save_pretrained` writes it."""
+    from transformers import BertConfig, BertModel  # seconds to import
+
+    folder = tmp_path_factory.mktemp("bert")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {word for line in corpus["de"] for word in line.split()}
+    letters = {letter for word in words for letter in word}
+    pieces = special + sorted(letters | {f"##{letter}" for letter in letters} | words)
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=names["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One private Ray for the whole test session."""
+    with ray_session(cpus=2):
+        yield

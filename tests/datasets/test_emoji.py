@@ -1,0 +1,84 @@
+"""The emoji data set as it is fetched from npm (once, into data/ or $MLA_DATA)."""
+
+import os
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mla_ray.datasets import emoji as module
+from mla_ray.datasets import npm
+from mla_ray.datasets.emoji import Emoji
+
+
+@pytest.fixture(scope="session")
+def emoji() -> Emoji:
+    return Emoji(Path(os.environ.get("MLA_DATA", "data")) / "emoji")
+
+
+def test_the_split_is_by_concept_and_as_large_as_published(emoji: Emoji) -> None:
+    splits = Counter(concept.split for concept in emoji.concepts)
+    assert splits == {"train": 3130, "test": 552}
+    assert len({concept.key for concept in emoji.concepts}) == 3682
+
+
+def test_the_split_is_the_same_every_time(emoji: Emoji) -> None:
+    assert [concept.key for concept in emoji.concepts[:2]] == ["1f7e0", "1f9d1-1f3fe-200d-1f3a4"]
+
+
+def test_skin_tones_are_told_apart(emoji: Emoji) -> None:
+    assert sum(concept.skin_tone for concept in emoji.concepts) == 2030
+
+
+@pytest.mark.parametrize(
+    ("language", "name"), [("en", "octopus"), ("de", "Oktopus"), ("sw", "pweza"), ("ja", "タコ")]
+)
+def test_cldr_names_the_octopus(emoji: Emoji, language: str, name: str) -> None:
+    assert emoji.labels(language)["1f419"].name == name
+
+
+def test_an_unknown_language_is_refused_with_the_known_ones(emoji: Emoji) -> None:
+    with pytest.raises(KeyError, match=r"no emoji names for 'tlh'; known: .*de.*sw"):
+        emoji.labels("tlh")
+
+
+def test_a_drawing_is_a_png_on_white(emoji: Emoji) -> None:
+    drawing = Image.open(BytesIO(emoji.png("noto", "1f419", 64)))
+    assert (drawing.format, drawing.mode, drawing.size) == ("PNG", "RGB", (64, 64))
+    assert drawing.getpixel((0, 0)) == (255, 255, 255)
+    assert len(drawing.getcolors(4096) or []) > 8
+
+
+def test_no_test_concept_and_no_held_out_style_is_in_the_training_rows(
+    emoji: Emoji, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [c for c in emoji.concepts if c.split == "test"][:5]
+    chosen += [c for c in emoji.concepts if c.split == "train"][:5]
+    monkeypatch.setitem(emoji.__dict__, "concepts", tuple(chosen))
+    rows = module.captions(emoji, ["en", "de"]).to_pylist()
+    styles = {row["split"]: set() for row in rows}
+    for row in rows:
+        styles[row["split"]].add(row["image_id"].partition("/")[0])
+    assert styles == {"train": {"noto", "openmoji", "fluent"}, "test": {"twemoji"}}
+    keys = {s: {r["image_id"].partition("/")[2] for r in rows if r["split"] == s} for s in styles}
+    assert keys["train"].isdisjoint(keys["test"])
+    assert {row["language"] for row in rows} == {"en", "de"}
+
+
+def test_pairs_are_of_training_concepts_only(emoji: Emoji) -> None:
+    pairs = module.pairs(emoji, "de").to_pylist()
+    named = emoji.labels("en")
+    held_out = {named[c.key].name for c in emoji.concepts if c.split == "test"}
+    assert {row["source"] for row in pairs}.isdisjoint(held_out)
+    assert {"source": "octopus", "target": "Oktopus", "language": "de"} in pairs or (
+        "octopus" in held_out
+    )
+
+
+def test_a_package_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
+    package = npm.Package("some-package", "1.0.0", "0" * 64)
+    (tmp_path / package.file_name).write_bytes(b"not what was published")
+    with pytest.raises(ValueError, match="SHA-256"):
+        npm.fetch(package, tmp_path)
