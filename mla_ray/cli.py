@@ -95,8 +95,10 @@ def acquire(
 
     settings = load_config(config) if config else AcquireConfig()
     reads = [read_pairs(path, language=language, skip_invalid=skip_invalid) for path in pairs]
-    shown = captions and read_captions(
-        captions, language=language, split="train", skip_invalid=skip_invalid
+    shown = (
+        read_captions(captions, language=language, split="train", skip_invalid=skip_invalid)
+        if captions
+        else None
     )
     dropped = [p for read in (*reads, shown) if read is not None for p in read.dropped]
     if dropped:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 
 class Stage(BaseModel):
@@ -18,20 +18,25 @@ class Stage(BaseModel):
 
 
 class AcquireConfig(BaseModel):
-    """What the paper leaves open is set for a native of emoji-clip's size on a laptop."""
+    """Set for a native of emoji-clip's size on a laptop.
+
+    LE has the paper's share of NLT's steps, a tenth, and of its learning rate, a thirtieth.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    nlt: Stage = Stage(steps=600, batch=256, lr=2e-3)
-    le: Stage = Stage(steps=60, batch=256, lr=5e-5)
+    nlt: Stage = Stage(steps=200, batch=256, lr=1e-3)
+    le: Stage = Stage(steps=20, batch=256, lr=3e-5)
     vocabulary: str = "learned"
     """`learned`, or a Hugging Face BERT by folder or hub name, `bert-base-multilingual-cased`."""
-    vocab_size: int = Field(default=12_000, ge=300)
+    vocab_size: int = Field(default=16_000, ge=300)
     """Of a learned vocabulary."""
+    rows: Literal["aligned", "random"] = "aligned"
+    """Where the rows of a learned vocabulary start (`mla_ray.alignment`)."""
     hidden: int | None = Field(default=None, ge=1)
     """H of the acquirers; half the native's text width if not given, as in the paper."""
-    temperature: float | Literal["native"] = "native"
-    """LE's: logits are cosines over it. `native` takes the native's own, 0.01 for CLIP."""
+    temperature: PositiveFloat | Literal["native"] = 0.01
+    """LE's: logits are cosines over it. The paper fixes 0.01; `native` takes the native's own."""
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of a stage's steps with a linear warm-up; cosine decay to zero follows."""
     weight_decay: float = Field(default=0.2, ge=0)

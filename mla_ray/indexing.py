@@ -76,7 +76,7 @@ def encode_query(
     """Features [B, E] of texts in a language: the native's for English, a pack's for others."""
     if language == "en":
         return encode_texts(native, texts)
-    return packs[language].encode_text(texts).cpu().numpy()  # type: ignore[no-any-return]
+    return packs[language].encode_text(texts).cpu().numpy()
 
 
 def load_packs(folders: list[Path], native: Native) -> dict[str, Pack]:

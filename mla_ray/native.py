@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import open_clip
 import torch
@@ -31,7 +31,7 @@ class TextTower:
     causal (CLIP) or bidirectional (SigLIP). Anything else is refused with a `TypeError`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         if isinstance(model, open_clip.CLIP):
             tower, self.pool, self.eos_id = model, model.text_pool_type, model.text_eos_id
             self.pad_id, self.masks_padding = 0, False
@@ -78,7 +78,8 @@ class TextTower:
         """Position of the end-of-text token of native token ids, by open_clip's own rule."""
         if self.pool == "argmax":
             return ids_BL.argmax(dim=-1)
-        return (ids_BL == self.eos_id).int().argmax(dim=-1)
+        is_end_BL: Tensor = ids_BL == self.eos_id
+        return is_end_BL.int().argmax(dim=-1)
 
     def encode(
         self,
@@ -104,9 +105,9 @@ class TextTower:
             if after_block is not None:
                 x_BLD = after_block(number, x_BLD)
         x_BD = x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), position_B]
-        x_BD = self.final_norm(x_BD)
+        x_BD = cast(Tensor, self.final_norm(x_BD))
         if isinstance(self.projection, nn.Linear):
-            return self.projection(x_BD)  # type: ignore[no-any-return]
+            return cast(Tensor, self.projection(x_BD))
         return x_BD if self.projection is None else x_BD @ self.projection
 
     def _mask(self, length: int, padding_BL: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -126,13 +127,14 @@ class Native:
         self, name: str, model: nn.Module, tokenizer: Callable[..., Tensor], device: str = "cpu"
     ) -> None:
         self.name = name
-        self.model = model.eval().requires_grad_(False)
+        # Any: what open_clip hangs on a module is Tensor or Module to mypy.
+        self.model = cast(Any, model.eval().requires_grad_(False))
         self.fingerprint = _fingerprint(self.model)
         self.model.to(device)
         self.text = TextTower(self.model)
         self._tokenizer = tokenizer
         self.preprocess: Callable[[Image.Image], Tensor] = image_transform_v2(
-            PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
+            PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
         )
 
     @classmethod
@@ -223,7 +225,7 @@ def bundled(name: str) -> Path | None:
     return None
 
 
-def _fingerprint(model: nn.Module) -> str:
+def _fingerprint(model: Any) -> str:
     """SHA-256 over names, shapes and float32 values of all weights, and the preprocessing."""
     digest = hashlib.sha256()
     preprocessing: dict[str, Any] = model.visual.preprocess_cfg

@@ -58,7 +58,8 @@ class Drawings:
     def __init__(self, emoji: Emoji, size: int, progress: Callable[[int, int], None]) -> None:
         self.size = size
         source = size * 5 // 4  # drawn larger, so that zooming in still shows real detail
-        images, self.of_concept = [], []
+        images: list[npt.NDArray[np.uint8]] = []
+        self.of_concept: list[range] = []
         for done, concept in enumerate(emoji.concepts, start=1):
             styles = emoji.styles(concept.key)
             self.of_concept.append(range(len(images), len(images) + len(styles)))
@@ -136,11 +137,12 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
     model_config["text_cfg"]["vocab_size"] = len(tokenizer)
     model = open_clip.CLIP(**model_config).to(memory_format=torch.channels_last)
     average = deepcopy(model)
+    groups: list[dict[str, Any]] = [
+        {"params": [w for w in model.parameters() if w.ndim >= 2]},
+        {"params": [w for w in model.parameters() if w.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [w for w in model.parameters() if w.ndim >= 2]},
-            {"params": [w for w in model.parameters() if w.ndim < 2], "weight_decay": 0.0},
-        ],
+        groups,
         weight_decay=config.weight_decay,
         betas=(0.9, 0.98),
         eps=1e-6,
@@ -165,7 +167,7 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
             group["lr"] = _learning_rate(config, step)
         loss = _loss(model, images, _tokenize(tokenizer, texts))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         _follow(average, model, min(config.average, (step + 1) / (step + 10)))
@@ -220,7 +222,7 @@ def _normalise(pixels_B3SS: Tensor) -> Tensor:
     return ((pixels_B3SS - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def _loss(model: nn.Module, pixels_B3SS: Tensor, ids_BL: Tensor) -> Tensor:
+def _loss(model: Any, pixels_B3SS: Tensor, ids_BL: Tensor) -> Tensor:
     """CLIP's symmetric InfoNCE with a learned temperature."""
     with torch.no_grad():
         model.logit_scale.clamp_(0, math.log(100))
@@ -259,7 +261,7 @@ def held_out(model: Any, tokenizer: PreTrainedTokenizerFast, emoji: Emoji) -> di
     keys = [concept.key for concept in emoji.concepts if concept.split == "test"]
     pixels = np.stack([emoji.pixels(TEST_STYLE, key, size) for key in keys])
     images = _normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
-    image_ME = torch.cat([model.encode_image(part) for part in images.split(128)])
+    image_ME = torch.cat([model.encode_image(part) for part in torch.split(images, 128)])
     text_ME = _encode_text(model, _tokenize(tokenizer, [named[key].name for key in keys]))
     recall = rank(text_ME.numpy(), image_ME.numpy(), np.arange(len(keys))).recall()
     return (

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mla_ray import features
+from mla_ray.alignment import aligned_rows
 from mla_ray.config import AcquireConfig, Stage
 from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock, learned_rows
 from mla_ray.features import FeatureStore
@@ -112,13 +114,15 @@ def acquire(
     native = Native.load(native_name)
     spec = _spec(native, corpora, config, workers)
     _claim(run, spec, resume)
+    last = run / "packs" / _last_stage(config)
+    packs = {corpus.language: last / corpus.language for corpus in corpora}
+    if all(pack.exists() for pack in packs.values()):  # saved as a whole, at the very end
+        return packs
     if not (run / "data" / "done").exists():
         _prepare(native, corpora, config, run)
     _fill_stores(native, corpora, store, report)
     _train(spec, run, store, workers, config, report)
-    return {
-        corpus.language: run / "packs" / _last_stage(config) / corpus.language for corpus in corpora
-    }
+    return packs
 
 
 def _last_stage(config: AcquireConfig) -> str:
@@ -191,22 +195,27 @@ def _prepare(native: Native, corpora: Sequence[Corpus], config: AcquireConfig, r
     else:
         tokenizer, table = from_hugging_face(config.vocabulary)
     ours = LanguageTokenizer.for_corpus(tokenizer, texts, native.text.context_length)
+    every_pairs = [(corpus.language, pairs) for corpus in corpora for pairs in corpus.pairs]
+    targets = [ours(pairs["target"].to_pylist()) for _, pairs in every_pairs]
     if table is None:
         generator = torch.Generator().manual_seed(config.seed)
         rows = learned_rows(len(ours.tokens), native.text, generator)
+        if config.rows == "aligned":
+            sources = [text for _, pairs in every_pairs for text in pairs["source"].to_pylist()]
+            rows = aligned_rows(native, sources, list(chain(*targets)), rows, config.seed)
     else:
         rows = table[torch.from_numpy(ours.tokens).long()]
     save_file({"rows": rows, "tokens": torch.from_numpy(ours.tokens)}, data / "init.safetensors")
     tokenizer.save(str(data / "tokenizer.json"))
+    for number, ((language, pairs), ids) in enumerate(zip(every_pairs, targets, strict=True)):
+        columns = {
+            "ids": pa.array(ids, pa.list_(pa.int32())),
+            "key": [features.key_of(source) for source in pairs["source"].to_pylist()],
+        }
+        folder = data / language
+        folder.mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), folder / f"nlt-{number:04d}.parquet")
     for corpus in corpora:
-        folder = data / corpus.language
-        folder.mkdir()
-        for number, pairs in enumerate(corpus.pairs):
-            columns = {
-                "ids": pa.array(ours(pairs["target"].to_pylist()), pa.list_(pa.int32())),
-                "key": [features.key_of(source) for source in pairs["source"].to_pylist()],
-            }
-            pq.write_table(pa.table(columns), folder / f"nlt-{number}.parquet")
         if corpus.captions is not None:
             captions = corpus.captions["caption"].to_pylist()
             keys = [features.key_of(image) for image in corpus.captions["image"].to_pylist()]
@@ -215,7 +224,7 @@ def _prepare(native: Native, corpora: Sequence[Corpus], config: AcquireConfig, r
                 "key": keys,
                 "group": groups(keys, captions),
             }
-            pq.write_table(pa.table(columns), folder / "le-0.parquet")
+            pq.write_table(pa.table(columns), data / corpus.language / "le-0000.parquet")
     (data / "done").touch()
 
 

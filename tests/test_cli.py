@@ -88,16 +88,15 @@ def german_pack(
     files: Files, native_folder: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("packs")
-    # Typer leaves by SystemExit, 0 for success.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="0"):
+    command = (
+        f"mla acquire --language de --pairs {files.pairs} --captions {files.captions} "
+        f"--native {native_folder} --config {files.config} --out de --json"
+    )
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(
-            sys,
-            "argv",
-            f"mla acquire --language de --pairs {files.pairs} --captions {files.captions} "
-            f"--native {native_folder} --config {files.config} --out de --json".split(),
-        )
-        cli.main()
+        patch.setattr(sys, "argv", command.split())
+        with pytest.raises(SystemExit, match="0"):  # Typer's way to leave after success
+            cli.main()
     return folder / "de"
 
 

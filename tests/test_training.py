@@ -1,5 +1,6 @@
 """The two stages on a real Ray, with a tiny native."""
 
+import itertools
 import json
 import os
 import signal
@@ -82,7 +83,7 @@ def german(
 
 def test_a_run_leaves_a_pack_for_every_stage_and_each_stage_changes_it(german: Path) -> None:
     packs = [german / "packs" / stage / "de" for stage in ("fresh", "nlt", "le")]
-    for before, after in zip(packs, packs[1:], strict=False):
+    for before, after in itertools.pairwise(packs):
         assert not same(before, after)
     up = [name for name in weights(packs[0]) if ".up." in name]
     assert up

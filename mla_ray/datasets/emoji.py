@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -236,7 +237,7 @@ def _read_drawings(archive: Path) -> dict[str, str]:
     return drawings
 
 
-def _read_json(archive: Path, member: str) -> dict[str, dict[str, dict[str, dict]]]:  # type: ignore[type-arg]
+def _read_json(archive: Path, member: str) -> Any:
     with tarfile.open(archive) as tar:
         file = tar.extractfile(f"package/{member}")
         if file is None:
