@@ -266,6 +266,8 @@ def _fill_stores(native: Native, corpora: Sequence[Corpus], store: Path, report:
     )
     for kind, content in (("text", sources), ("image", images)):
         table = features.distinct(content)
+        if not table.num_rows:
+            continue
         done, total = 0, table.num_rows
 
         def advance(count: int, kind: str = kind, total: int = total) -> None:

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +23,10 @@ from mla_ray.pack import Pack, read_card
 from mla_ray.training import Corpus, Progress, acquire, groups
 
 CONFIG = AcquireConfig(
-    nlt=Stage(steps=6, batch=8, lr=1e-2),
-    le=Stage(steps=4, batch=8, lr=1e-3),
+    nlt=Stage(steps=60, batch=8, lr=2e-3),
+    le=Stage(steps=14, batch=8, lr=1e-3),
     vocab_size=400,
-    checkpoint_every=2,
+    checkpoint_every=40,
 )
 
 
@@ -46,16 +48,23 @@ def corpora(corpus: dict[str, list[str]], pngs: list[bytes]) -> dict[str, Corpus
     return made
 
 
-def run_of(
-    folder: Path,
-    native: Path,
-    corpora: list[Corpus],
-    config: AcquireConfig = CONFIG,
-    workers: int = 1,
-) -> dict[str, Path]:
-    return acquire(
-        str(native), corpora, config, folder, store=folder.parent / "features", workers=workers
-    )
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frozen features are a function of the native, so every run may share them."""
+    return tmp_path_factory.mktemp("features")
+
+
+RunOf = Callable[..., dict[str, Path]]
+
+
+@pytest.fixture(scope="session")
+def run_of(ray_cluster: None, native_folder: Path, store: Path) -> RunOf:
+    def run(
+        folder: Path, corpora: list[Corpus], config: AcquireConfig = CONFIG, **options: Any
+    ) -> dict[str, Path]:
+        return acquire(str(native_folder), corpora, config, folder, store=store, **options)
+
+    return run
 
 
 def weights(pack: Path) -> dict[str, np.ndarray]:
@@ -70,14 +79,11 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def german(
-    ray_cluster: None,
-    native_folder: Path,
-    corpora: dict[str, Corpus],
-    tmp_path_factory: pytest.TempPathFactory,
+    run_of: RunOf, corpora: dict[str, Corpus], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The run folder of a finished German acquisition."""
     folder = tmp_path_factory.mktemp("german") / "run"
-    run_of(folder, native_folder, [corpora["de"]])
+    run_of(folder, [corpora["de"]])
     return folder
 
 
@@ -107,22 +113,23 @@ def test_nlt_brings_the_language_to_the_english_features(
 
 def test_metrics_are_logged_for_both_stages_and_tensorboard_has_them_too(german: Path) -> None:
     rows = [json.loads(line) for line in (german / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["stage"], row["step"]) for row in rows] == [("nlt", 6), ("le", 4)]
+    steps = [("nlt", step) for step in range(10, 61, 10)] + [("le", 10), ("le", 14)]
+    assert [(row["stage"], row["step"]) for row in rows] == steps
     assert all(np.isfinite(row["loss"]) and row["texts/s"] > 0 for row in rows)
     assert list((german / "tensorboard").glob("events.*"))
 
 
 def test_the_same_seed_gives_the_same_pack(
-    german: Path, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
-    packs = run_of(tmp_path / "run", native_folder, [corpora["de"]])
+    packs = run_of(tmp_path / "run", [corpora["de"]])
     assert same(packs["de"], german / "packs" / "le" / "de")
 
 
 def test_two_workers_learn_what_one_does(
-    german: Path, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
-    packs = run_of(tmp_path / "run", native_folder, [corpora["de"]], workers=2)
+    packs = run_of(tmp_path / "run", [corpora["de"]], workers=2)
     one, two = weights(german / "packs" / "le" / "de"), weights(packs["de"])
     assert one.keys() == two.keys()
     for name in one:
@@ -131,6 +138,7 @@ def test_two_workers_learn_what_one_does(
 
 def test_acquiring_another_language_leaves_a_pack_and_english_to_the_byte(
     german: Path,
+    run_of: RunOf,
     native_folder: Path,
     corpora: dict[str, Corpus],
     corpus: dict[str, list[str]],
@@ -144,17 +152,17 @@ def test_acquiring_another_language_leaves_a_pack_and_english_to_the_byte(
         return english, pack.encode_text(corpus["de"])
 
     english, de = outputs()
-    run_of(tmp_path / "run", native_folder, [corpora["hi"]])
+    run_of(tmp_path / "run", [corpora["hi"]])
     english_after, de_after = outputs()
     assert torch.equal(english, english_after)
     assert torch.equal(de, de_after)
 
 
 def test_languages_trained_together_each_get_a_pack_with_only_their_own_rows(
-    ray_cluster: None, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
+    run_of: RunOf, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"nlt": Stage(steps=8, batch=8, lr=1e-2)})
-    packs = run_of(tmp_path / "run", native_folder, list(corpora.values()), config)
+    packs = run_of(tmp_path / "run", list(corpora.values()), config)
     native = Native.load(str(native_folder))
     loaded = {language: Pack.load(folder, native) for language, folder in packs.items()}
     tokens = {language: set(pack.tokenizer.tokens) for language, pack in loaded.items()}
@@ -165,24 +173,23 @@ def test_languages_trained_together_each_get_a_pack_with_only_their_own_rows(
 
 
 def test_without_captions_nlt_alone_makes_the_pack(
-    ray_cluster: None, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
+    run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"le": Stage(steps=0, batch=8, lr=1e-3)})
     corpus = Corpus("de", corpora["de"].pairs, None)
-    packs = run_of(tmp_path / "run", native_folder, [corpus], config)
+    packs = run_of(tmp_path / "run", [corpus], config)
     assert packs["de"].parts[-2] == "nlt"
     assert set(read_card(packs["de"]).stages) == {"nlt"}
 
 
 def test_the_vocabulary_of_a_bert_folder_is_taken_with_its_embeddings(
-    ray_cluster: None,
-    native_folder: Path,
+    run_of: RunOf,
     bert_folder: Path,
     corpora: dict[str, Corpus],
     tmp_path: Path,
 ) -> None:
     config = CONFIG.model_copy(update={"vocabulary": str(bert_folder)})
-    packs = run_of(tmp_path / "run", native_folder, [corpora["de"]], config)
+    packs = run_of(tmp_path / "run", [corpora["de"]], config)
     assert read_card(packs["de"]).row_width == 24
     fresh = weights(tmp_path / "run" / "packs" / "fresh" / "de")
     bert = load_file(bert_folder / "model.safetensors")["embeddings.word_embeddings.weight"]
@@ -190,41 +197,28 @@ def test_the_vocabulary_of_a_bert_folder_is_taken_with_its_embeddings(
 
 
 def test_an_existing_run_is_refused_and_a_changed_one_is_not_resumed(
-    german: Path, native_folder: Path, corpora: dict[str, Corpus]
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus]
 ) -> None:
     with pytest.raises(FileExistsError, match="--resume"):
-        run_of(german, native_folder, [corpora["de"]])
+        run_of(german, [corpora["de"]])
     changed = CONFIG.model_copy(update={"seed": 1})
     with pytest.raises(ValueError, match="config differ"):
-        acquire(
-            str(native_folder),
-            [corpora["de"]],
-            changed,
-            german,
-            store=german.parent / "features",
-            resume=True,
-        )
+        run_of(german, [corpora["de"]], changed, resume=True)
 
 
 def test_a_batch_that_workers_cannot_share_is_refused(
-    native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
+    run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"nlt.batch is 8, not a multiple of the 3 workers"):
-        run_of(tmp_path / "run", native_folder, [corpora["de"]], workers=3)
+        run_of(tmp_path / "run", [corpora["de"]], workers=3)
 
 
 def test_frozen_features_are_computed_once(
-    german: Path, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     notes: list[Progress] = []
-    acquire(
-        str(native_folder),
-        [corpora["de"]],
-        CONFIG.model_copy(update={"seed": 5}),
-        tmp_path / "run",
-        store=german.parent / "features",
-        report=notes.append,
-    )
+    again = CONFIG.model_copy(update={"seed": 5})
+    run_of(tmp_path / "run", [corpora["de"]], again, report=notes.append)
     features = [note for note in notes if note.phase.endswith("features")]
     assert {note.phase for note in features} == {"text features", "image features"}
     assert all(note.note == "0 computed" for note in features)
@@ -235,22 +229,22 @@ import sys, pickle
 from pathlib import Path
 from mla_ray.cluster import ray_session
 from mla_ray.training import acquire
-native, run, job = sys.argv[1:]
+native, run, store, job = sys.argv[1:]
 corpus, config = pickle.loads(Path(job).read_bytes())
 with ray_session(cpus=2):
-    acquire(native, [corpus], config, Path(run), store=Path(run).parent / "features", resume=True)
+    acquire(native, [corpus], config, Path(run), store=Path(store), resume=True)
 """
 
 
 def test_killed_and_resumed_gives_the_pack_of_an_uninterrupted_run(
-    ray_cluster: None, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
+    run_of: RunOf, native_folder: Path, store: Path, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     """The driver and its whole Ray are killed after a checkpoint, then started again."""
     import pickle
 
-    config = CONFIG.model_copy(update={"nlt": Stage(steps=3000, batch=8, lr=1e-3)})
-    config = config.model_copy(update={"checkpoint_every": 200})
-    whole = run_of(tmp_path / "whole", native_folder, [corpora["de"]], config)
+    config = CONFIG.model_copy(update={"nlt": Stage(steps=1500, batch=8, lr=1e-3)})
+    config = config.model_copy(update={"checkpoint_every": 100})
+    whole = run_of(tmp_path / "whole", [corpora["de"]], config)
     job = tmp_path / "job.pickle"
     job.write_bytes(pickle.dumps((corpora["de"], config)))
     command = [
@@ -259,6 +253,7 @@ def test_killed_and_resumed_gives_the_pack_of_an_uninterrupted_run(
         DRIVER,
         str(native_folder),
         str(tmp_path / "cut" / "run"),
+        str(store),
         str(job),
     ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")}
