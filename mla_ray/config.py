@@ -29,7 +29,7 @@ class AcquireConfig(BaseModel):
     le: Stage = Stage(steps=20, batch=256, lr=3e-5)
     vocabulary: str = "learned"
     """`learned`, or a Hugging Face BERT by folder or hub name, `bert-base-multilingual-cased`."""
-    vocab_size: int = Field(default=16_000, ge=300)
+    vocab_size: int = Field(default=24_000, ge=300)
     """Of a learned vocabulary."""
     rows: Literal["aligned", "random"] = "aligned"
     """Where the rows of a learned vocabulary start (`mla_ray.alignment`)."""

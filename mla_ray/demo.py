@@ -22,6 +22,7 @@ from mla_ray.console import bars, stderr, stdout
 from mla_ray.datasets import emoji as emoji_data
 from mla_ray.datasets import freedict
 from mla_ray.datasets.emoji import Emoji
+from mla_ray.datasets.npm import fetch
 from mla_ray.evaluation import Evaluation, Gallery, evaluate
 from mla_ray.features import encode_texts
 from mla_ray.index import CaptionIndex
@@ -177,7 +178,7 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
         "note": made.note,
         "seconds": round(time.perf_counter() - began, 1),
     }
-    files = reporting.write(result, test, run)
+    files = reporting.write(result, test, run, fetch(reporting.FONT, data / "fonts"))
     _show(result)
     stdout.print(f"\n{files.html}\n{files.sheet}\n{result['seconds']:.0f} s")
     return result

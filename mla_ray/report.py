@@ -6,6 +6,7 @@ May import: `native`, `pack`; never Ray.
 import base64
 import html
 import json
+import tarfile
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,11 +17,18 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
+from mla_ray.datasets.npm import Package
 from mla_ray.native import Native
 from mla_ray.pack import Pack
 
 KS = ("R@1", "R@5", "R@10")
-STAGES = {"fresh": "before", "nlt": "after NLT", "le": "after NLT + LE"}
+STAGES = {"fresh": "before", "nlt": "after NLT", "le": "after LE"}
+# Pillow's own font lacks even umlauts; DejaVu Sans has Latin, Greek, Cyrillic, Arabic and more.
+FONT = Package(
+    "dejavu-fonts-ttf",
+    "2.37.3",
+    "b7013ac58f9225250619db82cfb72e99c37ca8195f2b5a06a9e6a95bc5e1c84a",
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,11 @@ def recall_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def recall_table(result: dict[str, Any]) -> Table:
     test = result["recall"]["en"]
     table = Table(title=f"{test['captions']} unseen names, {test['images']} held-out drawings")
-    table.add_column("")
+    table.add_column("\n", no_wrap=True)
     for direction in ("text→image", "image→text"):
         for k in KS:
-            table.add_column(f"{direction}\n{k}", justify="right")
-    table.add_column("AR", justify="right")
+            table.add_column(f"{direction if k == KS[0] else ''}\n{k}", justify="right")
+    table.add_column("\nAR", justify="right")
     for name, recall in recall_rows(result):
         figures = [recall[d][k] for d in ("t2i", "i2t") for k in KS] + [recall["AR"]]
         table.add_row(name, *(f"{figure:.1f}" for figure in figures))
@@ -87,11 +95,11 @@ def parameters_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def write(result: dict[str, Any], captions: pa.Table, run: Path) -> Files:
-    """report.html, contact-sheet.png and result.json in `run`."""
+def write(result: dict[str, Any], captions: pa.Table, run: Path, font: Path) -> Files:
+    """report.html, contact-sheet.png and result.json in `run`; `font` is the archive of `FONT`."""
     images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
     run.mkdir(parents=True, exist_ok=True)
-    sheet = _sheet(result, images)
+    sheet = _sheet(result, images, font)
     environment = Environment(
         loader=PackageLoader("mla_ray"), autoescape=select_autoescape(), trim_blocks=True
     )
@@ -119,17 +127,22 @@ def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _sheet(result: dict[str, Any], images: dict[str, bytes]) -> bytes:
+def _sheet(result: dict[str, Any], images: dict[str, bytes], font: Path) -> bytes:
     """A row a query: its text, then the drawings found, the wanted one framed in green."""
-    cell, margin, left = 112, 12, 300
+    cell, margin, left = 112, 12, 340
     queries = result["queries"]
     width = left + cell * max(len(query["hits"]) for query in queries) + margin
     canvas = Image.new("RGB", (width, 2 * margin + cell * len(queries)), "white")
     draw = ImageDraw.Draw(canvas)
-    large, small = ImageFont.load_default(22), ImageFont.load_default(15)
+    with tarfile.open(font) as archive:
+        file = archive.extractfile("package/ttf/DejaVuSans.ttf")
+        assert file  # noqa: S101  (the archive's hash was checked)
+        data = file.read()
+    large, small = (ImageFont.truetype(BytesIO(data), size) for size in (20, 14))
     for number, query in enumerate(queries):
         top = margin + number * cell
-        draw.text((margin, top + 28), _fit(draw, query["query"], large, left), "#111", large)
+        if _drawable(query["query"], large):
+            draw.text((margin, top + 28), _fit(draw, query["query"], large, left), "#111", large)
         draw.text((margin, top + 60), _fit(draw, query["english"], small, left), "#777", small)
         for place, hit in enumerate(query["hits"]):
             x = left + place * cell
@@ -143,6 +156,12 @@ def _sheet(result: dict[str, Any], images: dict[str, bytes]) -> bytes:
     buffer = BytesIO()
     canvas.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _drawable(text: str, font: ImageFont.FreeTypeFont) -> bool:
+    """Whether the font has every character; without it a box would be drawn."""
+    box = bytes(font.getmask("\U0010ffff"))
+    return all(bytes(font.getmask(character)) != box for character in text)
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
