@@ -109,13 +109,14 @@ class Pack:
             shutil.rmtree(scratch, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path, native: Native) -> Self:
+    def load(cls, folder: str | Path, native: Native) -> Self:
         """The pack in `folder`, on `native` and its device.
 
         Raises:
             PackError: names the file and what is wrong with it.
 
         """
+        folder = Path(folder)
         card = read_card(folder)
         if card.fingerprint != native.fingerprint:
             raise PackError(
