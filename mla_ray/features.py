@@ -9,6 +9,7 @@ Shapes: N rows, E joint embedding size.
 """
 
 import hashlib
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
@@ -29,6 +30,8 @@ Features = npt.NDArray[np.float32]
 Progress = Callable[[int], None]
 """Called with the number of rows just done."""
 BATCH = 256
+BLOCK = 1024
+"""Rows that an actor takes at once, and of a part of the store."""
 
 
 def key_of(content: str | bytes) -> str:
@@ -124,19 +127,21 @@ def fill(
     missing = content.filter(pa.array([key not in have for key in content["key"].to_pylist()]))
     if not missing.num_rows:
         return 0
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = int(ray.cluster_resources().get("CPU", 1))
     gpus = int(ray.cluster_resources().get("GPU", 0))
     # A batch is dear (a forward pass), so actors are few: one a GPU, else one a core.
     actors = max(1, min(gpus or cpus, -(-missing.num_rows // BATCH)))
-    parts = ray.data.from_arrow(missing).repartition(max(actors, missing.num_rows // 1024))
-    encoded = parts.map_batches(
+    # Cut here: a repartition's tasks would wait for the cores that the actors hold, for ever.
+    parts = [missing.slice(start, BLOCK) for start in range(0, missing.num_rows, BLOCK)]
+    encoded = ray.data.from_arrow(parts).map_batches(
         _Encoder,
         fn_constructor_kwargs={"native": native_name, "kind": store.kind},
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        batch_size=1024,
+        batch_size=None,  # a block
         batch_format="pyarrow",
     )
     for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -16,6 +16,7 @@ from mla_ray.features import (
     distinct,
     encode_images,
     encode_texts,
+    fill,
     key_of,
 )
 from mla_ray.native import Native
@@ -155,3 +156,20 @@ def test_natives_and_kinds_do_not_mix(tmp_path: Path) -> None:
         store.write(["same"], rows(1, seed))
     for seed, store in enumerate(stores):
         assert np.array_equal(store.read(["same"]), rows(1, seed))
+
+
+def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
+    ray_cluster: None, native_folder: Path, tmp_path: Path
+) -> None:
+    """More blocks than cores: nothing may wait for a core that an encoder holds."""
+    native = Native.load(str(native_folder))
+    texts = [f"a dog and {number} cats" for number in range(3000)]
+    store = FeatureStore(tmp_path, native.fingerprint, "text")
+    seen: list[int] = []
+    assert fill(store, str(native_folder), distinct(iter(texts)), seen.append) == 3000
+    assert sum(seen) == 3000
+    asked = texts[::500]
+    expected = encode_texts(native, asked)
+    found = store.read([key_of(text) for text in asked])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert fill(store, str(native_folder), distinct(iter(texts))) == 0
