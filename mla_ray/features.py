@@ -127,7 +127,8 @@ def fill(
     missing = content.filter(pa.array([key not in have for key in content["key"].to_pylist()]))
     if not missing.num_rows:
         return 0
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Not "ray.data" itself: Ray sets that one anew before every execution.
+    logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     cpus = int(ray.cluster_resources().get("CPU", 1))
     gpus = int(ray.cluster_resources().get("GPU", 0))
