@@ -282,7 +282,10 @@ def demo(
         _print(rows, as_json, story.ablation_text(rows))
     else:
         result = story.tell(language, run, data)
-        _print(result, as_json, "")
+        if as_json:
+            _print(result, as_json, "")
+        else:
+            story.show(result)
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def has_skin_tone(image_id: str) -> bool:
 
 
 def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
-    """Run the demo; prints its tables, writes report.html and contact-sheet.png into `run`."""
+    """Run the demo; writes report.html, contact-sheet.png and result.json into `run`."""
     began = time.perf_counter()
     with bars() as report:
         made = tables(language, data, report)
@@ -179,9 +179,7 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
     }
     files = reporting.write(result, test, run, fetch(reporting.FONT, data / "fonts"))
-    _show(result)
-    stdout.print(f"\n{files.html}\n{files.sheet}\n{result['seconds']:.0f} s")
-    return result
+    return result | {"report": str(files.html), "contact_sheet": str(files.sheet)}
 
 
 def _of(captions: pa.Table, language: str) -> pa.Table:
@@ -230,7 +228,8 @@ def _search(
     return found
 
 
-def _show(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
+    """Print the tables of what `tell` found."""
     stdout.print(reporting.recall_table(result))
     stdout.print(reporting.parts_table(result))
     stdout.print(reporting.parameters_table(result))
@@ -244,6 +243,8 @@ def _show(result: dict[str, Any]) -> None:
         )
         table.add_row(query["query"], query["english"], *hits)
     stdout.print(table)
+    place = f"{result['report']}\n{result['contact_sheet']}\n{result['seconds']:.0f} s"
+    stdout.print(place, soft_wrap=True)
 
 
 # --- ablation ----------------------------------------------------------------------------------
