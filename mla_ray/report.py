@@ -60,7 +60,9 @@ def recall_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def recall_table(result: dict[str, Any]) -> Table:
     test = result["recall"]["en"]
-    table = Table(title=f"{test['captions']} unseen names, {test['images']} held-out drawings")
+    table = Table(
+        title=f"{test['captions']} names of held-out emoji, {test['images']} held-out drawings"
+    )
     table.add_column("\n", no_wrap=True)
     for direction in ("text→image", "image→text"):
         for k in KS:
