@@ -180,18 +180,23 @@ def read_card(folder: Path) -> Card:
     """The card of the pack in `folder`; PackError if there is none, or it is not one."""
     path = folder / "card.json"
     _check_size(path)
+    return parse_card(path.read_bytes(), str(path))
+
+
+def parse_card(data: bytes, where: str) -> Card:
+    """The card in a file's bytes; PackError, with `where` they are from, if it is none."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(data)
         found = document.get("schema_version") if isinstance(document, dict) else None
         if found != SCHEMA_VERSION:
             raise PackError(
-                f"{path}: schema version {found}, this mla-ray reads {SCHEMA_VERSION}; update one"
+                f"{where}: schema version {found}, this mla-ray reads {SCHEMA_VERSION}; update one"
             )
         return Card.model_validate(document)
     except ValueError as error:  # JSON and pydantic errors are ValueErrors
         if isinstance(error, PackError):
             raise
-        raise PackError(f"{path}: {error}") from error
+        raise PackError(f"{where}: {error}") from error
 
 
 def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:

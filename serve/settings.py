@@ -1,0 +1,47 @@
+"""Settings of a server: the `args` of a Serve config file, the flags of `mla serve`."""
+
+import os
+
+from limits import parse
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
+TOKEN = "MLA_API_TOKEN"  # noqa: S105  the name of the variable, not a token
+
+
+class Settings(BaseModel):
+    """All of a server but its replicas. Secrets are no settings: they come from the environment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    native: str = Field("emoji-clip", description="as `mla --native` takes it")
+    packs: str = Field("packs", description="pack store: a folder or an fsspec URL")
+    index: str = Field("edge:index", description="edge:FOLDER, http(s)://HOST:PORT, grpc://HOST")
+    pictures: str | None = Field(None, description="pictures for the page: a folder or fsspec URL")
+    hosts: list[str] = Field(LOOPBACK, description="host names it answers to; * is any")
+    max_packs: int = Field(32, ge=1, description="packs in memory a text encoder")
+    threads: int = Field(0, ge=0, description="of torch in an encoder; 0: the cores it was given")
+    scan_every_s: float = Field(1.0, gt=0, le=5, description="look at the pack store")
+    max_batch: int = Field(128, ge=1, description="texts in one pass")
+    calls: int = Field(1, ge=1, description="batches under way at a time; one an encoder replica")
+    max_queue: int = Field(2048, ge=1, description="texts that wait; more are answered 503")
+    max_in_flight: int = Field(512, ge=1, description="requests at a time; more are answered 503")
+    timeout_s: float = Field(30, gt=0, description="of one request, 504 after it; not of an ingest")
+    rate: str | None = Field(None, description="a client's, such as 100/second; 429 above it")
+
+    @field_validator("rate")
+    @classmethod
+    def _rate_is_one(cls, rate: str | None) -> str | None:
+        if rate is not None:
+            parse(rate)
+        return rate
+
+    def token(self) -> str | None:
+        """The bearer token that requests must carry; None on loopback if none is set."""
+        token = os.environ.get(TOKEN) or None
+        if token is None and not set(self.hosts) <= set(LOOPBACK):
+            raise ValueError(
+                f"hosts {self.hosts} are not loopback alone: set {TOKEN} to a secret, which "
+                "clients then send as their bearer token"
+            )
+        return token
