@@ -27,6 +27,8 @@ def open_image(data: bytes) -> Image.Image:
     """
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
+        raise BadImage(f"more than {MAX_PIXELS:,} pixels; send it smaller") from error
     except Exception as error:  # Pillow's readers raise what they like on hostile bytes
         raise BadImage(f"not an image that can be read; send {', '.join(FORMATS)}") from error
     width, height = image.size

@@ -72,7 +72,8 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        kind = "too-large" if error.status_code == 413 else phrase
         return respond(error.status_code, kind, str(error.detail), dict(error.headers or {}))
 
     async def on_overload(request: Request, error: Exception) -> Response:

@@ -14,20 +14,34 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    native: str = Field("emoji-clip", description="as `mla --native` takes it")
-    packs: str = Field("packs", description="pack store: a folder or an fsspec URL")
-    index: str = Field("edge:index", description="edge:FOLDER, http(s)://HOST:PORT, grpc://HOST")
-    pictures: str | None = Field(None, description="pictures for the page: a folder or fsspec URL")
-    hosts: list[str] = Field(LOOPBACK, description="host names it answers to; * is any")
-    max_packs: int = Field(32, ge=1, description="packs in memory a text encoder")
-    threads: int = Field(0, ge=0, description="of torch in an encoder; 0: the cores it was given")
-    scan_every_s: float = Field(1.0, gt=0, le=5, description="look at the pack store")
-    max_batch: int = Field(128, ge=1, description="texts in one pass")
-    calls: int = Field(1, ge=1, description="batches under way at a time; one an encoder replica")
-    max_queue: int = Field(2048, ge=1, description="texts that wait; more are answered 503")
-    max_in_flight: int = Field(512, ge=1, description="requests at a time; more are answered 503")
-    timeout_s: float = Field(30, gt=0, description="of one request, 504 after it; not of an ingest")
-    rate: str | None = Field(None, description="a client's, such as 100/second; 429 above it")
+    native: str = Field(default="emoji-clip", description="as `mla --native` takes it")
+    packs: str = Field(default="packs", description="pack store: a folder or an fsspec URL")
+    index: str = Field(
+        default="edge:index", description="edge:FOLDER, http(s)://HOST:PORT, grpc://HOST"
+    )
+    pictures: str | None = Field(
+        default=None, description="pictures for the page: a folder or fsspec URL"
+    )
+    hosts: list[str] = Field(default=LOOPBACK, description="host names it answers to; * is any")
+    max_packs: int = Field(default=32, ge=1, description="packs in memory a text encoder")
+    threads: int = Field(
+        default=0, ge=0, description="of torch in an encoder; 0: the cores it was given"
+    )
+    scan_every_s: float = Field(default=1.0, gt=0, le=5, description="look at the pack store")
+    max_batch: int = Field(default=128, ge=1, description="texts in one pass")
+    calls: int = Field(
+        default=1, ge=1, description="batches under way at a time; one an encoder replica"
+    )
+    max_queue: int = Field(default=2048, ge=1, description="texts that wait; more are answered 503")
+    max_in_flight: int = Field(
+        default=512, ge=1, description="requests at a time; more are answered 503"
+    )
+    timeout_s: float = Field(
+        default=30, gt=0, description="of one request, 504 after it; not of an ingest"
+    )
+    rate: str | None = Field(
+        default=None, description="a client's, such as 100/second; 429 above it"
+    )
 
     @field_validator("rate")
     @classmethod

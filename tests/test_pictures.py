@@ -1,0 +1,83 @@
+"""Promises of mla_ray.pictures: strangers' bytes open within limits, copies hold pixels only."""
+
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mla_ray.pictures import SIDE, BadImage, PictureStore, open_image
+
+
+def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of some bytes that claims a size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_common_formats_open(format_: str) -> None:
+    assert open_image(encoded(Image.new("RGB", (5, 7), "red"), format_)).size == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not an image"),
+        (b"GIF89a", "not an image"),
+        (b"<svg/>", "not an image"),
+        (encoded(Image.new("RGB", (4, 4)), "TIFF"), "not an image"),
+        (encoded(Image.effect_noise((64, 64), 50))[:-600], "damaged"),
+        (bomb(30_000, 30_000), "more than 40,000,000 pixels"),
+        (bomb(8_000, 8_000), "8000 x 8000 pixels"),
+        (bomb(100_000, 1), "100000 x 1 pixels"),
+    ],
+)
+def test_what_is_no_image_or_too_large_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(BadImage, match=message):
+        open_image(data)
+
+
+def test_a_kept_picture_is_small_and_holds_nothing_else(tmp_path: Path) -> None:
+    image = Image.new("RGB", (1000, 500), "blue")
+    exif = Image.Exif()
+    exif[0x010E] = "where I live"
+    store = PictureStore(str(tmp_path))
+    store.put("a/b", open_image(encoded(image, "JPEG", exif=exif.tobytes())))
+    data = store.get("a/b")
+    assert data is not None
+    assert b"where I live" not in data
+    kept = Image.open(BytesIO(data))
+    assert kept.size == (SIDE, SIDE // 2)
+    assert kept.convert("RGB").getpixel((9, 9)) == pytest.approx((0, 0, 255), abs=8)
+
+
+def test_no_id_reaches_the_file_system(tmp_path: Path) -> None:
+    store = PictureStore(str(tmp_path / "pictures"))
+    (tmp_path / "secret").write_text("secret")
+    for id_ in ("../secret", "/etc/passwd", "..", "\0", "a" * 5000):
+        assert store.get(id_) is None
+        store.put(id_, Image.new("RGB", (2, 2)))
+        assert store.get(id_) is not None
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "secret"}
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_a_picture_put_again_is_replaced(tmp_path: Path) -> None:
+    store = PictureStore(str(tmp_path))
+    store.put("a", Image.new("RGB", (2, 2)))
+    store.put("a", Image.new("RGB", (9, 9)))
+    assert Image.open(BytesIO(store.get("a") or b"")).size == (9, 9)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
