@@ -5,11 +5,14 @@ standard error, exit code 0 for success, 1 for bad input, 2 for bad usage.
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from mla_ray.config import AcquireConfig, load_config
+
+if TYPE_CHECKING:
+    from mla_ray.schemas import Collection
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -206,18 +209,74 @@ def index_command(
 
 @app.command()
 def search(
-    query: Annotated[str, typer.Argument(help="A text in any acquired language, or English.")],
-    index: Annotated[str, typer.Option(help="http(s)://host:port, or edge:folder")],
-    language: Annotated[str, typer.Option(help="BCP-47 code of the query.")] = "en",
+    query: Annotated[
+        str | None, typer.Argument(help="A text in any acquired language, or English.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Search here: http(s)://host:port, or edge:folder.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Or ask a server: http://127.0.0.1:8000; its token in MLA_API_TOKEN."),
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(help="BCP-47 code of the query; en if not given. With --url also auto."),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000)] = 10,
     pack: Annotated[
         Path | None, typer.Option(help="The language's pack; packs/LANGUAGE if not given.")
     ] = None,
-    native: NativeName = "emoji-clip",
-    find: Annotated[str, typer.Option(help="Collection: images or captions.")] = "images",
+    native: Annotated[
+        str | None, typer.Option(help="As for acquire; emoji-clip if not given.")
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(help="images or captions; if not given, images, for --image captions."),
+    ] = None,
+    in_language: Annotated[
+        str | None, typer.Option(help="With --url: captions of this language only.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="With --url: entries of this source only.")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="With --url: a picture to search by, instead of a text.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find images (or captions of any language) for a text."""
+    """Find images, or captions of any language, for a text; by a server also for a picture."""
+    if index is not None and url is None:
+        _refuse("--index", {"--in-language": in_language, "--source": source, "--image": image})
+        if query is None:
+            raise typer.BadParameter("give a text to search for")
+        if language == "auto":
+            raise typer.BadParameter("--language auto needs a server: --url")
+        result = _search_index(
+            query, index, language or "en", k, pack, native or "emoji-clip", find or "images"
+        )
+    elif url is not None and index is None:
+        _refuse("--url", {"--pack": pack, "--native": native})
+        if (query is None) == (image is None):
+            raise typer.BadParameter("give either a text or --image to search for")
+        if image is not None:
+            _refuse("--image", {"--language": language})
+        result = _search_server(query, url, language, k, find, in_language, source, image)
+    else:
+        raise typer.BadParameter("give either --index, to search here, or --url, to ask a server")
+    lines = [f"{hit['score']:.3f}  {hit['image_id']}  {hit['caption']}" for hit in result]
+    _print(result, as_json, "\n".join(lines))
+
+
+def _refuse(beside: str, options: dict[str, object]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"{option} does not go with {beside}")
+
+
+def _search_index(
+    query: str, index: str, language: str, k: int, pack: Path | None, native: str, find: str
+) -> list[dict[str, Any]]:
     from mla_ray.index import CaptionIndex
     from mla_ray.indexing import encode_query, load_packs, space_of
     from mla_ray.native import Native
@@ -229,19 +288,119 @@ def search(
         raise ValueError(f"{folders[0]} is a pack for {next(iter(packs))!r}, not for {language!r}")
     vector = encode_query(frozen, packs, language, [query])[0]
     with CaptionIndex.open(index, space_of(frozen), find, create=False) as collection:
-        hits = collection.search(vector, k)
-    result = [
-        {
-            "image_id": hit.entry.image_id,
-            "score": hit.score,
-            "language": hit.entry.language,
-            "caption": hit.entry.caption,
-            "source": hit.entry.source,
-        }
-        for hit in hits
-    ]
-    lines = [f"{hit['score']:.3f}  {hit['image_id']}  {hit['caption']}" for hit in result]
-    _print(result, as_json, "\n".join(lines))
+        return [_hit_row(hit.entry, hit.score) for hit in collection.search(vector, k)]
+
+
+def _search_server(
+    query: str | None,
+    url: str,
+    language: str | None,
+    k: int,
+    find: str | None,
+    in_language: str | None,
+    source: str | None,
+    image: Path | None,
+) -> list[dict[str, Any]]:
+    from mla_ray.client import Client, Retry
+
+    with Client(url, retry=Retry(attempts=3)) as client:  # someone waits
+        # What is no language or collection, the server says.
+        if image is not None:
+            page = client.search_image(
+                image.read_bytes(),
+                find=cast("Collection", find or "captions"),
+                k=k,
+                in_language=in_language,
+                source=source,
+            )
+        else:
+            page = client.search(
+                query or "",
+                language=language or "en",
+                find=cast("Collection", find or "images"),
+                k=k,
+                in_language=in_language,
+                source=source,
+            )
+    return [_hit_row(hit, hit.score) for hit in page.hits]
+
+
+def _hit_row(entry: Any, score: float) -> dict[str, Any]:
+    return {
+        "image_id": entry.image_id,
+        "score": score,
+        "language": entry.language,
+        "caption": entry.caption,
+        "source": entry.source,
+    }
+
+
+@app.command()
+def serve(
+    packs: Annotated[
+        str | None, typer.Option(help="Pack store: a folder or an fsspec URL. Emoji if not given.")
+    ] = None,
+    index: Annotated[str | None, typer.Option(help="edge:folder, or http(s)://host:port")] = None,
+    pictures: Annotated[
+        str | None, typer.Option(help="Pictures for the page: a folder or an fsspec URL.")
+    ] = None,
+    native: NativeName = "emoji-clip",
+    host: Annotated[
+        str, typer.Option(help="Address to bind; other than loopback needs MLA_API_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Host name that requests may use, or '*' for any.")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="A client's limit, such as 100/second.")] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the search page in a browser.")
+    ] = True,
+    run: Annotated[Path, typer.Option(help="Run of the demo to show.")] = Path("runs/demo"),
+    data: DataFolder = Path("data"),
+    as_json: Json = False,
+) -> None:
+    """Serve encoders, index and search page on this machine until interrupted.
+
+    With neither --packs nor --index it shows the emoji, acquiring a language first if there is
+    none. Packs put into the store, replaced or removed while it runs are followed.
+    """
+    from serve.local import serve_until_stopped
+    from serve.settings import LOOPBACK, Settings
+
+    if (packs is None) != (index is None):
+        raise ValueError("--packs and --index go together; give both, or neither for the emoji")
+    if packs is None or index is None:
+        from mla_ray.showcase import prepare
+
+        shown = prepare(run, data)
+        packs, index, pictures = shown.packs, shown.index, pictures or shown.pictures
+    loopback = host in ("127.0.0.1", "::1", "localhost")
+    settings = Settings(
+        native=native,
+        packs=_absolute(packs),
+        index=_absolute(index),
+        pictures=_absolute(pictures) if pictures else None,
+        hosts=name or (LOOPBACK if loopback else ["*"]),
+        rate=rate,
+    )
+    settings.token()
+
+    def ready(url: str) -> None:
+        _print({"url": url}, as_json, f"mla-ray is at {url} – Ctrl-C stops it")
+        if open_page and not as_json:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    serve_until_stopped(settings, host, port, ready)
+
+
+def _absolute(url: str) -> str:
+    """A folder as an absolute path, for processes that run elsewhere; other URLs as they are."""
+    if url.startswith("edge:"):
+        return "edge:" + _absolute(url.removeprefix("edge:"))
+    return url if "://" in url else str(Path(url).expanduser().resolve())
 
 
 @pack_app.command("show")

@@ -21,7 +21,7 @@ class BadImage(ValueError):
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The decoded image in `data`, of an animation the first frame.
+    """The decoded image in `data` on white, of an animation the first frame.
 
     Size and format are read from the header and judged before anything is decoded.
     """
@@ -41,7 +41,19 @@ def open_image(data: bytes) -> Image.Image:
         image.load()
     except Exception as error:
         raise BadImage(f"{image.format} image is damaged: {type(error).__name__}") from error
-    return image
+    return on_white(image)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The image with white behind what is transparent; an opaque one as it is.
+
+    Preprocessing for CLIP drops the alpha channel, and what shows then is mostly black.
+    """
+    if not image.has_transparency_data:
+        return image
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")
 
 
 class PictureStore:

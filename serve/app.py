@@ -186,7 +186,7 @@ def _add_embeddings(app: FastAPI, service: Service, metrics: Metrics) -> None:
         "/v1/embeddings/text",
         tags=["embeddings"],
         response_model=Embeddings,
-        responses=_problems(404),
+        responses=_problems(400, 404),
     )
     async def embed_text(request: TextEmbeddingRequest) -> Response:
         """Vectors of up to 256 texts, of one language or mixed."""
@@ -363,6 +363,7 @@ def _image_body() -> dict[str, Any]:
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meanings = {
+        400: "The body cannot be read as JSON.",
         401: "The bearer token is missing or wrong.",
         404: "Unknown language or image.",
         413: "The request is too large.",

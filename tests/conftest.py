@@ -1,7 +1,13 @@
 """A tiny English native with random weights, packs on it, and texts: made here, fetched nowhere."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -247,3 +253,46 @@ def ray_cluster() -> Iterator[None]:
     """One private Ray for the whole test session."""
     with ray_session(cpus=2):
         yield
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server in a process of its own."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def serving(*flags: str, **environment: str) -> Iterator[Served]:
+    """`mla serve` on a free port for the body of a `with`."""
+    from serve.local import free_port
+
+    command = [str(Path(sys.executable).parent / "mla"), "serve", "--json", "--no-open"]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(
+        [*command, "--port", str(free_port()), *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env=os.environ | environment,
+    ) as process:
+        try:
+            assert process.stdout
+            line = process.stdout.readline()
+            assert line, f"mla serve ended with {process.wait()}"
+            yield Served(json.loads(line)["url"], process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    """The emoji, as `mla serve` shows them; acquires German first if `make demo` has not."""
+    with serving() as server:
+        yield server

@@ -21,7 +21,9 @@ def bomb(width: int, height: int) -> bytes:
     """A PNG of some bytes that claims a size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
@@ -48,6 +50,15 @@ def test_common_formats_open(format_: str) -> None:
 def test_what_is_no_image_or_too_large_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(BadImage, match=message):
         open_image(data)
+
+
+def test_white_is_behind_what_is_transparent() -> None:
+    glass = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    glass.putpixel((1, 1), (255, 0, 0, 255))
+    opened = open_image(encoded(glass))
+    assert opened.mode == "RGB"
+    assert opened.getpixel((0, 0)) == (255, 255, 255)
+    assert opened.getpixel((1, 1)) == (255, 0, 0)
 
 
 def test_a_kept_picture_is_small_and_holds_nothing_else(tmp_path: Path) -> None:
