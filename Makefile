@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo ablation test test-all check format data
+.PHONY: demo serve ablation test test-all check format data
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,11 +17,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/mla demo
 
+serve: $(STAMP)
+	$(BIN)/mla serve
+
 ablation: $(STAMP)
 	$(BIN)/mla demo --ablation
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not server"
+	$(BIN)/python -m pytest -m "not slow and not server and not browser"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

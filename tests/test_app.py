@@ -274,7 +274,9 @@ def test_packs_come_change_and_go_while_the_server_runs(
     def wait_for(wanted: set[str]) -> None:
         deadline = threading.Event()
         for _ in range(50):
-            if {row["language"] for row in server.get("/v1/languages").json()["languages"]} == wanted:
+            if {
+                row["language"] for row in server.get("/v1/languages").json()["languages"]
+            } == wanted:
                 return
             deadline.wait(0.1)
         raise AssertionError(f"not {wanted} within 5 s")
@@ -404,7 +406,9 @@ def test_metrics_count_requests_and_hold_nothing_that_users_wrote(server: Server
     server.client.request("GEHEIMNIS", "/v1/search")
     text = server.get("/metrics").text
     assert "geheimnis" not in text.lower()
-    line = 'mla_http_requests_total{method="GET",replica="local",route="/v1/search",status="200"} 1.0'
+    line = (
+        'mla_http_requests_total{method="GET",replica="local",route="/v1/search",status="200"} 1.0'
+    )
     assert line in text
     assert 'mla_texts_encoded_total{language="de",replica="local"} 1.0' in text
 
@@ -412,7 +416,9 @@ def test_metrics_count_requests_and_hold_nothing_that_users_wrote(server: Server
 def test_every_answer_carries_the_security_headers(server: Server) -> None:
     for path in ("/", "/page/app.js", "/v1/languages", "/nothing", "/v1/search"):
         headers = server.get(path).headers
-        assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+        assert headers["content-security-policy"].startswith(
+            "default-src 'none'; script-src 'self'"
+        )
         assert headers["x-content-type-options"] == "nosniff"
 
 

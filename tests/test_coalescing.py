@@ -67,7 +67,9 @@ def test_a_failure_is_that_of_its_own_call_alone() -> None:
         doubler = Doubler()
         doubler.gate.set()
         double = Coalescer(doubler, max_batch=1, max_queue=9)
-        results = await asyncio.gather(double([1]), double([13]), double([3]), return_exceptions=True)
+        results = await asyncio.gather(
+            double([1]), double([13]), double([3]), return_exceptions=True
+        )
         assert results[0] == [2]
         assert isinstance(results[1], ValueError)
         assert results[2] == [6]

@@ -1,10 +1,13 @@
 """Promises of mla_ray.index, each kept by every backend there is."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +16,16 @@ import numpy.typing as npt
 import pytest
 from qdrant_client import QdrantClient, models
 
-from mla_ray.index import CaptionIndex, Entry, Hit, Space, _ClientBackend
+from mla_ray.index import (
+    CaptionIndex,
+    Entry,
+    Hit,
+    Quantization,
+    Space,
+    _ClientBackend,
+    _connect,
+    _Kind,
+)
 
 Vectors = npt.NDArray[np.float32]
 
@@ -25,7 +37,12 @@ class Place(Protocol):
     """Somewhere to open collections, several times over in one test."""
 
     def open(
-        self, space: Space = SPACE, collection: str = "captions", *, create: bool = True
+        self,
+        space: Space = SPACE,
+        collection: str = "captions",
+        *,
+        create: bool = True,
+        quantization: Quantization | None = None,
     ) -> CaptionIndex: ...
 
     def leave(self, index: CaptionIndex) -> None:
@@ -39,9 +56,15 @@ class Memory:
         self.client = QdrantClient(":memory:")
 
     def open(
-        self, space: Space = SPACE, collection: str = "captions", *, create: bool = True
+        self,
+        space: Space = SPACE,
+        collection: str = "captions",
+        *,
+        create: bool = True,
+        quantization: Quantization | None = None,
     ) -> CaptionIndex:
-        backend = _ClientBackend.open(self.client, space, collection, create, local=True)
+        kind = _Kind(space, quantization)
+        backend = _ClientBackend.open(self.client, ":memory:", kind, collection, create)
         return CaptionIndex(backend, space)
 
     def leave(self, index: CaptionIndex) -> None:
@@ -53,9 +76,16 @@ class Url:
         self.url = url
 
     def open(
-        self, space: Space = SPACE, collection: str = "captions", *, create: bool = True
+        self,
+        space: Space = SPACE,
+        collection: str = "captions",
+        *,
+        create: bool = True,
+        quantization: Quantization | None = None,
     ) -> CaptionIndex:
-        return CaptionIndex.open(self.url, space, collection, create=create)
+        return CaptionIndex.open(
+            self.url, space, collection, create=create, quantization=quantization
+        )
 
     def leave(self, index: CaptionIndex) -> None:
         index.close()
@@ -68,18 +98,23 @@ def forget(client: QdrantClient) -> None:
             client.delete_collection(collection.name)
 
 
-@pytest.fixture(params=["memory", "edge", pytest.param("server", marks=pytest.mark.server)])
+SERVERS = {"http": "MLA_TEST_QDRANT_URL", "grpc": "MLA_TEST_QDRANT_GRPC_URL"}
+
+
+@pytest.fixture(
+    params=["memory", "edge", *(pytest.param(s, marks=pytest.mark.server) for s in SERVERS)]
+)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     match request.param:
         case "memory":
             yield Memory()
         case "edge":
             yield Url(f"edge:{tmp_path}")
-        case "server":
-            url = os.environ.get("MLA_TEST_QDRANT_URL")
+        case scheme:
+            url = os.environ.get(SERVERS[scheme])
             if not url:
-                pytest.skip("MLA_TEST_QDRANT_URL is not set")
-            client = QdrantClient(url, api_key=os.environ.get("QDRANT_API_KEY"))
+                pytest.skip(f"{SERVERS[scheme]} is not set")
+            client = _connect(url)
             forget(client)
             yield Url(url)
             forget(client)
@@ -362,7 +397,75 @@ def test_optimize_keeps_what_is_found(filled: CaptionIndex) -> None:
     assert ids(filled.search(QUERY, 50)) == [entry.id for entry in RANKING[:50]]
 
 
+def test_a_collection_keeps_the_quantization_it_was_made_with(place: Place) -> None:
+    index = place.open(quantization="int8")
+    index.upsert(ENTRIES, VECTORS)
+    with index.rebuild() as fresh:
+        fresh.upsert(ENTRIES, VECTORS)
+    assert ids(index.search(QUERY, 10)) == [entry.id for entry in RANKING[:10]]
+    place.leave(index)
+    place.leave(place.open())  # without saying so
+    place.leave(place.open(quantization="int8"))
+    place.leave(place.open(collection="plain"))
+    with pytest.raises(ValueError, match="made with quantization None, not 'int8'"):
+        place.open(collection="plain", quantization="int8")
+
+
+def test_what_can_be_reached_answers_a_ping(filled: CaptionIndex) -> None:
+    filled.ping()
+
+
 # What only one backend promises
+
+
+def test_a_closed_folder_does_not_answer_a_ping(tmp_path: Path) -> None:
+    index = CaptionIndex.open(f"edge:{tmp_path}", SPACE)
+    index.close()
+    with pytest.raises(RuntimeError):
+        index.ping()
+
+
+def test_quantized_vectors_are_searched_and_the_found_ranked_by_the_whole_ones(
+    tmp_path: Path,
+) -> None:
+    wide = Space("wide", "00112233445566", 512)
+    rng = np.random.default_rng(0)
+    basis = rng.normal(size=(32, 512))  # in all 512 directions alike nobody is near to anybody
+    vectors = (rng.normal(size=(6_000, 32)) @ basis).astype(np.float32)
+    queries = (rng.normal(size=(20, 32)) @ basis).astype(np.float32)
+    recalls = []
+    with CaptionIndex.open(f"edge:{tmp_path}", wide, quantization="int8") as index:
+        index.upsert(captions(len(vectors)), vectors)
+        index.optimize()
+        assert list(tmp_path.rglob("quantized.*"))
+        for query in queries:
+            scores = cosines(query, vectors)
+            best = {f"c{i:03}" for i in np.argsort(-scores)[:10]}
+            hits = index.search(query, 10)
+            recalls.append(len(best & set(ids(hits))) / 10)
+            exact = [scores[int(hit.entry.id[1:])] for hit in hits]
+            np.testing.assert_allclose([hit.score for hit in hits], exact, atol=2e-6)
+    assert np.mean(recalls) >= 0.95
+
+
+def test_many_threads_search_a_folder_while_one_writes(tmp_path: Path) -> None:
+    queries = random_vectors(200, seed=3)
+    with CaptionIndex.open(f"edge:{tmp_path}", SPACE) as index:
+        index.upsert(ENTRIES, VECTORS)
+        expected = [index.search(query, 20) for query in queries]
+        with ThreadPoolExecutor(8) as pool:
+            again = pool.submit(lambda: [index.upsert(ENTRIES, VECTORS) for _ in range(20)])
+            found = list(pool.map(lambda query: index.search(query, 20), queries))
+            assert again.result() == [600] * 20
+        assert found == expected
+
+
+def test_a_folder_of_another_schema_is_refused(tmp_path: Path) -> None:
+    CaptionIndex.open(f"edge:{tmp_path}", SPACE).close()
+    record = tmp_path / "captions" / "space.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"schema": 1}))
+    with pytest.raises(ValueError, match="has schema 1, this version reads 2"):
+        CaptionIndex.open(f"edge:{tmp_path}", SPACE)
 
 
 def test_a_folder_has_one_owner_here_and_in_other_processes(tmp_path: Path) -> None:
@@ -461,7 +564,7 @@ def test_names_up_to_63_characters_are_taken(place: Place) -> None:
     assert place.open(collection="9" + "a_-" * 20 + "zz").count() == 0
 
 
-@pytest.mark.parametrize("url", ["", "edge:", "captions", "ftp://host", "/srv/index"])
+@pytest.mark.parametrize("url", ["", "edge:", "captions", "ftp://host", "grpc:", "http://", "/srv"])
 def test_an_address_of_no_backend_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="not understood"):
         CaptionIndex.open(url, SPACE)
@@ -474,12 +577,39 @@ def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Failed to obtain server version", "ignore:Api key is used")
-def test_a_silent_server_is_reported_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["http", "grpc", "grpcs"])
+def test_a_silent_server_is_reported_without_the_key(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
     monkeypatch.setenv("QDRANT_API_KEY", "hunter2")
     with pytest.raises(
-        ConnectionError, match=r"no Qdrant server answers at http://127.0.0.1:1"
+        ConnectionError, match=rf"no Qdrant server answers at {scheme}://127.0.0.1:1"
     ) as e:
-        CaptionIndex.open("http://127.0.0.1:1", SPACE)
+        CaptionIndex.open(f"{scheme}://127.0.0.1:1", SPACE)
+    assert "hunter2" not in str(e.value)
+
+
+@pytest.mark.filterwarnings("ignore:Failed to obtain server version", "ignore:Api key is used")
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [(503, ConnectionError, "503"), (403, RuntimeError, "refuses")],
+)
+def test_a_server_that_is_busy_is_told_from_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch, status: int, error: type[Exception], says: str
+) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("QDRANT_API_KEY", "hunter2")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(error, match=f"(?s){says}") as e:
+            CaptionIndex.open(f"http://127.0.0.1:{server.server_port}", SPACE)
+        server.shutdown()
     assert "hunter2" not in str(e.value)
 
 

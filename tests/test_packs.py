@@ -7,12 +7,11 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from conftest import MakePack
 
 from mla_ray.native import Native
 from mla_ray.pack import PackError
 from mla_ray.packs import GRACE, PackLibrary, PackStore
-
-from conftest import MakePack
 
 
 @pytest.fixture
