@@ -67,7 +67,9 @@ def encode_images(
     features = np.empty((len(images), native.dim), dtype=np.float32)
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        pixels = torch.stack([native.preprocess(on_white(Image.open(BytesIO(data)))) for data in batch])
+        pixels = torch.stack(
+            [native.preprocess(on_white(Image.open(BytesIO(data)))) for data in batch]
+        )
         features[start : start + BATCH] = native.encode_image(pixels).float().cpu().numpy()
         if progress:
             progress(len(batch))

@@ -2,6 +2,7 @@
 
 - `http(s)://host:port`: a Qdrant server, 1.16 or newer, for any number of processes. The key comes
   from `QDRANT_API_KEY`. Where the URL names no port, qdrant-client means 6333, for https too.
+  `grpc(s)://host:port` is the same server through gRPC, by default at 6334.
 - `edge:folder`: Qdrant's engine in-process, one owner at a time; data in `folder/<collection>`.
 - `:memory:`: qdrant-client's exact search in Python, gone when closed; for tests.
 
@@ -23,16 +24,19 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TextIO
+from typing import Any, Literal, NamedTuple, Protocol, Self, TextIO
 from urllib.parse import urlsplit
 
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-SCHEMA = 1  # of the stored points and of the record beside them; other schemas are refused
+SCHEMA = 2  # of the stored points and of the record beside them; other schemas are refused
+VECTOR = "joint"  # name of a point's vector; others may be added beside it one day
 MAX_K = 1000
 MAX_OFFSET = 10_000
 MAX_TIES = 10_000  # entries of one score looked at beyond a page to order them by id
@@ -41,9 +45,14 @@ HNSW_EF = (
     256  # candidates kept while searching the graph: found 99.7 % of the true top 10, 128 99 %
 )
 DECIMALS = 6  # of a score; what is finer is float32 noise and would break ties at random
+QUANTILE = 0.99  # of the components within int8's range; outliers are cut to its ends
+OVERSAMPLING = 2.0  # times as many candidates of int8 as asked for, then ranked by float32
 INDEXED = ("language", "source", "image_id")
 MAX_LANGUAGES = 10_000
 NAMESPACE = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")  # of our point ids; never change it
+
+
+Quantization = Literal["int8"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ class _Backend(Protocol):
     def rebuild(self) -> AbstractContextManager["_Backend"]:
         """An empty next version; takes this one's place on leaving, unless by an exception."""
 
+    def ping(self) -> None: ...
+
     def optimize(self) -> None: ...
 
     def flush(self) -> None: ...
@@ -120,45 +131,41 @@ class CaptionIndex:
 
     @classmethod
     def open(
-        cls, url: str, space: Space, collection: str = "captions", *, create: bool = True
+        cls,
+        url: str,
+        space: Space,
+        collection: str = "captions",
+        *,
+        create: bool = True,
+        quantization: Quantization | None = None,
     ) -> "CaptionIndex":
         """Open `collection` at `url`, made first if missing and `create`.
 
-        Raises ValueError if it holds another native's vectors or a name is malformed, LookupError
-        if it is missing, RuntimeError if its folder has an owner, ConnectionError if no server
-        answers.
+        With `quantization` "int8" graph and scan go through vectors of a quarter of the size, and
+        float32 ranks what they find. A collection stays as it was made, whatever its rebuilds;
+        None takes it as it is.
+
+        Raises ValueError if it holds another native's vectors, is not quantized as asked or a name
+        is malformed, LookupError if it is missing, RuntimeError if its folder has an owner or the
+        server refuses, ConnectionError if no server answers. The last two go for every method.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", collection):
             raise ValueError(
                 f"collection name {collection!r}: use 1 to 63 of a-z, 0-9, '_' and '-', "
                 "the first a letter or digit"
             )
+        kind = _Kind(space, quantization)
         if url == ":memory:":
             local = QdrantClient(":memory:")
-            return cls(_ClientBackend.open(local, space, collection, create, local=True), space)
+            return cls(_ClientBackend.open(local, url, kind, collection, create), space)
         scheme, _, rest = url.partition(":")
         if scheme == "edge" and rest:
             folder = Path(rest).expanduser().resolve() / collection
-            return cls(_EdgeBackend.open(folder, space, create), space)
-        if scheme not in ("http", "https"):
-            raise ValueError(
-                f"index {url!r} is not understood; give http(s)://host:port, edge:folder or "
-                ":memory:"
-            )
-        if "@" in urlsplit(url).netloc:
-            raise ValueError(
-                "the index URL holds a user or password; set QDRANT_API_KEY instead, "
-                "URLs end up in logs"
-            )
+            return cls(_EdgeBackend.open(folder, kind, create), space)
+        client = _connect(url)
         with ExitStack() as undo:
-            client = QdrantClient(url, api_key=os.environ.get("QDRANT_API_KEY"))
             undo.callback(client.close)
-            try:
-                backend = _ClientBackend.open(client, space, collection, create, local=False)
-            except ResponseHandlingException as error:
-                raise ConnectionError(
-                    f"no Qdrant server answers at {url}: {error}; start one, or use edge:folder"
-                ) from error
+            backend = _ClientBackend.open(client, url, kind, collection, create)
             undo.pop_all()
         return cls(backend, space)
 
@@ -230,6 +237,10 @@ class CaptionIndex:
         counts = self._backend.facet("language")
         return {language: counts[language] for language in sorted(counts) if language}
 
+    def ping(self) -> None:
+        """Return if the collection can be reached, at little cost; else raise as `open` does."""
+        self._backend.ping()
+
     @contextmanager
     def rebuild(self) -> Iterator["CaptionIndex"]:
         """Fill an empty next version while this one is searched; on leaving it takes its place.
@@ -296,79 +307,137 @@ class CaptionIndex:
         return norms
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What a collection is made as; the record of it is kept beside the points."""
+
+    space: Space
+    quantization: Quantization | None
+
+    def record(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **asdict(self.space), "quantization": self.quantization}
+
+    def of_record(self, found: Any, where: str) -> "_Kind":
+        """The kind that is there; ValueError if its record is of another than what was asked."""
+        space = self.space
+        if not isinstance(found, dict) or not {"schema", *asdict(space)} <= found.keys():
+            raise ValueError(
+                f"{where} does not say whose vectors it holds (found {found!r}); it was made by "
+                "other software or on a server older than Qdrant 1.16: choose another collection "
+                "name"
+            )
+        if found["schema"] != SCHEMA:
+            raise ValueError(
+                f"{where} has schema {found['schema']}, this version reads {SCHEMA}; use the "
+                "mla-ray that made it, or ingest again in another place or under another name"
+            )
+        if (found["fingerprint"], found["dim"]) != (space.fingerprint, space.dim):
+            raise ValueError(
+                f"{where} holds vectors of native {found['native']!r} (fingerprint "
+                f"{found['fingerprint']}, {found['dim']} dimensions), not of {space.native!r} "
+                f"(fingerprint {space.fingerprint}, {space.dim} dimensions); serve that native, or "
+                "give this one a collection of its own name"
+            )
+        there = found.get("quantization")
+        if self.quantization not in (None, there):
+            raise ValueError(
+                f"{where} was made with quantization {there!r}, not {self.quantization!r}, and "
+                "stays so; open it without, or ingest again under another collection name"
+            )
+        return _Kind(space, there)
+
+
 class _ClientBackend:
     """A Qdrant server, or qdrant-client's local mode, which behaves like one."""
 
     def __init__(
-        self, client: QdrantClient, space: Space, collection: str, name: str, *, local: bool
+        self, client: QdrantClient, url: str, kind: "_Kind", collection: str, name: str
     ) -> None:
         self.client = client
-        self.space = space
+        self.url = url
+        self.local = url == ":memory:"
+        self.kind = kind
         self.collection = collection  # the alias
         self.name = name  # what is read and written: the alias, or a version being filled
-        self.local = local
 
     @classmethod
     def open(
-        cls, client: QdrantClient, space: Space, collection: str, create: bool, *, local: bool
+        cls, client: QdrantClient, url: str, kind: "_Kind", collection: str, create: bool
     ) -> "_ClientBackend":
-        self = cls(client, space, collection, collection, local=local)
-        if collection not in {alias.alias_name for alias in client.get_aliases().aliases}:
-            if not create:
-                raise _missing(f"collection {collection!r}")
-            first = _version(space, collection, 1)
-            self._create(first, exist_ok=True)  # someone else may be opening it, too
-            client.update_collection_aliases([_point_alias(collection, first)])
-        found = client.get_collection(collection).config.metadata
-        _check_space(found, space, f"collection {collection!r}")
+        self = cls(client, url, kind, collection, collection)
+        with self._reaching():
+            if collection not in {alias.alias_name for alias in client.get_aliases().aliases}:
+                if not create:
+                    raise _missing(f"collection {collection!r}")
+                first = _version(kind.space, collection, 1)
+                self._create(first, exist_ok=True)  # someone else may be opening it, too
+                client.update_collection_aliases([_point_alias(collection, first)])
+            found = client.get_collection(collection).config.metadata
+        self.kind = kind.of_record(found, f"collection {collection!r}")
         return self
 
     def upsert(self, points: list[_Point]) -> None:
-        self.client.upsert(
-            self.name,
-            [models.PointStruct(id=p.id, vector=p.vector, payload=p.payload) for p in points],
-            wait=True,
-        )
+        rows = [
+            models.PointStruct(id=p.id, vector={VECTOR: p.vector}, payload=p.payload)
+            for p in points
+        ]
+        with self._reaching():
+            self.client.upsert(self.name, rows, wait=True)
 
     def search(
         self, vector: list[float], limit: int, where: dict[str, str]
     ) -> list[tuple[dict[str, Any], float]]:
-        found = self.client.query_points(
-            self.name,
-            query=vector,
-            limit=limit,
-            query_filter=self._filter(where),
-            search_params=None if self.local else models.SearchParams(hnsw_ef=HNSW_EF),
-        )
+        params = models.SearchParams(hnsw_ef=HNSW_EF)
+        if self.kind.quantization:
+            params.quantization = models.QuantizationSearchParams(
+                rescore=True, oversampling=OVERSAMPLING
+            )
+        with self._reaching():
+            found = self.client.query_points(
+                self.name,
+                query=vector,
+                using=VECTOR,
+                limit=limit,
+                query_filter=self._filter(where),
+                search_params=None if self.local else params,
+            )
         return [(point.payload or {}, point.score) for point in found.points]
 
     def count(self, where: dict[str, str]) -> int:
-        return self.client.count(self.name, count_filter=self._filter(where), exact=True).count
+        with self._reaching():
+            return self.client.count(self.name, count_filter=self._filter(where), exact=True).count
 
     def facet(self, field: str) -> dict[str, int]:
-        found = self.client.facet(self.name, field, limit=MAX_LANGUAGES, exact=True)
+        with self._reaching():
+            found = self.client.facet(self.name, field, limit=MAX_LANGUAGES, exact=True)
         return {str(hit.value): hit.count for hit in found.hits}
 
     @contextmanager
     def rebuild(self) -> Iterator[_Backend]:
-        fresh = _next_version(self.space, self.collection, self._names())
-        self._create(fresh)
-        try:
-            yield _ClientBackend(self.client, self.space, self.collection, fresh, local=self.local)
-            _check_kept(fresh, self._names())
-        except BaseException:
-            self.client.delete_collection(fresh)
-            raise
-        forget = models.DeleteAlias(alias_name=self.collection)
-        self.client.update_collection_aliases(  # one request, so one step for who searches
-            [
-                models.DeleteAliasOperation(delete_alias=forget),
-                _point_alias(self.collection, fresh),
-            ]
-        )
-        for name in _versions(self.space, self.collection, self._names()):
-            if name != fresh:  # the one replaced, and those of rebuilds that were killed
-                self.client.delete_collection(name)
+        with self._reaching():
+            space = self.kind.space
+            fresh = _next_version(space, self.collection, self._names())
+            self._create(fresh)
+            try:
+                yield _ClientBackend(self.client, self.url, self.kind, self.collection, fresh)
+                _check_kept(fresh, self._names())
+            except BaseException:
+                self.client.delete_collection(fresh)
+                raise
+            forget = models.DeleteAlias(alias_name=self.collection)
+            self.client.update_collection_aliases(  # one request, so one step for who searches
+                [
+                    models.DeleteAliasOperation(delete_alias=forget),
+                    _point_alias(self.collection, fresh),
+                ]
+            )
+            for name in _versions(space, self.collection, self._names()):
+                if name != fresh:  # the one replaced, and those of rebuilds that were killed
+                    self.client.delete_collection(name)
+
+    def ping(self) -> None:
+        with self._reaching():
+            self.client.get_collection(self.name)
 
     def optimize(self) -> None:
         pass  # a server does it in the background; local mode has no graph
@@ -380,20 +449,40 @@ class _ClientBackend:
         self.client.close()
 
     def _create(self, name: str, *, exist_ok: bool = False) -> None:
+        int8 = models.ScalarQuantizationConfig(
+            type=models.ScalarType.INT8, quantile=QUANTILE, always_ram=True
+        )
+        params = models.VectorParams(
+            size=self.kind.space.dim,
+            distance=models.Distance.COSINE,
+            quantization_config=models.ScalarQuantization(scalar=int8)
+            if self.kind.quantization
+            else None,
+        )
+        record = self.kind.record()
         try:
-            self.client.create_collection(
-                name,
-                vectors_config=models.VectorParams(
-                    size=self.space.dim, distance=models.Distance.COSINE
-                ),
-                metadata=_record(self.space),
-            )
-        except UnexpectedResponse as error:
-            if not (exist_ok and error.status_code == 409):
+            self.client.create_collection(name, vectors_config={VECTOR: params}, metadata=record)
+        except _ERRORS:
+            if not (exist_ok and self.client.collection_exists(name)):
                 raise
         if not self.local:  # local mode warns that payload indexes have no effect there
             for field in INDEXED:
                 self.client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Tell no answer, or one that asks to come again (ConnectionError), from a refusal."""
+        try:
+            yield
+        except _ERRORS as error:
+            if _is_passing(error):
+                raise ConnectionError(
+                    f"no Qdrant server answers at {self.url}: {_said(error)}; start one, or use "
+                    "edge:folder"
+                ) from error
+            raise RuntimeError(
+                f"the Qdrant server at {self.url} refuses: {_said(error)}"
+            ) from error
 
     def _names(self) -> list[str]:
         return [collection.name for collection in self.client.get_collections().collections]
@@ -412,15 +501,15 @@ class _EdgeBackend:
     """The embedded engine. The folder holds a shard a version, `space.json`, `current`, `lock`."""
 
     def __init__(
-        self, folder: Path, space: Space, shard: edge.EdgeShard, lock: TextIO | None
+        self, folder: Path, kind: "_Kind", shard: edge.EdgeShard, lock: TextIO | None
     ) -> None:
         self.folder = folder
-        self.space = space
+        self.kind = kind
         self.shard = shard
         self.lock = lock  # None for a version being filled: it lives under its owner's lock
 
     @classmethod
-    def open(cls, folder: Path, space: Space, create: bool) -> "_EdgeBackend":
+    def open(cls, folder: Path, kind: "_Kind", create: bool) -> "_EdgeBackend":
         current, record = folder / "current", folder / "space.json"
         if not create and not current.exists():
             raise _missing(str(folder))
@@ -436,39 +525,42 @@ class _EdgeBackend:
                     "owner; close it there, or use a Qdrant server (http://…) for several"
                 ) from error
             if record.exists():
-                _check_space(json.loads(record.read_text()), space, str(folder))
+                kind = kind.of_record(json.loads(record.read_text()), str(folder))
             else:
-                _write(record, json.dumps(_record(space), indent=2))
+                _write(record, json.dumps(kind.record(), indent=2))
             if current.exists():
                 name = current.read_text()
-                if name not in _versions(space, folder.name, _folders(folder)):
+                if name not in _versions(kind.space, folder.name, _folders(folder)):
                     raise ValueError(
                         f"{current} names {name!r}, which is no version in that folder; restore "
                         f"the folder from a backup, or delete it and ingest again"
                     )
                 shard = edge.EdgeShard.load(str(folder / name))
             else:
-                name = _version(space, folder.name, 1)
+                name = _version(kind.space, folder.name, 1)
                 shutil.rmtree(folder / name, ignore_errors=True)  # a creation that was killed
-                shard = _create_shard(folder / name, space)
+                shard = _create_shard(folder / name, kind)
                 _write(current, name)
             undo.pop_all()
-        return cls(folder, space, shard, lock)
+        return cls(folder, kind, shard, lock)
 
     def upsert(self, points: list[_Point]) -> None:
-        rows = [edge.Point(p.id, p.vector, p.payload) for p in points]
+        rows = [edge.Point(p.id, {VECTOR: p.vector}, p.payload) for p in points]
         self.shard.update(edge.UpdateOperation.upsert_points(rows))
 
     def search(
         self, vector: list[float], limit: int, where: dict[str, str]
     ) -> list[tuple[dict[str, Any], float]]:
+        rescored = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
         found = self.shard.query(
             edge.QueryRequest(
                 limit=limit,
-                query=edge.Query.Nearest(vector),
+                query=edge.Query.Nearest(vector, VECTOR),
                 filter=self._filter(where),
                 with_payload=True,
-                params=edge.SearchParams(hnsw_ef=HNSW_EF),
+                params=edge.SearchParams(
+                    hnsw_ef=HNSW_EF, quantization=rescored if self.kind.quantization else None
+                ),
             )
         )
         return [(point.payload or {}, point.score) for point in found]
@@ -482,10 +574,10 @@ class _EdgeBackend:
 
     @contextmanager
     def rebuild(self) -> Iterator[_Backend]:
-        name = _next_version(self.space, self.folder.name, _folders(self.folder))
-        shard = _create_shard(self.folder / name, self.space)
+        name = _next_version(self.kind.space, self.folder.name, _folders(self.folder))
+        shard = _create_shard(self.folder / name, self.kind)
         try:
-            yield _EdgeBackend(self.folder, self.space, shard, lock=None)
+            yield _EdgeBackend(self.folder, self.kind, shard, lock=None)
             _check_kept(name, _folders(self.folder))
             shard.flush()
         except BaseException:
@@ -496,9 +588,15 @@ class _EdgeBackend:
         _write(self.folder / "current", name)
         # Not closed: searches still running in the old shard end well, then it closes itself.
         self.shard = edge.EdgeShard.load(str(self.folder / name))
-        for other in _versions(self.space, self.folder.name, _folders(self.folder)):
+        for other in _versions(self.kind.space, self.folder.name, _folders(self.folder)):
             if other != name:  # the one replaced, and those of rebuilds that were killed
                 shutil.rmtree(self.folder / other, ignore_errors=True)  # the next one retries
+
+    def ping(self) -> None:
+        try:
+            self.shard.info()
+        except Exception as error:  # the engine raises no other
+            raise RuntimeError(f"{self.folder} does not answer: {error}") from error
 
     def optimize(self) -> None:
         self.shard.optimize()
@@ -521,12 +619,74 @@ class _EdgeBackend:
         )
 
 
-def _create_shard(path: Path, space: Space) -> edge.EdgeShard:
-    params = edge.EdgeVectorParams(size=space.dim, distance=edge.Distance.Cosine)
-    shard = edge.EdgeShard.create(str(path), edge.EdgeConfig(vectors=params))
+def _create_shard(path: Path, kind: "_Kind") -> edge.EdgeShard:
+    int8 = edge.ScalarQuantizationConfig(
+        type=edge.ScalarType.Int8, quantile=QUANTILE, always_ram=True
+    )
+    params = edge.EdgeVectorParams(
+        size=kind.space.dim,
+        distance=edge.Distance.Cosine,
+        quantization_config=int8 if kind.quantization else None,
+    )
+    shard = edge.EdgeShard.create(str(path), edge.EdgeConfig(vectors={VECTOR: params}))
     for field in INDEXED:
         shard.update(edge.UpdateOperation.create_field_index(field, edge.PayloadSchemaType.Keyword))
     return shard
+
+
+_ERRORS = (
+    ResponseHandlingException,  # no connection, or no answer in time
+    ResourceExhaustedResponse,  # 429
+    UnexpectedResponse,
+    grpc.RpcError,
+)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code in (408, 429, 502, 503, 504)
+    if isinstance(error, grpc.RpcError):
+        codes = grpc.StatusCode
+        return error.code() in (
+            codes.UNAVAILABLE,
+            codes.DEADLINE_EXCEEDED,
+            codes.RESOURCE_EXHAUSTED,
+        )
+    return True
+
+
+def _said(error: Exception) -> str:
+    return (
+        f"{error.code().name}: {error.details()}"
+        if isinstance(error, grpc.RpcError)
+        else str(error)
+    )
+
+
+def _connect(url: str) -> QdrantClient:
+    """A client of the server at `url`. It connects when it is first used."""
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https", "grpc", "grpcs") or not address.hostname:
+        raise ValueError(
+            f"index {url!r} is not understood; give http(s)://host:port, grpc(s)://host:port, "
+            "edge:folder or :memory:"
+        )
+    if "@" in address.netloc:
+        raise ValueError(
+            "the index URL holds a user or password; set QDRANT_API_KEY instead, URLs end up in "
+            "logs"
+        )
+    key = os.environ.get("QDRANT_API_KEY")
+    if address.scheme.startswith("http"):
+        return QdrantClient(url, api_key=key)
+    return QdrantClient(
+        f"http{address.scheme.removeprefix('grpc')}://{address.hostname}",
+        grpc_port=address.port or 6334,
+        prefer_grpc=True,
+        api_key=key,
+        check_compatibility=False,  # that would ask the HTTP port, which may be closed
+    )
 
 
 def _where(**fields: str | None) -> dict[str, str]:
@@ -585,31 +745,6 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-
-
-def _record(space: Space) -> dict[str, Any]:
-    return {"schema": SCHEMA, **asdict(space)}
-
-
-def _check_space(found: Any, space: Space, where: str) -> None:
-    """Refuse a collection whose record, as `_record` wrote it, is of another native or schema."""
-    if not isinstance(found, dict) or not {"schema", *asdict(space)} <= found.keys():
-        raise ValueError(
-            f"{where} does not say whose vectors it holds (found {found!r}); it was made by other "
-            "software or on a server older than Qdrant 1.16: choose another collection name"
-        )
-    if found["schema"] != SCHEMA:
-        raise ValueError(
-            f"{where} has schema {found['schema']}, this version reads {SCHEMA}; use the mla-ray "
-            "that made it, or ingest again under another collection name"
-        )
-    if (found["fingerprint"], found["dim"]) != (space.fingerprint, space.dim):
-        raise ValueError(
-            f"{where} holds vectors of native {found['native']!r} (fingerprint "
-            f"{found['fingerprint']}, {found['dim']} dimensions), not of {space.native!r} "
-            f"(fingerprint {space.fingerprint}, {space.dim} dimensions); serve that native, or "
-            "give this one a collection of its own name"
-        )
 
 
 def _missing(where: str) -> LookupError:

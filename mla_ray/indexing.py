@@ -1,9 +1,11 @@
 """Caption tables into index collections: what `mla index` and the demo do.
 
+`index_captions` takes a table that fits in memory; `mla_ray.bulk` takes any, and makes the same
+points with the parts here.
 May import: `index`, `features`, `pack`, `native`; never Ray.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,22 @@ def space_of(native: Native) -> Space:
     return Space(native.name, native.fingerprint, native.dim)
 
 
+def image_entry(image_id: str, source: str) -> Entry:
+    return Entry(image_id, image_id, "", "", source)
+
+
+def caption_entry(image_id: str, language: str, caption: str, source: str) -> Entry:
+    """Its id is of image and text, so that a caption written again replaces itself."""
+    return Entry(f"{image_id}#{key_of(caption)}", image_id, language, caption, source)
+
+
+def require_packs(languages: Collection[str], packs: Collection[str]) -> None:
+    """Raise a KeyError that names the languages that are neither English nor have a pack."""
+    lacking = sorted(set(languages) - {"en", *packs})
+    if lacking:
+        raise KeyError(f"no pack for {', '.join(lacking)}; pass its folder with --pack")
+
+
 def index_captions(
     url: str,
     native: Native,
@@ -38,9 +56,7 @@ def index_captions(
     without one is a KeyError. Indexing twice changes nothing. Returns points written a collection.
     """
     languages = sorted(set(captions["language"].to_pylist()))
-    lacking = [language for language in languages if language != "en" and language not in packs]
-    if lacking:
-        raise KeyError(f"no pack for {', '.join(lacking)}; pass its folder with --pack")
+    require_packs(languages, packs)
     done = 0
 
     def advance(count: int) -> None:
@@ -52,7 +68,7 @@ def index_captions(
     gallery = Gallery.of(native, captions, advance)
     written = {}
     with CaptionIndex.open(url, space_of(native), IMAGES) as index:
-        entries = [Entry(image_id, image_id, "", "", source) for image_id in gallery.ids]
+        entries = [image_entry(image_id, source) for image_id in gallery.ids]
         written[IMAGES] = index.upsert(entries, gallery.features)
     with CaptionIndex.open(url, space_of(native), CAPTIONS) as index:
         written[CAPTIONS] = 0
@@ -62,7 +78,7 @@ def index_captions(
                 image_ids, texts = (batch[name].to_pylist() for name in ("image_id", "caption"))
                 vectors = encode_query(native, packs, language, texts)
                 entries = [
-                    Entry(f"{image_id}#{key_of(text)}", image_id, language, text, source)
+                    caption_entry(image_id, language, text, source)
                     for image_id, text in zip(image_ids, texts, strict=True)
                 ]
                 written[CAPTIONS] += index.upsert(entries, vectors)

@@ -173,34 +173,37 @@ class PackLibrary:
         self._scanning = threading.Lock()
 
     def refresh(self) -> Listing:
-        """Look at the store; packs in use that changed are loaded anew, those gone are dropped.
+        """Look at the store, and renew what changed of the packs in use."""
+        for listed in self.look():
+            self.renew(listed)
+        return self.listing
 
-        A changed pack that does not load leaves the one before in service.
-        """
+    def look(self) -> list[Listed]:
+        """Scan the store, drop packs that are gone; returns those in use that have changed."""
         with self._scanning:
             listing = self.store.scan()
             with self._lock:
-                stale = {
-                    language: listing.packs.get(language)
-                    for language, (version, _) in self._loaded.items()
-                    if (listed := listing.packs.get(language)) is None or listed.version != version
-                }
-            for language, listed in stale.items():
-                if listed is None:
-                    with self._lock:
-                        self._loaded.pop(language, None)
-                    continue
-                try:
-                    pack = self.store.load(listed, self.native)
-                except (PackError, OSError) as error:
-                    listing.broken[listed.name] = f"{error}; the version before it is served"
-                    log.warning("pack %s: %s", listed.name, error)
-                    continue
-                with self._lock:
-                    if language in self._loaded:
-                        self._loaded[language] = listed.version, pack
+                changed = []
+                for language, (version, _) in list(self._loaded.items()):
+                    listed = listing.packs.get(language)
+                    if listed is None:
+                        del self._loaded[language]
+                    elif listed.version != version:
+                        changed.append(listed)
             self.listing = listing
-            return listing
+            return changed
+
+    def renew(self, listed: Listed) -> None:
+        """Load a pack that changed. If it does not load, the one before stays in service."""
+        try:
+            pack = self.store.load(listed, self.native)
+        except (PackError, OSError) as error:
+            self.listing.broken[listed.name] = f"{error}; the version before it is served"
+            log.warning("pack %s: %s", listed.name, error)
+            return
+        with self._lock:
+            if listed.card.language in self._loaded:
+                self._loaded[listed.card.language] = listed.version, pack
 
     def get(self, language: str) -> Pack | None:
         """The pack of a language, loaded if need be; None for English, which needs none.

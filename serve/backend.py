@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from mla_ray.index import Entry, Hit
@@ -15,6 +16,7 @@ from serve.engines import (
     Text,
     TextEngine,
     Vectors,
+    torch_thread,
 )
 from serve.settings import Settings
 
@@ -47,13 +49,13 @@ class LocalBackend:
     """Everything in this process: what a server without Ray, and the tests, run on."""
 
     def __init__(self, settings: Settings) -> None:
-        self._text = TextEngine(
-            settings.native, settings.packs, settings.max_packs, settings.threads
-        )
-        self._image = ImageEngine(settings.native, 0)
-        self._index = IndexEngine(settings.index, settings.native)
-        self._encoder = ThreadPoolExecutor(1, "encoder")  # torch uses all its threads for one batch
+        self._torch = torch_thread()
         self._searcher = ThreadPoolExecutor(1, "index")
+        self._text = self._torch.submit(
+            TextEngine, settings.native, settings.packs, settings.max_packs, settings.threads
+        ).result()
+        self._image = self._torch.submit(ImageEngine, settings.native, settings.threads).result()
+        self._index = IndexEngine(settings.index, self._text.native)
 
     async def identity(self) -> Identity:
         return self._text.identity
@@ -61,11 +63,11 @@ class LocalBackend:
     async def encode_texts(self, texts: list[Text]) -> Encoded:
         languages = {language for language, _ in texts}
         return await self._in(
-            self._encoder, lambda: self._text.encode(texts, self._text.prepare(languages))
+            self._torch, lambda: self._text.encode(texts, self._text.prepare(languages))
         )
 
     async def encode_images(self, images: list[bytes]) -> Encoded:
-        return await self._in(self._encoder, lambda: self._image.encode(images))
+        return await self._in(self._torch, lambda: self._image.encode(images))
 
     async def search(self, queries: list[Query]) -> Sequence[list[Hit]]:
         return await self._in(self._searcher, lambda: self._index.search(queries))
@@ -87,17 +89,18 @@ class LocalBackend:
         found = {}
         for name, check in parts.items():
             try:
-                await self._in(self._searcher if name == "index" else self._encoder, check)
+                await self._in(self._searcher if name == "index" else self._torch, check)
                 found[name] = "ok"
             except Exception as error:  # whatever it is, it is this part's illness
                 found[name] = type(error).__name__
         return found
 
     async def refresh(self) -> None:
-        await asyncio.to_thread(self._text.library.refresh)
+        for listed in await asyncio.to_thread(self._text.library.look):
+            await self._in(self._torch, partial(self._text.library.renew, listed))
 
     def close(self) -> None:
-        for pool in (self._encoder, self._searcher):
+        for pool in (self._torch, self._searcher):
             pool.shutdown()
         self._index.close()
 

@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from mla_ray.index import Entry, Hit
+from mla_ray.native import Native
 from serve.app import create_app
 from serve.coalescing import Overloaded
 from serve.engines import (
@@ -28,6 +29,7 @@ from serve.engines import (
     Text,
     TextEngine,
     Vectors,
+    torch_thread,
 )
 from serve.settings import Settings
 
@@ -51,9 +53,11 @@ ATTEMPTS = 3  # of a call whose replica died: all calls may be made twice
 
 class TextEncoder:
     def __init__(self, settings: Settings) -> None:
-        self._engine = TextEngine(
-            settings.native, settings.packs, settings.max_packs, _threads(settings)
-        )
+        self._torch = torch_thread()
+        threads = _threads(settings)
+        self._engine = self._torch.submit(
+            TextEngine, settings.native, settings.packs, settings.max_packs, threads
+        ).result()
         self._every_s = settings.scan_every_s
         self._watching = asyncio.create_task(self._watch())
 
@@ -64,7 +68,8 @@ class TextEncoder:
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
     async def _batch(self, calls: list[list[Text]]) -> list[Encoded]:
         """The calls of several ingress replicas, each of many texts, in one pass."""
-        return await asyncio.to_thread(self._encode, calls)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._torch, self._encode, calls)
 
     async def identity(self) -> Identity:
         return self._engine.identity
@@ -72,7 +77,7 @@ class TextEncoder:
     async def check_health(self) -> None:
         if self._watching.done():
             raise RuntimeError("the pack store is watched no longer")
-        await asyncio.to_thread(self._engine.check)
+        await asyncio.get_running_loop().run_in_executor(self._torch, self._engine.check)
 
     def _encode(self, calls: list[list[Text]]) -> list[Encoded]:
         texts = [text for call in calls for text in call]
@@ -87,41 +92,38 @@ class TextEncoder:
         return results
 
     async def _watch(self) -> None:
+        loop, library = asyncio.get_running_loop(), self._engine.library
         while True:
             await asyncio.sleep(self._every_s)
             try:
-                await asyncio.to_thread(self._engine.library.refresh)
+                for listed in await asyncio.to_thread(library.look):
+                    await loop.run_in_executor(self._torch, library.renew, listed)
             except OSError:  # a store out of reach: the packs in memory go on being served
                 continue
 
 
 class ImageEncoder:
     def __init__(self, settings: Settings) -> None:
-        self._engine = ImageEngine(settings.native, _threads(settings))
+        self._torch = torch_thread()
+        self._engine = self._torch.submit(ImageEngine, settings.native, _threads(settings)).result()
 
     async def encode(self, images: list[bytes]) -> Encoded:
-        encoded: Encoded = await self._batch(images)
-        return encoded
-
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
-    async def _batch(self, calls: list[list[bytes]]) -> list[Encoded]:
-        def encode() -> list[Encoded]:
-            return [self._engine.encode(call) for call in calls]
-
-        return await asyncio.to_thread(encode)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._torch, self._engine.encode, images)
 
     async def check_health(self) -> None:
-        await asyncio.to_thread(self._engine.check)
+        await asyncio.get_running_loop().run_in_executor(self._torch, self._engine.check)
 
 
 class Index:
     """For `edge:` the one owner of its folder; for a server one of any number of clients."""
 
     def __init__(self, settings: Settings) -> None:
+        native = Native.load(settings.native)  # its fingerprint, whose vectors these are
         deadline = time.monotonic() + OPEN_FOR_S
         while True:
             try:
-                self._engine = IndexEngine(settings.index, settings.native)
+                self._engine = IndexEngine(settings.index, native)
                 break
             except RuntimeError:  # the replica before this one still holds the folder
                 if time.monotonic() > deadline:
@@ -227,11 +229,12 @@ class Ingress:
 
 
 def _threads(settings: Settings) -> int:
-    """Of torch: as set, or the cores that Ray gave this replica."""
-    if settings.threads:
-        return settings.threads
-    cores: Any = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-    return max(1, int(cores))
+    """Of torch: as set, or the cores that Ray gave this replica; given a part of one, it may use
+    all there are (0).
+    """
+    return settings.threads or int(
+        ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+    )
 
 
 def build(settings: Settings) -> serve.Application:

@@ -25,7 +25,9 @@ class Settings(BaseModel):
     hosts: list[str] = Field(default=LOOPBACK, description="host names it answers to; * is any")
     max_packs: int = Field(default=32, ge=1, description="packs in memory a text encoder")
     threads: int = Field(
-        default=0, ge=0, description="of torch in an encoder; 0: the cores it was given"
+        default=0,
+        ge=0,
+        description="of torch in an encoder; 0: the cores Ray gave it, all if less than one",
     )
     scan_every_s: float = Field(default=1.0, gt=0, le=5, description="look at the pack store")
     max_batch: int = Field(default=128, ge=1, description="texts in one pass")

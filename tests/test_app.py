@@ -384,7 +384,7 @@ def test_a_full_queue_answers_at_once_and_a_late_answer_is_given_up(
         server.client.headers["Authorization"] = "Bearer t"
         assert server.get("/v1/search", q="Hund").status_code == 200
         gate = threading.Event()
-        server.backend._encoder.submit(gate.wait)  # the encoder is busy
+        server.backend._torch.submit(gate.wait)  # the encoder is busy
         asked = [pool.submit(server.get, "/v1/search", q="Hund") for _ in range(8)]
         answers = [future.result() for future in asked]
         gate.set()

@@ -1,0 +1,266 @@
+"""The embedded engine at a million captions: recall, latency, and qdrant-client's local mode.
+
+    python benchmarks/index.py [--count 1000000] [--queries 500] [--json index.json]
+
+Captions are "NAME and NAME", all distinct, of the 1,200 shortest English emoji names (1,438,800
+such pairs; a long name would only cost encoding time). The bundled native `emoji-clip` encodes
+them. Its 256 dimensions are mapped to 512 by a fixed seeded matrix with orthonormal columns, which
+keeps every cosine, and isotropic Gaussian noise is added, its expected norm a quarter of the
+vector's, so that the set fills all 512. Queries are other such captions, treated in the same way
+and not in the set. So texts and encoder are real, the last half of the dimensions is not.
+
+Points are written by `CaptionIndex.upsert`, the graph built by `CaptionIndex.optimize`, queries
+answered one at a time, in one thread, by `CaptionIndex.search(k=10)` with payloads. Recall@10 is
+against all cosines by NumPy in float32. Then the same points are put into `:memory:`, the local
+mode, which answers the first few of the same queries; that it is exact shows in its recall.
+
+`--folder` keeps vectors and shard; what is there is not made again, so a killed run goes on where
+it stopped. Times of what was made earlier are those of then. Nothing else should run meanwhile.
+
+Shapes: N points, Q queries, E joint size, F the native's own.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.table import Table
+
+from mla_ray.console import bars, stdout
+from mla_ray.datasets.emoji import Emoji
+from mla_ray.features import encode_texts
+from mla_ray.index import HNSW_EF, CaptionIndex, Entry, Quantization, Space
+from mla_ray.native import Native
+from mla_ray.training import Progress, Report
+
+Vectors = npt.NDArray[np.float32]
+NAMES, DIM, NOISE, K, SEED = 1200, 512, 0.25, 10, 0
+BLOCK = 10_000  # captions encoded, written and compared at a time
+
+
+class Corpus:
+    """The first `count` captions and then `queries` others, in a fixed random order."""
+
+    def __init__(self, folder: Path, count: int, queries: int) -> None:
+        labels = Emoji(Path("data/emoji")).labels("en").values()
+        names = sorted({label.name for label in labels}, key=lambda name: (len(name), name))[:NAMES]
+        pairs = np.random.default_rng(SEED).permutation(NAMES * NAMES)
+        first, second = np.divmod(pairs, NAMES)
+        keep = first != second
+        self.names = names
+        self.first, self.second = first[keep], second[keep]
+        # Queries from the far end, so that they stay out of the set whatever its size.
+        if count + queries > len(self.first):
+            raise ValueError(f"there are {len(self.first)} captions; ask for fewer")
+        self.count, self.queries = count, queries
+        self.folder = folder / "features"
+        gaussian = np.random.default_rng(SEED).normal(size=(DIM, DIM))
+        self.basis = np.linalg.qr(gaussian)[0].astype(np.float32)
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        rows = zip(self.first[start:stop], self.second[start:stop], strict=True)
+        return [f"{self.names[a]} and {self.names[b]}" for a, b in rows]
+
+    def encode(self, native: Native, report: Report) -> dict[str, float]:
+        """Encode what the folder lacks; a file a block."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        spans = [*self._spans(), (len(self.first) - self.queries, len(self.first))]
+        began, fresh = time.perf_counter(), 0
+        for start, stop in spans:
+            path = self._path(start, stop)
+            if not path.exists():
+                scratch = path.with_suffix(".tmp")
+                with scratch.open("wb") as file:
+                    np.save(file, encode_texts(native, self.texts(start, stop)))
+                scratch.replace(path)
+                fresh += stop - start
+            report(Progress("encoding", min(stop, self.count), self.count))
+        return rate("texts", fresh, time.perf_counter() - began)
+
+    def blocks(self, start: int = 0) -> Iterator[tuple[list[Entry], Vectors]]:
+        """Entries and vectors [B, E] from row `start`, the first of a block, on."""
+        for low, high in self._spans():
+            if low >= start:
+                texts = self.texts(low, high)
+                entries = [
+                    Entry(str(low + row), "", "en", text, "benchmark")
+                    for row, text in enumerate(texts)
+                ]
+                yield entries, self._vectors(low, high)
+
+    def query_vectors(self) -> Vectors:
+        return self._vectors(len(self.first) - self.queries, len(self.first))
+
+    def _vectors(self, start: int, stop: int) -> Vectors:
+        features_BF = np.load(self._path(start, stop))
+        vectors_BE = features_BF @ self.basis[:, : features_BF.shape[1]].T
+        rng = np.random.default_rng([SEED, start])
+        noise_BE = rng.normal(size=vectors_BE.shape).astype(np.float32) / np.float32(DIM**0.5)
+        norms_B1 = np.linalg.norm(vectors_BE, axis=1, keepdims=True)
+        return vectors_BE + np.float32(NOISE) * norms_B1 * noise_BE
+
+    def _spans(self) -> list[tuple[int, int]]:
+        return [(low, min(low + BLOCK, self.count)) for low in range(0, self.count, BLOCK)]
+
+    def _path(self, start: int, stop: int) -> Path:
+        return self.folder / f"{start}-{stop}.npy"
+
+
+def rate(what: str, count: int, seconds: float) -> dict[str, float]:
+    """Empty if nothing was done."""
+    return {f"{what}/s": count / seconds, f"{what} seconds": seconds} if count else {}
+
+
+def exact(corpus: Corpus, queries_QE: Vectors, report: Report) -> list[list[str]]:
+    """Ids of the K nearest of each query."""
+    units_QE = queries_QE / np.linalg.norm(queries_QE, axis=1, keepdims=True)
+    best_QK = np.full((len(queries_QE), K), -np.inf, np.float32)
+    ids_QK = np.zeros((len(queries_QE), K), np.int64)
+    done = 0
+    for _, vectors_BE in corpus.blocks():
+        units_BE = vectors_BE / np.linalg.norm(vectors_BE, axis=1, keepdims=True)
+        scores = np.concatenate([best_QK, units_QE @ units_BE.T], axis=1)
+        rows_B = np.arange(done, done + len(vectors_BE))
+        ids = np.concatenate([ids_QK, np.broadcast_to(rows_B, (len(ids_QK), len(rows_B)))], axis=1)
+        top = np.argpartition(-scores, K, axis=1)[:, :K]
+        best_QK, ids_QK = np.take_along_axis(scores, top, 1), np.take_along_axis(ids, top, 1)
+        done += len(vectors_BE)
+        report(Progress("exact", done, corpus.count))
+    return [[str(row) for row in rows] for rows in ids_QK]
+
+
+def write(index: CaptionIndex, corpus: Corpus, phase: str, report: Report) -> dict[str, float]:
+    """Upsert what the index lacks. Blocks come in order; the last one may be written again."""
+    there = index.count()
+    start = corpus.count if there == corpus.count else there // BLOCK * BLOCK
+    began, done = time.perf_counter(), start
+    for entries, vectors_BE in corpus.blocks(start):
+        done += index.upsert(entries, vectors_BE)
+        report(Progress(phase, done, corpus.count))
+    return rate("points", done - start, time.perf_counter() - began)
+
+
+def ask(
+    index: CaptionIndex, queries_QE: Vectors, truth: list[list[str]], phase: str, report: Report
+) -> dict[str, float]:
+    """Recall@10 and quantiles of the time of a query."""
+    times, recalls = [], []
+    for row, query in enumerate(queries_QE):
+        began = time.perf_counter()
+        hits = index.search(query, K)
+        times.append(time.perf_counter() - began)
+        recalls.append(len({hit.entry.id for hit in hits} & set(truth[row])) / K)
+        report(Progress(phase, row + 1, len(queries_QE)))
+    p50, p99 = np.quantile(times, [0.5, 0.99])
+    return {
+        "recall@10": float(np.mean(recalls)),
+        "p50 ms": float(p50) * 1e3,
+        "p99 ms": float(p99) * 1e3,
+        "queries": len(times),
+    }
+
+
+def remember(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `make` measured, now or in the run before that did it; summed if it took several."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    fresh = make()
+    for name in fresh:
+        if name.endswith(" seconds"):
+            what = name.removesuffix(" seconds")
+            done = sum(m.get(f"{what}/s", 0) * m.get(name, 0) for m in (known, fresh))
+            seconds = known.get(name, 0) + fresh[name]
+            known |= {name: seconds, f"{what}/s": done / seconds}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known))
+    return known
+
+
+def optimize(index: CaptionIndex) -> dict[str, float]:
+    began = time.perf_counter()
+    index.optimize()
+    seconds = time.perf_counter() - began
+    return rate("graph points", index.count(), seconds) if seconds > 1 else {}
+
+
+def run(args: argparse.Namespace, report: Report) -> dict[str, Any]:
+    native = Native.load("emoji-clip")
+    corpus = Corpus(args.folder, args.count, args.queries)
+    made = args.folder / f"{args.count}{'-' + args.quantization if args.quantization else ''}"
+    found: dict[str, Any] = {
+        "count": args.count,
+        "dim": DIM,
+        "hnsw_ef": HNSW_EF,
+        "quantization": args.quantization,
+        "threads": torch.get_num_threads(),
+    }
+    found["encoding"] = remember(made / "encoding.json", lambda: corpus.encode(native, report))
+    queries_QE = corpus.query_vectors()
+    truth = exact(corpus, queries_QE, report)
+    space = Space(native.name, native.fingerprint, DIM)
+    with CaptionIndex.open(f"edge:{made}", space, quantization=args.quantization) as index:
+        found["edge"] = remember(
+            made / "upsert.json", lambda: write(index, corpus, "edge: upsert", report)
+        )
+        report(Progress("edge: graph", 0, 1))
+        found["edge"] |= remember(made / "graph.json", lambda: optimize(index))
+        report(Progress("edge: graph", 1, 1))
+        ask(index, queries_QE[:50], truth, "edge: warm-up", report)
+        found["edge"] |= ask(index, queries_QE, truth, "edge: search", report)
+    found["edge"]["MB on disk"] = (
+        sum(
+            path.stat().st_blocks * 512 for path in (made / "captions").rglob("*") if path.is_file()
+        )
+        / 1e6
+    )
+    if args.local_queries:
+        with CaptionIndex.open(":memory:", space) as index:
+            found["local"] = write(index, corpus, "local: upsert", report)
+            ask(index, queries_QE[:1], truth, "local: warm-up", report)
+            asked = queries_QE[: args.local_queries]
+            found["local"] |= ask(index, asked, truth, "local: search", report)
+        found["edge is faster by, p50"] = found["local"]["p50 ms"] / found["edge"]["p50 ms"]
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    about = (__doc__ or "").split("\n\n")[2]  # of the vectors
+    stdout.print(about, highlight=False, soft_wrap=True)
+    head = ("", "recall@10", "p50 ms", "p99 ms", "asked", "points/s", "graph s", "MB")
+    table = Table(*head, title=f"{found['count']:,} captions, {found['dim']} dimensions")
+    for name in ("edge", "local"):
+        if side := found.get(name):
+            cells = [f"{side['recall@10']:.4f}", f"{side['p50 ms']:.2f}", f"{side['p99 ms']:.2f}"]
+            cells += [str(side["queries"])]
+            for key in ("points/s", "graph points seconds", "MB on disk"):
+                cells.append(f"{side[key]:,.0f}" if key in side else "–")
+            table.add_row(name, *cells)
+    stdout.print(table)
+    if encoding := found["encoding"]:
+        stdout.print(f"encoding: {encoding['texts/s']:,.0f} texts/s, {found['threads']} threads")
+    if "local" in found:
+        stdout.print(f"edge is faster by, p50: {found['edge is faster by, p50']:.0f}x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A million captions in the embedded engine.")
+    for name, default in {"count": 1_000_000, "queries": 500, "local-queries": 20}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--quantization", choices=Quantization.__args__, help="of the edge index")
+    parser.add_argument("--folder", type=Path, default=Path("runs/index-benchmark"))
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    with bars() as report:
+        found = run(args, report)
+    show(found)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
