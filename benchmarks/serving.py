@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [PART ...] [--seconds 10] [--rounds 3] [--json serving.json]
 
-Parts: ids, embed, search, mixed, kill, packs; all if none is named. Needs `wrk` (of Debian), and the
+Parts: ids, embed, search, mixed, kill, packs; all if none is named. Needs Debian's `wrk`, and the
 emoji packs of `make demo` in --run with French and Czech beside the German: `mla demo --language fr
 --run runs/fr`, then copy runs/fr/packs/fr to runs/demo/packs; and `mla serve` once, for its index.
 Sides that are compared take turns in one run; a ratio is of medians.
