@@ -43,7 +43,7 @@ COMMON: dict[str, Any] = {
 }
 DEPLOYMENTS: dict[str, dict[str, Any]] = {
     # What the ingress has under way at a time is bounded by the settings; these are walls behind.
-    "Ingress": {"max_ongoing_requests": 1000},
+    "Ingress": {"max_ongoing_requests": 2048},
     "TextEncoder": {"max_ongoing_requests": 16, "max_queued_requests": 64},
     "ImageEncoder": {"max_ongoing_requests": 32, "max_queued_requests": 64},
     "Index": {"max_ongoing_requests": 16, "max_queued_requests": 64},

@@ -36,7 +36,7 @@ class Settings(BaseModel):
     )
     max_queue: int = Field(default=2048, ge=1, description="texts that wait; more are answered 503")
     max_in_flight: int = Field(
-        default=512, ge=1, description="requests at a time; more are answered 503"
+        default=1024, ge=1, description="requests at a time; more are answered 503"
     )
     timeout_s: float = Field(
         default=30, gt=0, description="of one request, 504 after it; not of an ingest"
