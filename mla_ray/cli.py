@@ -188,14 +188,21 @@ def index_command(
     native: NativeName = "emoji-clip",
     language: Annotated[str | None, typer.Option(help="Index captions of this one only.")] = None,
     source: Annotated[str | None, typer.Option(help="Name kept with every point.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Make new collections quantized: less memory.")
+    ] = False,
+    pictures: Annotated[
+        str | None, typer.Option(help="Keep small copies here, for the page of mla serve.")
+    ] = None,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
     """Embed a table's images and captions into the collections `images` and `captions`."""
     from mla_ray.console import bars, stderr
     from mla_ray.datasets.files import read_captions
-    from mla_ray.indexing import index_captions, load_packs
+    from mla_ray.indexing import index_captions, keep_pictures, load_packs
     from mla_ray.native import Native
+    from mla_ray.pictures import PictureStore
 
     read = read_captions(captions, language=language, split=None, skip_invalid=skip_invalid)
     if read.dropped:
@@ -203,7 +210,17 @@ def index_command(
     frozen = Native.load(native)
     packs = load_packs(pack or [], frozen)
     with bars() as report:
-        written = index_captions(index, frozen, packs, read.table, source or captions.stem, report)
+        written = index_captions(
+            index,
+            frozen,
+            packs,
+            read.table,
+            source or captions.stem,
+            report,
+            quantization="int8" if int8 else None,
+        )
+        if pictures:
+            keep_pictures(read.table, PictureStore(pictures), report)
     _print(written, as_json, "\n".join(f"{name}: {n:,} points" for name, n in written.items()))
 
 

@@ -6,16 +6,19 @@ May import: `index`, `features`, `pack`, `native`; never Ray.
 """
 
 from collections.abc import Collection, Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from mla_ray.evaluation import Gallery
 from mla_ray.features import encode_texts, key_of
-from mla_ray.index import CaptionIndex, Entry, Space
+from mla_ray.index import CaptionIndex, Entry, Quantization, Space
 from mla_ray.native import Native
 from mla_ray.pack import Pack, read_card
+from mla_ray.pictures import PictureStore
 from mla_ray.training import Progress, Report
 
 IMAGES, CAPTIONS = "images", "captions"
@@ -49,6 +52,8 @@ def index_captions(
     captions: pa.Table,
     source: str,
     report: Report = lambda progress: None,
+    *,
+    quantization: Quantization | None = None,
 ) -> dict[str, int]:
     """Embed a caption table's images and captions into the collections at `url`.
 
@@ -67,10 +72,11 @@ def index_captions(
     total = len(set(captions["image_id"].to_pylist())) + captions.num_rows
     gallery = Gallery.of(native, captions, advance)
     written = {}
-    with CaptionIndex.open(url, space_of(native), IMAGES) as index:
+    with CaptionIndex.open(url, space_of(native), IMAGES, quantization=quantization) as index:
         entries = [image_entry(image_id, source) for image_id in gallery.ids]
         written[IMAGES] = index.upsert(entries, gallery.features)
-    with CaptionIndex.open(url, space_of(native), CAPTIONS) as index:
+        index.optimize()
+    with CaptionIndex.open(url, space_of(native), CAPTIONS, quantization=quantization) as index:
         written[CAPTIONS] = 0
         for language in languages:
             rows = captions.filter(pa.compute.equal(captions["language"], language))
@@ -83,7 +89,16 @@ def index_captions(
                 ]
                 written[CAPTIONS] += index.upsert(entries, vectors)
                 advance(len(texts))
+        index.optimize()
     return written
+
+
+def keep_pictures(captions: pa.Table, store: PictureStore, report: Report) -> None:
+    """Keep a small copy of each image of a caption table, for the search page."""
+    images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
+    for done, (image_id, data) in enumerate(images.items(), 1):
+        store.put(image_id, Image.open(BytesIO(data)))
+        report(Progress("pictures", done, len(images)))
 
 
 def encode_query(

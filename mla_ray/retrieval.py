@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 KS = (1, 5, 10)
+NOISE = (
+    1e-6  # of a cosine in float32: equal vectors may differ by it, by where in a matrix they are
+)
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -61,7 +64,7 @@ class Ranks:
 def rank(text: Floats, image: Floats, image_of: Ints) -> Ranks:
     """Rank every caption against every image by cosine, and the other way round.
 
-    A tie counts against the right answer, and so does a feature that is zero or not finite: a
+    A tie counts against the right answer (cosines closer than `NOISE` tie), and so does a feature that is zero or not finite: a
     collapsed encoder scores nothing.
 
     Args:
@@ -81,7 +84,7 @@ def rank(text: Floats, image: Floats, image_of: Ints) -> Ranks:
         rows = slice(start, start + chunk)
         scores = text[rows] @ image.T
         own[rows] = scores[np.arange(len(scores)), image_of[rows]]  # same rounding as its rivals
-        t2i[rows] = (~(scores < own[rows, None])).sum(1) - 1
+        t2i[rows] = (~(scores < own[rows, None] - NOISE)).sum(1) - 1
     np.maximum.at(best, image_of, own)
     ahead = np.zeros(len(image), dtype=np.int64)
     for start in range(0, len(text), chunk):
@@ -90,7 +93,7 @@ def rank(text: Floats, image: Floats, image_of: Ints) -> Ranks:
         scores[
             np.arange(len(scores)), image_of[rows]
         ] = -np.inf  # an image's own captions are right
-        ahead += (~(scores < best)).sum(0)
+        ahead += (~(scores < best - NOISE)).sum(0)
     return Ranks(t2i, ahead, image_of)
 
 

@@ -53,7 +53,14 @@ class Coalescer(Generic[Item, Result]):
         self._waiting.append((items, future))
         self._queued += len(items)
         self._start()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:  # its client has gone: make room for others
+            before = len(self._waiting)
+            self._waiting = deque(other for other in self._waiting if other[1] is not future)
+            if len(self._waiting) < before:
+                self._queued -= len(items)
+            raise
 
     def _start(self) -> None:
         while self._free and self._waiting:
@@ -64,14 +71,12 @@ class Coalescer(Generic[Item, Result]):
             ):
                 items, future = self._waiting.popleft()
                 self._queued -= len(items)
-                if not future.cancelled():  # its client has gone
-                    batch.append((items, future))
-                    size += len(items)
-            if batch:
-                self._free -= 1
-                task = asyncio.create_task(self._run(batch))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                batch.append((items, future))
+                size += len(items)
+            self._free -= 1
+            task = asyncio.create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
 
     async def _run(self, batch: list[Waiting[Item, Result]]) -> None:
         try:

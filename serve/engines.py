@@ -170,7 +170,7 @@ class IndexEngine:
 
     def check(self) -> None:
         for index in self.collections.values():
-            index.count(language="")
+            index.ping()
 
     def close(self) -> None:
         for index in self.collections.values():

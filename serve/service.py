@@ -3,15 +3,15 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import langcodes
 import numpy as np
 import py3langid
 from pydantic import ValidationError
 
-from mla_ray.features import key_of
 from mla_ray.index import Entry, Hit
-from mla_ray.indexing import CAPTIONS, IMAGES
+from mla_ray.indexing import CAPTIONS, IMAGES, caption_entry, image_entry
 from mla_ray.packs import ENGLISH, Listing, PackStore
 from mla_ray.pictures import PictureStore, open_image
 from mla_ray.schemas import (
@@ -117,8 +117,7 @@ class Service:
         if self.pictures:
             store = self.pictures
             await asyncio.to_thread(lambda: store.put(image_id, open_image(data)))
-        entry = Entry(image_id, image_id, "", "", source)
-        await self.backend.upsert(IMAGES, [entry], vector[None])
+        await self.backend.upsert(IMAGES, [image_entry(image_id, source)], vector[None])
 
     async def languages(self) -> Languages:
         counts = await self.backend.languages()
@@ -203,8 +202,8 @@ class Service:
                 f"language: no pack for {record.language!r}; there are "
                 f"{', '.join(self.listing.languages)}"
             )
-        id_ = record.id or f"{record.image_id}#{key_of(record.caption)}"
-        return Entry(id_, record.image_id, language, record.caption, record.source)
+        entry = caption_entry(record.image_id, language, record.caption, record.source)
+        return replace(entry, id=record.id) if record.id else entry
 
     async def _encode(self, texts: list[Text]) -> Sequence[Vectors | str]:
         return rows_of(await self.backend.encode_texts(texts))

@@ -85,6 +85,7 @@ def test_who_has_gone_costs_nothing() -> None:
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.sleep(0)
+        assert double._queued == 1  # its place is free
         doubler.gate.set()
         assert await first == [0]
         assert await third == [4]
