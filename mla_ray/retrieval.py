@@ -64,8 +64,8 @@ class Ranks:
 def rank(text: Floats, image: Floats, image_of: Ints) -> Ranks:
     """Rank every caption against every image by cosine, and the other way round.
 
-    A tie counts against the right answer (cosines closer than `NOISE` tie), and so does a feature that is zero or not finite: a
-    collapsed encoder scores nothing.
+    A tie counts against the right answer (cosines closer than `NOISE` tie), and so does a feature
+    that is zero or not finite: a collapsed encoder scores nothing.
 
     Args:
         text: [N, E] any norm.
