@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,12 @@ class Place:
         return httpx.get(self.server.url + path, params=params, timeout=30)
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
-        children = psutil.Process(self.server.process.pid).children(recursive=True)
-        name = f"ray::ServeReplica:mla-ray:{deployment}"
-        return [child for child in children if child.cmdline()[:1] == [name]]
+        found = []
+        for child in psutil.Process(self.server.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                if child.cmdline()[:1] == [f"ray::ServeReplica:mla-ray:{deployment}"]:
+                    found.append(child)
+        return found
 
 
 @pytest.fixture(scope="module")
