@@ -24,7 +24,7 @@ ablation: $(STAMP)
 	$(BIN)/mla demo --ablation
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not server and not browser"
+	$(BIN)/python -m pytest -m "not slow and not cluster and not server and not browser"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

@@ -37,7 +37,7 @@ from mla_ray.datasets.emoji import Emoji
 from mla_ray.features import encode_texts
 from mla_ray.index import HNSW_EF, CaptionIndex, Entry, Quantization, Space
 from mla_ray.native import Native
-from mla_ray.training import Progress, Report
+from mla_ray.progress import Progress, Report
 
 Vectors = npt.NDArray[np.float32]
 NAMES, DIM, NOISE, K, SEED = 1200, 512, 0.25, 10, 0

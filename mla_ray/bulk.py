@@ -7,20 +7,20 @@ that was killed is run again and neither loses nor doubles anything. Nothing is 
 its way: the process that calls keeps a block of the stream, never a table.
 
 To a server many tasks write at once. An `edge:` folder has one owner, so there the caller's process
-writes what the cluster encodes. May import: `index`, `indexing`, `features`, `pack`, `native`, Ray.
+writes what the cluster encodes. May import: `index`, `indexing`, `features`, `pack`, `native`,
+`storage`, Ray.
 
 Shapes: N points, E joint embedding size.
 """
 
 import logging
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -47,16 +47,14 @@ from mla_ray.indexing import (
 )
 from mla_ray.native import Native
 from mla_ray.pack import Pack
-from mla_ray.training import Progress, Report
+from mla_ray.progress import Progress, Report
+from mla_ray.storage import patiently
 
 FIELDS = tuple(field.name for field in fields(Entry))
 COLUMNS = ("image_id", "image", "language", "caption")
 BLOCK = 1024  # rows that an actor takes at once; of an image's rows among them one is encoded
 MAX_REASONS = 1000
 READERS, WRITERS = 2, 4  # tasks at a time
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # s, between attempts to reach a server
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -77,7 +75,7 @@ class Indexed:
 def index_table(
     url: str,
     native_name: str,
-    packs: Mapping[str, Path],
+    packs: Mapping[str, str | Path],
     tables: Sequence[str],
     source: str,
     report: Report = lambda progress: None,
@@ -106,7 +104,7 @@ def index_table(
         KeyError: a language of the tables has no pack. Found before anything is encoded, as are
             ValueError (a missing column, a pack of another native or language, a collection that
             does not fit) and FileNotFoundError.
-        ConnectionError: the server stayed away for longer than `PAUSES`.
+        ConnectionError: the server stayed away for longer than `storage.PAUSES`.
 
     """
     native = Native.load(native_name)
@@ -169,20 +167,12 @@ def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
         entries = [Entry(*row) for row in zip(*columns, strict=True)]
         flat = rows["vector"].combine_chunks().flatten().to_numpy()
         vectors_NE = flat.reshape(len(entries), index.space.dim)
-        done.written[collection] = patiently(partial(index.upsert, entries, vectors_NE))
+        done.written[collection] = patiently(
+            partial(index.upsert, entries, vectors_NE), what=f"writing {collection}"
+        )
     reasons = block["reason"].drop_null().to_pylist()
     done.rejected, done.reasons = len(reasons), reasons[:MAX_REASONS]
     return done
-
-
-def patiently(do: Callable[[], T], pauses: Sequence[float] = PAUSES) -> T:
-    """What `do` returns, tried again after each pause while it raises ConnectionError."""
-    for pause in pauses:
-        try:
-            return do()
-        except ConnectionError:
-            time.sleep(pause)
-    return do()
 
 
 class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
@@ -202,7 +192,10 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Indexed:
         done = Indexed()
         with ExitStack() as stack:
-            opened = patiently(lambda: stack.enter_context(_opened(self.url, self.space)))
+            opened = patiently(
+                lambda: stack.enter_context(_opened(self.url, self.space)),
+                what="opening the index",
+            )
             for block in blocks:
                 done.add(write(opened, block))
         return done
@@ -226,7 +219,7 @@ def _opened(
 
 
 def _encode(
-    native_name: str, packs: Mapping[str, Path], tables: Sequence[str], source: str
+    native_name: str, packs: Mapping[str, str | Path], tables: Sequence[str], source: str
 ) -> ray.data.Dataset:
     # Not "ray.data" itself: Ray sets that one anew before every execution.
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)

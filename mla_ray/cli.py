@@ -4,7 +4,7 @@ standard error, exit code 0 for success, 1 for bad input, 2 for bad usage.
 
 import json
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -34,7 +34,7 @@ DataFolder = Annotated[
     Path, typer.Option("--data", envvar="MLA_DATA", help="Where data sets and features are kept.")
 ]
 Captions = Annotated[
-    Path, typer.Option("--captions", help="Caption table (Parquet, CSV, TSV, JSONL).")
+    str, typer.Option("--captions", help="Caption table (Parquet, CSV, TSV, JSONL).")
 ]
 
 
@@ -74,68 +74,67 @@ def data_emoji(
 def acquire(
     language: Annotated[str, typer.Option(help="BCP-47 code of the new language.")],
     pairs: Annotated[
-        list[Path],
+        list[str],
         typer.Option(help="Translation table; each of several has an equal share of every batch."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the language pack.")],
+    out: Annotated[str, typer.Option(help="Folder for the language pack.")],
     captions: Annotated[
-        Path | None, typer.Option(help="Caption table for LE; without it NLT alone.")
+        str | None, typer.Option(help="Caption table for LE; without it NLT alone.")
     ] = None,
     native: NativeName = "emoji-clip",
-    workers: Annotated[int, typer.Option(min=1)] = 1,
+    workers: Annotated[
+        str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
+    ] = "1",
     config: Annotated[Path | None, typer.Option(help="Settings, YAML.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")] = False,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
+        str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
     ] = None,
     skip_invalid: Skip = False,
-    data: DataFolder = Path("data"),
+    data: Annotated[
+        str,
+        typer.Option("--data", envvar="MLA_DATA", help="Where features are kept."),
+    ] = "data",
     as_json: Json = False,
 ) -> None:
     """Acquire a language: NLT on translations, then LE on captioned images."""
-    from mla_ray.console import bars, stderr
-    from mla_ray.datasets.files import read_captions, read_pairs
-
-    settings = load_config(config) if config else AcquireConfig()
-    reads = [read_pairs(path, language=language, skip_invalid=skip_invalid) for path in pairs]
-    shown = (
-        read_captions(captions, language=language, split="train", skip_invalid=skip_invalid)
-        if captions
-        else None
-    )
-    dropped = [p for read in (*reads, shown) if read is not None for p in read.dropped]
-    if dropped:
-        stderr.print(f"dropped {len(dropped):,} invalid rows, the first: {dropped[0]}")
-    if shown is None:
-        settings = settings.model_copy(update={"le": settings.le.model_copy(update={"steps": 0})})
-
     from mla_ray.cluster import ray_session
-    from mla_ray.training import Corpus
+    from mla_ray.console import bars, stderr
+    from mla_ray.pack import copy_pack
+    from mla_ray.preparing import read_prepared
+    from mla_ray.training import Corpus, Workers
     from mla_ray.training import acquire as run_stages
 
-    corpus = Corpus(language, [read.table for read in reads], shown.table if shown else None)
+    settings = load_config(config) if config else AcquireConfig()
+    if captions is None:
+        settings = settings.model_copy(update={"le": settings.le.model_copy(update={"steps": 0})})
+    folder = run or f"runs/{PurePosixPath(out).name}"
     with bars() as report, ray_session():
         made = run_stages(
             native,
-            [corpus],
+            [Corpus(language, pairs, captions)],
             settings,
-            run or Path("runs") / out.name,
-            store=data / "features",
-            workers=workers,
+            folder,
+            store=f"{data}/features",
+            workers=Workers.parse(workers),
             resume=resume,
+            skip_invalid=skip_invalid,
             report=report,
         )
-    from mla_ray.pack import copy_pack
-
     copy_pack(made[language], out)
-    result = {"language": language, "pack": str(out), "dropped": len(dropped)}
+    prepared = read_prepared(folder)
+    if prepared.dropped:
+        stderr.print(
+            f"dropped {prepared.dropped:,} invalid rows, the first: {prepared.problems[0]}"
+        )
+    result = {"language": language, "pack": out, "dropped": prepared.dropped}
     _print(result, as_json, f"{language}: pack in {out}")
 
 
 @app.command()
 def evaluate(
     captions: Captions,
-    pack: Annotated[Path | None, typer.Option(help="Language pack to evaluate.")] = None,
+    pack: Annotated[str | None, typer.Option(help="Language pack to evaluate.")] = None,
     native: NativeName = "emoji-clip",
     language: Annotated[str | None, typer.Option(help="en measures the native itself.")] = None,
     split: Annotated[str, typer.Option()] = "test",
@@ -150,7 +149,7 @@ def evaluate(
     from mla_ray.features import encode_texts
     from mla_ray.native import Native
     from mla_ray.pack import Pack, read_card
-    from mla_ray.training import Progress
+    from mla_ray.progress import Progress
 
     if pack is None and language not in (None, "en"):
         raise ValueError(f"--language {language} needs its --pack; the native knows English only")
@@ -184,7 +183,7 @@ def evaluate(
 def index_command(
     captions: Captions,
     index: Annotated[str, typer.Option(help="http(s)://host:port, or edge:folder")],
-    pack: Annotated[list[Path] | None, typer.Option(help="Packs of the table's languages.")] = None,
+    pack: Annotated[list[str] | None, typer.Option(help="Packs of the table's languages.")] = None,
     native: NativeName = "emoji-clip",
     language: Annotated[str | None, typer.Option(help="Index captions of this one only.")] = None,
     source: Annotated[str | None, typer.Option(help="Name kept with every point.")] = None,
@@ -215,7 +214,7 @@ def index_command(
             frozen,
             packs,
             read.table,
-            source or captions.stem,
+            source or PurePosixPath(captions).stem,
             report,
             quantization="int8" if int8 else None,
         )

@@ -10,11 +10,31 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 class Stage(BaseModel):
     """One training stage. `batch` is of all workers together; zero steps skip the stage."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     steps: int = Field(ge=0)
     batch: int = Field(ge=2)
     lr: float = Field(gt=0)
+
+
+class HeldOut(BaseModel):
+    """Figures on data that training does not see, and what follows from them.
+
+    AR of translations against their English texts, or of captions against their images. With
+    `every` the best weights so far are what a stage ends with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    every: int = Field(default=0, ge=0)
+    """Steps; 0 never."""
+    of: Literal["pairs", "captions"] = "pairs"
+    """`pairs`: taken from the first translation table, and away from training.
+    `captions`: the rows of the caption table's split `validation`."""
+    size: int = Field(default=1000, ge=2)
+    """Most rows of a language."""
+    patience: int = Field(default=0, ge=0)
+    """Evaluations without a gain after which a stage ends; 0: it never does."""
 
 
 class AcquireConfig(BaseModel):
@@ -23,7 +43,7 @@ class AcquireConfig(BaseModel):
     LE has the paper's share of NLT's steps, a tenth, and of its learning rate, a thirtieth.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     nlt: Stage = Stage(steps=200, batch=256, lr=1e-3)
     le: Stage = Stage(steps=20, batch=256, lr=3e-5)
@@ -31,6 +51,8 @@ class AcquireConfig(BaseModel):
     """`learned`, or a Hugging Face BERT by folder or hub name, `bert-base-multilingual-cased`."""
     vocab_size: int = Field(default=24_000, ge=300)
     """Of a learned vocabulary."""
+    sample: int = Field(default=100_000, ge=1)
+    """Rows of each table that vocabulary and alignment are learned from: memory grows with it."""
     rows: Literal["aligned", "random"] = "aligned"
     """Where the rows of a learned vocabulary start (`mla_ray.alignment`)."""
     hidden: int | None = Field(default=None, ge=1)
@@ -46,6 +68,7 @@ class AcquireConfig(BaseModel):
     """`auto`: bf16 where a GPU has it, else fp32."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps."""
+    held_out: HeldOut = HeldOut()
     seed: int = 0
 
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mla_ray.training import Progress as Step
-from mla_ray.training import Report
+from mla_ray.progress import Progress as Step
+from mla_ray.progress import Report
 
 stderr = Console(stderr=True)
 stdout = Console()

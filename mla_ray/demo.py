@@ -29,8 +29,9 @@ from mla_ray.index import CaptionIndex
 from mla_ray.indexing import IMAGES, index_captions, space_of
 from mla_ray.native import Native
 from mla_ray.pack import Pack, copy_pack
+from mla_ray.progress import Progress, Report
 from mla_ray.retrieval import Mask
-from mla_ray.training import Corpus, Progress, Report, acquire
+from mla_ray.training import Corpus, acquire
 
 NATIVE = "emoji-clip"
 CONFIG = AcquireConfig()
@@ -46,7 +47,12 @@ class Tables:
 
     captions: pa.Table
     pairs: list[pa.Table]
+    files: list[Path]
+    """Of `captions`, then of `pairs`."""
     note: str
+
+    def corpus(self, language: str) -> Corpus:
+        return Corpus(language, self.files[1:], self.files[0])
 
     def split(self, name: str) -> pa.Table:
         return self.captions.filter(pa.compute.equal(self.captions["split"], name))
@@ -79,16 +85,18 @@ def tables(language: str, data: Path, report: Report) -> Tables:
     out = data / "emoji" / f"tables-{language}"
     if not (out / f"pairs-{language}.parquet").exists():
         emoji_tables(data, ["en", language], out, report)
-    pairs = [pq.read_table(out / f"pairs-{language}.parquet")]
+    files = [out / "captions.parquet", out / f"pairs-{language}.parquet"]
+    pairs = [pq.read_table(files[1])]
     try:
-        pairs.append(_freedict(language, data, out))
+        files.append(_freedict(language, data, out))
+        pairs.append(pq.read_table(files[2]))
         note = f"FreeDict, {pairs[1].num_rows:,} pairs, in half of every NLT batch"
     except freedict.Unavailable as reason:
         note = f"without FreeDict: {reason}"
-    return Tables(pq.read_table(out / "captions.parquet"), pairs, note)
+    return Tables(pq.read_table(files[0]), pairs, files, note)
 
 
-def _freedict(language: str, data: Path, out: Path) -> pa.Table:
+def _freedict(language: str, data: Path, out: Path) -> Path:
     """The dictionary's pairs, of words the native knows."""
     path = out / f"freedict-{language}.parquet"
     if not path.exists():
@@ -97,7 +105,7 @@ def _freedict(language: str, data: Path, out: Path) -> pa.Table:
         texts = (text for label in labels for text in (label.name, *label.keywords))
         known = {word for text in texts for word in WORD.findall(text.lower())}
         _write(freedict.read_pairs(deb, language, known), path)
-    return pq.read_table(path)
+    return path
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -135,8 +143,8 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
         made = tables(language, data, report)
         stderr.print(made.note)
         native = Native.load(NATIVE)
-        train, test = made.split("train"), made.split("test")
-        corpus = Corpus(language, made.pairs, _of(train, language))
+        test = made.split("test")
+        corpus = made.corpus(language)
         with ray_session():
             packs = acquire(
                 NATIVE,
@@ -267,7 +275,7 @@ def ablate(language: str, run: Path, data: Path) -> list[dict[str, Any]]:
         native = Native.load(NATIVE)
         test = made.split("test")
         gallery = Gallery.of(native, test)
-        corpus = Corpus(language, made.pairs, _of(made.split("train"), language))
+        corpus = made.corpus(language)
         with ray_session():
             for name, (nlt, le, le_lr) in arms.items():
                 for seed in SEEDS:

@@ -2,8 +2,10 @@
 
 A store holds Parquet parts keyed by content (a hash of the text, or of the image's bytes) and by
 the native's fingerprint, so nothing in it can go stale and what is there is never computed again.
-`encode_texts` and `encode_images` are the plain functions; `fill` runs them over a cluster with Ray
-Data. May import: `native`; Ray only inside `fill`.
+A part is named after the bits that its keys begin with, so that who needs a block of keys reads a
+few parts, however large the store. `encode_texts` and `encode_images` are the plain functions;
+`fill` runs them over a cluster with Ray Data. May import: `native`, `storage`; Ray only inside
+`fill`.
 
 Shapes: N rows, E joint embedding size.
 """
@@ -11,9 +13,9 @@ Shapes: N rows, E joint embedding size.
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,23 +24,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from upath import UPath
 
+from mla_ray.datasets.files import decode_image
 from mla_ray.native import Native
 from mla_ray.pictures import on_white
+from mla_ray.storage import at, names_in, read_bytes, write_bytes
 
 Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
 Progress = Callable[[int], None]
 """Called with the number of rows just done."""
 BATCH = 256
-BLOCK = 1024
-"""Rows that an actor takes at once, and of a part of the store."""
+MAX_FAILURES = 1_000
+"""Images that could not be encoded and are named; all are counted."""
 
 
 def key_of(content: str | bytes) -> str:
     """The key of a text or of an image's bytes: 128 bits of BLAKE2b, in hex."""
     data = content.encode() if isinstance(content, str) else content
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def hashes(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """The first 64 bits of keys [N]; all that tells one block of keys from another."""
+    joined = bytes.fromhex("".join(key[:16] for key in keys))
+    return np.frombuffer(joined, ">u8").astype(np.uint64)
 
 
 @torch.inference_mode()
@@ -77,104 +88,297 @@ def encode_images(
 
 
 class FeatureStore:
-    """Features of one kind by one native, in `root/<fingerprint>/<kind>/*.parquet`."""
+    """Features of one kind by one native, in `root/<fingerprint>/<kind>/b<bits>-*.parquet`.
 
-    def __init__(self, root: Path, fingerprint: str, kind: Kind) -> None:
+    An image that cannot be decoded is kept too, as a row without a feature and with the reason.
+    """
+
+    def __init__(self, root: UPath, fingerprint: str, kind: Kind) -> None:
         self.kind = kind
         self.folder = root / fingerprint[:16] / kind
-
-    def keys(self) -> set[str]:
-        found: set[str] = set()
-        for part in self._parts():
-            found.update(pq.read_table(part, columns=["key"])["key"].to_pylist())
-        return found
+        self._listed: list[tuple[UPath, str]] | None = None
 
     def read(self, keys: Sequence[str]) -> Features:
-        """Features [N, E] of `keys`, in their order; KeyError if one is missing."""
-        tables = [pq.read_table(part) for part in self._parts()]
-        if not tables:
-            raise KeyError(f"{self.folder} holds no features")
-        table = pa.concat_tables(tables)
-        row_of = {key: row for row, key in enumerate(table["key"].to_pylist())}
-        missing = [key for key in keys if key not in row_of]
-        if missing:
-            raise KeyError(f"{self.folder}: no features for {len(missing)} keys, e.g. {missing[0]}")
-        column = table["feature"].combine_chunks()
-        stored = column.values.to_numpy().reshape(len(column), -1)
-        return stored[[row_of[key] for key in keys]]  # type: ignore[no-any-return]
+        """Features [N, E] of `keys`, in their order; nan where there is a reason instead.
 
-    def write(self, keys: Sequence[str], features: Features) -> None:
-        """Add one part; it is there as a whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        table = pa.table({"key": list(keys), "feature": _fixed_size_list(features)})
-        part = self.folder / f"{uuid.uuid4().hex}.parquet"
-        scratch = part.with_suffix(".tmp")
-        pq.write_table(table, scratch)
-        scratch.replace(part)
+        Keys of one block are in few parts, and only parts that may hold one are read. A key that
+        was never encoded is a KeyError.
+        """
+        wanted = list(dict.fromkeys(keys))
+        try:
+            found = self._lookup(wanted)
+        except KeyError:  # perhaps written since we looked
+            self._listed = None
+            found = self._lookup(wanted)
+        place = {key: row for row, key in enumerate(wanted)}
+        return found[[place[key] for key in keys]]
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("*.parquet"))
+    def _lookup(self, keys: list[str]) -> Features:
+        place = pa.array(keys, pa.string())
+        found: Features | None = None
+        seen = np.zeros(len(keys), dtype=bool)
+        ordered = np.sort(hashes(keys))
+        for part, bits in self._parts():
+            first = int(bits.ljust(64, "0"), 2)
+            last = int(bits.ljust(64, "1"), 2)
+            begin, end = np.searchsorted(ordered, np.array([first, last], np.uint64))
+            if begin == end and (begin == len(ordered) or int(ordered[begin]) != last):
+                continue
+            table = _read(part, ["key", "feature"])
+            rows = pa.compute.index_in(table["key"], place).combine_chunks()
+            mine = rows.is_valid()
+            if not pa.compute.any(mine).as_py():
+                continue
+            column = table["feature"].filter(mine).combine_chunks()
+            index = rows.drop_null().to_numpy()
+            if found is None:
+                found = np.full((len(keys), column.type.list_size), np.nan, dtype=np.float32)
+            # The first of two parts that both hold a key counts, for all readers alike.
+            new = ~seen[index]
+            values = column.fill_null([float("nan")] * column.type.list_size).flatten()
+            found[index[new]] = values.to_numpy().reshape(len(column), -1)[new]
+            seen[index] = True
+            if seen.all():
+                return found
+        if found is None:
+            raise KeyError(f"{self.folder} holds no features of these keys")
+        missing = np.flatnonzero(~seen)
+        raise KeyError(
+            f"{self.folder}: no features for {len(missing)} keys, e.g. {keys[missing[0]]}"
+        )
+
+    def keys(self, prefix: str = "") -> dict[str, str | None]:
+        """What is there, and why it has no feature; a superset of the keys with these bits."""
+        found: dict[str, str | None] = {}
+        self._listed = None
+        for part, bits in self._parts():
+            if not (bits.startswith(prefix) or prefix.startswith(bits)):
+                continue
+            table = _read(part, ["key", "reason"])
+            for key, reason in zip(
+                table["key"].to_pylist(), table["reason"].to_pylist(), strict=True
+            ):
+                found.setdefault(key, reason)
+        return found
+
+    def write(
+        self, keys: Sequence[str], features: Features, reasons: Sequence[str | None], prefix: str
+    ) -> None:
+        """Add one part, as a whole or not at all. A row with a reason has no feature."""
+        column = _fixed_size_list(features, np.array([reason is not None for reason in reasons]))
+        table = pa.table(
+            {"key": list(keys), "feature": column, "reason": pa.array(reasons, pa.string())}
+        )
+        sink = BytesIO()
+        pq.write_table(table, sink)
+        write_bytes(self.folder / f"b{prefix}-{uuid.uuid4().hex}.parquet", sink.getvalue())
+
+    def _parts(self) -> list[tuple[UPath, str]]:
+        """Every part with the bits that its keys begin with."""
+        if self._listed is None:
+            parts = [name for name in names_in(self.folder) if name.endswith(".parquet")]
+            self._listed = [(self.folder / name, name[1:].partition("-")[0]) for name in parts]
+        return self._listed
+
+
+def _read(path: UPath, columns: list[str]) -> pa.Table:
+    return pq.read_table(pa.BufferReader(read_bytes(path)), columns=columns)
+
+
+def _fixed_size_list(features: Features, null: npt.NDArray[np.bool_]) -> pa.Array:
+    values = pa.array(features.ravel())
+    return pa.FixedSizeListArray.from_arrays(values, features.shape[1], mask=pa.array(null))
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The actors that encode. `gpus` may be a fraction; None is one if the cluster has any now."""
+
+    most: int | None = None
+    """As many as there are GPUs, or cores, if not given."""
+    cpus: float = 1.0
+    gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Blocks of contents (`mla_ray.blocks`), and the files that their rows are from."""
+
+    folder: UPath
+    blocks: Sequence[tuple[str, int]]
+    """Prefix and rows of each."""
+    files: Sequence[str] = ()
+
+
+@dataclass
+class Filled:
+    """What `fill` found missing and computed, and which images it could not."""
+
+    computed: int = 0
+    failed: int = 0
+    failures: list["Failure"] = field(default_factory=list)
+    """Of those the first `MAX_FAILURES`."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image without a feature, and where in a table it first stands."""
+
+    file: str
+    row: int
+    reason: str
 
 
 def fill(
-    store: FeatureStore, native_name: str, content: pa.Table, progress: Progress | None = None
-) -> int:
-    """Compute what the store lacks of `content` (columns `key`, `content`) with Ray Data.
+    store: FeatureStore,
+    native_name: str,
+    contents: Sequence[Contents],
+    progress: Progress | None = None,
+    encoders: Encoders = Encoders(),
+) -> Filled:
+    """Compute what the store lacks of some contents with Ray Data. The caller has started Ray.
 
-    Returns how many were computed. Parts are written as they come, so that a killed run goes on
-    where it stopped. The caller has started Ray.
+    What goes to an actor is the place of a block; it reads it, encodes what the store lacks and
+    writes a part. So nothing but counts comes back, and a run that is killed loses the blocks that
+    were under way. A bad image costs one row, which is counted whenever the contents are asked for.
     """
     import ray
 
-    have = store.keys()
-    missing = content.filter(pa.array([key not in have for key in content["key"].to_pylist()]))
-    if not missing.num_rows:
-        return 0
+    blocks = []
+    for number, each in enumerate(contents):
+        for prefix, rows in each.blocks:
+            path = each.folder / f"b{prefix}.parquet"
+            if not _is_there(path, prefix, store):
+                blocks.append({"path": str(path), "prefix": prefix, "table": number})
+            elif progress:
+                progress(rows)
+    if not blocks:  # actors take seconds to start
+        return Filled()
     # Not "ray.data" itself: Ray sets that one anew before every execution.
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    # A batch is dear (a forward pass), so actors are few: one a GPU, else one a core.
-    actors = max(1, min(gpus or cpus, -(-missing.num_rows // BATCH)))
-    # Cut here: a repartition's tasks would wait for the cores that the actors hold, for ever.
-    parts = [missing.slice(start, BLOCK) for start in range(0, missing.num_rows, BLOCK)]
-    encoded = ray.data.from_arrow(parts).map_batches(
+    resources = ray.cluster_resources()
+    gpus = encoders.gpus
+    if gpus is None:
+        gpus = 1.0 if resources.get("GPU", 0) else 0.0
+    have = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1) / encoders.cpus
+    most = min(encoders.most or max(1, int(have)), len(blocks))
+    # One block of Ray Data for each of ours, cut here: a repartition's tasks would wait for the
+    # cores that the actors hold, for ever.
+    encoded = ray.data.from_arrow([pa.Table.from_pylist([block]) for block in blocks]).map_batches(
         _Encoder,
-        fn_constructor_kwargs={"native": native_name, "kind": store.kind},
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
+        fn_constructor_kwargs={"native": native_name, "store": store},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=encoders.cpus,
+        num_gpus=gpus,
         batch_size=None,  # a block
         batch_format="pyarrow",
     )
+    filled = Filled()
     for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
-        column = batch["feature"].combine_chunks()
-        features = column.values.to_numpy().reshape(len(column), -1)
-        store.write(batch["key"].to_pylist(), features)
-        if progress:
-            progress(batch.num_rows)
-    return int(missing.num_rows)
+        for row in batch.to_pylist():
+            filled.computed += row["computed"]
+            filled.failed += row["failed"]
+            room = MAX_FAILURES - len(filled.failures)
+            files = contents[row["table"]].files
+            filled.failures += [
+                Failure(files[failure["file"]], failure["row"], failure["reason"])
+                for failure in row["failures"][:room]
+            ]
+            if progress:
+                progress(row["rows"])
+    return filled
+
+
+def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
+    """Whether the store has every feature of a block; not if it has a reason instead of one."""
+    have = store.keys(prefix)
+    if not have:
+        return False
+    found = [have.get(key, "") for key in _read(path, ["key"])["key"].to_pylist()]
+    return all(reason is None for reason in found)
+
+
+OUTCOME = pa.schema(
+    {
+        "table": pa.int64(),
+        "rows": pa.int64(),
+        "computed": pa.int64(),
+        "failed": pa.int64(),
+        "failures": pa.list_(
+            pa.struct({"file": pa.int32(), "row": pa.int64(), "reason": pa.string()})
+        ),
+    }
+)
 
 
 class _Encoder:
     """One Ray Data actor: a native, held."""
 
-    def __init__(self, native: str, kind: Kind) -> None:
+    def __init__(self, native: str, store: FeatureStore) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.native = Native.load(native, device)
-        self.encode: Any = encode_images if kind == "image" else encode_texts
+        self.store = store
+        self.encode: Any = self._images if store.kind == "image" else self._texts
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        features = self.encode(self.native, batch["content"].to_pylist())
-        return pa.table({"key": batch["key"], "feature": _fixed_size_list(features)})
+    def __call__(self, blocks: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([self._block(row) for row in blocks.to_pylist()], OUTCOME)
 
+    def _block(self, block: dict[str, Any]) -> dict[str, Any]:
+        rows, failures = 0, []
+        have = self.store.keys(block["prefix"])
+        keys: list[str] = []
+        features: list[Features] = []
+        reasons: list[str | None] = []
+        with at(block["path"]).open("rb") as raw, pq.ParquetFile(raw, buffer_size=1 << 20) as file:
+            for batch in file.iter_batches(BATCH if self.store.kind == "image" else BATCH * 64):
+                rows += batch.num_rows
+                missing = batch.filter(
+                    pa.array([key not in have for key in batch["key"].to_pylist()])
+                )
+                if missing.num_rows:
+                    made, why = self.encode(missing)
+                    keys += missing["key"].to_pylist()
+                    features.append(made)
+                    reasons += why
+                    have |= dict(zip(missing["key"].to_pylist(), why, strict=True))
+                failures += [
+                    {"file": row["file"], "row": row["row"], "reason": have[row["key"]]}
+                    for row in batch.select(["key", "file", "row"]).to_pylist()
+                    if have[row["key"]]
+                ]
+        if keys:
+            self.store.write(keys, np.concatenate(features), reasons, block["prefix"])
+        return {
+            "table": block["table"],
+            "rows": rows,
+            "computed": len(keys),
+            "failed": len(failures),
+            "failures": failures[:MAX_FAILURES],
+        }
 
-def _fixed_size_list(features: Features) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+    def _texts(self, batch: pa.RecordBatch) -> tuple[Features, list[str | None]]:
+        texts = batch["content"].cast(pa.string()).to_pylist()
+        return encode_texts(self.native, texts), [None] * len(texts)
 
-
-def distinct(contents: Iterator[str] | Iterator[bytes]) -> pa.Table:
-    """The distinct texts or images as `fill` takes them, and nothing twice."""
-    by_key = {key_of(content): content for content in contents}
-    return pa.table({"key": list(by_key), "content": list(by_key.values())})
+    def _images(self, batch: pa.RecordBatch) -> tuple[Features, list[str | None]]:
+        """Images one by one until they are pixels: a bad one costs no other."""
+        features = np.zeros((len(batch), self.native.dim), np.float32)
+        reasons: list[str | None] = [None] * len(batch)
+        pixels, places = [], []
+        for place, row in enumerate(batch.select(["content", "uri"]).to_pylist()):
+            try:
+                data = row["content"]
+                if data is None:
+                    data = read_bytes(at(row["uri"]))
+                pixels.append(self.native.preprocess(on_white(decode_image(data))))
+                places.append(place)
+            except ValueError as error:
+                reasons[place] = str(error)
+        if places:
+            with torch.inference_mode():
+                made = self.native.encode_image(torch.stack(pixels)).float().cpu().numpy()
+            features[places] = made
+            for place in np.flatnonzero(~np.isfinite(features).all(1)).tolist():
+                reasons[place] = "has a feature that is not finite"
+        return features, reasons

@@ -5,7 +5,7 @@ points with the parts here.
 May import: `index`, `features`, `pack`, `native`; never Ray.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mla_ray.index import CaptionIndex, Entry, Quantization, Space
 from mla_ray.native import Native
 from mla_ray.pack import Pack, read_card
 from mla_ray.pictures import PictureStore
-from mla_ray.training import Progress, Report
+from mla_ray.progress import Progress, Report
 
 IMAGES, CAPTIONS = "images", "captions"
 BATCH = 256
@@ -110,7 +110,7 @@ def encode_query(
     return packs[language].encode_text(texts).cpu().numpy()
 
 
-def load_packs(folders: list[Path], native: Native) -> dict[str, Pack]:
+def load_packs(folders: Sequence[str | Path], native: Native) -> dict[str, Pack]:
     """Packs by language; two of one language are refused."""
     packs: dict[str, Pack] = {}
     for folder in folders:

@@ -6,7 +6,7 @@
     README.md             the card for people
 
 Loading checks hashes, sizes, names, shapes and dtypes before it allocates, and refuses a pack made
-for another native. May import: `native`, `encoder`, `tokenizers`; never Ray.
+for another native. May import: `native`, `encoder`, `tokenizers`, `storage`; never Ray.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -26,9 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from upath import UPath
 
 from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock
 from mla_ray.native import Native
+from mla_ray.storage import at, download, is_local, upload
 from mla_ray.tokenizers import LanguageTokenizer, pad
 
 SCHEMA_VERSION = 1
@@ -87,11 +90,13 @@ class Pack:
         ids_BL, length_B = self.tokenize(texts)
         return self.encoder(ids_BL.to(device), length_B.to(device)).float()  # type: ignore[no-any-return]
 
-    def save(self, folder: Path) -> None:
-        """Write the pack; an older one in `folder` is replaced at once or not at all."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
+    def save(self, folder: str | Path | UPath) -> None:
+        """Write the pack to a path or URL; an older one is replaced at once or not at all.
+
+        At a URL, where files cannot be renamed together, the card comes last: until then a reader
+        finds hashes that do not fit.
+        """
+        with _place_for(at(folder)) as scratch:
             save_file(
                 {"embedding.tokens": torch.from_numpy(self.tokenizer.tokens)}
                 | {name: w.detach().cpu().contiguous() for name, w in self._weights().items()},
@@ -103,20 +108,20 @@ class Pack:
             self.card = self.card.model_copy(update={"sha256": hashes})
             (scratch / "card.json").write_text(self.card.model_dump_json(indent=2) + "\n")
             (scratch / "README.md").write_text(_readme(self.card))
-            scratch.chmod(0o755)  # mkdtemp's is private
-            _swap(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: str | Path, native: Native) -> Self:
-        """The pack in `folder`, on `native` and its device.
+    def load(cls, folder: str | Path | UPath, native: Native) -> Self:
+        """The pack at a path or URL, on `native` and its device.
 
         Raises:
             PackError: names the file and what is wrong with it.
 
         """
-        folder = Path(folder)
+        with _on_this_machine(at(folder)) as local:
+            return cls._load(local, native)
+
+    @classmethod
+    def _load(cls, folder: Path, native: Native) -> Self:
         card = read_card(folder)
         if card.fingerprint != native.fingerprint:
             raise PackError(
@@ -176,9 +181,9 @@ def make_card(native: Native, language: str, encoder: AcquisitionEncoder, **rest
     )
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: str | Path | UPath) -> Card:
     """The card of the pack in `folder`; PackError if there is none, or it is not one."""
-    path = folder / "card.json"
+    path = at(folder) / "card.json"
     _check_size(path)
     return parse_card(path.read_bytes(), str(path))
 
@@ -228,7 +233,20 @@ def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
         raise PackError(f"{path}: not a safetensors file: {error}") from error
 
 
-def _check_size(path: Path) -> None:
+@contextmanager
+def _on_this_machine(folder: UPath) -> Iterator[Path]:
+    """The pack's files here, for the body of a `with`."""
+    if is_local(folder):
+        yield Path(folder.path)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in MAX_FILE_BYTES:
+            _check_size(folder / name)
+            (Path(scratch) / name).write_bytes((folder / name).read_bytes())
+        yield Path(scratch)
+
+
+def _check_size(path: Path | UPath) -> None:
     if not path.is_file():
         raise PackError(f"{path}: missing; a language pack is a folder with {list(MAX_FILE_BYTES)}")
     if path.stat().st_size > MAX_FILE_BYTES[path.name]:
@@ -268,12 +286,27 @@ def _readme(card: Card) -> str:
     )
 
 
-def copy_pack(source: Path, folder: Path) -> None:
-    """Put a copy of the pack in `source` in the place of `folder`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:
+    """Put a copy of the pack in `source` in the place of `folder`, either a path or a URL."""
+    with _place_for(at(folder)) as scratch:
+        download(at(source), scratch)
+
+
+@contextmanager
+def _place_for(folder: UPath) -> Iterator[Path]:
+    """A scratch folder on this machine whose files are in the place of `folder` in the end."""
+    local = is_local(folder)
+    if local:
+        Path(folder.path).parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(
+        tempfile.mkdtemp(dir=Path(folder.path).parent if local else None, prefix=f".{folder.name}-")
+    )
     try:
-        shutil.copytree(source, scratch, dirs_exist_ok=True)
-        _swap(scratch, folder)
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp's is private
+        if local:
+            _swap(scratch, Path(folder.path))
+        else:
+            upload(scratch, folder, last="card.json")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -35,7 +35,7 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 class PretrainConfig(BaseModel):
     """Settings of the training; `model` is open_clip's own configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: dict[str, Any]
     steps: int = Field(default=1150, ge=1)

@@ -179,6 +179,8 @@ def _curves(path: Path) -> list[dict[str, Any]]:
     stages: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         row = json.loads(line)
+        if row.get("loss") is None:  # an evaluation
+            continue
         stages.setdefault(row["stage"], []).append(row)
     curves = []
     for stage, rows in stages.items():

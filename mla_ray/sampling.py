@@ -1,14 +1,24 @@
 """Which rows make up the batch of a step: a pure function of the seed and the step.
 
-Nothing has to be saved to resume, and every worker can work out its own share. May import: numpy.
+Nothing has to be saved to resume, and every worker can work out its own share. May import:
+`blocks`.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
+from mla_ray.blocks import Rows
+
+
+class Walk(Protocol):
+    """An endless walk through the shuffled epochs of a table, as `mla_ray.blocks.Table` is one."""
+
+    def take(self, start: int, count: int) -> Rows:
+        """`count` rows from position `start` on."""
+        ...
 
 
 class Batches:
@@ -16,50 +26,41 @@ class Batches:
 
     A small clean table is not drowned by a large one beside it. Each table is walked in shuffled
     epochs; within a pool of batches rows are grouped by length, so that little padding is needed.
+    One pool is held at a time.
 
     Args:
-        lengths: tokens of every row, an array a table.
+        tables: what is walked.
         batch: rows of a batch, all tables together.
+        seed: of the order of a pool's batches.
 
     """
 
     POOL = 16
 
-    def __init__(self, lengths: Sequence[npt.NDArray[np.int64]], batch: int, seed: int) -> None:
-        self.lengths = lengths
+    def __init__(self, tables: Sequence[Walk], batch: int, seed: int) -> None:
+        self.tables = tables
         self.seed = seed
-        base, extra = divmod(batch, len(lengths))
-        self.shares = [base + (table < extra) for table in range(len(lengths))]
-        self._pool: tuple[int, list[Rows]] | None = None
-        self._epoch: dict[int, tuple[int, Rows]] = {}
+        base, extra = divmod(batch, len(tables))
+        self.shares = [base + (table < extra) for table in range(len(tables))]
+        self._pool: tuple[int, list[tuple[Rows, npt.NDArray[np.int64]]]] | None = None
 
-    def __getitem__(self, step: int) -> list[Rows]:
-        """The rows of each table in the batch of this step."""
+    def __getitem__(self, step: int) -> Rows:
+        """The rows of the batch of this step, table after table."""
         number, place = divmod(step, self.POOL)
         if self._pool is None or self._pool[0] != number:
+            self._pool = None  # freed before the next is read
             order = np.random.default_rng([self.seed, 1, number]).permutation(self.POOL)
-            self._pool = number, [self._grouped(t, number)[order] for t in range(len(self.shares))]
-        return [pool[place] for pool in self._pool[1]]
+            self._pool = number, [self._grouped(t, number, order) for t in range(len(self.tables))]
+        return Rows.concatenate([rows[index[place]] for rows, index in self._pool[1]])
 
-    def _grouped(self, table: int, number: int) -> Rows:
-        """Rows [POOL, share] of one pool, the shortest texts first."""
+    def _grouped(
+        self, table: int, number: int, order: npt.NDArray[np.int64]
+    ) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """Rows of one pool, and which of them are in each of its batches [POOL, share]."""
         size = self.POOL * self.shares[table]
-        rows = self._walk(table, number * size, size)
-        rows = rows[np.argsort(self.lengths[table][rows], kind="stable")]
-        return rows.reshape(self.POOL, -1)
-
-    def _walk(self, table: int, start: int, count: int) -> Rows:
-        """`count` rows from position `start` of the endless walk through shuffled epochs."""
-        total, parts = len(self.lengths[table]), []
-        while count:
-            epoch, offset = divmod(start, total)
-            if self._epoch.get(table, (-1,))[0] != epoch:
-                rng = np.random.default_rng([self.seed, 0, table, epoch])
-                self._epoch[table] = epoch, rng.permutation(total)
-            part = self._epoch[table][1][offset : offset + count]
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return np.concatenate(parts)
+        rows = self.tables[table].take(number * size, size)
+        shortest_first = np.argsort(rows.lengths, kind="stable")
+        return rows, shortest_first.reshape(self.POOL, -1)[order]
 
 
 def turn(names: Sequence[str], step: int, seed: int) -> tuple[str, int]:

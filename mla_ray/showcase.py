@@ -16,7 +16,7 @@ from mla_ray.indexing import index_captions, load_packs
 from mla_ray.native import Native
 from mla_ray.pack import read_card
 from mla_ray.pictures import PictureStore
-from mla_ray.training import Progress, Report
+from mla_ray.progress import Progress, Report
 
 PICTURE_SIZE = 192
 

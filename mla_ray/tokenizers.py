@@ -100,8 +100,15 @@ class LanguageTokenizer:
         """With a row for each token that `texts` use, and for padding."""
         used = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
         for batch in _chunks(texts, 10_000):
-            for encoding in tokenizer.encode_batch_fast(batch):
-                used[encoding.ids] = True
+            for ids in token_ids(tokenizer, batch, context_length):
+                used[ids] = True
+        return cls.with_tokens(tokenizer, used, context_length)
+
+    @classmethod
+    def with_tokens(
+        cls, tokenizer: Tokenizer, used: npt.NDArray[np.bool_], context_length: int
+    ) -> "LanguageTokenizer":
+        """With a row for each token that is used, and for padding."""
         tokens = np.flatnonzero(used).astype(np.int32)
         for name in (PAD, "[PAD]"):  # ours, BERT's
             if (padding := tokenizer.token_to_id(name)) is not None:
@@ -115,10 +122,23 @@ class LanguageTokenizer:
         for encoding in self.tokenizer.encode_batch_fast(list(texts)):
             row = self._row_of[encoding.ids]
             row = row[row >= 0]
-            if len(row) > self.context_length:
-                row = np.concatenate([row[: self.context_length - 1], row[-1:]])
-            rows.append(row)
+            rows.append(_cut(row, self.context_length))
         return rows
+
+    @property
+    def row_of(self) -> Ids:
+        """Embedding row of each token of the tokenizer, -1 where it has none."""
+        return self._row_of
+
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> list[Ids]:
+    """The tokenizer's own ids of each text, at most `context_length`, keeping the end token."""
+    encodings = tokenizer.encode_batch_fast(list(texts))
+    return [_cut(np.array(encoding.ids, dtype=np.int32), context_length) for encoding in encodings]
+
+
+def _cut(ids: Ids, length: int) -> Ids:
+    return ids if len(ids) <= length else np.concatenate([ids[: length - 1], ids[-1:]])
 
 
 def pad(rows: Sequence[Ids], length: int | None = None) -> tuple[Tensor, Tensor]:

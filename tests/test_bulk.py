@@ -13,7 +13,7 @@ from mla_ray.index import CaptionIndex, Hit
 from mla_ray.indexing import CAPTIONS, IMAGES, index_captions, space_of
 from mla_ray.native import Native
 from mla_ray.pack import Pack
-from mla_ray.training import Progress
+from mla_ray.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

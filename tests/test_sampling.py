@@ -1,12 +1,16 @@
 """Promises of mla_ray.sampling."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from tables import make_table
 
+from mla_ray.blocks import Rows
 from mla_ray.sampling import Batches, turn
 
 POOL = Batches.POOL
@@ -16,38 +20,58 @@ def lengths(count: int, seed: int = 0) -> npt.NDArray[np.int64]:
     return np.random.default_rng(seed).integers(2, 30, count)
 
 
-def as_lists(batch: list[npt.NDArray[np.int64]]) -> list[list[int]]:
-    return [rows.tolist() for rows in batch]
+Make = Callable[..., Batches]
 
 
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
+@pytest.fixture
+def batches_of(tmp_path: Path) -> Make:
+    """Batches over tables with texts of these lengths, in blocks of at most `limit` rows."""
+
+    def make(
+        tables: Sequence[npt.NDArray[np.int64]], batch: int, seed: int = 0, limit: int = 64
+    ) -> Batches:
+        walks = [
+            make_table(tmp_path / f"{seed} {n}", of, seed=seed, number=n, limit=limit)
+            for n, of in enumerate(tables)
+        ]
+        return Batches(walks, batch, seed)
+
+    return make
+
+
+def rows_of(batch: Rows) -> list[int]:
+    return batch.frozen[:, 0].astype(int).tolist()
+
+
+def test_a_batch_is_a_function_of_seed_and_step(batches_of: Make) -> None:
     tables = [lengths(100), lengths(1000)]
-    walked = Batches(tables, 12, seed=3)
-    expected = [as_lists(walked[step]) for step in range(60)]
-    jumping = Batches(tables, 12, seed=3)
+    walked = batches_of(tables, 12, seed=3)
+    expected = [rows_of(walked[step]) for step in range(60)]
+    jumping = Batches(walked.tables, 12, seed=3)
     for step in np.random.default_rng(0).permutation(60):
-        assert as_lists(jumping[step]) == expected[step]
+        assert rows_of(jumping[step]) == expected[step]
     for step in (0, 17, 59):  # as a resumed run or another worker asks
-        assert as_lists(Batches(tables, 12, seed=3)[step]) == expected[step]
-    other = Batches(tables, 12, seed=4)
-    assert [as_lists(other[step]) for step in range(60)] != expected
+        assert rows_of(batches_of(tables, 12, seed=3)[step]) == expected[step]
+    other = batches_of(tables, 12, seed=4)
+    assert [rows_of(other[step]) for step in range(60)] != expected
 
 
+@pytest.mark.parametrize("limit", [10, 10_000])
 @pytest.mark.parametrize("count", [POOL * 6, POOL * 12, POOL * 9, POOL * 6 - 1, 7])
-def test_every_epoch_covers_every_row_once(count: int) -> None:
-    batches = Batches([lengths(count)], 6, seed=0)
+def test_every_epoch_covers_every_row_once(batches_of: Make, count: int, limit: int) -> None:
+    batches = batches_of([lengths(count)], 6, limit=limit)
     pools = int(np.lcm(count, POOL * 6)) // (POOL * 6)
     steps = min(pools, 4) * POOL
-    seen = Counter(row for step in range(steps) for row in batches[step][0].tolist())
+    seen = Counter(row for step in range(steps) for row in rows_of(batches[step]))
     whole, rest = divmod(steps * 6, count)
     assert set(seen) == set(range(count))
     assert set(seen.values()) == ({whole, whole + 1} if rest else {whole})
     assert list(seen.values()).count(whole + 1) == rest
 
 
-def test_epochs_differ() -> None:
-    batches = Batches([lengths(POOL * 6)], 6, seed=0)
-    first, second = ([as_lists(batches[e * POOL + i]) for i in range(POOL)] for e in range(2))
+def test_epochs_differ(batches_of: Make) -> None:
+    batches = batches_of([lengths(POOL * 6)], 6)
+    first, second = ([rows_of(batches[e * POOL + i]) for i in range(POOL)] for e in range(2))
     assert first != second
 
 
@@ -55,44 +79,39 @@ def test_epochs_differ() -> None:
     ("tables", "batch", "shares"), [(1, 8, [8]), (2, 8, [4, 4]), (2, 9, [5, 4]), (3, 11, [4, 4, 3])]
 )
 def test_tables_have_equal_shares_of_every_batch(
-    tables: int, batch: int, shares: list[int]
+    batches_of: Make, tables: int, batch: int, shares: list[int]
 ) -> None:
-    sizes = [20, 5000, 300][:tables]
-    batches = Batches([lengths(size) for size in sizes], batch, seed=0)
+    # Lengths tell the tables apart.
+    kinds = [np.full(size, 3 + n) for n, size in enumerate([20, 500, 300][:tables])]
+    batches = batches_of(kinds, batch)
     for step in range(2 * POOL):
-        rows = batches[step]
-        assert [len(part) for part in rows] == shares
-        for part, size in zip(rows, sizes, strict=True):
-            assert part.min() >= 0
-            assert part.max() < size
+        found = Counter(batches[step].lengths.tolist())
+        assert [found[3 + n] for n in range(tables)] == shares
 
 
-def test_tables_are_shuffled_each_its_own_way() -> None:
-    batches = Batches([np.full(500, 4), np.full(500, 4)], 16, seed=0)
-    assert all((first != second).any() for first, second in (batches[step] for step in range(POOL)))
+def test_tables_are_shuffled_each_its_own_way(batches_of: Make) -> None:
+    batches = batches_of([np.full(500, 4), np.full(500, 4)], 16)
+    for step in range(POOL):
+        rows = rows_of(batches[step])
+        assert rows[:8] != rows[8:]
 
 
-def test_batches_are_grouped_by_length() -> None:
-    tables = [lengths(2000), lengths(3000, seed=1)]
-    batches = Batches(tables, 16, seed=0)
-    for table, of in enumerate(tables):
-        pool = [of[batches[step][table]] for step in range(POOL)]
-        in_order = sorted(pool, key=lambda found: (found.min(), found.max()))
-        for shorter, longer in pairwise(in_order):
-            assert shorter.max() <= longer.min()
-        padded = sum(int(found.max()) * len(found) for found in pool)
-        assert padded < 1.1 * sum(int(found.sum()) for found in pool)
+def test_batches_are_grouped_by_length(batches_of: Make) -> None:
+    batches = batches_of([lengths(2000)], 8)
+    pool = [batches[step].lengths for step in range(POOL)]
+    in_order = sorted(pool, key=lambda found: (found.min(), found.max()))
+    for shorter, longer in pairwise(in_order):
+        assert shorter.max() <= longer.min()
+    padded = sum(int(found.max()) * len(found) for found in pool)
+    assert padded < 1.1 * sum(int(found.sum()) for found in pool)
 
 
-def test_short_batches_do_not_come_first_and_both_tables_are_short_together() -> None:
-    tables = [lengths(2000), lengths(3000, seed=1)]
-    batches = Batches(tables, 16, seed=0)
-    means = np.array(
-        [
-            [of[rows].mean() for of, rows in zip(tables, batches[step], strict=True)]
-            for step in range(POOL)
-        ]
-    )
+def test_short_batches_do_not_come_first_and_both_tables_are_short_together(
+    batches_of: Make,
+) -> None:
+    batches = batches_of([lengths(2000), lengths(3000, seed=1)], 16)
+    halves = [np.split(batches[step].lengths, 2) for step in range(POOL)]
+    means = np.array([[half.mean() for half in both] for both in halves])
     assert (np.diff(means[:, 0]) < 0).any()
     assert means[:, 0].argsort().tolist() == means[:, 1].argsort().tolist()
 

@@ -1,8 +1,9 @@
 """A user's own tables, read and checked before anything expensive starts.
 
-Parquet, CSV, TSV or JSONL, told apart by file ending. Everything that is wrong is collected over
-the whole file and refused at once, each with its place and its remedy; with `skip_invalid` the bad
-rows are left out and handed back. May import: nothing of ours.
+Parquet, CSV, TSV or JSONL, told apart by file ending, at a path or URL. Everything that is wrong is
+collected over the whole file and refused at once, each with its place and its remedy; with
+`skip_invalid` the bad rows are left out and handed back. `Stream` reads a table of any size piece
+by piece; `read_pairs` and `read_captions` read a small one whole. May import: `storage`.
 """
 
 import csv
@@ -11,7 +12,9 @@ import io
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,12 +27,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from langcodes import standardize_tag, tag_is_valid
 from PIL import Image, UnidentifiedImageError
+from upath import UPath
+
+from mla_ray.storage import at
 
 PAIR_COLUMNS = ("source", "target", "language")
 CAPTION_COLUMNS = ("image_id", "image", "language", "caption", "split")
 # Named, because Pillow would start Ghostscript for a PostScript file.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SHOWN_PROBLEMS = 10
+CHUNK = 16_384
+"""Rows read at a time; of a table with images `IMAGE_CHUNK`."""
+IMAGE_CHUNK = 512
 
 _OR_SKIP = "drop the row or pass --skip-invalid"
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -39,7 +48,7 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 class Problem:
     """What is wrong, and where: `row` is an editor's line number, or in Parquet counts from 1."""
 
-    file: Path
+    file: str
     row: int | None
     message: str
 
@@ -76,22 +85,20 @@ class Read:
     dropped: list[Problem]
 
 
-def read_pairs(path: Path, *, language: str | None = None, skip_invalid: bool = False) -> Read:
+def read_pairs(
+    path: str | Path, *, language: str | None = None, skip_invalid: bool = False
+) -> Read:
     """A translation table: columns source, target and language.
 
     With `language` only its rows are kept; a file without that column is all in that language.
     """
-    wanted = _standard(path, language)
-    sheet = _load(path, PAIR_COLUMNS, {"language": wanted} if wanted else {})
-    _check_languages(sheet)
+    sheet = _whole(Stream.pairs([path], language))
     _check_repeats(sheet, PAIR_COLUMNS)
-    if wanted:
-        sheet.keep_only("language", wanted)
     return sheet.finish(PAIR_COLUMNS, skip_invalid)
 
 
 def read_captions(
-    path: Path,
+    path: str | Path,
     *,
     language: str | None = None,
     split: str | None = None,
@@ -103,17 +110,117 @@ def read_captions(
     Texts are checked in the whole file, images only in the rows of this language and split: each
     distinct image is decoded once. Without `split` that column may be missing and is then null.
     """
-    wanted = _standard(path, language)
-    defaults = {"language": wanted} if wanted else {}
-    sheet = _load(path, CAPTION_COLUMNS, defaults if split else {**defaults, "split": None})
-    _check_languages(sheet)
+    sheet = _whole(Stream.captions([path], language, split))
     _check_repeats(sheet, ("image_id", "caption", "language", "split"))
-    if wanted:
-        sheet.keep_only("language", wanted)
-    if split:
-        sheet.keep_only("split", split)
     _load_images(sheet, check_images)
     return sheet.finish(CAPTION_COLUMNS, skip_invalid)
+
+
+class Stream:
+    """The rows of a table, in pieces that fit in memory, with nothing wrong in them.
+
+    Iterate once: each piece has the table's columns and `file` and `row`, where its rows are from.
+    What is wrong is in `problems` by then, and `check` refuses the table for it. Rows that repeat
+    others are not looked for, images are not opened.
+
+    Args:
+        files: one table in one or several files; a folder stands for the Parquet files in it.
+        columns: those that are read; no cell may be empty.
+        keep: values that rows must have, by column; a column in `defaults` may be missing.
+
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        columns: Sequence[str],
+        defaults: Mapping[str, str | None],
+        keep: Mapping[str, str],
+    ) -> None:
+        self.files = [file for name in files for file in _files(_place(name))]
+        self.columns, self.defaults, self.keep = columns, defaults, keep
+        self.problems: list[Problem] = []
+        self.rows = 0
+        """Rows handed out so far."""
+        self._found: dict[str, Counter[str]] = {column: Counter() for column in keep}
+
+    @classmethod
+    def pairs(cls, files: Sequence[str | Path], language: str | None = None) -> "Stream":
+        """A translation table; with `language` only its rows."""
+        keep = {"language": _standard(files, language)} if language else {}
+        return cls(files, PAIR_COLUMNS, keep, keep)
+
+    @classmethod
+    def captions(
+        cls, files: Sequence[str | Path], language: str | None = None, split: str | None = None
+    ) -> "Stream":
+        """A caption table; `image` is bytes or a path or URL, as the table has it."""
+        keep = {"language": _standard(files, language)} if language else {}
+        defaults: dict[str, str | None] = dict(keep) if split else {**keep, "split": None}
+        return cls(files, CAPTION_COLUMNS, defaults, keep | ({"split": split} if split else {}))
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for number, file in enumerate(self.files):
+            for sheet in _load(file, self.columns, self.defaults):
+                if "language" in self.columns:
+                    _check_languages(sheet)
+                for column, value in self.keep.items():
+                    self._found[column].update(sheet.keep_only(column, value))
+                self.problems += sheet.problems()
+                if rows := sheet.table.num_rows:
+                    self.rows += rows
+                    of_file = pa.array([number] * rows, pa.int32())
+                    yield sheet.table.append_column("file", of_file)
+        for column, value in self.keep.items():
+            if (found := self._found[column]) and value not in found:
+                counts = ", ".join(f"{key} ({count})" for key, count in sorted(found.items()))
+                raise self.invalid(f"no row of {column} {value!r}; rows found: {counts}")
+
+    def refuse(self, file: int, row: int, message: str) -> None:
+        """Add a problem that somebody else found."""
+        self.problems.append(Problem(str(self.files[file]), row, f"{message}; {_OR_SKIP}"))
+
+    def refuse_repeat(self, file: int, row: int, earlier: tuple[int, int]) -> None:
+        """A row says what an earlier one (file, row) said."""
+        place = "" if earlier[0] == file else f"{self.files[earlier[0]]} "
+        self.refuse(file, row, f"repeats {place}{_unit(self.files[earlier[0]])} {earlier[1]}")
+
+    def invalid(self, message: str) -> InvalidTable:
+        """For a fault of the whole table, which the faults of its rows may explain."""
+        files = ", ".join(str(file) for file in self.files)
+        return InvalidTable([Problem(files, None, message), *self.problems])
+
+    def check(self, left: int, skip_invalid: bool) -> None:
+        """Raise `InvalidTable` if anything was wrong, or with `skip_invalid` if no row is left."""
+        self.problems.sort(key=lambda problem: (problem.file, problem.row or 0))
+        if self.problems and not skip_invalid:
+            raise InvalidTable(self.problems)
+        if not left:
+            raise self.invalid("no row is left" if self.problems else "has no rows")
+
+
+def _place(name: str | Path) -> UPath:
+    """A URL as we open them all; a path as it was given, since messages name it."""
+    return at(name) if "://" in str(name) else UPath(name)
+
+
+def _files(path: UPath) -> list[UPath]:
+    if path.is_dir() and (parts := sorted(path.glob("*.parquet"), key=str)):
+        return parts
+    return [path]
+
+
+def _whole(stream: Stream) -> "_Sheet":
+    """All rows of a stream that has one file."""
+    pieces = list(stream)
+    sheet = _Sheet(stream.files[0], pa.concat_tables(pieces) if pieces else _nothing(stream))
+    sheet.refused = {problem.row or 0: problem for problem in stream.problems}
+    return sheet
+
+
+def _nothing(stream: Stream) -> pa.Table:
+    columns: dict[str, pa.Array] = {name: pa.array([], pa.string()) for name in stream.columns}
+    return pa.table(columns | {"row": pa.array([], pa.int64())})
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -136,14 +243,15 @@ def decode_image(data: bytes) -> Image.Image:
 class _Sheet:
     """The rows of a file that nothing is wrong with so far; column "row" is their place in it."""
 
-    file: Path
+    file: UPath
     table: pa.Table
     refused: dict[int, Problem] = field(default_factory=dict)
 
     def refuse(self, faults: Mapping[int, str]) -> None:
         """Take these rows out, for these reasons: a row is refused once, for its first fault."""
         if faults:
-            self.refused |= {row: Problem(self.file, row, why) for row, why in faults.items()}
+            file = str(self.file)
+            self.refused |= {row: Problem(file, row, why) for row, why in faults.items()}
             bad = pc.is_in(self.table["row"], pa.array(list(faults), pa.int64()))
             self.table = self.table.filter(pc.invert(bad))
 
@@ -154,19 +262,15 @@ class _Sheet:
     def cells(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         return zip(*(self.table[column].to_pylist() for column in columns), strict=True)
 
-    def keep_only(self, column: str, value: str) -> None:
-        found = {
-            entry["values"]: entry["counts"]
-            for entry in pc.value_counts(self.table[column]).to_pylist()
-        }
-        if found and value not in found:
-            counts = ", ".join(f"{key} ({count})" for key, count in sorted(found.items()))
-            raise self.invalid(f"no row of {column} {value!r}; rows found: {counts}")
+    def keep_only(self, column: str, value: str) -> dict[str, int]:
+        """Leave only rows that have the value; returns how many had which."""
+        found = pc.value_counts(self.table[column]).to_pylist()
         self.table = self.table.filter(pc.equal(self.table[column], value))
+        return {entry["values"]: entry["counts"] for entry in found}
 
     def invalid(self, message: str) -> InvalidTable:
         """For a fault of the whole file, which the faults of its rows may explain."""
-        return InvalidTable([Problem(self.file, None, message), *self.problems()])
+        return InvalidTable([Problem(str(self.file), None, message), *self.problems()])
 
     def problems(self) -> list[Problem]:
         return [self.refused[row] for row in sorted(self.refused)]
@@ -180,16 +284,20 @@ class _Sheet:
         return Read(self.table.select(columns), problems)
 
 
-def _unit(file: Path) -> str:
-    return "row" if file.suffix.lower() == ".parquet" else "line"
+def _unit(file: UPath | str) -> str:
+    return "row" if str(file).lower().endswith(".parquet") else "line"
 
 
 # Reading: every format becomes one sheet
 
 
-def _load(path: Path, columns: Sequence[str], defaults: Mapping[str, str | None]) -> _Sheet:
-    """The file's rows with no cell empty; a column with a default may be missing."""
-    readers: dict[str, Callable[[Path, Sequence[str], Mapping[str, str | None]], _Sheet]] = {
+def _load(
+    path: UPath, columns: Sequence[str], defaults: Mapping[str, str | None]
+) -> Iterator[_Sheet]:
+    """The file's rows with no cell empty, in pieces; a column with a default may be missing."""
+    readers: dict[
+        str, Callable[[UPath, Sequence[str], Mapping[str, str | None]], Iterator[_Sheet]]
+    ] = {
         ".parquet": _read_parquet,
         ".csv": _read_delimited,
         ".tsv": _read_delimited,
@@ -202,61 +310,71 @@ def _load(path: Path, columns: Sequence[str], defaults: Mapping[str, str | None]
         raise _whole_file(path, "no such file")
     if not path.stat().st_size:
         raise _whole_file(path, "the file is empty")
-    sheet = readers[path.suffix.lower()](path, columns, defaults)
-    present = [column for column in columns if column in sheet.table.column_names]
-    _check_cells(sheet, present)
-    for column in columns:
-        if column not in present:
-            default = pa.array([defaults.get(column)] * sheet.table.num_rows, pa.string())
-            sheet.table = sheet.table.append_column(column, default)
-    return sheet
+    for sheet in readers[path.suffix.lower()](path, columns, defaults):
+        present = [column for column in columns if column in sheet.table.column_names]
+        _check_cells(sheet, present)
+        for column in columns:
+            if column not in present:
+                default = pa.array([defaults.get(column)] * sheet.table.num_rows, pa.string())
+                sheet.table = sheet.table.append_column(column, default)
+        sheet.table = sheet.table.select([*columns, "row"])
+        yield sheet
 
 
-def _whole_file(path: Path, message: str) -> InvalidTable:
-    return InvalidTable([Problem(path, None, message)])
+def _whole_file(path: UPath | str | Path, message: str) -> InvalidTable:
+    return InvalidTable([Problem(str(path), None, message)])
 
 
 def _require(
-    path: Path, found: Sequence[str], columns: Sequence[str], defaults: Mapping[str, str | None]
+    path: UPath, found: Sequence[str], columns: Sequence[str], defaults: Mapping[str, str | None]
 ) -> None:
     problems = []
     for column in columns:
         if found.count(column) > 1:
             problems.append(
-                Problem(path, None, f"there are {found.count(column)} columns {column!r}")
+                Problem(str(path), None, f"there are {found.count(column)} columns {column!r}")
             )
         if column not in found and column not in defaults:
             names = {name.lower(): name for name in found}
             near = get_close_matches(column, names, n=1)
             hint = f"; is it {names[near[0]]!r}? Rename it to {column!r}" if near else ""
             listed = ", ".join(repr(name) for name in found) or "none"
-            problems.append(Problem(path, None, f"no column {column!r}; found {listed}{hint}"))
+            problems.append(Problem(str(path), None, f"no column {column!r}; found {listed}{hint}"))
     if problems:
         raise InvalidTable(problems)
 
 
-def _read_parquet(path: Path, columns: Sequence[str], defaults: Mapping[str, str | None]) -> _Sheet:
+def _read_parquet(
+    path: UPath, columns: Sequence[str], defaults: Mapping[str, str | None]
+) -> Iterator[_Sheet]:
     try:
-        file = pq.ParquetFile(path)
-        _require(path, file.schema_arrow.names, columns, defaults)
-        table = file.read(columns=[name for name in columns if name in file.schema_arrow.names])
-        table.validate(full=True)  # finds text that is not UTF-8
+        with path.open("rb") as raw, pq.ParquetFile(raw, buffer_size=1 << 20) as file:
+            schema = file.schema_arrow
+            _require(path, schema.names, columns, defaults)
+            present = [name for name in columns if name in schema.names]
+            targets = {name: _parquet_type(path, name, schema.field(name).type) for name in present}
+            size, start = IMAGE_CHUNK if "image" in present else CHUNK, 1
+            for batch in file.iter_batches(size, columns=present):
+                table = pa.Table.from_batches([batch])
+                table.validate(full=True)  # finds text that is not UTF-8
+                cells = {name: table[name].cast(target) for name, target in targets.items()}
+                rows = pa.array(range(start, start + len(batch)), pa.int64())
+                start += len(batch)
+                yield _Sheet(path, pa.table({**cells, "row": rows}))
     except (pa.ArrowException, OSError) as error:
         raise _whole_file(path, f"not a sound Parquet file: {error}") from error
-    for position, column in enumerate(table.column_names):
-        kind = table.schema.field(column).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if column == "image" and _is_binary(kind):
-            target = pa.large_binary()
-        elif _is_text(kind) or (column == "image_id" and pa.types.is_integer(kind)):
-            target = pa.string()
-        else:
-            needed = "bytes or a path" if column == "image" else "text"
-            raise _whole_file(path, f"column {column!r} holds {kind}; {needed} is needed")
-        table = table.set_column(position, column, table[column].cast(target))
-    rows = pa.array(range(1, table.num_rows + 1), pa.int64())
-    return _Sheet(path, table.append_column("row", rows))
+
+
+def _parquet_type(path: UPath, column: str, kind: pa.DataType) -> pa.DataType:
+    """What a column is read as; the table is refused if it holds something else."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if column == "image" and _is_binary(kind):
+        return pa.large_binary()
+    if _is_text(kind) or (column == "image_id" and pa.types.is_integer(kind)):
+        return pa.string()
+    needed = "bytes or a path" if column == "image" else "text"
+    raise _whole_file(path, f"column {column!r} holds {kind}; {needed} is needed")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -278,67 +396,72 @@ class _Tsv(csv.excel_tab):
 
 
 def _read_delimited(
-    path: Path, columns: Sequence[str], defaults: Mapping[str, str | None]
-) -> _Sheet:
+    path: UPath, columns: Sequence[str], defaults: Mapping[str, str | None]
+) -> Iterator[_Sheet]:
     dialect = _Csv if path.suffix.lower() == ".csv" else _Tsv
-    reader = csv.reader(io.StringIO(_text(path), newline=""), dialect)
-    rows: list[int] = []
-    faults: dict[int, str] = {}
-    line = 1
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        _require(path, header, columns, defaults)
-        cells: dict[int, list[str | None]] = {
-            header.index(column): [] for column in columns if column in header
-        }
-        line = reader.line_num + 1
-        for record in reader:
-            if len(record) == len(header):
-                rows.append(line)
-                for position, values in cells.items():
-                    values.append(record[position])
-            elif record:  # else it is a blank line
-                faults[line] = (
-                    f"{len(record)} fields where the header has {len(header)}; "
-                    f"mend the separators, {_OR_SKIP}"
-                )
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise _whole_file(
-            path, f"line {line} can not be read ({error}); double the quotes inside a quoted cell"
-        ) from error
-    return _sheet(path, {header[at]: values for at, values in cells.items()}, rows, faults)
-
-
-def _read_jsonl(path: Path, columns: Sequence[str], defaults: Mapping[str, str | None]) -> _Sheet:
-    cells: dict[str, list[object]] = {column: [] for column in columns}
-    rows: list[int] = []
-    faults: dict[int, str] = {}
-    found: dict[str, None] = {}
-    for line, text in enumerate(_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
+    with _lines(path, newline="") as lines:
+        reader = csv.reader(lines, dialect)
+        line = 1
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            faults[line] = f"not JSON ({error}); {_OR_SKIP}"
-            continue
-        if not isinstance(record, dict):
-            faults[line] = f"a {type(record).__name__} where an object is needed; {_OR_SKIP}"
-            continue
-        found |= dict.fromkeys(record)
-        if isinstance(number := record.get("image_id"), int):
-            record["image_id"] = str(number)
-        if fault := _json_fault(record, columns):
-            faults[line] = fault
-        else:
-            rows.append(line)
-            for column, values in cells.items():
-                values.append(record.get(column))
-    if found or not faults:
+            header = [name.strip() for name in next(reader, [])]
+            _require(path, header, columns, defaults)
+            places = {column: header.index(column) for column in columns if column in header}
+            draft = _Draft(path)
+            line = reader.line_num + 1
+            for record in reader:
+                if len(record) == len(header):
+                    draft.add(line, {column: record[at] for column, at in places.items()})
+                elif record:  # else it is a blank line
+                    draft.faults[line] = (
+                        f"{len(record)} fields where the header has {len(header)}; "
+                        f"mend the separators, {_OR_SKIP}"
+                    )
+                line = reader.line_num + 1
+                if draft.full:
+                    yield draft.sheet(places)
+                    draft = _Draft(path)
+            yield draft.sheet(places)
+        except csv.Error as error:
+            raise _whole_file(
+                path,
+                f"line {line} can not be read ({error}); double the quotes inside a quoted cell",
+            ) from error
+
+
+def _read_jsonl(
+    path: UPath, columns: Sequence[str], defaults: Mapping[str, str | None]
+) -> Iterator[_Sheet]:
+    found: dict[str, None] = {}
+    draft, checked = _Draft(path), False
+    with _lines(path, newline="\n") as lines:
+        for line, text in enumerate(lines, start=1):
+            if not text.strip():
+                continue
+            try:
+                record = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                draft.faults[line] = f"not JSON ({error}); {_OR_SKIP}"
+                continue
+            if not isinstance(record, dict):
+                kind = type(record).__name__
+                draft.faults[line] = f"a {kind} where an object is needed; {_OR_SKIP}"
+                continue
+            found |= dict.fromkeys(record)
+            if isinstance(number := record.get("image_id"), int):
+                record["image_id"] = str(number)
+            if fault := _json_fault(record, columns):
+                draft.faults[line] = fault
+            else:
+                draft.add(line, record)
+            if draft.full:
+                if not checked:
+                    _require(path, list(found), columns, defaults)
+                    checked = True
+                yield draft.sheet([column for column in columns if column in found])
+                draft = _Draft(path)
+    if not checked and (found or not draft.faults):
         _require(path, list(found), columns, defaults)
-    present = {column: values for column, values in cells.items() if column in found}
-    return _sheet(path, present, rows, faults)
+    yield draft.sheet([column for column in columns if column in found])
 
 
 def _json_fault(record: Mapping[str, object], columns: Iterable[str]) -> str | None:
@@ -351,31 +474,59 @@ def _json_fault(record: Mapping[str, object], columns: Iterable[str]) -> str | N
     return None
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
+@contextmanager
+def _lines(path: UPath, newline: str) -> Iterator[Iterable[str]]:
+    """The lines of a text file, without its byte order mark."""
     try:
-        return data.decode().removeprefix("\ufeff")
+        with path.open("rb") as raw:
+            yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line, place = _first_bad_byte(path)
         raise _whole_file(
             path,
-            f"line {line}, byte {error.start} of the file, is not UTF-8; save the file as UTF-8, "
+            f"line {line}, byte {place} of the file, is not UTF-8; save the file as UTF-8, "
             "for example with `iconv -f LATIN1 -t UTF-8`",
         ) from error
 
 
-def _sheet(
-    path: Path, cells: Mapping[str, Sequence[object]], rows: Sequence[int], faults: dict[int, str]
-) -> _Sheet:
-    table = pa.table(
-        {
-            **{column: pa.array(values, pa.string()) for column, values in cells.items()},
-            "row": pa.array(rows, pa.int64()),
+def _first_bad_byte(path: UPath) -> tuple[int, int]:
+    """Line and offset of the first byte that is not UTF-8; there is one."""
+    offset = number = 0
+    with path.open("rb") as raw:
+        for number, line in enumerate(raw, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return number, offset + error.start
+            offset += len(line)
+    return number, offset
+
+
+@dataclass
+class _Draft:
+    """Rows of a text file that become a sheet."""
+
+    file: UPath
+    rows: list[int] = field(default_factory=list)
+    records: list[Mapping[str, object]] = field(default_factory=list)
+    faults: dict[int, str] = field(default_factory=dict)
+
+    def add(self, row: int, record: Mapping[str, object]) -> None:
+        self.rows.append(row)
+        self.records.append(record)
+
+    @property
+    def full(self) -> bool:
+        return len(self.rows) + len(self.faults) >= CHUNK
+
+    def sheet(self, columns: Iterable[str]) -> _Sheet:
+        cells = {
+            column: pa.array([record.get(column) for record in self.records], pa.string())
+            for column in columns
         }
-    )
-    sheet = _Sheet(path, table)
-    sheet.refuse(faults)
-    return sheet
+        sheet = _Sheet(self.file, pa.table({**cells, "row": pa.array(self.rows, pa.int64())}))
+        sheet.refuse(self.faults)
+        return sheet
 
 
 # Checking: each step takes the rows it refuses out of the sheet
@@ -414,12 +565,10 @@ def _tag_fault(tag: str) -> str | None:
     return None
 
 
-def _standard(path: Path, language: str | None) -> str | None:
+def _standard(files: Sequence[str | Path], language: str) -> str:
     """The language that the caller asks for, as tables have it after `_check_languages`."""
-    if language is None:
-        return None
     if fault := _tag_fault(language):
-        raise _whole_file(path, fault)
+        raise _whole_file(", ".join(str(file) for file in files), fault)
     return standardize_tag(language)
 
 
@@ -443,7 +592,7 @@ def _load_images(sheet: _Sheet, check: bool) -> None:
         name = repr(cell) if isinstance(cell, str) else f"of {image_id!r}"
         try:
             if isinstance(cell, str) and cell not in read:
-                read[cell] = _find(cell, sheet.file.parent).read_bytes()
+                read[cell] = find_image(cell, sheet.file.parent).read_bytes()
         except (ValueError, OSError) as error:
             faults[row] = f"image {name} {error}; {_OR_SKIP}"
             continue
@@ -466,13 +615,14 @@ def _load_images(sheet: _Sheet, check: bool) -> None:
     sheet.set("image", pa.array(images, pa.large_binary()))
 
 
-def _find(uri: str, folder: Path) -> Path:
-    if "://" not in uri:
-        path = folder / uri
-    elif uri.startswith("file://"):
-        path = Path(url2pathname(urlsplit(uri).path))
+def find_image(uri: str, folder: UPath) -> UPath:
+    """The file that a caption table in `folder` means; a ValueError says why there is none."""
+    if uri.startswith("file://"):
+        path = at(url2pathname(urlsplit(uri).path))
+    elif "://" in uri:
+        path = at(uri)
     else:
-        raise ValueError("is not a local file; download it and give its path")
+        path = folder / uri
     if not path.is_file():
         raise ValueError(f"is missing: there is no {path}")
     return path

@@ -346,7 +346,7 @@ def test_images_that_can_not_be_had_are_refused(tmp_path: Path) -> None:
         caption("1", "missing.png"),
         caption("2", "broken.png"),
         caption("3", "text.png"),
-        caption("4", "s3://bucket/image.png"),
+        caption("4", "memory://bucket/image.png"),
         caption("5", "."),
     ]
     problems = refusal(read_captions, write(tmp_path / "c.tsv", rows))
@@ -354,7 +354,7 @@ def test_images_that_can_not_be_had_are_refused(tmp_path: Path) -> None:
         "line 2: image 'missing.png' is missing: there is no missing.png;",
         "line 3: image 'broken.png' is broken: ",
         "line 4: image 'text.png' is none of PNG, JPEG, WEBP, GIF, BMP, TIFF;",
-        "line 5: image 's3://bucket/image.png' is not a local file; download it and give its path;",
+        "line 5: image 'memory://bucket/image.png' is missing: there is no memory://bucket/image.png;",
         "line 6: image '.' is missing",
     ]
     for problem, start in zip(problems, starts, strict=True):

@@ -1,0 +1,9 @@
+"""Train both stages for each language of a plan, preparing and encoding what is missing.
+
+ray job submit --working-dir . -- python -m jobs.acquire --config jobs/configs/emoji.yaml
+"""
+
+from jobs.plan import run_steps
+
+if __name__ == "__main__":
+    run_steps("acquire")

@@ -1,0 +1,9 @@
+"""Compute the frozen features that a plan's languages need, once, on many actors.
+
+ray job submit --working-dir . -- python -m jobs.encode --config jobs/configs/emoji.yaml
+"""
+
+from jobs.plan import run_steps
+
+if __name__ == "__main__":
+    run_steps("encode")

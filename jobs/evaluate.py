@@ -1,0 +1,9 @@
+"""Measure the packs of a plan on the test split, and the native in English.
+
+ray job submit --working-dir . -- python -m jobs.evaluate --config jobs/configs/emoji.yaml
+"""
+
+from jobs.plan import run_steps
+
+if __name__ == "__main__":
+    run_steps("evaluate")

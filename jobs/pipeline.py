@@ -1,0 +1,10 @@
+"""The whole path for every language of a plan: prepare, encode, acquire, evaluate, index.
+
+ray job submit --working-dir . -- python -m jobs.pipeline --config jobs/configs/emoji.yaml
+"""
+
+from jobs.plan import run_steps
+from mla_ray.pipeline import STEPS
+
+if __name__ == "__main__":
+    run_steps(*STEPS)

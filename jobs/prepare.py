@@ -1,0 +1,9 @@
+"""Check and tokenise the tables of a plan's languages, block by block.
+
+ray job submit --working-dir . -- python -m jobs.prepare --config jobs/configs/emoji.yaml
+"""
+
+from jobs.plan import run_steps
+
+if __name__ == "__main__":
+    run_steps("prepare")

@@ -1,0 +1,303 @@
+"""The whole path for one language or twenty: what the jobs of a cluster run.
+
+    tables -> prepare -> encode -> acquire -> evaluate -> index
+
+A `Plan` says what, in one YAML file for all steps. Each step keeps what it made under the plan's
+`run`, does only what is missing, and may be run alone. Languages are independent of each other:
+each has a run folder and a pack of its own, so that one that fails takes no other with it.
+May import: everything below `cli`.
+"""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from upath import UPath
+
+from mla_ray.config import AcquireConfig
+from mla_ray.datasets.files import InvalidTable, read_captions
+from mla_ray.evaluation import Gallery, evaluate
+from mla_ray.features import Encoders, encode_texts
+from mla_ray.native import Native
+from mla_ray.pack import Pack, copy_pack
+from mla_ray.preparing import Corpus, Prepared, prepare
+from mla_ray.progress import Progress, Report
+from mla_ray.storage import at, is_local, read_json, upload, write_json
+from mla_ray.training import Stopped, Workers, acquire, begin, encode
+
+log = logging.getLogger(__name__)
+
+STEPS = ("prepare", "encode", "acquire", "evaluate", "index")
+
+
+class Plan(BaseModel):
+    """What is to be acquired, from what, and where everything goes. Paths may be URLs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    languages: list[str] = Field(min_length=1)
+    """BCP-47 codes."""
+    native: str = "emoji-clip"
+    """A bundled name, a folder that every node has, `hf-hub:owner/model` or `ViT-B-32/openai`."""
+    dataset: Literal["emoji"] | None = None
+    """Tables made from free data instead of `pairs` and `captions`."""
+    pairs: list[str] = []
+    """Translation tables; `{language}` in a name stands for the code."""
+    captions: str | None = None
+    """A caption table; without it a language is acquired from text alone."""
+    skip_invalid: bool = False
+    """Leave bad rows and images out, and count them."""
+    data: str = "data"
+    """Data sets and frozen features."""
+    run: str = "runs/pipeline"
+    """A run folder for each language, and the figures."""
+    packs: str | None = None
+    """Pack store; `packs` in `run` if not given."""
+    index: str | None = None
+    """Qdrant's URL or `edge:FOLDER`; without it nothing is indexed."""
+    train: AcquireConfig = AcquireConfig()
+    workers: str = "1"
+    """Ray Train workers of a language: `2`, or `1:4` for as many as there is room for."""
+    worker_cpus: float | None = Field(default=None, gt=0)
+    """Of each; an equal share of the cluster's cores if not given."""
+    worker_gpus: float | None = Field(default=None, ge=0)
+    """Of each. A cluster whose GPU nodes have yet to appear has to be asked for them."""
+    encoders: int | None = Field(default=None, ge=1)
+    """Most actors that encode; one for each GPU, or core, if not given."""
+    encoder_cpus: float = Field(default=1.0, gt=0)
+    encoder_gpus: float | None = Field(default=None, ge=0)
+    """Of each; a fraction puts several on a GPU."""
+    parallel: int = Field(default=1, ge=1)
+    """Languages at a time."""
+
+    @model_validator(mode="after")
+    def _has_tables(self) -> "Plan":
+        if (self.dataset is None) == (not self.pairs):
+            raise ValueError("give either `pairs` or `dataset`")
+        for name in (*self.pairs, self.captions or ""):
+            try:
+                name.format(language="de")
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(
+                    f"{name!r}: only {{language}} can stand in braces in a name"
+                ) from error
+        Workers.parse(self.workers)
+        return self
+
+
+@dataclass
+class Work:
+    """A plan under way on a cluster that is there."""
+
+    plan: Plan
+    report: Report = lambda progress: None
+    stop: threading.Event = field(default_factory=threading.Event)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.native = Native.load(self.plan.native)
+        self.root = at(self.plan.run)
+        self.store = at(self.plan.data) / "features"
+        self.packs = at(self.plan.packs) if self.plan.packs else self.root / "packs"
+        self._one = threading.Lock()
+
+    def run(self, steps: tuple[str, ...] = STEPS) -> dict[str, Any]:
+        """Do these steps for every language. A language that fails is told of at the end.
+
+        Returns what each step made, by language.
+
+        Raises:
+            Stopped: as asked.
+            ExceptionGroup: of the languages that failed, when the others are done.
+
+        """
+        results: dict[str, dict[str, Any]] = {}
+        failed: list[Exception] = []
+
+        def one(language: str) -> None:
+            try:
+                results[language] = self._language(language, steps)
+            except Stopped:
+                log.info("%s: stopped with a checkpoint", language)
+            except Exception as error:
+                error.add_note(f"language {language}")
+                log.error("%s: %s", language, error)
+                failed.append(error)
+
+        with ThreadPoolExecutor(self.plan.parallel) as pool:
+            list(pool.map(one, self.plan.languages))
+        if failed:
+            raise ExceptionGroup(f"{len(failed)} of {len(self.plan.languages)} languages", failed)
+        if self.stop.is_set():
+            raise Stopped(f"{self.root}: stopped; run the same again to go on")
+        ordered = {language: results[language] for language in self.plan.languages}
+        write_json(self.root / "result.json", ordered)
+        return ordered
+
+    def _language(self, language: str, steps: tuple[str, ...]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for name in steps:
+            if self.stop.is_set():
+                raise Stopped(language)
+            if name == "index" and self.plan.index is None:
+                continue
+            log.info("%s: %s", language, name)
+            made[name] = getattr(self, name)(language)
+            log.info("%s: %s: %s", language, name, made[name])
+        return made
+
+    # -- steps --
+
+    def prepare(self, language: str) -> dict[str, Any]:
+        """Tables to blocks of token ids; InvalidTable names the bad rows."""
+        corpus, run = self.corpus(language), self.root / language
+        begin(self.native, [corpus], self._config(corpus), run, resume=True)
+        made = self._prepare(corpus, run, language)
+        return {"rows": made.rows[language], "dropped": made.dropped}
+
+    def _prepare(self, corpus: Corpus, run: UPath, language: str) -> Prepared:
+        def advance(phase: str, rows: int) -> None:
+            self._tell(language)(Progress(phase, rows, None))
+
+        return prepare(
+            self.native,
+            [corpus],
+            self._config(corpus),
+            run,
+            skip_invalid=self.plan.skip_invalid,
+            progress=advance,
+        )
+
+    def encode(self, language: str) -> dict[str, Any]:
+        """What the feature stores lack of a prepared language; a bad image costs its row."""
+        filled = encode(
+            self.native,
+            [self.corpus(language)],
+            self.root / language,
+            self.store,
+            self._tell(language),
+            self._encoders(),
+        )
+        for failure in filled.failures:
+            log.warning(
+                "%s: %s row %d: image %s", language, failure.file, failure.row, failure.reason
+            )
+        return {"computed": filled.computed, "failed": filled.failed}
+
+    def acquire(self, language: str) -> dict[str, Any]:
+        """Both stages of training; the pack goes to the store."""
+        corpus, plan = self.corpus(language), self.plan
+        packs = acquire(
+            plan.native,
+            [corpus],
+            self._config(corpus),
+            self.root / language,
+            store=self.store,
+            workers=self._workers(),
+            encoders=self._encoders(),
+            resume=True,
+            skip_invalid=plan.skip_invalid,
+            report=self._tell(language),
+            stop=self.stop,
+            labels={**self.labels, "language": language},
+        )
+        copy_pack(packs[language], self.packs / language)
+        return {"pack": str(self.packs / language)}
+
+    def evaluate(self, language: str) -> dict[str, Any]:
+        """Recall of the pack on the split `test` of the captions, and of the native in English."""
+        corpus = self.corpus(language)
+        if corpus.captions is None:
+            return {}
+        found = {"pack": self._recall(language, corpus.captions)}
+        try:
+            found["en"] = self._recall("en", corpus.captions)
+        except InvalidTable as nothing:  # no English rows to compare with
+            log.info("%s: %s", language, nothing)
+        write_json(self.root / language / "evaluation.json", found)
+        return found
+
+    def index(self, language: str) -> dict[str, Any]:
+        """Images and captions into the plan's collections."""
+        from mla_ray.bulk import index_table
+
+        corpus = self.corpus(language)
+        if corpus.captions is None:
+            return {}
+        assert self.plan.index is not None  # noqa: S101  (asked before)
+        with self._one:  # an `edge:` folder has one owner
+            done = index_table(
+                self.plan.index,
+                self.plan.native,
+                {language: str(self.packs / language)},
+                [str(at(corpus.captions))],
+                self.plan.dataset or "captions",
+                self._tell(language),
+            )
+        return {"written": done.written, "rejected": done.rejected}
+
+    # -- parts --
+
+    def corpus(self, language: str) -> Corpus:
+        plan = self.plan
+        if plan.dataset == "emoji":
+            with self._one:  # languages share the downloads
+                tables = emoji_tables(language, at(plan.data), self._tell(language))
+            return Corpus(language, [str(table) for table in tables[1:]], str(tables[0]))
+        pairs = [name.format(language=language) for name in plan.pairs]
+        captions = plan.captions.format(language=language) if plan.captions else None
+        return Corpus(language, pairs, captions)
+
+    def _config(self, corpus: Corpus) -> AcquireConfig:
+        config = self.plan.train
+        if corpus.captions is not None:
+            return config
+        return config.model_copy(update={"le": config.le.model_copy(update={"steps": 0})})
+
+    def _recall(self, language: str, captions: str | Path) -> dict[str, Any]:
+        read = read_captions(
+            captions, language=language, split="test", skip_invalid=self.plan.skip_invalid
+        )
+        gallery = Gallery.of(self.native, read.table)
+        if language == "en":
+            encode: Callable[[Any], Any] = lambda texts: encode_texts(self.native, texts)  # noqa: E731
+        else:
+            pack = Pack.load(self.packs / language, self.native)
+            encode = lambda texts: pack.encode_text(texts).cpu().numpy()  # noqa: E731
+        return evaluate(encode, language, read.table, gallery).as_dict()
+
+    def _workers(self) -> Workers:
+        asked = Workers.parse(self.plan.workers)
+        return Workers(asked.count, asked.most, self.plan.worker_cpus, self.plan.worker_gpus)
+
+    def _encoders(self) -> Encoders:
+        return Encoders(self.plan.encoders, self.plan.encoder_cpus, self.plan.encoder_gpus)
+
+    def _tell(self, language: str) -> Report:
+        def report(step: Progress) -> None:
+            phase = step.phase if language in step.phase.split() else f"{language} {step.phase}"
+            self.report(Progress(phase, step.done, step.total, step.note))
+
+        return report
+
+
+def emoji_tables(language: str, data: UPath, report: Report) -> list[UPath]:
+    """The emoji tables of a language in `data`: captions, names, and FreeDict's where it has it."""
+    from mla_ray import demo
+
+    if is_local(data):
+        return [at(file) for file in demo.tables(language, Path(data.path), report).files]
+    record = data / "emoji" / f"tables-{language}.json"
+    if not record.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            made = demo.tables(language, Path(scratch), report)
+            upload(made.files[0].parent, data / "emoji" / f"tables-{language}")
+        write_json(record, [file.name for file in made.files])
+    names: list[str] = read_json(record)
+    return [data / "emoji" / f"tables-{language}" / name for name in names]

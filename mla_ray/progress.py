@@ -1,0 +1,21 @@
+"""How far something is, for whoever shows it: bars, log lines, nobody."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One figure: a phase, how far it is, of how many (None: nobody knows), what to show beside."""
+
+    phase: str
+    done: int
+    total: int | None
+    note: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+class Stopped(RuntimeError):
+    """Somebody asked for an end. All there was is saved; the same again goes on from there."""
