@@ -400,7 +400,8 @@ def run(
 ) -> Exit:
     """Do a job: read its settings, call `main`, print what it returns; returns the exit code.
 
-    `name` is the job's module, if `main` is of another. With `ray`, Ray runs around `main`: the cluster the job was submitted to, else a private one.
+    `name` is the job's module, if `main` is of another. With `ray`, Ray runs around `main`: the
+    cluster the job was submitted to, else a private one.
     """
     name, job_id = name or _module(main), _job_id()
     _log_to_stderr(job_id, name)

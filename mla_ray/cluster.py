@@ -11,7 +11,9 @@ def ray_session(cpus: int | None = None) -> Iterator[None]:
 
     A private Ray listens on loopback only and is stopped at the end.
     """
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # every socket on 127.0.0.1
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:  # every socket on 127.0.0.1, where the nodes of a cluster could not reach it
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # How often Train's controller looks at its workers: 2 s by default, and every report waits.
@@ -23,7 +25,6 @@ def ray_session(cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     else:

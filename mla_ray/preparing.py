@@ -1,5 +1,6 @@
 """From a user's tables to what training reads: blocks of token ids, a vocabulary, initial rows.
 
+    run/run.json                                    what the run is made of; written first
     run/data/tokenizer.json, init.safetensors       vocabulary, and where its rows start
     run/data/<language>/nlt-0000/, le-0000/         tables as `mla_ray.blocks` has them
     run/data/prepared.json                          what was read; written last
@@ -30,9 +31,9 @@ from upath import UPath
 from mla_ray.alignment import aligned_rows
 from mla_ray.blocks import BLOCK, IMAGES, Spool, cut, fingerprint, write_index
 from mla_ray.config import AcquireConfig, HeldOut
-from mla_ray.datasets.files import Stream, find_image
+from mla_ray.datasets.files import InvalidTable, Problem, Stream, find_image
 from mla_ray.encoder import learned_rows
-from mla_ray.features import Contents, Kind, key_of
+from mla_ray.features import Contents, Kind, hashes, key_of
 from mla_ray.native import Native
 from mla_ray.storage import at, read_json, remove, write_bytes, write_json
 from mla_ray.tokenizers import Ids, LanguageTokenizer, from_hugging_face, learn, token_ids
@@ -91,8 +92,18 @@ Progress = Callable[[str, int], None]
 SHOWN = 100
 
 
+def spec_of(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) -> dict[str, Any]:
+    """What a run is made of; it goes on only with the same."""
+    return {
+        "native": native.name,
+        "fingerprint": native.fingerprint,
+        "config": config.model_dump(),
+        "sources": sources(corpora),
+    }
+
+
 def sources(corpora: Sequence[Corpus]) -> dict[str, Any]:
-    """What tells the tables of a run from other tables: it goes on only with the same."""
+    """What tells the tables of a run from other tables."""
     return {
         corpus.language: {
             name: [fingerprint(file) for file in _stream(corpus, stage, table).files]
@@ -114,25 +125,30 @@ def prepare(
     """Read, check, tokenise and cut the tables of a run; one vocabulary for all its languages.
 
     Raises:
-        InvalidTable: rows are bad (unless `skip_invalid`), or a table has none. Nothing was
-            written then.
+        InvalidTable: rows are bad (unless `skip_invalid`), or a table has none. All problems of
+            all tables are told, and nothing was written.
+        ValueError: rows are to be held out, and there are none or no others.
 
     """
     done = run / "data" / "prepared.json"
     if done.exists():
         return read_prepared(run)
-    remove(run / "data")
+    for corpus in corpora:
+        if config.held_out.every and config.held_out.of == "captions" and corpus.captions is None:
+            raise ValueError(
+                f"held_out.of is 'captions', but {corpus.language!r} has no caption table; "
+                "give one, or set held_out.of to 'pairs'"
+            )
+    spec = spec_of(native, corpora, config)
     with tempfile.TemporaryDirectory(prefix="mla-prepare-") as scratch:
-        drafts = [
-            _draft(corpus, name, stage, table, Path(scratch), skip_invalid, progress)
-            for corpus in corpora
-            for name, stage, table in corpus.tables()
-        ]
+        drafts = _drafts(corpora, Path(scratch), skip_invalid, progress)
         held = {
-            corpus.language: _hold_out(corpus, drafts, config.held_out, Path(scratch))
+            corpus.language: _hold_out(corpus, drafts, config.held_out, Path(scratch), skip_invalid)
             for corpus in corpora
             if config.held_out.every
         }
+        remove(run / "data")
+        write_json(run / "run.json", spec)
         samples = {id(draft): draft.sample(config.sample) for draft in drafts}
         tokenizer, embeddings = _vocabulary(samples.values(), config)
         used: dict[str, npt.NDArray[np.bool_]] = {
@@ -146,7 +162,7 @@ def prepare(
         tokenizer, np.logical_or.reduce(list(used.values())), native.text.context_length
     )
     for language, apart in held.items():
-        _write_held_out(apart, ours, run / "data" / language / HELD_OUT)
+        _write_held_out(apart, ours, used[language], run / "data" / language / HELD_OUT)
     pairs = [samples[id(draft)] for draft in drafts if draft.stage == "nlt"]
     rows = _initial_rows(native, ours, embeddings, pairs, config)
     tensors = {"rows": rows, "tokens": torch.from_numpy(ours.tokens)}
@@ -213,11 +229,12 @@ class _Draft:
         """The first rows in the order of hashes: as good as a draw, and always the same."""
         parts: list[pa.Table] = []
         for _, spool in self.blocks:
-            for batch in spool.batches():
-                parts.append(pa.Table.from_batches([batch]))
-                count -= batch.num_rows
-                if count <= 0:
-                    return pa.concat_tables(parts).slice(0, count + sum(map(len, parts)))
+            table = spool.read()
+            order = np.argsort(hashes(table["key"].to_pylist()), kind="stable")[:count]
+            parts.append(table.take(order))
+            count -= len(order)
+            if not count:
+                break
         return pa.concat_tables(parts)
 
 
@@ -225,6 +242,24 @@ def _stream(corpus: Corpus, stage: Stage, table: str | Path, split: str = "train
     if stage == "nlt":
         return Stream.pairs([table], corpus.language)
     return Stream.captions([table], corpus.language, split)
+
+
+def _drafts(
+    corpora: Sequence[Corpus], scratch: Path, skip_invalid: bool, progress: Progress
+) -> list[_Draft]:
+    """All tables; what is wrong with any of them is told at once."""
+    drafts: list[_Draft] = []
+    problems: list[Problem] = []
+    for corpus in corpora:
+        for name, stage, table in corpus.tables():
+            try:
+                draft = _draft(corpus, name, stage, table, scratch, skip_invalid, progress)
+                drafts.append(draft)
+            except InvalidTable as invalid:
+                problems += invalid.problems
+    if problems:
+        raise InvalidTable(problems)
+    return drafts
 
 
 def _draft(
@@ -247,7 +282,8 @@ def _draft(
         rows.add(keyed)
         kept.add(content)
         progress(f"reading {corpus.language}", stream.rows)
-    blocks = [(p, s) for p, spool in cut(rows) if (s := _without_repeats(spool, stream)).rows]
+    cut_rows = [(prefix, _without_repeats(spool, stream)) for prefix, spool in cut(rows, BLOCK)]
+    blocks = [(prefix, spool) for prefix, spool in cut_rows if spool.rows]
     limit = IMAGES if stage == "le" else BLOCK
     draft = _Draft(corpus.language, name, stage, stream, blocks, list(cut(kept, limit)))
     stream.check(draft.rows, skip_invalid)
@@ -273,6 +309,7 @@ def _pairs(piece: pa.Table, stream: Stream) -> tuple[pa.Table, pa.Table]:
 def _captions(piece: pa.Table, stream: Stream) -> tuple[pa.Table, pa.Table]:
     """Images by their bytes; one at a path or URL is read here for its key, and again to encode."""
     inline = pa.types.is_large_binary(piece["image"].type)
+    key_at = lru_cache(1024)(_key_at)  # an image has several captions, one after another
     keys: list[str | None] = []
     uris: list[str | None] = []
     for image, file, row in zip(
@@ -282,7 +319,7 @@ def _captions(piece: pa.Table, stream: Stream) -> tuple[pa.Table, pa.Table]:
         uri: str | None = None
         if not inline:
             try:
-                key, uri = _key_at(image, stream.files[file].parent)
+                key, uri = key_at(image, stream.files[file].parent)
             except ValueError as error:
                 stream.refuse(file, row, f"image {image!r} {error}")
         keys.append(key)
@@ -301,7 +338,6 @@ def _captions(piece: pa.Table, stream: Stream) -> tuple[pa.Table, pa.Table]:
     return made.select(ROWS.names), _once(made.select(CONTENTS.names), set())
 
 
-@lru_cache(1024)  # an image has several captions, one after another
 def _key_at(uri: str, folder: UPath) -> tuple[str, str]:
     path = find_image(uri, folder)
     return key_of(path.read_bytes()), str(at(path))
@@ -342,20 +378,22 @@ class _HeldOut:
     contents: pa.Table | None
 
 
-def _hold_out(corpus: Corpus, drafts: Sequence[_Draft], config: HeldOut, scratch: Path) -> _HeldOut:
+def _hold_out(
+    corpus: Corpus,
+    drafts: Sequence[_Draft],
+    config: HeldOut,
+    scratch: Path,
+    skip_invalid: bool,
+) -> _HeldOut:
     if config.of == "captions":
-        if corpus.captions is None:
-            raise ValueError(
-                f"held_out.of is 'captions', but {corpus.language!r} has no caption table; "
-                "give one, or set held_out.of to 'pairs'"
-            )
+        assert corpus.captions is not None  # noqa: S101  (asked before)
         draft = _draft(
             corpus,
             HELD_OUT,
             "le",
             corpus.captions,
             scratch,
-            skip_invalid=True,  # its faults were told with those of the rows trained on
+            skip_invalid,
             progress=lambda phase, rows: None,
             split="validation",
         )
@@ -385,9 +423,16 @@ def _hold_out(corpus: Corpus, drafts: Sequence[_Draft], config: HeldOut, scratch
     return _HeldOut(rows, None)
 
 
-def _write_held_out(held: _HeldOut, ours: LanguageTokenizer, folder: UPath) -> None:
-    """Rows with embedding rows for ids: a token that nothing was learned of has none."""
-    ids = pa.array(ours(held.rows["target"].to_pylist()), pa.list_(pa.int32()))
+def _write_held_out(
+    held: _HeldOut, ours: LanguageTokenizer, used: npt.NDArray[np.bool_], folder: UPath
+) -> None:
+    """Rows with embedding rows for ids, as the language's pack will have them.
+
+    A token that nothing was learned of in this language has none.
+    """
+    own = LanguageTokenizer.with_tokens(ours.tokenizer, used, ours.context_length)
+    texts = own(held.rows["target"].to_pylist())
+    ids = pa.array([ours.row_of[own.tokens[rows]] for rows in texts], pa.list_(pa.int32()))
     _put(pa.table({"ids": ids, "key": held.rows["key"]}), folder / "rows.parquet")
     if held.contents is not None:
         _put(held.contents, folder / "contents" / "b.parquet")
@@ -463,7 +508,7 @@ def _once(table: pa.Table, seen: set[str]) -> pa.Table:
     for key in table["key"].to_pylist():
         keep.append(key not in seen)
         seen.add(key)
-    return table.filter(pa.array(keep))
+    return table.filter(pa.array(keep, pa.bool_()))
 
 
 def _put(table: pa.Table, path: UPath) -> None:

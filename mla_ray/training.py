@@ -28,9 +28,9 @@ from mla_ray.datasets.files import InvalidTable, Problem
 from mla_ray.features import Encoders, FeatureStore, Filled
 from mla_ray.loop import DONE, Job, Outside, Wish, train
 from mla_ray.native import Native
-from mla_ray.preparing import Corpus, Prepared, contents, prepare, sources
+from mla_ray.preparing import Corpus, Prepared, contents, prepare, spec_of
 from mla_ray.progress import Progress, Report, Stopped
-from mla_ray.storage import at, read_json, remove, write_json
+from mla_ray.storage import at, read_json, remove
 from mla_ray.watching import STAGES
 
 __all__ = ["Corpus", "Progress", "Report", "Stopped", "Workers", "acquire", "begin", "encode"]
@@ -142,22 +142,21 @@ def begin(
     run: UPath,
     resume: bool,
 ) -> None:
-    """Claim a run folder, or see that the run in it is of the same native, data and settings."""
-    spec = {
-        "native": native.name,
-        "fingerprint": native.fingerprint,
-        "config": config.model_dump(),
-        "sources": sources(corpora),
-    }
+    """See that there is no run yet, or one of the same native, data and settings.
+
+    `prepare` says what a run is made of (run.json) once its tables are read: whose tables were
+    refused may mend them and run the same again.
+    """
     path = run / "run.json"
     if not path.exists():
-        write_json(path, spec)
         return
     if not resume:
         raise FileExistsError(
             f"{run} holds a run already; pass --resume to go on with it, or delete it"
         )
-    before = read_json(path)
+    if not (run / "data" / "prepared.json").exists():  # nothing was made yet
+        return
+    before, spec = read_json(path), spec_of(native, corpora, config)
     changed = [key for key in spec if before.get(key) != spec[key]]
     if changed:
         raise ValueError(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import resvg_py
 from PIL import Image
 
@@ -99,6 +100,7 @@ class Emoji:
     """The data set in `folder`; what is missing there is fetched."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.archives = {name: fetch(package, folder) for name, package in PACKAGES.items()}
 
     @cached_property
@@ -170,6 +172,29 @@ class Emoji:
         Image.fromarray(self.pixels(style, key, size)).save(buffer, "PNG")
         return buffer.getvalue()
 
+    def drawn(self, progress: Callable[[int], None] | None = None) -> dict[str, bytes]:
+        """The PNGs of a caption table by image id, `style/key`; drawn once and kept.
+
+        `progress` is called with the number of concepts just drawn.
+        """
+        path = self.folder / f"drawings-{SIZE}.parquet"
+        if not path.exists():
+            made: dict[str, bytes] = {}
+            for concept in self.concepts:
+                test = concept.split == "test"
+                for style in (TEST_STYLE,) if test else self.styles(concept.key):
+                    made[f"{style}/{concept.key}"] = self.png(style, concept.key, SIZE)
+                if progress:
+                    progress(1)
+            scratch = path.with_suffix(".tmp")
+            columns = {"image_id": list(made), "image": pa.array(made.values(), pa.binary())}
+            pq.write_table(pa.table(columns), scratch)
+            scratch.replace(path)
+        elif progress:
+            progress(len(self.concepts))
+        table = pq.read_table(path)
+        return dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+
     @cached_property
     def _drawings(self) -> dict[str, dict[str, str]]:
         """SVG text by style and concept key."""
@@ -187,10 +212,11 @@ def captions(
     rows: dict[str, list[str]] = {n: [] for n in ("image_id", "language", "caption", "split")}
     images: list[bytes] = []
     labels = {language: emoji.labels(language) for language in languages}
+    drawn = emoji.drawn(progress)
     for concept in emoji.concepts:
         test = concept.split == "test"
         for style in (TEST_STYLE,) if test else emoji.styles(concept.key):
-            image = emoji.png(style, concept.key, SIZE)
+            image = drawn[f"{style}/{concept.key}"]
             for language in languages:
                 label = labels[language].get(concept.key)
                 if label is None:
@@ -202,8 +228,6 @@ def captions(
                     rows["caption"].append(text)
                     rows["split"].append(concept.split)
                     images.append(image)
-        if progress:
-            progress(1)
     return pa.table({"image_id": rows["image_id"], "image": pa.array(images, pa.binary()), **rows})
 
 
@@ -216,6 +240,7 @@ def pairs(emoji: Emoji, language: str) -> pa.Table:
         if concept.split == "train" and concept.key in foreign
         for texts in zip(english[concept.key].captions, foreign[concept.key].captions, strict=False)
     ]
+    both = list(dict.fromkeys(both))  # two emoji may have the same keywords
     sources, targets = zip(*both, strict=True)
     return pa.table({"source": sources, "target": targets, "language": [language] * len(both)})
 
