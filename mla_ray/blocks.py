@@ -188,6 +188,19 @@ class Spool:
             with pa.OSFile(str(self.path)) as file, pa.ipc.open_stream(file) as reader:
                 yield from reader
 
+    def pieces(self, size: int) -> Iterator[pa.Table]:
+        """The batches, small ones joined up to `size` rows; one with more stays as it is."""
+        joined: list[pa.RecordBatch] = []
+        rows = 0
+        for batch in self.batches():
+            if joined and rows + batch.num_rows > size:
+                yield pa.Table.from_batches(joined).combine_chunks()
+                joined, rows = [], 0
+            joined.append(batch)
+            rows += batch.num_rows
+        if joined:
+            yield pa.Table.from_batches(joined).combine_chunks()
+
     def read(self) -> pa.Table:
         """All of it: for a spool of one block."""
         return pa.Table.from_batches(self.batches(), self.schema)
@@ -217,11 +230,11 @@ def cut(spool: Spool, limit: int = BLOCK, prefix: str = "") -> Iterator[tuple[st
         for part in range(2**bits)
     ]
     shift = np.uint64(64 - len(prefix) - bits)
-    for batch in spool.batches():
-        part_of = (hashes(batch["key"].to_pylist()) >> shift) & np.uint64(2**bits - 1)
+    for piece in spool.pieces(limit):
+        part_of = (hashes(piece["key"].to_pylist()) >> shift) & np.uint64(2**bits - 1)
         order = np.argsort(part_of, kind="stable")
         ends = np.searchsorted(part_of[order], np.arange(2**bits), side="right")
-        sorted_rows, start = pa.Table.from_batches([batch]).take(order), 0
+        sorted_rows, start = piece.take(order), 0
         for part, end in zip(parts, ends, strict=True):
             if end > start:
                 part.add(sorted_rows.slice(start, end - start))

@@ -36,7 +36,14 @@ from mla_ray.encoder import learned_rows
 from mla_ray.features import Contents, Kind, hashes, key_of
 from mla_ray.native import Native
 from mla_ray.storage import at, read_json, remove, write_bytes, write_json
-from mla_ray.tokenizers import Ids, LanguageTokenizer, from_hugging_face, learn, token_ids
+from mla_ray.tokenizers import (
+    Ids,
+    LanguageTokenizer,
+    from_hugging_face,
+    learn,
+    shorten,
+    token_ids,
+)
 
 Stage = Literal["nlt", "le"]
 KIND: dict[Stage, Kind] = {"nlt": "text", "le": "image"}
@@ -484,8 +491,9 @@ def _write(
     done = 0
     for prefix, spool in draft.blocks:
         table = spool.read()
-        ids = token_ids(tokenizer, table["target"].to_pylist(), context_length)
-        used[np.concatenate(ids)] = True
+        whole = token_ids(tokenizer, table["target"].to_pylist())
+        used[np.concatenate(whole)] = True  # a query may begin with what stands past the cut here
+        ids = [shorten(each, context_length) for each in whole]
         columns = {"ids": pa.array(ids, pa.list_(pa.int32())), "key": table["key"]}
         if draft.stage == "le":
             columns["caption"] = pa.array([key_of(text) for text in table["target"].to_pylist()])

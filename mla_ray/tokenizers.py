@@ -100,7 +100,7 @@ class LanguageTokenizer:
         """With a row for each token that `texts` use, and for padding."""
         used = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
         for batch in _chunks(texts, 10_000):
-            for ids in token_ids(tokenizer, batch, context_length):
+            for ids in token_ids(tokenizer, batch):
                 used[ids] = True
         return cls.with_tokens(tokenizer, used, context_length)
 
@@ -122,7 +122,7 @@ class LanguageTokenizer:
         for encoding in self.tokenizer.encode_batch_fast(list(texts)):
             row = self._row_of[encoding.ids]
             row = row[row >= 0]
-            rows.append(_cut(row, self.context_length))
+            rows.append(shorten(row, self.context_length))
         return rows
 
     @property
@@ -131,13 +131,14 @@ class LanguageTokenizer:
         return self._row_of
 
 
-def token_ids(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> list[Ids]:
-    """The tokenizer's own ids of each text, at most `context_length`, keeping the end token."""
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
+    """The tokenizer's own ids of each text."""
     encodings = tokenizer.encode_batch_fast(list(texts))
-    return [_cut(np.array(encoding.ids, dtype=np.int32), context_length) for encoding in encodings]
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
-def _cut(ids: Ids, length: int) -> Ids:
+def shorten(ids: Ids, length: int) -> Ids:
+    """At most `length` tokens of a text, its end token among them."""
     return ids if len(ids) <= length else np.concatenate([ids[: length - 1], ids[-1:]])
 
 

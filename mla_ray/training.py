@@ -13,6 +13,7 @@ Every step may be run alone, by a job of its own; what is done already is not do
 import: everything below `cli`; the model code it calls knows nothing of Ray.
 """
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from typing import Any
 from upath import UPath
 
 from mla_ray import features
+from mla_ray.board import Board
 from mla_ray.config import AcquireConfig
 from mla_ray.datasets.files import InvalidTable, Problem
 from mla_ray.features import Encoders, FeatureStore, Filled
@@ -32,6 +34,8 @@ from mla_ray.preparing import Corpus, Prepared, contents, prepare, spec_of
 from mla_ray.progress import Progress, Report, Stopped
 from mla_ray.storage import at, read_json, remove
 from mla_ray.watching import STAGES
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Corpus", "Progress", "Report", "Stopped", "Workers", "acquire", "begin", "encode"]
 
@@ -120,6 +124,8 @@ def acquire(
         prepared = _prepare(native, corpora, config, run, skip_invalid, report)
         filled = encode(native, corpora, run, store, report, encoders)
         if filled.failed and not skip_invalid:
+            remove(run / "data")  # so that the mended table may be run the same way
+            remove(run / "run.json")
             raise InvalidTable(
                 [
                     Problem(f.file, f.row, f"image {f.reason}; drop the row or pass --skip-invalid")
@@ -244,7 +250,7 @@ def _fit(
     if gpus is None:
         gpus = 1.0 if resources.get("GPU", 0) >= workers.count else 0.0
     cpus = workers.cpus or max(1, int(resources.get("CPU", 1)) // workers.count)
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board = ray.remote(num_cpus=0)(Board).remote()
     remove(at(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
     trainer = TorchTrainer(
         _work,
@@ -265,26 +271,6 @@ def _fit(
     )
     with _Watching(board, report, stop):
         trainer.fit()
-
-
-class _Board:
-    """An actor between the training and whoever started it: rows of metrics, and a wish."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.stopping = False
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def take(self, stop: bool) -> list[dict[str, Any]]:
-        """The rows since the last call."""
-        self.stopping = self.stopping or stop
-        rows, self.rows = self.rows, []
-        return rows
-
-    def wish(self) -> bool:
-        return self.stopping
 
 
 class _Watching:
@@ -309,8 +295,9 @@ class _Watching:
             over = self.over.wait(WATCHED_S)
             stop = self.stop is not None and self.stop.is_set()
             try:
-                rows = ray.get(self.board.take.remote(stop), timeout=10)
-            except ray.exceptions.RayError:  # the run goes on, unseen
+                rows = ray.get(self.board.take.remote(stop))
+            except ray.exceptions.RayError as gone:
+                log.warning("progress is no longer shown: %s", gone)
                 return
             for row in rows:
                 if "loss" in row:
