@@ -14,7 +14,7 @@ no English caption encoded (and thrown away) in LE. *Ours* is the step of `mla_r
 Texts are made up: 2 + log-normal (mean 14, sigma 0.45) tokens, at most 77, as translated captions
 have; Zipf (exponent 1.2) over the vocabulary, so that 20,000 texts use some 23,000 rows. Images are
 one batch of noise. Data loading is timed on neither side. Our time depends on a batch's length, so
-a round takes the mean of all 16 batches that `Batches` groups by length; theirs does not.
+a round takes the mean of all 16 batches of a pool grouped by length; theirs does not.
 
 Frozen features are no part of our step, but not free: the last column spreads their cost over the
 paper's schedule, 10 epochs of NLT and one of LE in 5 languages, so 50 uses a caption, 5 an image.
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import open_clip
 import torch
 from rich.console import Console
@@ -43,10 +44,11 @@ from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock
 from mla_ray.native import Native
 from mla_ray.objectives import le_loss, nlt_loss
 from mla_ray.optimizer import BETAS, EPS, Optimizer
-from mla_ray.sampling import Batches, Rows
+from mla_ray.sampling import Batches
 from mla_ray.tokenizers import Ids, pad
 
 Stage = Literal["nlt", "le"]
+Rows = npt.NDArray[np.int64]
 USES: dict[Stage, int] = {"nlt": 50, "le": 5}
 PAD, CLS, SEP, VOCABULARY, ROW_WIDTH = 0, 101, 102, 119_547, 768  # M-BERT
 START, END, CONTEXT = 49_406, 49_407, 77  # CLIP
@@ -67,8 +69,15 @@ class Corpus:
         self.texts = [np.array([CLS, *ids, SEP], np.int32) for ids in words]
         self.english = [np.array([START, *(ids % START), END], np.int32) for ids in words]
         self.images = torch.randn(batch, 3, 224, 224)
-        pool = Batches([lengths + 2], batch, seed=0)
-        self.batches = [pool[step][0] for step in range(Batches.POOL)]
+        self.batches = one_pool(lengths, batch)
+
+
+def one_pool(lengths: Rows, batch: int) -> list[Rows]:
+    """Batches of rows, grouped by length within a pool as `Batches` does it."""
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(lengths))[: Batches.POOL * batch]
+    shortest_first = rows[np.argsort(lengths[rows], kind="stable")]
+    return list(shortest_first.reshape(Batches.POOL, batch)[rng.permutation(Batches.POOL)])
 
 
 class Ours:

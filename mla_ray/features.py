@@ -108,7 +108,7 @@ class FeatureStore:
         try:
             found = self._lookup(wanted)
         except KeyError:  # perhaps written since we looked
-            self._listed = None
+            self.look()
             found = self._lookup(wanted)
         place = {key: row for row, key in enumerate(wanted)}
         return found[[place[key] for key in keys]]
@@ -148,9 +148,11 @@ class FeatureStore:
         )
 
     def keys(self, prefix: str = "") -> dict[str, str | None]:
-        """What is there, and why it has no feature; a superset of the keys with these bits."""
+        """What is there, and why it has no feature; a superset of the keys with these bits.
+
+        As of the last `look`, if there was one.
+        """
         found: dict[str, str | None] = {}
-        self._listed = None
         for part, bits in self._parts():
             if not (bits.startswith(prefix) or prefix.startswith(bits)):
                 continue
@@ -160,6 +162,10 @@ class FeatureStore:
             ):
                 found.setdefault(key, reason)
         return found
+
+    def look(self) -> None:
+        """Forget which parts there are: others write, too."""
+        self._listed = None
 
     def write(
         self, keys: Sequence[str], features: Features, reasons: Sequence[str | None], prefix: str
@@ -172,6 +178,7 @@ class FeatureStore:
         sink = BytesIO()
         pq.write_table(table, sink)
         write_bytes(self.folder / f"b{prefix}-{uuid.uuid4().hex}.parquet", sink.getvalue())
+        self.look()
 
     def _parts(self) -> list[tuple[UPath, str]]:
         """Every part with the bits that its keys begin with."""
@@ -245,6 +252,7 @@ def fill(
     import ray
 
     blocks = []
+    store.look()
     for number, each in enumerate(contents):
         for prefix, rows in each.blocks:
             path = each.folder / f"b{prefix}.parquet"
@@ -326,6 +334,7 @@ class _Encoder:
 
     def _block(self, block: dict[str, Any]) -> dict[str, Any]:
         rows, failures = 0, []
+        self.store.look()
         have = self.store.keys(block["prefix"])
         keys: list[str] = []
         features: list[Features] = []
@@ -366,11 +375,16 @@ class _Encoder:
         features = np.zeros((len(batch), self.native.dim), np.float32)
         reasons: list[str | None] = [None] * len(batch)
         pixels, places = [], []
-        for place, row in enumerate(batch.select(["content", "uri"]).to_pylist()):
+        for place, row in enumerate(batch.select(["key", "content", "uri"]).to_pylist()):
             try:
                 data = row["content"]
                 if data is None:
                     data = read_bytes(at(row["uri"]))
+                    if key_of(data) != row["key"]:  # what is stored under a key never goes stale
+                        raise LookupError(
+                            f"{row['uri']} is not the image that the run was prepared with; "
+                            "put it back, or choose another run folder"
+                        )
                 pixels.append(self.native.preprocess(on_white(decode_image(data))))
                 places.append(place)
             except ValueError as error:

@@ -142,11 +142,12 @@ def _run(
             state.step += 1
             meter.texts += stage.batch
             last = state.step == stage.steps
-            if watch and (state.step % ASK == 0 or last):
-                figures = {"loss": float(loss.detach()), "lr": lr, "gradient_norm": norm}
+            if state.step % ASK == 0 or last:
+                figures = {"loss": state.whole(name, loss), "lr": lr, "gradient_norm": norm}
                 texts = meter.texts
                 figures |= meter.read(stage, state.step)
-                watch.add(Row(name, state.step, stage.steps, language, figures, texts))
+                if watch:
+                    watch.add(Row(name, state.step, stage.steps, language, figures, texts))
             if config.held_out.every and (state.step % config.held_out.every == 0 or last):
                 figures = {"AR": state.evaluate(), "best_AR": state.best_ar}
                 if watch:
@@ -276,6 +277,13 @@ class _State:
 
         return loss_of
 
+    def whole(self, name: str, loss: Tensor) -> float:
+        """The loss of the whole batch: NLT's is shared out, LE's every worker has."""
+        figure = loss.detach().clone()
+        if name == "nlt" and self.world > 1:
+            dist.all_reduce(figure)
+        return float(figure)
+
     def _logit_scale(self) -> float:
         if self.config.temperature == "native":
             return self.native.logit_scale
@@ -321,7 +329,12 @@ class _State:
         store = FeatureStore(self.store, self.native.fingerprint, kind)
         keys, of = np.unique(np.array(table["key"].to_pylist()), return_inverse=True)
         frozen = store.read(keys.tolist())
-        ids = [np.array(row, np.int32) for row in table["ids"].to_pylist()]
+        sound = np.flatnonzero(np.isfinite(frozen[of, 0]))  # a broken image is no image
+        if not len(sound):
+            raise ValueError(f"{language!r}: no held-out row has a feature")
+        column = table["ids"].to_pylist()
+        ids = [np.array(column[row], np.int32) for row in sound]
+        kept, of = np.unique(of[sound], return_inverse=True)
         encoder, tower = self.encoders[language], self.native.text
         length = tower.context_length if tower.fixed_length else None
         parts: list[Features] = []
@@ -329,7 +342,7 @@ class _State:
             ids_BL, length_B = pad(ids[start : start + BATCH], length)
             text_BE = encoder(ids_BL.to(self.device), length_B.to(self.device))
             parts.append(text_BE.float().cpu().numpy())
-        return rank(np.concatenate(parts), frozen, of.astype(np.int64)).recall().ar
+        return rank(np.concatenate(parts), frozen[kept], of.astype(np.int64)).recall().ar
 
     def stage_is_over(self) -> bool:
         """Whether the last evaluations brought no gain, and patience is at its end."""

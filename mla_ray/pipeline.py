@@ -80,10 +80,14 @@ class Plan(BaseModel):
     def _has_tables(self) -> "Plan":
         if (self.dataset is None) == (not self.pairs):
             raise ValueError("give either `pairs` or `dataset`")
+        if self.dataset and self.captions:
+            raise ValueError("`dataset` brings its own captions; leave `captions` out")
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError("`languages` names one twice")
         for name in (*self.pairs, self.captions or ""):
             try:
                 name.format(language="de")
-            except (KeyError, IndexError, ValueError) as error:
+            except (LookupError, ValueError, AttributeError, TypeError) as error:
                 raise ValueError(
                     f"{name!r}: only {{language}} can stand in braces in a name"
                 ) from error

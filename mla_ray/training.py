@@ -32,7 +32,7 @@ from mla_ray.loop import DONE, Job, Outside, Wish, train
 from mla_ray.native import Native
 from mla_ray.preparing import Corpus, Prepared, contents, prepare, spec_of
 from mla_ray.progress import Progress, Report, Stopped
-from mla_ray.storage import at, read_json, remove
+from mla_ray.storage import at, names_in, read_json, remove
 from mla_ray.watching import STAGES
 
 log = logging.getLogger(__name__)
@@ -119,13 +119,18 @@ def acquire(
         batch = getattr(config, name).batch
         if batch < most:
             raise ValueError(f"{name}.batch is {batch}, too small for {most} workers")
+    if not all(corpus.pairs for corpus in corpora):
+        raise ValueError("every language needs a translation table")
+    if config.le.steps and not any(corpus.captions for corpus in corpora):
+        raise ValueError("no language has captions for le.steps; set it to 0, or give a table")
     begin(native, corpora, config, run, resume)
     if not (run / DONE).exists():  # written as the very last
         prepared = _prepare(native, corpora, config, run, skip_invalid, report)
         filled = encode(native, corpora, run, store, report, encoders)
         if filled.failed and not skip_invalid:
-            remove(run / "data")  # so that the mended table may be run the same way
-            remove(run / "run.json")
+            if not names_in(run / "checkpoints"):  # else what was trained is of this data
+                remove(run / "data")  # so that the mended table may be run the same way
+                remove(run / "run.json")
             raise InvalidTable(
                 [
                     Problem(f.file, f.row, f"image {f.reason}; drop the row or pass --skip-invalid")

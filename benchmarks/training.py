@@ -1,0 +1,195 @@
+"""What Ray Train costs: the same training in a Ray Train worker and in a plain Python process.
+
+    python benchmarks/training.py [--steps 10000] [--batch 16] [--rounds 3] [--json training.json]
+
+Both run `mla_ray.loop.train`, NLT on the German emoji tables with emoji-clip, from copies of one
+prepared run: on one side through `mla_ray.training.acquire` with one worker (board, wishes, a
+report to Ray at every checkpoint), on the other called by a script that never imports Ray. Batches
+are small, so that what is done per step, and not the matrix products, would show. The sides take
+turns, and the one that begins changes every round.
+
+Measured is the time between the rows of metrics of step 10 and of the last step, by the wall time
+that TensorBoard's writer, in the training process itself, gives to an event when it is added. So
+start-up is left out, and so is the last checkpoint; those in between count (every 1,000 steps).
+Both sides have OMP_NUM_THREADS set to `--threads`; Ray, left alone, would set it to the worker's
+CPUs. At the end both must have made the same pack to the byte.
+
+The column *process* is the whole life of the process that was started, imports, Ray and all.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mla_ray.config import AcquireConfig, Stage
+from mla_ray.console import bars, stderr, stdout
+from mla_ray.loop import DONE, train
+from mla_ray.native import Native
+from mla_ray.pipeline import emoji_tables
+from mla_ray.preparing import Corpus, prepare, read_prepared
+from mla_ray.storage import at, read_json
+from mla_ray.training import Workers, acquire, begin, encode, job_of
+
+NATIVE, LANGUAGE = "emoji-clip", "de"
+SIDES = ("plain", "ray")
+FIRST = 10
+"""The first step that a row of metrics is told of."""
+
+
+def settings(steps: int, batch: int, checkpoint_every: int) -> AcquireConfig:
+    return AcquireConfig(
+        nlt=Stage(steps=steps, batch=batch, lr=1e-3),
+        le=Stage(steps=0, batch=batch, lr=3e-5),
+        checkpoint_every=checkpoint_every,
+    )
+
+
+def make(scratch: Path, pairs: list[str], config: AcquireConfig) -> None:
+    """The prepared run that both sides copy, and the features; outlives no round."""
+    from mla_ray.cluster import ray_session
+
+    native, corpus = Native.load(NATIVE), Corpus(LANGUAGE, pairs)
+    run = at(scratch / "prepared")
+    begin(native, [corpus], config, run, resume=False)
+    prepare(native, [corpus], config, run)
+    with ray_session():
+        encode(native, [corpus], run, at(scratch / "features"), lambda progress: None)
+
+
+def side(name: str, run: Path, store: Path, pairs: list[str], config: AcquireConfig) -> None:
+    """One side's training, in the process that was started for it."""
+    if name == "plain":
+        train(job_of(at(run), at(store), read_prepared(run)))
+        assert "ray" not in sys.modules, "the plain side has imported Ray"  # noqa: S101
+        return
+    from mla_ray.cluster import ray_session
+
+    with ray_session():
+        acquire(
+            NATIVE,
+            [Corpus(LANGUAGE, pairs)],
+            config,
+            run,
+            store=store,
+            workers=Workers(1),
+            resume=True,
+        )
+
+
+def seconds(run: Path, steps: int) -> float:
+    """Between the rows of the first and the last step, as the training process dated them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    at_step = {event.step: event.wall_time for event in events.Scalars("nlt/loss")}
+    return at_step[steps] - at_step[FIRST]
+
+
+def weights(run: Path) -> str:
+    """What tells the pack that a run ended with from another."""
+    pack = run / read_json(at(run / DONE))["packs"][LANGUAGE]
+    return hashlib.sha256((pack / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    config = settings(args.steps, args.batch, args.checkpoint_every)
+    with bars() as report:
+        pairs = [str(file) for file in emoji_tables(LANGUAGE, at(args.data), report)[1:]]
+    make(scratch, pairs, config)
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+    environment.pop("RAY_ADDRESS", None)
+    rounds, packs = [], set()
+    for number in range(args.rounds):
+        took: dict[str, dict[str, float]] = {}
+        for name in SIDES if number % 2 == 0 else reversed(SIDES):
+            run = scratch / name
+            shutil.copytree(scratch / "prepared", run)
+            command = [sys.executable, __file__, "--side", name, "--run", str(run)]
+            command += ["--store", str(scratch / "features"), "--pairs", *pairs]
+            for flag in ("steps", "batch", "checkpoint_every"):
+                command += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
+            began = time.perf_counter()
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+            whole = time.perf_counter() - began
+            took[name] = {"loop": seconds(run, args.steps), "process": whole}
+            packs.add(weights(run))
+            shutil.rmtree(run)
+            stderr.print(f"round {number + 1}, {name}: {took[name]['loop']:.1f} s")
+        rounds.append(took | {"ratio": took["ray"]["loop"] / took["plain"]["loop"]})
+    ratios = [took["ratio"] for took in rounds]
+    return {
+        "steps": args.steps - FIRST,
+        "batch": args.batch,
+        "checkpoint_every": args.checkpoint_every,
+        "threads": args.threads,
+        "rounds": rounds,
+        "ratio": statistics.median(ratios),
+        "range": [min(ratios), max(ratios)],
+        "same packs": len(packs) == 1,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    title = (
+        f"{found['steps']:,} steps of NLT, batch {found['batch']}, {found['threads']} threads, "
+        f"a checkpoint every {found['checkpoint_every']:,}"
+    )
+    head = ("round", "plain s", "ms a step", "Ray Train s", "ms a step", "ratio", "process s")
+    table = Table(*head, title=title)
+    for number, took in enumerate(found["rounds"], start=1):
+        cells = []
+        for name in SIDES:
+            loop = took[name]["loop"]
+            cells += [f"{loop:.2f}", f"{1e3 * loop / found['steps']:.2f}"]
+        whole = " / ".join(f"{took[name]['process']:.0f}" for name in SIDES)
+        table.add_row(str(number), *cells, f"{took['ratio']:.3f}", whole)
+    stdout.print(table)
+    low, high = found["range"]
+    same = "the same packs to the byte" if found["same packs"] else "PACKS DIFFER"
+    stdout.print(
+        f"Ray Train / plain, median: {found['ratio']:.3f} ({low:.3f} to {high:.3f}); {same}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Ray Train against the same loop without Ray.")
+    defaults = {"steps": 10_000, "batch": 16, "rounds": 3, "checkpoint-every": 1_000}
+    for name, default in {**defaults, "threads": os.cpu_count() or 1}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where the emoji are")
+    parser.add_argument("--scratch", type=Path, help="a folder with room; a temporary one if none")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        config = settings(args.steps, args.batch, args.checkpoint_every)
+        side(args.side, args.run, args.store, args.pairs, config)
+        return
+    if args.steps <= FIRST:
+        parser.error(f"--steps must be more than {FIRST}")
+    if args.scratch:
+        args.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mla-training-", dir=args.scratch) as scratch:
+        found = race(args, Path(scratch))
+    show(found)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
