@@ -6,15 +6,15 @@ Both run `mla_ray.loop.train`, NLT on the German emoji tables with emoji-clip, f
 prepared run: on one side through `mla_ray.training.acquire` with one worker (board, wishes, a
 report to Ray at every checkpoint), on the other called by a script that never imports Ray. Batches
 are small, so that what is done per step, and not the matrix products, would show. The sides take
-turns, and the one that begins changes every round.
+turns, and the one that begins changes every round. On a machine with other users `--together` is
+fairer: both run at once, each with all its processes (Ray's own, too) on a core of its own, and
+they change cores every round.
 
 Measured is the time between the rows of metrics of step 10 and of the last step, by the wall time
 that TensorBoard's writer, in the training process itself, gives to an event when it is added. So
 start-up is left out, and so is the last checkpoint; those in between count (every 1,000 steps).
 Both sides have OMP_NUM_THREADS set to `--threads`; Ray, left alone, would set it to the worker's
 CPUs. At the end both must have made the same pack to the byte.
-
-The column *process* is the whole life of the process that was started, imports, Ray and all.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +112,26 @@ def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     rounds, packs = [], set()
     for number in range(args.rounds):
         took: dict[str, dict[str, float]] = {}
-        for name in SIDES if number % 2 == 0 else reversed(SIDES):
+        order = SIDES if number % 2 == 0 else SIDES[::-1]
+        started = {}
+        for core, name in enumerate(order):
             run = scratch / name
             shutil.copytree(scratch / "prepared", run)
             command = [sys.executable, __file__, "--side", name, "--run", str(run)]
             command += ["--store", str(scratch / "features"), "--pairs", *pairs]
             for flag in ("steps", "batch", "checkpoint_every"):
                 command += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
-            began = time.perf_counter()
-            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-            whole = time.perf_counter() - began
-            took[name] = {"loop": seconds(run, args.steps), "process": whole}
+            if args.together:
+                command = ["taskset", "--cpu-list", str(core), *command]
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+            started[name] = process
+            if not args.together:
+                process.wait()
+        for name, process in started.items():
+            if process.wait():
+                raise subprocess.CalledProcessError(process.returncode, process.args)
+            run = scratch / name
+            took[name] = {"loop": seconds(run, args.steps)}
             packs.add(weights(run))
             shutil.rmtree(run)
             stderr.print(f"round {number + 1}, {name}: {took[name]['loop']:.1f} s")
@@ -134,6 +142,7 @@ def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "batch": args.batch,
         "checkpoint_every": args.checkpoint_every,
         "threads": args.threads,
+        "together": args.together,
         "rounds": rounds,
         "ratio": statistics.median(ratios),
         "range": [min(ratios), max(ratios)],
@@ -146,15 +155,14 @@ def show(found: dict[str, Any]) -> None:
         f"{found['steps']:,} steps of NLT, batch {found['batch']}, {found['threads']} threads, "
         f"a checkpoint every {found['checkpoint_every']:,}"
     )
-    head = ("round", "plain s", "ms a step", "Ray Train s", "ms a step", "ratio", "process s")
+    head = ("round", "plain s", "ms a step", "Ray Train s", "ms a step", "ratio")
     table = Table(*head, title=title)
     for number, took in enumerate(found["rounds"], start=1):
         cells = []
         for name in SIDES:
             loop = took[name]["loop"]
             cells += [f"{loop:.2f}", f"{1e3 * loop / found['steps']:.2f}"]
-        whole = " / ".join(f"{took[name]['process']:.0f}" for name in SIDES)
-        table.add_row(str(number), *cells, f"{took['ratio']:.3f}", whole)
+        table.add_row(str(number), *cells, f"{took['ratio']:.3f}")
     stdout.print(table)
     low, high = found["range"]
     same = "the same packs to the byte" if found["same packs"] else "PACKS DIFFER"
@@ -168,6 +176,7 @@ def main() -> None:
     defaults = {"steps": 10_000, "batch": 16, "rounds": 3, "checkpoint-every": 1_000}
     for name, default in {**defaults, "threads": os.cpu_count() or 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--together", action="store_true", help="at once, on a core each")
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the emoji are")
     parser.add_argument("--scratch", type=Path, help="a folder with room; a temporary one if none")
     parser.add_argument("--json", type=Path, help="write the figures here")

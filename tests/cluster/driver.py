@@ -1,0 +1,45 @@
+"""Acquires a language on the cluster at RAY_ADDRESS, as a job file says; SIGTERM stops it."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from nodes import STOPPED  # a script finds what is beside it
+
+from mla_ray.cluster import ray_session
+from mla_ray.config import AcquireConfig
+from mla_ray.training import Corpus, Progress, Stopped, Workers, acquire
+
+
+def say(progress: Progress) -> None:
+    print(f"{time.strftime('%X')} {progress}", flush=True)
+
+
+def main() -> int:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    stop = threading.Event()
+    with ray_session():
+        signal.signal(signal.SIGTERM, lambda number, frame: stop.set())  # Ray has put its own
+        try:
+            acquire(
+                job["native"],
+                [Corpus(job["language"], [job["pairs"]], job["captions"])],
+                AcquireConfig.model_validate(job["config"]),
+                job["run"],
+                store=job["store"],
+                workers=Workers(**job["workers"]),
+                resume=job["resume"],
+                report=say,
+                stop=stop,
+            )
+        except Stopped as stopped:
+            print(stopped)
+            return STOPPED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
