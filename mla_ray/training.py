@@ -15,6 +15,7 @@ import: everything below `cli`; the model code it calls knows nothing of Ray.
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -342,8 +343,16 @@ def _report(figures: dict[str, Any], folder: UPath | None) -> None:
     train.report(figures | {"checkpoint_path": str(folder)})
 
 
+LOOK_S = 0.5
+LOOK_CALLS = 5
+
+
 class _Wishes:
-    """What Ray and the board want, the same on every worker."""
+    """What Ray and the board want, the same on every worker.
+
+    Asking takes messages between processes. A worker alone asks every `LOOK_S` seconds; several,
+    which have to ask at the same step, every `LOOK_CALLS` calls.
+    """
 
     def __init__(self, board: Any) -> None:
         import ray.train
@@ -354,11 +363,19 @@ class _Wishes:
         self.seen: set[str] = set()
         self.leads = ray.train.get_context().get_world_rank() == 0
         self.alone = ray.train.get_context().get_world_size() == 1
+        self.calls, self.looked = 0, time.monotonic()
 
     def ask(self) -> Wish:
         import ray.train
         from ray.train.collective import broadcast_from_rank_zero
 
+        self.calls += 1
+        if self.alone:
+            if time.monotonic() - self.looked < LOOK_S:
+                return Wish.GO
+            self.looked = time.monotonic()
+        elif self.calls % LOOK_CALLS:
+            return Wish.GO
         if self.leads:
             self._look()
         stopping = self.stopping

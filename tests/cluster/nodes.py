@@ -47,9 +47,12 @@ def private_environment(root: Path) -> dict[str, str]:
     token = root / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
+    scratch = root / "scratch"
+    scratch.mkdir()
     others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return others | {
         "RAY_TMPDIR": str(root),
+        "TMPDIR": str(scratch),  # what killed processes leave goes with the rest
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every socket on 127.0.0.1
