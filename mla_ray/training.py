@@ -48,7 +48,7 @@ class Workers:
     Attributes:
         count: workers, or the fewest that training goes on with.
         most: the training grows up to as many when the cluster has room (elastic), if given.
-        cpus: of each; an equal share of the cluster's if not given.
+        cpus: of each; if not given as many as leave every worker its share, on the nodes there are.
         gpus: of each; one if not given and the cluster has enough of them now. A cluster whose
             GPU nodes have yet to appear has to be asked for them.
         resources: other Ray resources that a worker has to be placed on.
@@ -255,7 +255,8 @@ def _fit(
     gpus = workers.gpus
     if gpus is None:
         gpus = 1.0 if resources.get("GPU", 0) >= workers.count else 0.0
-    cpus = workers.cpus or max(1, int(resources.get("CPU", 1)) // workers.count)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = workers.cpus or share(workers, nodes)
     board = ray.remote(num_cpus=0)(Board).remote()
     remove(at(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
     trainer = TorchTrainer(
@@ -277,6 +278,17 @@ def _fit(
     )
     with _Watching(board, report, stop):
         trainer.fit()
+
+
+def share(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:
+    """The most cores that each worker can have on nodes of these resources: it must fit on one."""
+    wanted = workers.resources.items()
+    fit = [node for node in nodes if all(node.get(name, 0) >= n for name, n in wanted)]
+    cores = [int(node.get("CPU", 0)) for node in fit]
+    for each in range(max(cores, default=1), 1, -1):
+        if sum(count // each for count in cores) >= workers.count:
+            return each
+    return 1
 
 
 class _Watching:

@@ -18,7 +18,7 @@ from mla_ray.loop import groups
 from mla_ray.native import Native
 from mla_ray.pack import Pack, read_card
 from mla_ray.progress import Progress
-from mla_ray.training import Corpus, Workers, acquire
+from mla_ray.training import Corpus, Workers, acquire, share
 
 CONFIG = AcquireConfig(
     nlt=Stage(steps=60, batch=8, lr=2e-3),
@@ -242,3 +242,21 @@ def test_rows_that_share_an_image_or_a_caption_are_one_group() -> None:
     images = ["a", "b", "c", "c", "d"]
     captions = ["apple", "apple", "pear", "fruit", "plum"]
     assert groups(images, captions).tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "each"),
+    [
+        ([2], Workers(1), 2),
+        ([2], Workers(2), 1),
+        ([2, 1], Workers(1), 2),  # three cores are on no node
+        ([0, 8, 8], Workers(3), 4),
+        ([0], Workers(2), 1),  # nodes have yet to come
+        ([2, 1], Workers(1, resources={"trainer": 1}), 1),
+    ],
+)
+def test_a_worker_gets_its_share_of_a_node_not_of_the_cluster(
+    cores: list[int], workers: Workers, each: int
+) -> None:
+    nodes = [{"CPU": count, "trainer": float(count == 1)} for count in cores]
+    assert share(workers, nodes) == each

@@ -60,9 +60,7 @@ def private_environment(root: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.1",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # that room for as many workers is awaited
-        # A node that no longer answers is dead after two seconds, not after fifteen.
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "1000",
+        "RAY_health_check_period_ms": "500",  # five refusals, and a node is dead
         "RAY_FAKE_CLUSTER": "1",  # raylets may pass for machines of a cloud
         "RAY_enable_autoscaler_v2": "0",  # its fake cloud does not work
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -277,10 +275,9 @@ class Driver:
         path.write_text(json.dumps(job))
         self.run = Path(job["run"])
         self.log = folder / "driver.log"
-        script = os.environ.get("MLA_TEST_DRIVER", str(HERE / "driver.py"))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, script, str(path)],
+                [sys.executable, str(HERE / "driver.py"), str(path)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
