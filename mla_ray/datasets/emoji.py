@@ -178,22 +178,25 @@ class Emoji:
         `progress` is called with the number of concepts just drawn.
         """
         path = self.folder / f"drawings-{SIZE}.parquet"
-        if not path.exists():
-            made: dict[str, bytes] = {}
-            for concept in self.concepts:
-                test = concept.split == "test"
-                for style in (TEST_STYLE,) if test else self.styles(concept.key):
-                    made[f"{style}/{concept.key}"] = self.png(style, concept.key, SIZE)
-                if progress:
-                    progress(1)
+        kept: dict[str, bytes] = {}
+        if path.exists():
+            table = pq.read_table(path)
+            columns = (table[name].to_pylist() for name in ("image_id", "image"))
+            kept = dict(zip(*columns, strict=True))
+        before = len(kept)
+        for concept in self.concepts:
+            test = concept.split == "test"
+            for style in (TEST_STYLE,) if test else self.styles(concept.key):
+                if (image_id := f"{style}/{concept.key}") not in kept:
+                    kept[image_id] = self.png(style, concept.key, SIZE)
+            if progress:
+                progress(1)
+        if len(kept) > before:
             scratch = path.with_suffix(".tmp")
-            columns = {"image_id": list(made), "image": pa.array(made.values(), pa.binary())}
-            pq.write_table(pa.table(columns), scratch)
+            table = {"image_id": list(kept), "image": pa.array(kept.values(), pa.binary())}
+            pq.write_table(pa.table(table), scratch)
             scratch.replace(path)
-        elif progress:
-            progress(len(self.concepts))
-        table = pq.read_table(path)
-        return dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+        return kept
 
     @cached_property
     def _drawings(self) -> dict[str, dict[str, str]]:
