@@ -82,3 +82,17 @@ def test_a_package_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
     (tmp_path / package.file_name).write_bytes(b"not what was published")
     with pytest.raises(ValueError, match="SHA-256"):
         npm.fetch(package, tmp_path)
+
+
+def test_drawings_that_are_missing_from_those_kept_are_drawn(
+    emoji: Emoji, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emoji, "folder", tmp_path)
+    every = emoji.concepts[:3]
+    monkeypatch.setitem(vars(emoji), "concepts", every[:1])
+    few = emoji.drawn()
+    monkeypatch.setitem(vars(emoji), "concepts", every)
+    more = emoji.drawn()
+    assert few.items() < more.items()
+    assert {image_id.partition("/")[2] for image_id in more} == {c.key for c in every}
+    assert emoji.drawn() == more
