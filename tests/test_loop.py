@@ -1,19 +1,18 @@
 """Promises of mla_ray.loop: training in this process, or in a few, without Ray."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import gloo
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from upath import UPath
 
 from mla_ray import loop
@@ -606,23 +605,9 @@ TOGETHER = CONFIG.model_copy(
 
 def worker(rank: int, world: int, job: Job, out: str) -> None:
     """Gradients and one step of each objective, then a whole training."""
-    torch.set_num_threads(1)
-    if world > 1:
-        place: dict[str, Any] = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": world,
-            "LOCAL_WORLD_SIZE": world,
-        }
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1, "GLOO_SOCKET_IFNAME": "lo"}
-        os.environ.update({name: str(value) for name, value in place.items()})
-        rendezvous = f"file://{out}/rendezvous"
-        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     for name in ("nlt", "le"):
         save_file(one_step(job, name), f"{out}/{name}-{rank}")
     assert train(job)
-    if world > 1:
-        dist.destroy_process_group()
 
 
 def batch_of(state: Any, name: str, step: int) -> Rows:
@@ -675,7 +660,7 @@ def together(make: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
         if world == 1:
             worker(0, 1, job, str(made[world]))
         else:
-            multiprocessing.spawn(worker, (world, job, str(made[world])), nprocs=world)
+            gloo.together(world, worker, job, str(made[world]))
     return made
 
 

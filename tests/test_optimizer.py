@@ -1,13 +1,12 @@
 """Promises of mla_ray.optimizer."""
 
-import os
 from pathlib import Path
 
+import gloo
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load, load_file, save, save_file
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mla_ray.config import AcquireConfig, Stage
@@ -207,10 +206,6 @@ def test_a_state_holds_every_moment_and_step_count() -> None:
 
 def worker(rank: int, world: int, folder: str) -> None:
     """Three steps on this worker's part of each batch; the parts touch unlike many rows."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     model = Model(AcquireConfig())
     norms = []
     for step in range(3):
@@ -218,15 +213,10 @@ def worker(rank: int, world: int, folder: str) -> None:
         norms.append(model.step(ids.chunk(world)[rank]))
     state = {f"state.{name}": value for name, value in model.optimizer.state().items()}
     save_file(model.weights() | state | {"norms": torch.tensor(norms)}, f"{folder}/{rank}-{world}")
-    dist.destroy_process_group()
 
 
-def test_two_workers_with_half_a_batch_each_are_one_with_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    multiprocessing.spawn(worker, (2, str(tmp_path)), nprocs=2)
-    (tmp_path / "rendezvous").unlink(missing_ok=True)
+def test_two_workers_with_half_a_batch_each_are_one_with_the_whole(tmp_path: Path) -> None:
+    gloo.together(2, worker, str(tmp_path))
     worker(0, 1, str(tmp_path))
     first, second = load_file(tmp_path / "0-2"), load_file(tmp_path / "1-2")
     assert same(first, second)

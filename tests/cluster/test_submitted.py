@@ -103,7 +103,7 @@ def test_three_languages_by_ray_job_submit_stopped_on_the_way_and_submitted_agai
     runs = plan.parent / "runs"
     submit("first")
     metrics = runs / "de" / "metrics.jsonl"
-    wait_for("a step", lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+    wait_for("a step", lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 400)
     client.stop_job("first")
     code("first")  # Ray keeps no exit code of a job that it stopped
     assert client.get_job_status("first") == JobStatus.STOPPED
