@@ -183,7 +183,8 @@ def prepare(
     for draft in drafts:
         counts[draft.language][draft.name] = draft.rows
     problems = [problem for draft in drafts for problem in draft.stream.problems]
-    made = Prepared(counts, len(problems), [str(problem) for problem in problems[:SHOWN]])
+    dropped = sum(draft.stream.refused for draft in drafts)
+    made = Prepared(counts, dropped, [str(problem) for problem in problems[:SHOWN]])
     write_json(done, made.__dict__)
     return made
 
@@ -257,6 +258,7 @@ def _drafts(
     """All tables; what is wrong with any of them is told at once."""
     drafts: list[_Draft] = []
     problems: list[Problem] = []
+    refused = 0
     for corpus in corpora:
         for name, stage, table in corpus.tables():
             try:
@@ -264,8 +266,9 @@ def _drafts(
                 drafts.append(draft)
             except InvalidTable as invalid:
                 problems += invalid.problems
+                refused += invalid.count
     if problems:
-        raise InvalidTable(problems)
+        raise InvalidTable(problems, refused)
     return drafts
 
 

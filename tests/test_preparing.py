@@ -370,6 +370,22 @@ def test_an_image_that_changed_since_is_not_taken_for_the_old_one(
 # --- what is refused ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("skip_invalid", [False, True])
+def test_of_very_many_bad_rows_the_first_are_named_and_all_are_counted(
+    native: Native, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip_invalid: bool
+) -> None:
+    monkeypatch.setattr(files, "KEPT_PROBLEMS", 12)
+    empty = [row | {"target": ""} for row in pairs(30)]
+    path = write(tmp_path / "pairs.tsv", [*pairs(30, word="Neu"), *empty])
+    if skip_invalid:
+        made = prepared(native, tmp_path / "run", Corpus("de", [path]), skip_invalid=True)
+        assert (made.dropped, made.problems[0].split(": ")[0]) == (40, f"{path} line 42")
+        return
+    with pytest.raises(InvalidTable, match=r"… and 30 more\n.* to leave out 40") as refused:
+        prepared(native, tmp_path / "run", Corpus("de", [path]))
+    assert [problem.row for problem in refused.value.problems] == list(range(42, 54))
+
+
 @pytest.mark.parametrize("limit", [4, 10_000])
 def test_repeats_are_refused_with_the_file_and_both_rows(
     native: Native, tmp_path: Path, blocks_of: BlocksOf, small_pieces: None, limit: int

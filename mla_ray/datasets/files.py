@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ CAPTION_COLUMNS = ("image_id", "image", "language", "caption", "split")
 # Named, because Pillow would start Ghostscript for a PostScript file.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SHOWN_PROBLEMS = 10
+KEPT_PROBLEMS = 1000
 CHUNK = 16_384
 """Rows read at a time; of a table with images `IMAGE_CHUNK`."""
 IMAGE_CHUNK = 512
@@ -58,20 +60,25 @@ class Problem:
 
 
 class InvalidTable(ValueError):
-    """A table that is refused, with all its problems."""
+    """A table that is refused.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__(problems)
+    Args:
+        problems: what is wrong with it, or of very many the first.
+        count: how many there are, if more than `problems` holds.
+
+    """
+
+    def __init__(self, problems: Sequence[Problem], count: int | None = None) -> None:
+        super().__init__(problems, count)
         self.problems = list(problems)
+        self.count = len(self.problems) if count is None else count
 
     def __str__(self) -> str:
         lines = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
-        if (more := len(self.problems) - SHOWN_PROBLEMS) > 0:
+        if (more := self.count - len(lines)) > 0:
             lines.append(f"… and {more} more")
         if all(problem.row is not None for problem in self.problems):
-            lines.append(
-                f"Mend the rows, or pass --skip-invalid to leave out {len(self.problems)}."
-            )
+            lines.append(f"Mend the rows, or pass --skip-invalid to leave out {self.count}.")
         else:
             lines.append("Mend the file; --skip-invalid does not help here.")
         return "\n".join(lines)
@@ -120,7 +127,8 @@ class Stream:
     """The rows of a table, in pieces that fit in memory, with nothing wrong in them.
 
     Iterate once: each piece has the table's columns and `file` and `row`, where its rows are from.
-    What is wrong is in `problems` by then, and `check` refuses the table for it. Rows that repeat
+    What is wrong is in `problems` by then, and `check` refuses the table for it. Of very many the
+    first are kept, since a table can be longer than memory; `refused` counts all. Rows that repeat
     others are not looked for, images are not opened.
 
     Args:
@@ -140,6 +148,8 @@ class Stream:
         self.files = [file for name in files for file in _files(_place(name))]
         self.columns, self.defaults, self.keep = columns, defaults, keep
         self.problems: list[Problem] = []
+        self.refused = 0
+        self.kept = KEPT_PROBLEMS
         self.rows = 0
         """Rows handed out so far."""
         self._found: dict[str, Counter[str]] = {column: Counter() for column in keep}
@@ -166,7 +176,7 @@ class Stream:
                     _check_languages(sheet)
                 for column, value in self.keep.items():
                     self._found[column].update(sheet.keep_only(column, value))
-                self.problems += sheet.problems()
+                self._add(sheet.problems())
                 if rows := sheet.table.num_rows:
                     self.rows += rows
                     of_file = pa.array([number] * rows, pa.int32())
@@ -178,7 +188,11 @@ class Stream:
 
     def refuse(self, file: int, row: int, message: str) -> None:
         """Add a problem that somebody else found."""
-        self.problems.append(Problem(str(self.files[file]), row, f"{message}; {_OR_SKIP}"))
+        self._add([Problem(str(self.files[file]), row, f"{message}; {_OR_SKIP}")])
+
+    def _add(self, problems: Sequence[Problem]) -> None:
+        self.refused += len(problems)
+        self.problems += problems[: max(0, self.kept - len(self.problems))]
 
     def refuse_repeat(self, file: int, row: int, earlier: tuple[int, int]) -> None:
         """A row says what an earlier one (file, row) said."""
@@ -188,13 +202,13 @@ class Stream:
     def invalid(self, message: str) -> InvalidTable:
         """For a fault of the whole table, which the faults of its rows may explain."""
         files = ", ".join(str(file) for file in self.files)
-        return InvalidTable([Problem(files, None, message), *self.problems])
+        return InvalidTable([Problem(files, None, message), *self.problems], 1 + self.refused)
 
     def check(self, left: int, skip_invalid: bool) -> None:
         """Raise `InvalidTable` if anything was wrong, or with `skip_invalid` if no row is left."""
         self.problems.sort(key=lambda problem: (problem.file, problem.row or 0))
         if self.problems and not skip_invalid:
-            raise InvalidTable(self.problems)
+            raise InvalidTable(self.problems, self.refused)
         if not left:
             raise self.invalid("no row is left" if self.problems else "has no rows")
 
@@ -211,7 +225,8 @@ def _files(path: UPath) -> list[UPath]:
 
 
 def _whole(stream: Stream) -> "_Sheet":
-    """All rows of a stream that has one file."""
+    """All rows of a stream that has one file, and all that is wrong with it."""
+    stream.kept = sys.maxsize
     pieces = list(stream)
     sheet = _Sheet(stream.files[0], pa.concat_tables(pieces) if pieces else _nothing(stream))
     sheet.refused = {problem.row or 0: problem for problem in stream.problems}
