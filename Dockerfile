@@ -12,6 +12,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY mla_ray/ mla_ray/
 COPY serve/ serve/
+COPY tuning/ tuning/
 COPY models/emoji-clip/ models/emoji-clip/
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 

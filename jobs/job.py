@@ -339,7 +339,7 @@ def exit_code(fault: BaseException) -> Exit:
         return Exit.AGAIN
     if isinstance(fault, OSError):
         return Exit.AGAIN if fault.errno in PASSING_ERRNOS else Exit.INPUT
-    if isinstance(fault, (ValueError, LookupError)):
+    if isinstance(fault, (ValueError, LookupError, MemoryError)):
         return Exit.INPUT
     return Exit.INTERRUPTED if isinstance(fault, KeyboardInterrupt) else Exit.BUG
 

@@ -419,6 +419,84 @@ def _absolute(url: str) -> str:
     return url if "://" in url else str(Path(url).expanduser().resolve())
 
 
+@app.command()
+def sweep(
+    language: Annotated[str | None, typer.Option(help="BCP-47 code.")] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Or several, comma-separated; all of the tables: all.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(help="Translation table; may be repeated. Emoji names if there is none."),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(help="Caption table; its split test measures the gain, validation chooses."),
+    ] = None,
+    native: NativeName = "emoji-clip",
+    space: Annotated[
+        str, typer.Option(help="quick, standard, low-resource, a YAML file, or auto.")
+    ] = "auto",
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Of a language; the space's own if not given.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Most trials of all languages together.")
+    ] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; as many as there is room for.")
+    ] = None,
+    worker_gpus: Annotated[
+        float | None, typer.Option(min=0, help="Of a trial; 0.25 puts four on a GPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    run: Annotated[str, typer.Option(help="Run folder; the same again goes on.")] = "runs/sweep",
+    results: Annotated[
+        str, typer.Option(help="Best settings by language, for `mla acquire --config`.")
+    ] = "tuning/results",
+    data: DataFolder = Path("data"),
+    skip_invalid: Skip = False,
+    as_json: Json = False,
+) -> None:
+    """Find settings for languages, and say on the test split what they are worth."""
+    import threading
+
+    from mla_ray.cluster import ray_session
+    from mla_ray.console import bars, stdout
+    from tuning.sweep import SweepPlan
+    from tuning.sweep import sweep as run_sweep
+    from tuning.table import table
+
+    if (language is None) == (languages is None):
+        raise typer.BadParameter("give either --language or --languages")
+    plan = SweepPlan(
+        languages=[language] if language else (languages or "").split(","),
+        native=native,
+        dataset=None if pairs else "emoji",
+        pairs=pairs or [],
+        captions=captions,
+        space=space,
+        trials=trials,
+        budget=budget,
+        concurrent=concurrent,
+        worker_gpus=worker_gpus,
+        seed=seed,
+        run=_absolute(run),
+        results=results,
+        data=str(data),
+        skip_invalid=skip_invalid,
+    )
+    with bars() as report, ray_session():
+        outcomes = run_sweep(plan, report, threading.Event())
+    if as_json:
+        found = {o.language: o.model_dump(mode="json", exclude={"trials"}) for o in outcomes}
+        _print(found, as_json, "")
+        return
+    stdout.print(table(outcomes))
+    for outcome in outcomes:
+        _print(None, as_json, outcome.line)
+
+
 @pack_app.command("show")
 def pack_show(folder: Path, as_json: Json = False) -> None:
     """Print the card of a pack."""

@@ -8,6 +8,7 @@ often it was interrupted. May import: everything below `training`.
 Shapes: B batch of this worker, G batch of all workers, E joint embedding size.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,11 +56,24 @@ class Wish(IntEnum):
     """A checkpoint now, and an end."""
 
 
+class Diverged(ValueError):
+    """The loss is no longer a number. Training goes wrong the same way however often it is run."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """A prepared run. `spec` is its run.json: native, fingerprint, config, data by language."""
+    """A prepared run.
+
+    Attributes:
+        run: its folder.
+        tables: where `mla_ray.preparing` put `data/`: `run`, or a folder that several runs share.
+        store: root of the feature stores.
+        spec: its run.json: native, fingerprint, config, data by language.
+
+    """
 
     run: str
+    tables: str
     store: str
     spec: dict[str, Any]
 
@@ -91,6 +105,10 @@ def train(job: Job, outside: Outside = Outside(), *, cpu: bool = True) -> bool:
 
     Leaves packs in `run/packs/<stage>/<language>` and, at the end, says which are the result in
     `run/done.json`.
+
+    Raises:
+        Diverged: the loss is not finite; on all workers at the same step.
+
     """
     config = job.config
     bf16 = config.precision == "bf16" or (
@@ -148,6 +166,11 @@ def _run(
                 figures |= meter.read(stage, state.step)
                 if watch:
                     watch.add(Row(name, state.step, stage.steps, language, figures, texts))
+                if not math.isfinite(figures["loss"]):
+                    raise Diverged(
+                        f"{name} step {state.step}: the loss is {figures['loss']}; make {name}.lr "
+                        f"({stage.lr:g}) smaller, or warmup longer"
+                    )
             if config.held_out.every and (state.step % config.held_out.every == 0 or last):
                 figures = {"AR": state.evaluate(), "best_AR": state.best_ar}
                 if watch:
@@ -204,14 +227,15 @@ class _State:
         self.job, self.config, self.device = job, config, device
         spec = job.spec
         self.run, self.store = at(job.run), at(job.store)
+        self.data = at(job.tables) / "data"
         self.native = Native.load(spec["native"], str(device))
         if self.native.fingerprint != spec["fingerprint"]:
             raise ValueError(f"native {spec['native']!r} here is not the one the run began with")
         self.languages: list[str] = sorted(spec["tables"])
-        init = load(read_bytes(self.run / "data" / "init.safetensors"))
+        init = load(read_bytes(self.data / "init.safetensors"))
         self.tokens = init["tokens"].numpy()
         self.own = {language: init[f"own/{language}"] for language in self.languages}
-        tokenizer = read_bytes(self.run / "data" / "tokenizer.json")
+        tokenizer = read_bytes(self.data / "tokenizer.json")
         self.tokenizer = Tokenizer.from_buffer(tokenizer)
         tower = self.native.text
         self.hidden = config.hidden or tower.width // 2
@@ -293,7 +317,7 @@ class _State:
         store = FeatureStore(self.store, self.native.fingerprint, KIND[stage])  # type: ignore[index]
         names = sorted(n for n in self.job.spec["tables"][language] if n.startswith(stage))
         row_of = self._tokenizer_of(np.arange(len(self.tokens))).row_of
-        folder = self.run / "data" / language
+        folder = self.data / language
         return [
             Table(folder / name, row_of, store, self.config.seed, number)
             for number, name in enumerate(names)
@@ -324,7 +348,7 @@ class _State:
 
     @torch.inference_mode()
     def _evaluate(self, language: str) -> float:
-        table = read_parquet(self.run / "data" / language / HELD_OUT / "rows.parquet")
+        table = read_parquet(self.data / language / HELD_OUT / "rows.parquet")
         kind = KIND["le" if self.config.held_out.of == "captions" else "nlt"]
         store = FeatureStore(self.store, self.native.fingerprint, kind)
         keys, of = np.unique(np.array(table["key"].to_pylist()), return_inverse=True)
@@ -371,7 +395,9 @@ class _State:
 
     def figures(self) -> dict[str, Any]:
         """Where it is, for who schedules it."""
-        found = {"stage": self.stage, "step": self.step, "total_step": self.before + self.step}
+        done, steps = self.before + self.step, sum(getattr(self.config, s).steps for s in STAGES)
+        found = {"stage": self.stage, "step": self.step, "total_step": done}
+        found["percent"] = 100 * done // max(1, steps)
         return found | ({"AR": self.ar, "best_AR": self.best_ar} if self.best else {})
 
     def save(self) -> UPath:

@@ -13,9 +13,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from upath import UPath
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 STEPS = ("prepare", "encode", "acquire", "evaluate", "index")
 
 
-class Plan(BaseModel):
-    """What is to be acquired, from what, and where everything goes. Paths may be URLs."""
+class Material(BaseModel):
+    """Languages, what they are acquired from, and on what part of a cluster. Paths may be URLs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -55,13 +55,6 @@ class Plan(BaseModel):
     """Leave bad rows and images out, and count them."""
     data: str = "data"
     """Data sets and frozen features."""
-    run: str = "runs/pipeline"
-    """A run folder for each language, and the figures."""
-    packs: str | None = None
-    """Pack store; `packs` in `run` if not given."""
-    index: str | None = None
-    """Qdrant's URL or `edge:FOLDER`; without it nothing is indexed."""
-    train: AcquireConfig = AcquireConfig()
     workers: str = "1"
     """Ray Train workers of a language: `2`, or `1:4` for as many as there is room for."""
     worker_cpus: float | None = Field(default=None, gt=0)
@@ -73,11 +66,9 @@ class Plan(BaseModel):
     encoder_cpus: float = Field(default=1.0, gt=0)
     encoder_gpus: float | None = Field(default=None, ge=0)
     """Of each; a fraction puts several on a GPU."""
-    parallel: int = Field(default=1, ge=1)
-    """Languages at a time."""
 
     @model_validator(mode="after")
-    def _has_tables(self) -> "Plan":
+    def _has_tables(self) -> Self:
         if (self.dataset is None) == (not self.pairs):
             raise ValueError("give either `pairs` or `dataset`")
         if self.dataset and self.captions:
@@ -93,6 +84,36 @@ class Plan(BaseModel):
                 ) from error
         Workers.parse(self.workers)
         return self
+
+    def corpus(self, language: str, report: Report) -> Corpus:
+        """The tables of a language; those of a `dataset` are made unless they are there."""
+        if self.dataset == "emoji":
+            tables = emoji_tables(language, at(self.data), report)
+            return Corpus(language, [str(table) for table in tables[1:]], str(tables[0]))
+        pairs = [name.format(language=language) for name in self.pairs]
+        captions = self.captions.format(language=language) if self.captions else None
+        return Corpus(language, pairs, captions)
+
+    def of_workers(self) -> Workers:
+        asked = Workers.parse(self.workers)
+        return Workers(asked.count, asked.most, self.worker_cpus, self.worker_gpus)
+
+    def of_encoders(self) -> Encoders:
+        return Encoders(self.encoders, self.encoder_cpus, self.encoder_gpus)
+
+
+class Plan(Material):
+    """What is to be acquired, and where everything goes."""
+
+    run: str = "runs/pipeline"
+    """A run folder for each language, and the figures."""
+    packs: str | None = None
+    """Pack store; `packs` in `run` if not given."""
+    index: str | None = None
+    """Qdrant's URL or `edge:FOLDER`; without it nothing is indexed."""
+    train: AcquireConfig = AcquireConfig()
+    parallel: int = Field(default=1, ge=1)
+    """Languages at a time."""
 
 
 @dataclass
@@ -186,7 +207,7 @@ class Work:
             self.root / language,
             self.store,
             self._tell(language),
-            self._encoders(),
+            self.plan.of_encoders(),
         )
         for failure in filled.failures:
             log.warning(
@@ -203,8 +224,8 @@ class Work:
             self._config(corpus),
             self.root / language,
             store=self.store,
-            workers=self._workers(),
-            encoders=self._encoders(),
+            workers=self.plan.of_workers(),
+            encoders=self.plan.of_encoders(),
             resume=True,
             skip_invalid=plan.skip_invalid,
             report=self._tell(language),
@@ -249,14 +270,8 @@ class Work:
     # -- parts --
 
     def corpus(self, language: str) -> Corpus:
-        plan = self.plan
-        if plan.dataset == "emoji":
-            with self._one:  # languages share the downloads
-                tables = emoji_tables(language, at(plan.data), self._tell(language))
-            return Corpus(language, [str(table) for table in tables[1:]], str(tables[0]))
-        pairs = [name.format(language=language) for name in plan.pairs]
-        captions = plan.captions.format(language=language) if plan.captions else None
-        return Corpus(language, pairs, captions)
+        with self._one:  # languages share the downloads of a data set
+            return self.plan.corpus(language, self._tell(language))
 
     def _config(self, corpus: Corpus) -> AcquireConfig:
         config = self.plan.train
@@ -276,19 +291,18 @@ class Work:
             encode = lambda texts: pack.encode_text(texts).cpu().numpy()  # noqa: E731
         return evaluate(encode, language, read.table, gallery).as_dict()
 
-    def _workers(self) -> Workers:
-        asked = Workers.parse(self.plan.workers)
-        return Workers(asked.count, asked.most, self.plan.worker_cpus, self.plan.worker_gpus)
-
-    def _encoders(self) -> Encoders:
-        return Encoders(self.plan.encoders, self.plan.encoder_cpus, self.plan.encoder_gpus)
-
     def _tell(self, language: str) -> Report:
-        def report(step: Progress) -> None:
-            phase = step.phase if language in step.phase.split() else f"{language} {step.phase}"
-            self.report(Progress(phase, step.done, step.total, step.note))
+        return of_language(self.report, language)
 
-        return report
+
+def of_language(report: Report, language: str) -> Report:
+    """Tells of phases with the language in front."""
+
+    def told(step: Progress) -> None:
+        phase = step.phase if language in step.phase.split() else f"{language} {step.phase}"
+        report(replace(step, phase=phase))
+
+    return told
 
 
 def emoji_tables(language: str, data: UPath, report: Report) -> list[UPath]:

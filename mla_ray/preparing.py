@@ -109,6 +109,17 @@ def spec_of(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) ->
     }
 
 
+OF_TABLES = ("vocabulary", "vocab_size", "sample", "rows", "seed")
+
+
+def tables_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """What of a `spec_of` prepared tables depend on; runs that differ in the rest share them."""
+    config = {name: spec["config"][name] for name in OF_TABLES}
+    held = spec["config"]["held_out"]
+    config["held_out"] = (held["of"], held["size"]) if held["every"] else None
+    return {"fingerprint": spec["fingerprint"], "sources": spec["sources"], "config": config}
+
+
 def sources(corpora: Sequence[Corpus]) -> dict[str, Any]:
     """What tells the tables of a run from other tables."""
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
@@ -102,9 +102,7 @@ def write(result: dict[str, Any], captions: pa.Table, run: Path, font: Path) -> 
     images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
     run.mkdir(parents=True, exist_ok=True)
     sheet = _sheet(result, images, font)
-    environment = Environment(
-        loader=PackageLoader("mla_ray"), autoescape=select_autoescape(), trim_blocks=True
-    )
+    environment = Environment(loader=PackageLoader("mla_ray"), autoescape=True, trim_blocks=True)
     environment.filters["drawing"] = lambda image_id: _data_uri(images[image_id])
     page = environment.get_template("report.html.jinja").render(
         result=result,

@@ -60,6 +60,25 @@ class Ranks:
             i2t = i2t[np.unique(self.image_of[captions])]
         return Recall(_at_k(t2i), _at_k(i2t), len(i2t), len(t2i))
 
+    def resampled(self, draws: int = 2000, seed: int = 0) -> npt.NDArray[np.float64]:
+        """AR [draws] of bootstrap samples: images drawn with replacement, each with its captions.
+
+        Ranks stay those in the whole gallery. The same seed draws the same images, so that two
+        models are compared sample by sample.
+        """
+        size = len(self.i2t)
+        captions = np.bincount(self.image_of, minlength=size)
+        hits = [np.bincount(self.image_of, self.t2i < k, minlength=size) for k in KS]
+        found = [(self.i2t < k).astype(np.float64) for k in KS]
+        generator = np.random.default_rng(seed)
+        drawn = np.empty(draws)
+        for draw in range(draws):
+            times = np.bincount(generator.integers(size, size=size), minlength=size)
+            t2i = [times @ column / (times @ captions) for column in hits]
+            i2t = [times @ column / size for column in found]
+            drawn[draw] = 100 * np.mean([*t2i, *i2t])
+        return drawn
+
 
 def rank(text: Floats, image: Floats, image_of: Ints) -> Ranks:
     """Rank every caption against every image by cosine, and the other way round.

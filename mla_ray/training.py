@@ -3,7 +3,8 @@
 `acquire` works in a run folder, a path or any URL that all workers reach:
 
     run.json                 what the run is made of; a run goes on only if it has not changed
-    data/                    blocks of token ids, vocabulary, initial rows   (mla_ray.preparing)
+    data/                    blocks of token ids, vocabulary, initial rows   (mla_ray.preparing);
+                             elsewhere if several runs share them
     checkpoints/             the last two                                    (mla_ray.checkpoints)
     packs/<stage>/<language> fresh, nlt, le
     metrics.jsonl, tensorboard/                                              (mla_ray.watching)
@@ -29,16 +30,26 @@ from mla_ray.board import Board
 from mla_ray.config import AcquireConfig
 from mla_ray.datasets.files import InvalidTable, Problem
 from mla_ray.features import Encoders, FeatureStore, Filled
-from mla_ray.loop import DONE, Job, Outside, Wish, train
+from mla_ray.loop import DONE, Diverged, Job, Outside, Wish, train
 from mla_ray.native import Native
-from mla_ray.preparing import Corpus, Prepared, contents, prepare, spec_of
+from mla_ray.preparing import Corpus, Prepared, contents, prepare, spec_of, tables_spec
 from mla_ray.progress import Progress, Report, Stopped
-from mla_ray.storage import at, names_in, read_json, remove
+from mla_ray.storage import at, names_in, read_json, remove, write_json
 from mla_ray.watching import STAGES
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Corpus", "Progress", "Report", "Stopped", "Workers", "acquire", "begin", "encode"]
+__all__ = [
+    "Corpus",
+    "Diverged",
+    "Progress",
+    "Report",
+    "Stopped",
+    "Workers",
+    "acquire",
+    "begin",
+    "encode",
+]
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,8 @@ def acquire(
     report: Report = lambda progress: None,
     stop: threading.Event | None = None,
     labels: Mapping[str, str] | None = None,
+    prepared: str | Path | UPath | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, UPath]:
     """Acquire languages; returns the folder of each one's pack. The caller has started Ray.
 
@@ -104,8 +117,13 @@ def acquire(
         report: told of progress, for bars.
         stop: once set, a checkpoint is saved and `Stopped` raised.
         labels: of the metrics, beside the run's name.
+        prepared: a folder of prepared tables that several runs share, in place of the run's own;
+            made if it is not there. Not for two runs to make at once.
+        callbacks: of Ray Train's, to hear of every checkpoint.
 
     Raises:
+        Diverged: the loss is no longer a number.
+        MemoryError: the one worker has too little.
         FileExistsError: `run` exists and `resume` is off.
         InvalidTable: a table has bad rows.
         ValueError: the run in `run` is of other data or settings, or a batch is smaller than the
@@ -114,6 +132,7 @@ def acquire(
 
     """
     run, store = at(run), at(store)
+    tables = run if prepared is None else at(prepared)
     native = Native.load(native_name)
     most = max(workers.count, workers.most or 0)
     for name in STAGES:
@@ -124,13 +143,15 @@ def acquire(
         raise ValueError("every language needs a translation table")
     if config.le.steps and not any(corpus.captions for corpus in corpora):
         raise ValueError("no language has captions for le.steps; set it to 0, or give a table")
-    begin(native, corpora, config, run, resume)
+    begin(native, corpora, config, run, resume, tables)
     if not (run / DONE).exists():  # written as the very last
-        prepared = _prepare(native, corpora, config, run, skip_invalid, report)
-        filled = encode(native, corpora, run, store, report, encoders)
+        made = _prepare(native, corpora, config, tables, skip_invalid, report)
+        if tables != run:
+            write_json(run / "run.json", spec_of(native, corpora, config))
+        filled = encode(native, corpora, tables, store, report, encoders)
         if filled.failed and not skip_invalid:
             if not names_in(run / "checkpoints"):  # else what was trained is of this data
-                remove(run / "data")  # so that the mended table may be run the same way
+                remove(tables / "data")  # so that the mended table may be run the same way
                 remove(run / "run.json")
             raise InvalidTable(
                 [
@@ -138,9 +159,8 @@ def acquire(
                     for f in filled.failures
                 ]
             )
-        _fit(
-            job_of(run, store, prepared), workers, report, stop, {"run": run.name, **(labels or {})}
-        )
+        labels = {"run": run.name, **(labels or {})}
+        _fit(job_of(run, store, made, tables), workers, report, stop, labels, callbacks)
         if not (run / DONE).exists():
             raise Stopped(f"{run}: stopped with a checkpoint; pass --resume to go on")
     packs: dict[str, str] = read_json(run / DONE)["packs"]
@@ -153,12 +173,19 @@ def begin(
     config: AcquireConfig,
     run: UPath,
     resume: bool,
+    tables: UPath | None = None,
 ) -> None:
     """See that there is no run yet, or one of the same native, data and settings.
 
     `prepare` says what a run is made of (run.json) once its tables are read: whose tables were
-    refused may mend them and run the same again.
+    refused may mend them and run the same again. `tables`, if others made them, have to be what
+    this run would have made.
     """
+    tables = run if tables is None else tables
+    if tables != run and (tables / "run.json").exists():
+        theirs, ours = read_json(tables / "run.json"), spec_of(native, corpora, config)
+        if tables_spec(theirs) != tables_spec(ours):
+            raise ValueError(f"{tables}: prepared from other data or settings than {run} has")
     path = run / "run.json"
     if not path.exists():
         return
@@ -166,7 +193,7 @@ def begin(
         raise FileExistsError(
             f"{run} holds a run already; pass --resume to go on with it, or delete it"
         )
-    if not (run / "data" / "prepared.json").exists():  # nothing was made yet
+    if not (tables / "data" / "prepared.json").exists():  # nothing was made yet
         return
     before, spec = read_json(path), spec_of(native, corpora, config)
     changed = [key for key in spec if before.get(key) != spec[key]]
@@ -191,17 +218,17 @@ def _prepare(
     return prepare(native, corpora, config, run, skip_invalid=skip_invalid, progress=advance)
 
 
-def job_of(run: UPath, store: UPath, prepared: Prepared) -> Job:
+def job_of(run: UPath, store: UPath, prepared: Prepared, tables: UPath | None = None) -> Job:
     """What the workers of a prepared run are given; `tables` is what a pack's card says of data."""
     spec = read_json(run / "run.json")
-    tables = {
+    data = {
         language: {
             name: {"rows": rows, "files": spec["sources"][language][name]}
             for name, rows in of_language.items()
         }
         for language, of_language in prepared.rows.items()
     }
-    return Job(str(run), str(store), spec | {"tables": tables})
+    return Job(str(run), str(tables or run), str(store), spec | {"tables": data})
 
 
 def encode(
@@ -246,6 +273,7 @@ def _fit(
     report: Report,
     stop: threading.Event | None,
     labels: Mapping[str, str],
+    callbacks: Sequence[Any],
 ) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -274,10 +302,13 @@ def _fit(
             name="train",
             storage_path=job.run,
             failure_config=FailureConfig(max_failures=3),
+            callbacks=list(callbacks),
         ),
     )
     with _Watching(board, report, stop):
-        trainer.fit()
+        result = trainer.fit()
+    if isinstance(result.return_value, Exception):
+        raise result.return_value
 
 
 def share(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -327,21 +358,37 @@ class _Watching:
                 return
 
 
-def _work(given: dict[str, Any]) -> None:
-    """What every Ray Train worker runs."""
+def _work(given: dict[str, Any]) -> Exception | None:
+    """What every Ray Train worker runs; returns what went wrong if it would again.
+
+    What is raised here Ray tries again, from the last checkpoint.
+    """
+    from ray.train import get_context
     from ray.train.torch import get_device
 
     board, labels = given["board"], given["labels"]
-    train(
-        given["job"],
-        Outside(
-            saved=_report,
-            wish=_Wishes(board).ask,
-            send=lambda row: board.add.remote(row),
-            labels=labels,
-        ),
-        cpu=get_device().type != "cuda",
+    outside = Outside(
+        saved=_report,
+        wish=_Wishes(board).ask,
+        send=lambda row: board.add.remote(row),
+        labels=labels,
     )
+    try:
+        train(given["job"], outside, cpu=get_device().type != "cuda")
+    except Diverged as fault:  # on all workers
+        return fault
+    except (MemoryError, RuntimeError) as fault:
+        if get_context().get_world_size() > 1 or not _too_large(fault):
+            raise
+        return MemoryError(f"does not fit into memory: {fault}")
+    return None
+
+
+def _too_large(fault: Exception) -> bool:
+    import torch
+
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(fault, kinds) or "can't allocate memory" in str(fault)  # of the CPU's
 
 
 def _report(figures: dict[str, Any], folder: UPath | None) -> None:

@@ -20,14 +20,14 @@ from mla_ray.blocks import Rows, read_parquet
 from mla_ray.checkpoints import TENSORS
 from mla_ray.config import AcquireConfig, HeldOut, Stage
 from mla_ray.features import FeatureStore, Kind, encode_images, encode_texts, key_of
-from mla_ray.loop import ASK, Job, Outside, Wish, groups, train
+from mla_ray.loop import ASK, DONE, Diverged, Job, Outside, Wish, groups, train
 from mla_ray.native import Native
 from mla_ray.pack import Pack, read_card
-from mla_ray.preparing import Corpus, contents, prepare
+from mla_ray.preparing import Corpus, contents, prepare, read_prepared, spec_of
 from mla_ray.retrieval import rank
 from mla_ray.sampling import Batches, turn
-from mla_ray.storage import at
-from mla_ray.training import job_of
+from mla_ray.storage import at, write_json
+from mla_ray.training import begin, job_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -299,9 +299,45 @@ def test_checkpoints_come_when_due_and_at_the_end_of_each_stage(make: Make, tmp_
 
 def test_another_native_is_refused(make: Make, tmp_path: Path) -> None:
     job = make(tmp_path / "run")
-    other = Job(job.run, job.store, job.spec | {"fingerprint": "0" * 64})
+    other = Job(job.run, job.tables, job.store, job.spec | {"fingerprint": "0" * 64})
     with pytest.raises(ValueError, match="is not the one the run began with"):
         train(other)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_its_remedy(
+    make: Make, tmp_path: Path
+) -> None:
+    stage = Stage(steps=STEPS, batch=8, lr=1e30)
+    job = make(tmp_path / "run", CONFIG.model_copy(update={"nlt": stage}))
+    for _ in range(2):  # going on from its checkpoint, too
+        with pytest.raises(Diverged, match=rf"nlt step {ASK}: .* make nlt.lr \(1e\+30\) smaller"):
+            train(job)
+    assert not (tmp_path / "run" / DONE).exists()
+    (row,) = told(tmp_path / "run")  # of the last try
+    assert (row["stage"], row["step"], row["loss"]) == ("nlt", ASK, None)
+
+
+def test_runs_that_differ_in_training_alone_share_their_tables(
+    make: Make, tables: dict[str, Corpus], native_folder: Path, tmp_path: Path
+) -> None:
+    job = make(tmp_path / "tables")
+    native, run = Native.load(str(native_folder)), at(tmp_path / "run")
+    shared, corpora = at(tmp_path / "tables"), [tables["de"]]
+    other = CONFIG.model_copy(update={"hidden": 7, "warmup": 0.0, "checkpoint_every": 9})
+    begin(native, corpora, other, run, False, shared)
+    write_json(run / "run.json", spec_of(native, corpora, other))
+    begin(native, corpora, other, run, True, shared)
+    assert train(job_of(run, at(job.store), read_prepared(shared), shared))
+    card = read_card(run / "packs" / "le" / "de")
+    assert card.hidden == 7
+    assert not (run / "data").exists()
+    for changed in ({"vocab_size": 401}, {"rows": "random"}, {"seed": 1}, {"sample": 9}):
+        with pytest.raises(ValueError, match="prepared from other data or settings"):
+            begin(native, corpora, CONFIG.model_copy(update=changed), run, True, shared)
+    with pytest.raises(ValueError, match="prepared from other data or settings"):
+        begin(native, corpora, HELD, run, True, shared)
+    with pytest.raises(ValueError, match="config differ from the run begun there"):
+        begin(native, corpora, CONFIG, run, True, shared)
 
 
 def test_a_run_at_a_url_is_the_local_one_to_the_byte(

@@ -1,0 +1,127 @@
+"""A sweep against its trials run in full, one after another.
+
+    python benchmarks/sweep.py [--language cs] [--trials 16] [--space quick] [--json sweep.json]
+
+First the search of `mla sweep` on the language's emoji: tables, features (none are there yet), then
+trials side by side, stopped by ASHA. Then the same settings, trial by trial, as somebody without it
+would run them: `mla_ray.training.acquire` with all the machine's cores, each with tables and
+features of its own and the same looks at its validation rows. One Ray for both, started before; the
+emoji are drawn before. What features cost is measured apart, so that the ratio can be told without
+sharing, too. Also told: whether the search chose what the full runs say is best.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mla_ray.cluster import ray_session
+from mla_ray.console import bars, stdout
+from mla_ray.native import Native
+from mla_ray.pipeline import emoji_tables
+from mla_ray.preparing import prepare
+from mla_ray.storage import at, read_json
+from mla_ray.training import acquire, encode
+from tuning.sweep import LanguageSweep, SweepPlan
+
+
+def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    with bars() as report:
+        emoji_tables(args.language, at(args.data), report)
+        shutil.copytree(args.data / "emoji", scratch / "data" / "emoji")
+        if (args.data / "freedict").exists():
+            shutil.copytree(args.data / "freedict", scratch / "data" / "freedict")
+        with ray_session():
+            plan = SweepPlan(
+                languages=[args.language],
+                dataset="emoji",
+                space=args.space,
+                trials=args.trials,
+                run=str(scratch / "sweep"),
+                data=str(scratch / "data"),
+                results=str(scratch / "results"),
+            )
+            began = time.perf_counter()
+            language = LanguageSweep(plan, args.language, 1, report, threading.Event())
+            task = language.task()
+            trials = language.searched(task)
+            swept = time.perf_counter() - began
+
+            native, full, features = Native.load(plan.native), [], 0.0
+            for trial in trials:
+                config = task.config(trial.settings)
+                folder = at(scratch / "full")
+                began = time.perf_counter()
+                prepare(native, [task.corpus], config, folder)
+                before = time.perf_counter()
+                encode(native, [task.corpus], folder, folder / "features", report)
+                features += time.perf_counter() - before
+                acquire(
+                    plan.native,
+                    [task.corpus],
+                    config,
+                    folder,
+                    store=folder / "features",
+                    resume=True,
+                    report=report,
+                )
+                seconds = time.perf_counter() - began
+                full.append({"seconds": seconds, "ar": read_json(folder / "done.json")["best_AR"]})
+                shutil.rmtree(scratch / "full")
+    alone = sum(row["seconds"] for row in full)
+    return {
+        "language": args.language,
+        "sweep_s": swept,
+        "alone_s": alone,
+        "features_s": features,
+        "ratio": swept / alone,
+        "ratio_with_features_shared": swept / (alone - features * (1 - 1 / len(trials))),
+        "trials": [
+            {**trial.model_dump(exclude={"curve"}), "full": row}
+            for trial, row in zip(trials, full, strict=True)
+        ],
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    table = Table(title=f"{len(found['trials'])} trials, {found['language']}")
+    for column in ("trial", "status", "%", "AR", "s", "full: AR", "s"):
+        table.add_column(column, justify="right")
+    for trial in found["trials"]:
+        ar = "" if trial["ar"] is None else f"{trial['ar']:.2f}"
+        full = trial["full"]
+        cells = [trial["number"], trial["status"], trial["percent"], ar, f"{trial['seconds']:.0f}"]
+        table.add_row(*map(str, cells), f"{full['ar']:.2f}", f"{full['seconds']:.0f}")
+    stdout.print(table)
+    stdout.print(
+        f"sweep {found['sweep_s']:.0f} s, one after another {found['alone_s']:.0f} s (of that "
+        f"features {found['features_s']:.0f} s): ratio {found['ratio']:.3f}; with features shared "
+        f"by both {found['ratio_with_features_shared']:.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--language", default="cs")
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--space", default="quick")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mla-sweep-") as scratch:
+        found = run(args, Path(scratch))
+    show(found)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

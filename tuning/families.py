@@ -1,0 +1,41 @@
+"""Which languages are related: same branch before same family."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+
+@lru_cache(maxsize=1)
+def _places() -> dict[str, tuple[str, str]]:
+    """Family and branch by code."""
+    text = (Path(__file__).parent / "families.yaml").read_text()
+    families: dict[str, dict[str, list[str]]] = yaml.safe_load(text)
+    return {
+        code: (family, branch)
+        for family, branches in families.items()
+        for branch, codes in branches.items()
+        for code in codes
+    }
+
+
+def family(language: str) -> tuple[str, str] | None:
+    """Family and branch of a BCP-47 code, or None for one that is not in `families.yaml`."""
+    return _places().get(language) or _places().get(language.partition("-")[0])
+
+
+def related(language: str, others: Iterable[str]) -> list[str]:
+    """Those of `others` in the same family or language, the closest first."""
+    ours = family(language)
+
+    def closeness(other: str) -> int:
+        if other.partition("-")[0] == language.partition("-")[0]:
+            return 3
+        theirs = family(other)
+        if ours is None or theirs is None or theirs[0] != ours[0]:
+            return 0
+        return 2 if theirs == ours else 1
+
+    near = [(closeness(other), other) for other in sorted(set(others) - {language})]
+    return [other for close, other in sorted(near, key=lambda pair: -pair[0]) if close]

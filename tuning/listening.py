@@ -1,0 +1,61 @@
+"""Ends of trials, as they come: progress for who waits, room on the disk.
+
+Tune keeps its callbacks in a pickle and takes them from there when it goes on, so what a
+`Listener` reports to is looked up where it runs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune import Callback
+
+from mla_ray.progress import Progress, Report
+from mla_ray.storage import at, remove
+from tuning.trial import METRIC
+
+
+@dataclass
+class _Told:
+    phase: str
+    trials: int
+    report: Report
+
+
+_told: dict[str, _Told] = {}
+
+
+@contextmanager
+def listening(root: str, phase: str, trials: int, report: Report) -> Iterator[None]:
+    """Progress of the sweep in `root` goes to `report`."""
+    _told[root] = _Told(phase, trials, report)
+    report(Progress(phase, 0, trials))
+    try:
+        yield
+    finally:
+        del _told[root]
+
+
+class Listener(Callback):  # type: ignore[misc]  # Ray has no types
+    """Of the sweep in `root`."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended(trials, trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended(trials, trial)
+
+    def _ended(self, trials: list[Any], trial: Any) -> None:
+        run = at(self.root) / "trials" / trial.trial_id
+        remove(run / "checkpoints")  # the best settings are trained anew, on all rows
+        remove(run / "packs")
+        if told := _told.get(self.root):
+            ended = [t for t in trials if t is trial or t.is_finished()]
+            ars = [t.last_result.get(METRIC) for t in trials if t.last_result]
+            best = max((ar for ar in ars if ar is not None), default=None)
+            note = "" if best is None else f"best AR {best:.1f}"
+            told.report(Progress(told.phase, len(ended), told.trials, note))

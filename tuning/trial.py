@@ -1,0 +1,66 @@
+"""One trial: an acquisition by Ray Train, inside a trial of Ray Tune.
+
+The trial itself only waits; its workers, which Ray Train places, have the CPUs and GPUs. What they
+report at each checkpoint goes on to Tune, which may stop it there. After a crash of the driver the
+acquisition goes on from its own checkpoint, in the run folder that bears the trial's id.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from upath import UPath
+
+from mla_ray.config import AcquireConfig, HeldOut
+from mla_ray.native import Native
+from mla_ray.preparing import Corpus, spec_of, tables_spec
+from mla_ray.training import Workers, acquire
+from tuning.space import Space
+
+METRIC = "best_AR"
+TIME = "percent"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a language share."""
+
+    native: str
+    corpus: Corpus
+    space: Space
+    held_out: HeldOut
+    root: str
+    store: str
+    workers: Workers
+    skip_invalid: bool
+
+    def config(self, point: dict[str, Any]) -> AcquireConfig:
+        captions = self.corpus.captions is not None
+        return self.space.trial(point, captions=captions, held_out=self.held_out)
+
+    def tables(self, native: Native, config: AcquireConfig) -> UPath:
+        """Where the tables of these settings are: trials that differ in the rest share them."""
+        spec = tables_spec(spec_of(native, [self.corpus], config))
+        key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+        return UPath(self.root) / "prepared" / key
+
+
+def run_trial(point: dict[str, Any], task: Task) -> None:
+    """Ray Tune's trainable."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    config = task.config(point)
+    acquire(
+        task.native,
+        [task.corpus],
+        config,
+        UPath(task.root) / "trials" / tune.get_context().get_trial_id(),
+        store=task.store,
+        workers=task.workers,
+        resume=True,
+        skip_invalid=task.skip_invalid,
+        prepared=task.tables(Native.load(task.native), config),
+        callbacks=[TuneReportCallback()],
+    )
