@@ -5,6 +5,7 @@ Tune keeps for that is pickled in the run folder, so a run folder is to be trust
 """
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mla_ray.progress import Report, Stopped
-from mla_ray.storage import at, remove
+from mla_ray.storage import at, is_local, remove
 from tuning.outcome import Status, Trial, Value
 from tuning.space import Choices, Range, Space
 from tuning.trial import METRIC, TIME, Task, run_trial
@@ -51,6 +52,8 @@ def search(
 
     from tuning.listening import Listener, listening
 
+    if is_local(at(task.root)):  # else every 10 s: a sweep goes on from where it was saved last
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     folder = str(at(task.root) / "tune")
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, task=task),

@@ -13,8 +13,10 @@ from typing import Any
 from upath import UPath
 
 from mla_ray.config import AcquireConfig, HeldOut
+from mla_ray.loop import DONE
 from mla_ray.native import Native
 from mla_ray.preparing import Corpus, spec_of, tables_spec
+from mla_ray.storage import at, read_json
 from mla_ray.training import Workers, acquire
 from tuning.space import Space
 
@@ -43,7 +45,7 @@ class Task:
         """Where the tables of these settings are: trials that differ in the rest share them."""
         spec = tables_spec(spec_of(native, [self.corpus], config))
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
-        return UPath(self.root) / "prepared" / key
+        return at(self.root) / "prepared" / key
 
 
 def run_trial(point: dict[str, Any], task: Task) -> None:
@@ -51,12 +53,17 @@ def run_trial(point: dict[str, Any], task: Task) -> None:
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    run = at(task.root) / "trials" / tune.get_context().get_trial_id()
+    if (run / DONE).exists():  # it had ended, but the driver was killed before Tune noted it
+        figures = read_json(run / DONE)
+        tune.report({METRIC: figures[METRIC], TIME: figures[TIME]})
+        return
     config = task.config(point)
     acquire(
         task.native,
         [task.corpus],
         config,
-        UPath(task.root) / "trials" / tune.get_context().get_trial_id(),
+        run,
         store=task.store,
         workers=task.workers,
         resume=True,
