@@ -4,6 +4,7 @@ Tune keeps its callbacks in a pickle and takes them from there when it goes on, 
 `Listener` reports to is looked up where it runs.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from ray.tune import Callback
 from mla_ray.progress import Progress, Report
 from mla_ray.storage import at, remove
 from tuning.trial import METRIC
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,12 +31,16 @@ _told: dict[str, _Told] = {}
 
 @contextmanager
 def listening(root: str, phase: str, trials: int, report: Report) -> Iterator[None]:
-    """Progress of the sweep in `root` goes to `report`."""
+    """Progress of the sweep in `root` goes to `report`; a line for each failure to the log."""
     _told[root] = _Told(phase, trials, report)
     report(Progress(phase, 0, trials))
+    tune = logging.getLogger("ray.tune")
+    level = tune.level
+    tune.setLevel(logging.CRITICAL)  # it has a traceback of its own machinery for each failure
     try:
         yield
     finally:
+        tune.setLevel(level)
         del _told[root]
 
 
@@ -47,6 +54,8 @@ class Listener(Callback):  # type: ignore[misc]  # Ray has no types
         self._ended(trials, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        said = str(trial.get_pickled_error() or "").strip().splitlines()
+        log.warning("trial %s failed: %s", trial.trial_id, said[-1] if said else "no reason given")
         self._ended(trials, trial)
 
     def _ended(self, trials: list[Any], trial: Any) -> None:

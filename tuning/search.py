@@ -45,24 +45,28 @@ def search(
         stop: once set, `Stopped` is raised; the same call goes on.
 
     """
-    from optuna.samplers import TPESampler
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one talks, whatever `verbose` says
+    import optuna
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler
     from ray.tune.search.optuna import OptunaSearch
 
     from tuning.listening import Listener, listening
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     if is_local(at(task.root)):  # else every 10 s: a sweep goes on from where it was saved last
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     folder = str(at(task.root) / "tune")
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, task=task),
-        {"CPU": 0.01},  # it waits for its workers
+        {"CPU": 0, "memory": 5e8},  # it waits for its workers, which have the cores
     )
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable)
     else:
-        sampler = TPESampler(seed=seed, n_startup_trials=max(4, trials // 3), constant_liar=True)
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=max(4, trials // 3), constant_liar=True
+        )
         space = task.space
         tuner = tune.Tuner(
             trainable,
