@@ -38,8 +38,8 @@ SPACE = {
         "le_share": {"choices": [0.25]},
     },
 }
-# Trials that all come to an end, after some seconds.
-SOUND = SPACE | {"parameters": {"nlt.lr": {"choices": [1e-3, 2e-3]}, "steps": {"choices": [600]}}}
+# Of settings that all come to an end.
+SOUND = SPACE | {"parameters": {"nlt.lr": {"choices": [1e-3, 2e-3]}}}
 PlanOf = Callable[..., SweepPlan]
 
 
@@ -223,7 +223,8 @@ def test_a_related_language_begins_where_this_one_ended_and_its_trials_run_toget
         [json.loads(line)["timestamp"] for line in file.read_text().splitlines()]
         for file in (Path(plan.run) / "hi" / "tune").glob("*/result.json")
     ]
-    assert max(min(times) for times in told) < min(max(times) for times in told), "one by one"
+    # In whole seconds; one after another they would be ten apart.
+    assert max(min(times) for times in told) <= min(max(times) for times in told), "one by one"
     # What was best for German is the defaults' own point here: it is not tried again.
     assert swept.trials[swept.best].settings == swept.trials[0].settings
     assert [trial.origin for trial in outcome.trials] == ["defaults", "search"]
