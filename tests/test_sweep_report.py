@@ -23,10 +23,11 @@ from PIL import Image
 from upath import UPath
 
 from mla_ray.storage import at
-from tuning import report
+from tuning import charts
+from tuning.charts import LIGHT, Scale
 from tuning.importance import importance
 from tuning.outcome import Gain, Interval, Outcome, Trial, Value
-from tuning.report import LIGHT, Scale, write
+from tuning.report import write
 
 PICTURES = ("trials", "parallel", "importance", "curves")
 HOSTILE = "ValueError: </td><script>alert('x')</script> & \"quoted\""
@@ -313,7 +314,7 @@ def test_a_nan_is_neither_drawn_nor_counted(tmp_path: Path) -> None:
 def test_a_parameter_that_never_varied_is_told_and_has_no_axis(tmp_path: Path) -> None:
     page = read(write(outcome(searched()), at(tmp_path)))
     assert "The same in every trial: warmup = 0.1." in page.text
-    figure = report.draw_parallel(outcome(searched()), LIGHT)
+    figure = charts.draw_parallel(outcome(searched()), LIGHT)
     assert not isinstance(figure, str)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert "nlt.lr\n(log)" in words
@@ -351,7 +352,7 @@ def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
 
 def test_the_running_best_rises_to_the_best_trial() -> None:
     trials = [trial(0, 40.0), trial(1, 45.0), trial(2, 99.0, status="diverged"), trial(3, 42.0)]
-    figure = report.draw_trials(outcome(trials, best=1), LIGHT)
+    figure = charts.draw_trials(outcome(trials, best=1), LIGHT)
     assert not isinstance(figure, str)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert list(np.asarray(lines["best so far"].get_ydata())) == [40, 45, 45, 45]
@@ -361,7 +362,7 @@ def test_the_running_best_rises_to_the_best_trial() -> None:
 
 def test_curves_show_the_best_bold_the_defaults_dashed_and_the_stopped_faint() -> None:
     trials = [trial(0), trial(1, 47.0), trial(2, 20.0, status="stopped", curve=[(11, 20.0)])]
-    figure = report.draw_curves(outcome(trials), LIGHT)
+    figure = charts.draw_curves(outcome(trials), LIGHT)
     assert not isinstance(figure, str)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert lines["defaults"].is_dashed()
