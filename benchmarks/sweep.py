@@ -1,6 +1,6 @@
 """A sweep against its trials run in full, one after another.
 
-    python benchmarks/sweep.py [--language cs] [--trials 16] [--space quick] [--json sweep.json]
+    python benchmarks/sweep.py [--language cs] [--trials 16] [--space benchmarks/sweep.yaml] [--json sweep.json]
 
 First the search of `mla sweep` on the language's emoji: tables, features (none are there yet), then
 trials side by side, stopped by ASHA. Then the same settings, trial by trial, as somebody without it
@@ -112,7 +112,7 @@ def main() -> None:
     )
     parser.add_argument("--language", default="cs")
     parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--space", default="quick")
+    parser.add_argument("--space", default="benchmarks/sweep.yaml")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
