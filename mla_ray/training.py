@@ -279,10 +279,7 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    resources = ray.cluster_resources()
-    gpus = workers.gpus
-    if gpus is None:
-        gpus = 1.0 if resources.get("GPU", 0) >= workers.count else 0.0
+    gpus = gpus_of(workers, ray.cluster_resources())
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = workers.cpus or share(workers, nodes)
     board = ray.remote(num_cpus=0)(Board).remote()
@@ -309,6 +306,13 @@ def _fit(
         result = trainer.fit()
     if isinstance(result.return_value, Exception):
         raise result.return_value
+
+
+def gpus_of(workers: Workers, resources: Mapping[str, float]) -> float:
+    """Of each worker on a cluster of these resources."""
+    if workers.gpus is not None:
+        return workers.gpus
+    return 1.0 if resources.get("GPU", 0) >= workers.count else 0.0
 
 
 def share(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:

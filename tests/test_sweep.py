@@ -18,8 +18,9 @@ from mla_ray.native import Native
 from mla_ray.pack import Pack
 from mla_ray.progress import Progress, Report, Stopped
 from mla_ray.storage import at, read_json
+from mla_ray.training import Workers
 from tuning.outcome import Outcome
-from tuning.sweep import SweepPlan, known_outcomes, languages_of, sweep
+from tuning.sweep import SweepPlan, known_outcomes, languages_of, room, sweep
 
 SPACE = {
     "trials": 4,
@@ -249,6 +250,26 @@ def test_what_is_no_outcome_in_the_results_is_passed_over(tmp_path: Path) -> Non
     (tmp_path / "de.json").write_text('{"language": "de"}')
     (tmp_path / "de.yaml").write_text("warmup: 0.2")
     assert known_outcomes(at(tmp_path), "emoji-clip") == {}
+
+
+@pytest.mark.parametrize(
+    ("workers", "resources", "trials"),
+    [
+        (Workers(1, cpus=1), {"CPU": 8.0}, 8),
+        (Workers(2, cpus=1), {"CPU": 8.0}, 4),
+        (Workers(1, cpus=3), {"CPU": 8.0}, 2),
+        (Workers(1, cpus=16), {"CPU": 8.0}, 1),
+        (Workers(1, cpus=1), {"CPU": 8.0, "GPU": 2.0}, 2),  # each takes one, unless told
+        (Workers(1, cpus=1, gpus=0.25), {"CPU": 8.0, "GPU": 1.0}, 4),
+        (Workers(1, cpus=1, gpus=0.1), {"CPU": 32.0, "GPU": 3.0}, 30),
+        (Workers(1, cpus=1, gpus=0), {"CPU": 8.0, "GPU": 1.0}, 8),
+        (Workers(1, cpus=1, gpus=1), {"CPU": 8.0}, 1),
+    ],
+)
+def test_as_many_trials_run_as_there_is_room_for(
+    workers: Workers, resources: dict[str, float], trials: int
+) -> None:
+    assert room(workers, resources) == trials
 
 
 def test_a_job_takes_the_plan_as_flags() -> None:

@@ -33,7 +33,7 @@ from mla_ray.preparing import OF_TABLES, Corpus, prepare
 from mla_ray.progress import Progress, Report, Stopped
 from mla_ray.retrieval import Ranks
 from mla_ray.storage import at, names_in, read_json, write_bytes, write_json
-from mla_ray.training import Workers, acquire, encode
+from mla_ray.training import Workers, acquire, encode, gpus_of
 from tuning import report as reporting
 from tuning.families import related
 from tuning.gain import gain
@@ -267,12 +267,14 @@ class LanguageSweep:
 
     def searched(self, task: Task) -> list[Trial]:
         """The trials, in the order they were begun."""
+        import ray
+
         self._prepare(task)
         return search(
             task,
             trials=self.trials,
             first=self._first(),
-            concurrent=self.plan.concurrent or _room(task.workers),
+            concurrent=self.plan.concurrent or room(task.workers, ray.cluster_resources()),
             seed=self.plan.seed,
             report=self.report,
             stop=self.stop,
@@ -393,13 +395,12 @@ def _rows(table: str | Path, language: str, enough: int) -> int:
     return rows
 
 
-def _room(workers: Workers) -> int:
-    """Trials that the cluster as it is has room for."""
-    import ray
+def room(workers: Workers, resources: Mapping[str, float]) -> int:
+    """Trials of so many workers each that a cluster of these resources has room for; at least one.
 
-    resources: dict[str, Any] = ray.cluster_resources()
-    each = max(workers.count, 1)
-    room = int(resources.get("CPU", 1) // ((workers.cpus or 1) * each))
-    if workers.gpus:
-        room = min(room, int(resources.get("GPU", 0) // (workers.gpus * each)))
-    return max(1, room)
+    One that is to grow has to be told with `concurrent`.
+    """
+    trials = resources.get("CPU", 1) / ((workers.cpus or 1) * workers.count)
+    if gpus := gpus_of(workers, resources):
+        trials = min(trials, resources.get("GPU", 0) / (gpus * workers.count))
+    return max(1, int(trials + 1e-6))
