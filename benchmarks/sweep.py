@@ -1,8 +1,8 @@
 """A sweep against its trials run in full, one after another.
 
-    python benchmarks/sweep.py [--language cs] [--trials 16] [--space benchmarks/sweep.yaml] [--json sweep.json]
+    python benchmarks/sweep.py [--language cs] [--space FILE] [--trials 16] [--json sweep.json]
 
-First the search of `mla sweep` on the language's emoji: tables, features (none are there yet), then
+The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the language's emoji: tables, features (none are there yet), then
 trials side by side, stopped by ASHA. Then the same settings, trial by trial, as somebody without it
 would run them: `mla_ray.training.acquire` with all the machine's cores, each with tables and
 features of its own and the same looks at its validation rows. One Ray for both, started before; the
