@@ -2,12 +2,13 @@
 
     python benchmarks/sweep.py [--language cs] [--space FILE] [--trials 16] [--json sweep.json]
 
-The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the language's emoji: tables, features (none are there yet), then
-trials side by side, stopped by ASHA. Then the same settings, trial by trial, as somebody without it
-would run them: `mla_ray.training.acquire` with all the machine's cores, each with tables and
-features of its own and the same looks at its validation rows. One Ray for both, started before; the
-emoji are drawn before. What features cost is measured apart, so that the ratio can be told without
-sharing, too. Also told: whether the search chose what the full runs say is best.
+The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the
+language's emoji: tables, features (none are there yet), then trials side by side, stopped by ASHA.
+Then the same settings, trial by trial, as somebody without it would run them:
+`mla_ray.training.acquire` with all the machine's cores, each with tables and features of its own and
+the same looks at its validation rows. One Ray for both, started before; the emoji are drawn before.
+What features cost is measured apart, so that the ratio can be told without sharing, too. The table
+has the AR that each trial came to in the sweep and in full.
 """
 
 import argparse
