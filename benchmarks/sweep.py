@@ -5,7 +5,7 @@
 The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the
 language's emoji: tables, features (none are there yet), then trials side by side, stopped by ASHA.
 Then the same settings, trial by trial, as somebody without it would run them:
-`mla_ray.training.acquire` with all the machine's cores, each with tables and features of its own and
+`mla_ray.training.acquire` with all cores, each with tables and features of its own and
 the same looks at its validation rows. One Ray for both, started before; the emoji are drawn before.
 What features cost is measured apart, so that the ratio can be told without sharing, too. The table
 has the AR that each trial came to in the sweep and in full.
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         shutil.copytree(args.data / "emoji", scratch / "data" / "emoji")
         if (args.data / "freedict").exists():
             shutil.copytree(args.data / "freedict", scratch / "data" / "freedict")
-        with ray_session():
+        with ray_session(dashboard=True):
             plan = SweepPlan(
                 languages=[args.language],
                 dataset="emoji",

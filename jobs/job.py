@@ -377,7 +377,7 @@ def stopping() -> Iterator[_Stop]:
 def _ray(stop: _Stop) -> Iterator[None]:
     """Ray, and signals and log lines as they were before it came."""
     try:
-        with ray_session():
+        with ray_session(dashboard=True):  # for jobs.sweep
             stop.listen()  # again: `ray.init` has put a handler of SIGTERM that exits with 15
             logger = logging.getLogger("ray")
             logger.handlers.clear()

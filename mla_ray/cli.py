@@ -486,7 +486,7 @@ def sweep(
         data=str(data),
         skip_invalid=skip_invalid,
     )
-    with bars() as report, ray_session():
+    with bars() as report, ray_session(dashboard=True):
         outcomes = run_sweep(plan, report, threading.Event())
     if as_json:
         found = {o.language: o.model_dump(mode="json", exclude={"trials"}) for o in outcomes}

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def ray_session(cpus: int | None = None) -> Iterator[None]:
+def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """Ray for the body of a `with`; one that already runs in this process is left as it is.
 
-    A private Ray listens on loopback only and is stopped at the end.
+    A private Ray listens on loopback only and is stopped at the end. It needs the dashboard's
+    server where Ray Tune stops trials of Ray Train: what gives their cores back asks that whether
+    they live, and would ask for ever.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:  # every socket on 127.0.0.1, where the nodes of a cluster could not reach it
@@ -31,7 +33,7 @@ def ray_session(cpus: int | None = None) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=False,
+            include_dashboard=dashboard,
             log_to_driver=False,
             logging_level="ERROR",
         )

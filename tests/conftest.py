@@ -251,7 +251,7 @@ def bert_folder(corpus: dict[str, list[str]], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One private Ray for the whole test session."""
-    with ray_session(cpus=2):
+    with ray_session(cpus=2, dashboard=True):
         yield
 
 
