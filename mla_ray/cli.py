@@ -460,6 +460,7 @@ def sweep(
 ) -> None:
     """Find settings for languages, and say on the test split what they are worth."""
     import threading
+    from contextlib import redirect_stdout
 
     from mla_ray.cluster import ray_session
     from mla_ray.console import bars, stdout
@@ -486,7 +487,8 @@ def sweep(
         data=str(data),
         skip_invalid=skip_invalid,
     )
-    with bars() as report, ray_session(dashboard=True):
+    # Ray's warnings go to standard output, which is for the result.
+    with redirect_stdout(sys.stderr), bars() as report, ray_session(dashboard=True):
         outcomes = run_sweep(plan, report, threading.Event())
     if as_json:
         found = {o.language: o.model_dump(mode="json", exclude={"trials"}) for o in outcomes}
