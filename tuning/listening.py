@@ -13,8 +13,8 @@ from typing import Any
 from ray.tune import Callback
 
 from mla_ray.progress import Progress, Report
-from mla_ray.storage import at, remove
-from tuning.trial import METRIC
+from mla_ray.storage import at, remove, write_bytes
+from tuning.trial import ENDED, METRIC
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Listener(Callback):  # type: ignore[misc]  # Ray has no types
 
     def _ended(self, trials: list[Any], trial: Any) -> None:
         run = at(self.root) / "trials" / trial.trial_id
+        write_bytes(run / ENDED, b"")
         remove(run / "checkpoints")  # the best settings are trained anew, on all rows
         remove(run / "packs")
         if told := _told.get(self.root):

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -20,6 +21,8 @@ from tuning.space import Choices, Range, Space
 from tuning.trial import METRIC, TIME, Task, run_trial
 
 log = logging.getLogger(__name__)
+
+AWAITED_S = 60.0
 
 
 def search(
@@ -99,16 +102,34 @@ def search(
                 verbose=0,
             ),
         )
+    cores = free_cores()
     with listening(task.root, f"{task.corpus.language} trials", trials, report), _ending(stop):
         results = tuner.fit()
     if results.num_terminated + results.num_errors < trials:
         raise Stopped(f"{task.root}: stopped; run the same again to go on")
+    _await_cores(cores)
     remove(at(task.root) / "trials")
     origins = [origin for origin, _ in first]
     return [
         _trial(result, number, origins[number] if number < len(origins) else "search")
         for number, result in enumerate(results)
     ]
+
+
+def free_cores() -> float:
+    import ray
+
+    return float(ray.available_resources().get("CPU", 0.0))
+
+
+def _await_cores(count: float) -> None:
+    """Until the last trials have given theirs back; on a busy cluster others may take them."""
+    end = time.monotonic() + AWAITED_S
+    while free_cores() < count:
+        if time.monotonic() > end:
+            log.warning("fewer cores are free than before the trials")
+            return
+        time.sleep(0.5)
 
 
 def distributions(space: Space) -> dict[str, Any]:

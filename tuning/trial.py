@@ -7,6 +7,9 @@ acquisition goes on from its own checkpoint, in the run folder that bears the tr
 
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +19,15 @@ from mla_ray.config import AcquireConfig, HeldOut
 from mla_ray.loop import DONE
 from mla_ray.native import Native
 from mla_ray.preparing import Corpus, spec_of, tables_spec
+from mla_ray.progress import Stopped
 from mla_ray.storage import at, read_json
 from mla_ray.training import Workers, acquire
 from tuning.space import Space
 
 METRIC = "best_AR"
 TIME = "percent"
+ENDED = "ended"
+"""A file in the run folder of a trial that Tune has done with."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,39 @@ def run_trial(point: dict[str, Any], task: Task) -> None:
         tune.report({METRIC: figures[METRIC], TIME: figures[TIME]})
         return
     config = task.config(point)
-    acquire(
-        task.native,
-        [task.corpus],
-        config,
-        run,
-        store=task.store,
-        workers=task.workers,
-        resume=True,
-        skip_invalid=task.skip_invalid,
-        prepared=task.tables(Native.load(task.native), config),
-        callbacks=[TuneReportCallback()],
-    )
+    with suppress(Stopped), ending(run) as stop:
+        acquire(
+            task.native,
+            [task.corpus],
+            config,
+            run,
+            store=task.store,
+            workers=task.workers,
+            resume=True,
+            skip_invalid=task.skip_invalid,
+            prepared=task.tables(Native.load(task.native), config),
+            stop=stop,
+            callbacks=[TuneReportCallback()],
+        )
+
+
+@contextmanager
+def ending(run: UPath) -> Iterator[threading.Event]:
+    """An event that is set once Tune has done with the trial of this run folder.
+
+    Tune may leave the process of a trial that it stopped alone, and then nobody tells Ray Train's
+    controller and workers, which hold cores.
+    """
+    stop, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            if (run / ENDED).exists():
+                stop.set()
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield stop
+    finally:
+        over.set()
