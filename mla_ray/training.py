@@ -153,12 +153,7 @@ def acquire(
             if not names_in(run / "checkpoints"):  # else what was trained is of this data
                 remove(tables / "data")  # so that the mended table may be run the same way
                 remove(run / "run.json")
-            raise InvalidTable(
-                [
-                    Problem(f.file, f.row, f"image {f.reason}; drop the row or pass --skip-invalid")
-                    for f in filled.failures
-                ]
-            )
+            raise bad_images(filled)
         labels = {"run": run.name, **(labels or {})}
         _fit(job_of(run, store, made, tables), workers, report, stop, labels, callbacks)
         if not (run / DONE).exists():
@@ -260,6 +255,16 @@ def encode(
         every.failed += filled.failed
         every.failures += filled.failures
     return every
+
+
+def bad_images(filled: Filled) -> InvalidTable:
+    """The refusal of tables whose images could not be read."""
+    return InvalidTable(
+        [
+            Problem(f.file, f.row, f"image {f.reason}; drop the row or pass --skip-invalid")
+            for f in filled.failures
+        ]
+    )
 
 
 # --- on Ray Train ------------------------------------------------------------------------------

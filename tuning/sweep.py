@@ -32,7 +32,7 @@ from mla_ray.preparing import OF_TABLES, Corpus, prepare
 from mla_ray.progress import Progress, Report, Stopped
 from mla_ray.retrieval import Ranks
 from mla_ray.storage import at, names_in, read_json, write_bytes, write_json
-from mla_ray.training import Workers, acquire, encode, gpus_of
+from mla_ray.training import Workers, acquire, bad_images, encode, gpus_of
 from tuning import report as reporting
 from tuning.families import related
 from tuning.gain import gain
@@ -255,11 +255,7 @@ class LanguageSweep:
                 self.plan.of_encoders(),
             )
             if filled.failed and not self.plan.skip_invalid:
-                first = filled.failures[0]
-                raise ValueError(
-                    f"{first.file} row {first.row}: image {first.reason}; "
-                    "drop the row or pass --skip-invalid"
-                )
+                raise bad_images(filled)
         self._tell(Progress("vocabularies", len(every), len(every)))
 
     # -- the search --
