@@ -8,7 +8,7 @@ emoji packs of `make demo` in --run with French and Czech beside the German: `ml
 Sides that are compared take turns in one run; a ratio is of medians.
 
 - ids: 200 names in three languages, searched over HTTP and by the library in this process.
-- embed: requests of 32 texts to /v1/embeddings/text, against `Pack.encode_text` here, 32 at
+- embed: requests of 32 texts to /v1/embeddings/text, against `LanguagePack.encode_text` here, 32 at
   a time.
 - search: single texts to /v1/search by 32 connections, against the same app on one uvicorn process
   with encoder and index in it: same coalescing of requests into batches, no Ray.
@@ -42,12 +42,12 @@ import psutil
 import torch
 
 from mla_ray.datasets.emoji import Emoji
-from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock, learned_rows
+from mla_ray.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.index import CaptionIndex
 from mla_ray.indexing import encode_query, load_packs, space_of
 from mla_ray.mixed import encode_mixed
 from mla_ray.native import Native
-from mla_ray.pack import Pack, make_card
+from mla_ray.pack import LanguagePack, make_card
 from mla_ray.tokenizers import LanguageTokenizer, learn
 from serve.local import free_port
 
@@ -241,8 +241,8 @@ def mixed(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
         vocabulary = learn(names, 8000)
         tokenizer = LanguageTokenizer.for_corpus(vocabulary, names, native.text.context_length)
         rows = learned_rows(len(tokenizer.tokens), native.text, torch.Generator().manual_seed(0))
-        encoder = AcquisitionEncoder(native.text, EmbeddingBlock(rows, native.text), hidden=64)
-        packs[language] = Pack(make_card(native, language, encoder), encoder, tokenizer)
+        encoder = LanguageEncoder(native.text, EmbeddingBlock(rows, native.text), hidden=64)
+        packs[language] = LanguagePack(make_card(native, language, encoder), encoder, tokenizer)
     found: dict[str, Any] = {}
     for size in (32, 128):
         # The same texts on both sides: sixteen batches, of one language each or of all eight.
@@ -253,7 +253,7 @@ def mixed(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
         whole = [texts[lang][n] for n in range(2 * size) for lang in MIXED]
         blend = [whole[start : start + size] for start in range(0, len(whole), size)]
 
-        def rate(batches: list[list[tuple[str, Pack]]]) -> float:
+        def rate(batches: list[list[tuple[str, LanguagePack]]]) -> float:
             done, began = 0, time.perf_counter()
             while time.perf_counter() - began < seconds / 4:
                 for batch in batches:

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mla_ray.config import AcquireConfig
-from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock
+from mla_ray.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.native import Native
 from mla_ray.objectives import le_loss, nlt_loss
 from mla_ray.optimizer import BETAS, EPS, Optimizer
@@ -87,7 +87,7 @@ class Ours:
         self.tokens = np.union1d([PAD], np.concatenate(corpus.texts))
         self.ids = [np.searchsorted(self.tokens, text).astype(np.int32) for text in corpus.texts]
         rows_VW = 0.05 * torch.randn(len(self.tokens), ROW_WIDTH)
-        self.encoder = AcquisitionEncoder(native.text, EmbeddingBlock(rows_VW, native.text), HIDDEN)
+        self.encoder = LanguageEncoder(native.text, EmbeddingBlock(rows_VW, native.text), HIDDEN)
         for acquirer in self.encoder.acquirers:
             nn.init.normal_(acquirer.up.weight, std=0.02)  # at zero it would hide differences
         self.rows = self.encoder.embedding.rows.weight

@@ -28,7 +28,7 @@ from mla_ray.features import encode_texts
 from mla_ray.index import CaptionIndex
 from mla_ray.indexing import IMAGES, index_captions, space_of
 from mla_ray.native import Native
-from mla_ray.pack import Pack, copy_pack
+from mla_ray.pack import LanguagePack, copy_pack
 from mla_ray.progress import Progress, Report
 from mla_ray.retrieval import Mask
 from mla_ray.training import Corpus, acquire
@@ -158,7 +158,7 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
         copy_pack(packs[language], run / "packs" / language)
         gallery = Gallery.of(native, test)
         stages = {
-            stage: Pack.load(run / "run" / "packs" / stage / language, native)
+            stage: LanguagePack.load(run / "run" / "packs" / stage / language, native)
             for stage in ("fresh", "nlt", "le")
         }
         english = evaluate(lambda texts: encode_texts(native, texts), "en", test, gallery)
@@ -194,13 +194,13 @@ def _of(captions: pa.Table, language: str) -> pa.Table:
     return captions.filter(pa.compute.equal(captions["language"], language))
 
 
-def _encode(pack: Pack) -> Any:
+def _encode(pack: LanguagePack) -> Any:
     return lambda texts: pack.encode_text(texts).cpu().numpy()
 
 
 def _search(
     native: Native,
-    pack: Pack,
+    pack: LanguagePack,
     evaluation: Evaluation,
     parts: dict[str, Mask],
     test: pa.Table,
@@ -300,7 +300,7 @@ def ablate(language: str, run: Path, data: Path) -> list[dict[str, Any]]:
                         resume=True,
                         report=labelled,
                     )
-                    pack = Pack.load(packs[language], native)
+                    pack = LanguagePack.load(packs[language], native)
                     recall = evaluate(_encode(pack), language, test, gallery).ranks.recall()
                     rows.append({"stages": name, "seed": seed, **recall.as_dict()})
     return rows

@@ -9,11 +9,19 @@ Shapes: B batch, L tokens, V embedding rows, W row width, D text width, H acquir
 E joint embedding size.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mla_ray.native import TextTower
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mla_ray.native import Native
+    from mla_ray.pack import LanguagePack
 
 
 class Acquirer(nn.Module):
@@ -68,8 +76,8 @@ def learned_rows(count: int, tower: TextTower, generator: torch.Generator) -> Te
     return rows_VD * tower.token_embedding.weight.std().cpu()
 
 
-class AcquisitionEncoder(nn.Module):
-    """One language on top of a native's text tower. Its parameters are all that trains.
+class LanguageEncoder(nn.Module):
+    """What one language adds to a native's text tower. Its parameters are all that trains.
 
     Languages trained together may be given the same `embedding` object; acquirers are each one's
     own. The tower is not a submodule: neither `state_dict` nor `parameters` shows it.
@@ -101,3 +109,30 @@ class AcquisitionEncoder(nn.Module):
             positions_L >= length_B[:, None],
             lambda number, x_BLD: self.acquirers[number](x_BLD),
         )
+
+
+class AcquisitionEncoder:
+    """A native and a language pack made for it: texts of the language to the native's space.
+
+    Raises:
+        PackError: the pack was made for another native.
+
+    """
+
+    def __init__(self, native: "Native", pack: "LanguagePack") -> None:
+        pack.card.check(native)
+        self.native, self.pack = native, pack
+
+    def encode_text(self, texts: "Sequence[str]") -> Tensor:
+        """Features [B, E] float32, not normalised."""
+        return self.pack.encode_text(texts)
+
+    def encode_ids(self, token_ids: Tensor) -> Tensor:
+        """Features [B, E] float32, not normalised, of texts that are tokens already.
+
+        Args:
+            token_ids: [B, L] int64 of the pack's tokenizer. Each row holds an end token; what
+                stands after its first is padding.
+
+        """
+        return self.pack.encode_ids(token_ids)

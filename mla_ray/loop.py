@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,17 @@ from upath import UPath
 from mla_ray.blocks import Table, read_parquet
 from mla_ray.checkpoints import Checkpoints
 from mla_ray.config import AcquireConfig, Stage
-from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock
+from mla_ray.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.features import BATCH, Features, FeatureStore
 from mla_ray.native import Native
 from mla_ray.objectives import le_loss, nlt_loss
 from mla_ray.optimizer import Optimizer, learning_rate
-from mla_ray.pack import Pack, make_card
+from mla_ray.pack import LanguagePack, make_card
 from mla_ray.preparing import HELD_OUT, KIND
 from mla_ray.retrieval import rank
 from mla_ray.sampling import Batches, turn
 from mla_ray.storage import at, read_bytes, write_json
-from mla_ray.tokenizers import LanguageTokenizer, pad
+from mla_ray.tokenizers import Ids, LanguageTokenizer, pad
 from mla_ray.watching import STAGES, Row, Watch
 
 ASK = 10
@@ -243,7 +244,7 @@ class _State:
         embedding = EmbeddingBlock(init["rows"], tower)
         self.encoders = nn.ModuleDict()
         for language in self.languages:
-            self.encoders[language] = AcquisitionEncoder(tower, embedding, self.hidden)
+            self.encoders[language] = LanguageEncoder(tower, embedding, self.hidden)
         self.encoders.to(device)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
@@ -279,9 +280,7 @@ class _State:
             language, number = turn(languages, step, self.config.seed)
             batch = batches[language][number]
             mine = batch[slice(self.rank, None, self.world)]
-            tower = self.native.text
-            ids_BL, length_B = pad(mine.ids, tower.context_length if tower.fixed_length else None)
-            text_BE = self.encoders[language](ids_BL.to(self.device), length_B.to(self.device))
+            text_BE = self._encode(language, mine.ids)
             if name == "nlt":
                 target_BE = torch.from_numpy(mine.frozen).to(self.device)
                 share = len(mine.ids) / len(batch.ids)
@@ -312,6 +311,22 @@ class _State:
         if self.config.temperature == "native":
             return self.native.logit_scale
         return 1 / self.config.temperature
+
+    def _encode(self, language: str, texts: Sequence[Ids]) -> Tensor:
+        """Features [B, E], with graph, of a batch's token ids.
+
+        In two passes where that spares padding: beside dictionary words stand long captions.
+        """
+        tower = self.native.text
+        length = tower.context_length if tower.fixed_length else None
+        lengths = np.array([len(ids) for ids in texts])
+        shortest_first = np.argsort(lengths, kind="stable")
+        cuts = [0, len(texts)] if length else [0, *cut(lengths[shortest_first]), len(texts)]
+        parts = []
+        for start, end in pairwise(cuts):
+            ids_BL, length_B = pad([texts[row] for row in shortest_first[start:end]], length)
+            parts.append(self.encoders[language](ids_BL.to(self.device), length_B.to(self.device)))
+        return torch.cat(parts)[torch.from_numpy(np.argsort(shortest_first)).to(self.device)]
 
     def _tables(self, language: str, stage: str) -> list[Table]:
         store = FeatureStore(self.store, self.native.fingerprint, KIND[stage])  # type: ignore[index]
@@ -440,11 +455,11 @@ class _State:
     def save_packs(self, stage: str) -> None:
         """A pack for each language, with its own copy of the rows its corpus uses."""
         for language in self.languages:
-            shared: AcquisitionEncoder = self.encoders[language]  # type: ignore[assignment]
+            shared: LanguageEncoder = self.encoders[language]  # type: ignore[assignment]
             rows = self.own[language]
             weight = shared.embedding.rows.weight.detach()[rows.to(self.device)].cpu()
             embedding = EmbeddingBlock(weight, self.native.text)
-            own = AcquisitionEncoder(self.native.text, embedding, self.hidden)
+            own = LanguageEncoder(self.native.text, embedding, self.hidden)
             own.embedding.linear.load_state_dict(shared.embedding.linear.state_dict())
             own.acquirers.load_state_dict(shared.acquirers.state_dict())
             done = STAGES[: STAGES.index(stage) + 1] if stage in STAGES else ()
@@ -462,7 +477,7 @@ class _State:
             if self.best:
                 held = {"held_out_AR": round(self.best_ar, 2), "step": self.best_step}
                 card = card.model_copy(update={"metrics": held})
-            pack = Pack(card, own, self._tokenizer_of(rows.numpy()))
+            pack = LanguagePack(card, own, self._tokenizer_of(rows.numpy()))
             pack.save(self.run / "packs" / stage / language)
 
     def finish(self) -> None:
@@ -470,6 +485,18 @@ class _State:
         stage = next((s for s in reversed(STAGES) if getattr(self.config, s).steps), "fresh")
         packs = {language: f"packs/{stage}/{language}" for language in self.languages}
         write_json(self.run / DONE, {"packs": packs, **self.figures()})
+
+
+def cut(lengths: npt.NDArray[np.int64]) -> list[int]:
+    """Where ascending lengths [B] are best parted in two; nowhere if that saves little padding."""
+    count = len(lengths)
+    if count < 2:
+        return []
+    before = np.arange(1, count)
+    padded = before * lengths[:-1] + (count - before) * lengths[-1]
+    if padded.min() > 0.85 * count * lengths[-1]:
+        return []
+    return [int(padded.argmin()) + 1]
 
 
 def groups(images: Sequence[Any], captions: Sequence[Any]) -> npt.NDArray[np.int64]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mla_ray.native import Native
-from mla_ray.pack import Pack
+from mla_ray.pack import LanguagePack
 from mla_ray.tokenizers import Ids, pad
 
 
@@ -22,14 +22,14 @@ from mla_ray.tokenizers import Ids, pad
 class Part:
     """Texts of one language, side by side in the batch. `pack` is None for English."""
 
-    pack: Pack | None
+    pack: LanguagePack | None
     rows: slice
     ids: Tensor | list[Ids]  # the native's [B, context length]; a pack's, ragged
     end_B: Tensor  # position of each text's end token
 
 
 @torch.inference_mode()
-def encode_mixed(native: Native, texts: Sequence[tuple[str, Pack | None]]) -> Tensor:
+def encode_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Tensor:
     """Features [B, E] float32, not normalised, in the order of `texts`.
 
     Args:
@@ -68,7 +68,7 @@ def encode_mixed(native: Native, texts: Sequence[tuple[str, Pack | None]]) -> Te
     return features_BE.float()
 
 
-def _tokenize(native: Native, pack: Pack | None, texts: list[str], start: int) -> Part:
+def _tokenize(native: Native, pack: LanguagePack | None, texts: list[str], start: int) -> Part:
     rows = slice(start, start + len(texts))
     if pack is None:
         ids_BL = native.tokenize(texts)

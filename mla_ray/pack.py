@@ -6,7 +6,7 @@
     README.md             the card for people
 
 Loading checks hashes, sizes, names, shapes and dtypes before it allocates, and refuses a pack made
-for another native. May import: `native`, `encoder`, `tokenizers`, `storage`; never Ray.
+for another native. May import: `native`, `encoder`, `official`, `tokenizers`, `storage`; never Ray.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
@@ -29,10 +30,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from upath import UPath
 
-from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock
+from mla_ray.encoder import EmbeddingBlock, LanguageEncoder
+from mla_ray.model_card import model_card
 from mla_ray.native import Native
+from mla_ray.official import END, read_checkpoint
 from mla_ray.storage import at, download, is_local, upload
-from mla_ray.tokenizers import LanguageTokenizer, pad
+from mla_ray.tokenizers import Ids, LanguageTokenizer, load_tokenizer, pad
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = {"weights.safetensors": 2 << 30, "tokenizer.json": 64 << 20, "card.json": 1 << 20}
@@ -58,18 +61,28 @@ class Card(BaseModel):
     metrics: dict[str, Any] = Field(default_factory=dict)
     libraries: dict[str, str] = Field(default_factory=dict)
     sha256: dict[str, str] = Field(default_factory=dict)
+    acquired_on: dict[str, str] | None = Field(
+        default=None, description="native and fingerprint, if it was plugged into another since"
+    )
+
+    def check(self, native: Native, where: str = "language pack") -> None:
+        """PackError, naming both natives, if the pack was made for another."""
+        if self.fingerprint != native.fingerprint:
+            raise PackError(
+                f"{where}: made for native {self.native!r} ({self.fingerprint[:12]}), but this is "
+                f"{native.name!r} ({native.fingerprint[:12]}); load {self.native!r}, or acquire "
+                f"{self.language!r} anew"
+            )
 
 
 class PackError(ValueError):
     """A pack that is damaged, not a pack, or made for another native."""
 
 
-class Pack:
+class LanguagePack:
     """One language on one native: texts of the language in, features in the native's space out."""
 
-    def __init__(
-        self, card: Card, encoder: AcquisitionEncoder, tokenizer: LanguageTokenizer
-    ) -> None:
+    def __init__(self, card: Card, encoder: LanguageEncoder, tokenizer: LanguageTokenizer) -> None:
         self.card = card
         self.encoder = encoder.eval()
         self.tokenizer = tokenizer
@@ -80,15 +93,26 @@ class Pack:
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts to `(ids_BL, length_B)` as the encoder takes them."""
-        tower = self.encoder.tower
-        return pad(self.tokenizer(texts), tower.context_length if tower.fixed_length else None)
+        return self._padded(self.tokenizer(texts))
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Features [B, E] float32, not normalised."""
+        return self._encode(self.tokenizer(texts))
+
+    @torch.inference_mode()
+    def encode_ids(self, token_ids: Tensor) -> Tensor:
+        """Features [B, E] float32, not normalised, of token ids [B, L] (`AcquisitionEncoder`)."""
+        return self._encode(self.tokenizer.rows_of(token_ids.cpu().numpy()))
+
+    def _encode(self, rows: list[Ids]) -> Tensor:
         device = self.encoder.embedding.linear.weight.device
-        ids_BL, length_B = self.tokenize(texts)
+        ids_BL, length_B = self._padded(rows)
         return self.encoder(ids_BL.to(device), length_B.to(device)).float()  # type: ignore[no-any-return]
+
+    def _padded(self, rows: list[Ids]) -> tuple[Tensor, Tensor]:
+        tower = self.encoder.tower
+        return pad(rows, tower.context_length if tower.fixed_length else None)
 
     def save(self, folder: str | Path | UPath) -> None:
         """Write the pack to a path or URL; an older one is replaced at once or not at all.
@@ -106,8 +130,10 @@ class Pack:
             self.tokenizer.tokenizer.save(str(scratch / "tokenizer.json"))
             hashes = {n: _sha256(scratch / n) for n in ("weights.safetensors", "tokenizer.json")}
             self.card = self.card.model_copy(update={"sha256": hashes})
-            (scratch / "card.json").write_text(self.card.model_dump_json(indent=2) + "\n")
-            (scratch / "README.md").write_text(_readme(self.card))
+            (scratch / "card.json").write_text(
+                self.card.model_dump_json(indent=2, exclude_none=True) + "\n"
+            )
+            (scratch / "README.md").write_text(model_card(self.card))
 
     @classmethod
     def load(cls, folder: str | Path | UPath, native: Native) -> Self:
@@ -123,12 +149,7 @@ class Pack:
     @classmethod
     def _load(cls, folder: Path, native: Native) -> Self:
         card = read_card(folder)
-        if card.fingerprint != native.fingerprint:
-            raise PackError(
-                f"{folder}: made for native {card.native!r} ({card.fingerprint[:12]}), but this is "
-                f"{native.name!r} ({native.fingerprint[:12]}); load {card.native!r}, or acquire "
-                f"{card.language!r} anew"
-            )
+        card.check(native, str(folder))
         tower = native.text
         found = (card.width, card.blocks, card.context_length)
         if found != (tower.width, len(tower.blocks), tower.context_length):
@@ -142,7 +163,7 @@ class Pack:
         weights = _read_weights(folder / "weights.safetensors", card)
         tokens = weights.pop("embedding.tokens").numpy()
         embedding = EmbeddingBlock(weights["embedding.rows.weight"], tower)
-        encoder = AcquisitionEncoder(tower, embedding, card.hidden)
+        encoder = LanguageEncoder(tower, embedding, card.hidden)
         encoder.load_state_dict(weights)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -162,7 +183,7 @@ class Pack:
         return self.encoder.state_dict()
 
 
-def make_card(native: Native, language: str, encoder: AcquisitionEncoder, **rest: Any) -> Card:
+def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: Any) -> Card:
     """A card for `encoder`; `rest` are `stages`, `data` and `metrics`."""
     count, row_width = encoder.embedding.rows.weight.shape
     return Card(
@@ -179,6 +200,51 @@ def make_card(native: Native, language: str, encoder: AcquisitionEncoder, **rest
         | {"python": platform.python_version()},
         **rest,
     )
+
+
+def import_official(
+    path: str | Path,
+    languages: Sequence[str],
+    native: str | None = None,
+    tokenizer: str | None = None,
+    with_native: Path | None = None,
+) -> tuple[Native, dict[str, LanguagePack]]:
+    """The packs in a checkpoint of the paper's released code, and the native they are for.
+
+    Args:
+        path: `pytorch_model.bin`; only tensors are read from it.
+        languages: as the checkpoint names them, `de`.
+        native: name of the native that the checkpoint was trained on, whose weights are compared
+            with those in the checkpoint; the CLIP inside if not given.
+        tokenizer: M-BERT's: a `tokenizer.json`, a folder or a hub name. Without it the packs take
+            token ids only, and cannot be saved.
+        with_native: where to write the CLIP inside as a folder that `Native.load` takes.
+
+    Raises:
+        ValueError: not such a checkpoint, a language it does not have, or another native's.
+
+    """
+    checkpoint = read_checkpoint(path)
+    known = load_tokenizer(tokenizer) if tokenizer else None
+    if known is not None:
+        checkpoint.check_tokenizer(known)
+    if with_native is not None:
+        checkpoint.write_native(with_native)
+    if native is not None:
+        frozen = Native.load(native)
+        checkpoint.check_native(frozen)
+    elif with_native is not None:
+        frozen = Native.load(str(with_native))
+    else:
+        frozen = checkpoint.native()
+    packs = {}
+    for language in languages:
+        encoder = checkpoint.encoder(language, frozen.text)
+        card = make_card(frozen, language, encoder, data={"imported": checkpoint.path.name})
+        tokens = np.arange(card.rows, dtype=np.int32)
+        language_tokenizer = LanguageTokenizer(known, tokens, card.context_length, END)
+        packs[language] = LanguagePack(card, encoder, language_tokenizer)
+    return frozen, packs
 
 
 def read_card(folder: str | Path | UPath) -> Card:
@@ -271,19 +337,6 @@ def _swap(new: Path, folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _readme(card: Card) -> str:
-    figures = "\n".join(f"- {name}: {value}" for name, value in card.metrics.items())
-    return (
-        f"# Language pack: {card.language} for {card.native}\n\n"
-        f"{card.rows:,} embedding rows of {card.row_width}, {card.blocks} language acquirers of "
-        f"hidden size {card.hidden}. Native fingerprint `{card.fingerprint}`.\n\n"
-        "```python\nfrom pathlib import Path\nfrom mla_ray import Native, Pack\n\n"
-        f'native = Native.load("{card.native}")\npack = Pack.load(Path("."), native)\n'
-        'features = pack.encode_text(["…"])\n```\n\n'
-        f"{figures}\n"
-    )
 
 
 def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:

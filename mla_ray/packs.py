@@ -21,7 +21,7 @@ import fsspec
 import langcodes
 
 from mla_ray.native import Native
-from mla_ray.pack import MAX_FILE_BYTES, Card, Pack, PackError, parse_card
+from mla_ray.pack import MAX_FILE_BYTES, Card, LanguagePack, PackError, parse_card
 
 ENGLISH = "en"
 MAX_PACKS = 1_000  # looked at in one store
@@ -104,7 +104,7 @@ class PackStore:
                 listing.packs[found.card.language] = found
         return listing
 
-    def load(self, listed: Listed, native: Native) -> Pack:
+    def load(self, listed: Listed, native: Native) -> LanguagePack:
         """The pack as it was listed; PackError if it is damaged, gone, or has changed since."""
         with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
             folder = Path(scratch) / "pack"
@@ -119,7 +119,7 @@ class PackStore:
                     raise PackError(f"{path}: missing") from error
             if _version((folder / "card.json").read_bytes()) != listed.version:
                 raise PackError(f"{self._root}/{listed.name}: replaced while it was read")
-            return Pack.load(folder, native)
+            return LanguagePack.load(folder, native)
 
     def _names(self) -> set[str]:
         try:
@@ -128,7 +128,7 @@ class PackStore:
             return set()
         folders = (entry["name"] for entry in entries if entry["type"] == "directory")
         names = {folder.rstrip("/").rpartition("/")[2] for folder in folders}
-        # A name with a dot in front is a pack being written (`Pack.save`).
+        # A name with a dot in front is a pack being written (`LanguagePack.save`).
         return set(sorted(name for name in names if not name.startswith("."))[:MAX_PACKS])
 
     def _read(self, name: str) -> None:
@@ -167,7 +167,7 @@ class PackLibrary:
         self.native = native
         self.capacity = capacity
         self.listing = Listing()
-        self._loaded: OrderedDict[str, tuple[str, Pack]] = OrderedDict()  # version and pack
+        self._loaded: OrderedDict[str, tuple[str, LanguagePack]] = OrderedDict()  # version and pack
         self._lock = threading.Lock()  # of the two above; never held while loading
         self._loading: dict[str, threading.Lock] = {}
         self._scanning = threading.Lock()
@@ -205,7 +205,7 @@ class PackLibrary:
             if listed.card.language in self._loaded:
                 self._loaded[listed.card.language] = listed.version, pack
 
-    def get(self, language: str) -> Pack | None:
+    def get(self, language: str) -> LanguagePack | None:
         """The pack of a language, loaded if need be; None for English, which needs none.
 
         Raises:
@@ -237,7 +237,7 @@ class PackLibrary:
         with self._lock:
             return list(self._loaded)
 
-    def _load(self, language: str) -> tuple[str, Pack]:
+    def _load(self, language: str) -> tuple[str, LanguagePack]:
         for attempt in range(ATTEMPTS):
             listed = self.listing.packs[language]
             try:
@@ -249,7 +249,7 @@ class PackLibrary:
                 self.refresh()
         raise AssertionError("unreachable")
 
-    def _held(self, language: str) -> Pack | None:
+    def _held(self, language: str) -> LanguagePack | None:
         with self._lock:
             if language not in self._loaded:
                 return None

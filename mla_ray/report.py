@@ -19,7 +19,7 @@ from rich.table import Table
 
 from mla_ray.datasets.npm import Package
 from mla_ray.native import Native
-from mla_ray.pack import Pack
+from mla_ray.pack import LanguagePack
 
 KS = ("R@1", "R@5", "R@10")
 STAGES = {"fresh": "before", "nlt": "after NLT", "le": "after LE"}
@@ -37,7 +37,7 @@ class Files:
     sheet: Path
 
 
-def parameters(native: Native, pack: Pack) -> dict[str, Any]:
+def parameters(native: Native, pack: LanguagePack) -> dict[str, Any]:
     """Trainable parameters, embedding rows apart, against the text tower's blocks."""
     blocks = sum(w.numel() for block in native.text.blocks for w in block.parameters())
     rows = pack.encoder.embedding.rows.weight

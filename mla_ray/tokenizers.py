@@ -8,6 +8,7 @@ Shapes: B batch, L tokens, V embedding rows, W row width.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -64,34 +65,81 @@ def from_hugging_face(name: str) -> tuple[Tokenizer, Tensor]:
         OSError: it cannot be had (no such folder, no network, no safetensors weights).
 
     """
-    from transformers import AutoModel, AutoTokenizer  # seconds to import, and rarely needed
+    from transformers import AutoModel  # seconds to import, and rarely needed
 
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = load_tokenizer(name)
     bert = AutoModel.from_pretrained(name, use_safetensors=True)
     return tokenizer, bert.get_input_embeddings().weight.detach().float().clone()
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """A `tokenizer.json`, or that of a Hugging Face model by folder or hub name.
+
+    Raises:
+        OSError: it cannot be had.
+        ValueError: the file is no tokenizer.
+
+    """
+    if name.endswith(".json"):
+        path = Path(name)
+        try:
+            tokenizer = Tokenizer.from_str(path.read_text())
+        except OSError:
+            raise
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+    else:
+        from transformers import AutoTokenizer  # seconds to import, and rarely needed
+
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 class LanguageTokenizer:
     """Texts to embedding rows.
 
     Args:
-        tokenizer: any `tokenizers.Tokenizer` that frames each text with a first and a last token.
+        tokenizer: any `tokenizers.Tokenizer` that frames each text with a first and a last token;
+            None if there is none at hand: then `rows_of` works and texts do not.
         tokens: the tokenizer's ids that have an embedding row, in row order [V] int32. Other
             tokens are skipped: nothing was learned of them.
         context_length: longer texts are cut, keeping the end token.
+        end: the end token's id; the tokenizer's last one of any text if not given.
 
     """
 
-    def __init__(self, tokenizer: Tokenizer, tokens: Ids, context_length: int) -> None:
-        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours to configure
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        tokens: Ids,
+        context_length: int,
+        end: int | None = None,
+    ) -> None:
+        self._tokenizer = None
+        size = int(tokens.max(initial=-1)) + 1
+        if tokenizer is not None:
+            self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours to configure
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            size = self._tokenizer.get_vocab_size()
         self.tokens = tokens
         self.context_length = context_length
-        self._row_of = np.full(self.tokenizer.get_vocab_size(), -1, dtype=np.int32)
+        self._end = end
+        self._row_of = np.full(size, -1, dtype=np.int32)
         self._row_of[tokens] = np.arange(len(tokens), dtype=np.int32)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError("this language came without a tokenizer; token ids are all it takes")
+        return self._tokenizer
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends every text."""
+        return self.tokenizer.encode("").ids[-1] if self._end is None else self._end
 
     @classmethod
     def for_corpus(
@@ -123,6 +171,25 @@ class LanguageTokenizer:
             row = self._row_of[encoding.ids]
             row = row[row >= 0]
             rows.append(shorten(row, self.context_length))
+        return rows
+
+    def rows_of(self, token_ids: npt.NDArray[np.int64]) -> list[Ids]:
+        """Embedding rows of each text of token ids [B, L], up to its first end token.
+
+        Raises:
+            ValueError: a text has no end token, or a token that the tokenizer does not know.
+
+        """
+        is_end = token_ids == self.end
+        if not is_end.any(axis=1).all():
+            row = int(np.argmin(is_end.any(axis=1)))
+            raise ValueError(f"text {row} has no end token {self.end}")
+        if token_ids.min(initial=0) < 0 or token_ids.max(initial=0) >= len(self._row_of):
+            raise ValueError(f"token ids must be from 0 to {len(self._row_of) - 1}")
+        rows = []
+        for ids, end in zip(token_ids, is_end.argmax(axis=1), strict=True):
+            row = self._row_of[ids[: end + 1]]
+            rows.append(shorten(row[row >= 0], self.context_length))
         return rows
 
     @property

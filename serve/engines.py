@@ -18,7 +18,7 @@ from mla_ray.index import CaptionIndex, Entry, Hit
 from mla_ray.indexing import CAPTIONS, IMAGES, space_of
 from mla_ray.mixed import encode_mixed
 from mla_ray.native import Native
-from mla_ray.pack import Pack, PackError
+from mla_ray.pack import LanguagePack, PackError
 from mla_ray.packs import PackLibrary, PackStore
 from mla_ray.pictures import BadImage, open_image
 
@@ -69,9 +69,9 @@ class TextEngine:
     def identity(self) -> Identity:
         return Identity(self.native.name, self.native.fingerprint, self.native.dim)
 
-    def prepare(self, languages: set[str]) -> dict[str, Pack | str | None]:
+    def prepare(self, languages: set[str]) -> dict[str, LanguagePack | str | None]:
         """The packs of `languages`, loaded if need be; instead of one, why there is none."""
-        found: dict[str, Pack | str | None] = {}
+        found: dict[str, LanguagePack | str | None] = {}
         for language in languages:
             try:
                 found[language] = self.library.get(language)
@@ -81,11 +81,11 @@ class TextEngine:
                 found[language] = f"the pack for {language!r} cannot be loaded: {error}"
         return found
 
-    def encode(self, texts: Sequence[Text], packs: dict[str, Pack | str | None]) -> Encoded:
+    def encode(self, texts: Sequence[Text], packs: dict[str, LanguagePack | str | None]) -> Encoded:
         """Texts of any languages, mixed as they are. `packs` is what `prepare` gave."""
         result = Encoded(np.zeros((len(texts), self.native.dim), np.float32))
         rows: list[int] = []
-        batch: list[tuple[str, Pack | None]] = []
+        batch: list[tuple[str, LanguagePack | None]] = []
         # By length, as a pass is as long as its longest text.
         for row in sorted(range(len(texts)), key=lambda row: len(texts[row][1])):
             language, text = texts[row]

@@ -22,13 +22,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from mla_ray import cli
 from mla_ray.cluster import ray_session
 from mla_ray.config import AcquireConfig
-from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock, learned_rows
+from mla_ray.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.native import Native
 from mla_ray.objectives import nlt_loss
 from mla_ray.optimizer import Optimizer
-from mla_ray.pack import Pack, make_card
+from mla_ray.pack import LanguagePack, make_card
 from mla_ray.pretraining import save_native
 from mla_ray.tokenizers import BOS, EOS, PAD, LanguageTokenizer, learn
 
@@ -45,6 +46,20 @@ TEXT = {
 }
 
 
+@dataclass(frozen=True)
+class Run:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> object:
+        return json.loads(self.out)
+
+
+Mla = Callable[..., Run]
+
+
 class BuildModel(Protocol):
     def __call__(self, kind: type[nn.Module] = ..., seed: int = ..., **text: Any) -> nn.Module:
         """An open_clip model with random weights; `text` overrides its text configuration."""
@@ -57,8 +72,8 @@ class MakePack(Protocol):
         language: str,
         seed: int = ...,
         texts: list[str] | None = ...,
-        share: Pack | None = ...,
-    ) -> Pack:
+        share: LanguagePack | None = ...,
+    ) -> LanguagePack:
         """A pack of `language` with random weights, acquirers that do something included.
 
         Its tokens are those of `texts`; or it shares the embedding of another pack.
@@ -170,8 +185,11 @@ def bidirectional(build_model: BuildModel, tokenize: Callable[..., torch.Tensor]
 @pytest.fixture(scope="session")
 def make_pack(native: Native, corpus: dict[str, list[str]]) -> MakePack:
     def make(
-        language: str, seed: int = 0, texts: list[str] | None = None, share: Pack | None = None
-    ) -> Pack:
+        language: str,
+        seed: int = 0,
+        texts: list[str] | None = None,
+        share: LanguagePack | None = None,
+    ) -> LanguagePack:
         generator = torch.Generator().manual_seed(seed)
         if share:
             tokenizer, embedding = share.tokenizer, share.encoder.embedding
@@ -180,11 +198,11 @@ def make_pack(native: Native, corpus: dict[str, list[str]]) -> MakePack:
             tokenizer = LanguageTokenizer.for_corpus(learn(texts, 500), texts, CONTEXT)
             rows = learned_rows(len(tokenizer.tokens), native.text, generator)
             embedding = EmbeddingBlock(rows, native.text)
-        encoder = AcquisitionEncoder(native.text, embedding, hidden=16)
+        encoder = LanguageEncoder(native.text, embedding, hidden=16)
         with torch.no_grad():
             for weight in encoder.acquirers.parameters():
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-        return Pack(make_card(native, language, encoder), encoder, tokenizer)
+        return LanguagePack(make_card(native, language, encoder), encoder, tokenizer)
 
     return make
 
@@ -296,3 +314,21 @@ def served() -> Iterator[Served]:
     """The emoji, as `mla serve` shows them; acquires German first if `make demo` has not."""
     with serving() as server:
         yield server
+
+
+@pytest.fixture
+def mla(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mla:
+    """Run `mla` as its entry point does, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["mla", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return Run(code, captured.out, captured.err)
+
+    return run

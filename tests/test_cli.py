@@ -3,47 +3,18 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import MakePack, Mla
 
 from mla_ray import cli
 from mla_ray.pack import read_card
-
-
-@dataclass(frozen=True)
-class Run:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> object:
-        return json.loads(self.out)
-
-
-Mla = Callable[..., Run]
-
-
-@pytest.fixture
-def mla(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mla:
-    """Run `mla` as its entry point does, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["mla", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        captured = capsys.readouterr()
-        return Run(code, captured.out, captured.err)
-
-    return run
+from mla_ray.protocols import PROTOCOLS, Protocol
 
 
 @dataclass(frozen=True)
@@ -132,10 +103,90 @@ def test_evaluate_prints_the_contract_for_a_pack_and_for_the_native(
         assert run.code == 0, run.err
         result = run.json
         assert isinstance(result, dict)
-        assert set(result) == {"language", "t2i", "i2t", "AR", "images", "captions"}
+        assert set(result) >= {"language", "t2i", "i2t", "AR", "images", "captions"}
         assert set(result["t2i"]) == set(result["i2t"]) == {"R@1", "R@5", "R@10"}
         assert (result["language"], result["images"], result["captions"]) == (language, 6, 6)
         assert result["t2i"]["R@10"] == 100.0  # six images: every one is among the first ten
+
+
+@pytest.fixture
+def several(
+    corpus: dict[str, list[str]], pngs: list[bytes], make_pack: MakePack, tmp_path: Path
+) -> list[object]:
+    """Arguments: a table of six images in three languages, and packs for two of them."""
+    rows = [
+        {
+            "image_id": f"photo {number}",
+            "image": png,
+            "language": language,
+            "caption": corpus[language][number],
+            "split": "test",
+        }
+        for language in ("en", "de", "hi")
+        for number, png in enumerate(pngs[:6])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "captions.parquet")
+    for language in ("de", "hi"):
+        make_pack(language).save(tmp_path / language)
+    packs = ["--pack", tmp_path / "de", "--pack", tmp_path / "hi"]
+    return ["evaluate", "--captions", tmp_path / "captions.parquet", *packs]
+
+
+def test_several_packs_are_measured_beside_each_other(
+    mla: Mla, several: list[object], native_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "threes", Protocol("threes", fold=3, published=("t2i R@1",)))
+    command = [*several, "--native", native_folder, "--english", "--protocol", "threes", "-k", 2]
+    run = mla(*command, "--intervals", "--json")
+    assert run.code == 0, run.err
+    result = run.json
+    assert isinstance(result, dict)
+    assert (result["protocol"], len(result["languages"])) == ("threes", 3)
+    assert [each["language"] for each in result["languages"]] == ["en", "de", "hi"]
+    for each in result["languages"]:
+        assert list(each["t2i"]) == ["R@1", "R@2", "R@5", "R@10"]
+        assert each["t2i"]["R@5"] == each["i2t"]["R@10"] == 100.0  # galleries of three
+        assert each["published"] == {"t2i R@1": each["t2i"]["R@1"]}
+        assert 1 <= each["median rank"]["t2i"] <= 3
+        low, high = each["intervals"]["AR"]
+        assert low <= each["AR"] <= high
+    mean = sum(each["t2i"]["R@2"] for each in result["languages"]) / 3
+    assert result["mean"]["t2i"]["R@2"] == round(mean, 2)
+    shown = mla(*command, "--intervals")
+    lines = shown.out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["en", "de", "hi", "mean"]
+    assert f"{result['mean']['AR']:.1f} [" in lines[-1]
+
+
+def test_one_language_is_said_at_length(
+    mla: Mla, several: list[object], native_folder: Path
+) -> None:
+    run = mla(*several[:5], "--native", native_folder, "--intervals")
+    assert run.code == 0, run.err
+    head, t2i, i2t = run.out.splitlines()
+    assert head.startswith("de: AR ")
+    assert head.endswith("] over 6 captions and 6 images")
+    for line in (t2i, i2t):
+        assert line.count("[") == 3
+        assert "median rank " in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "xtd"], "over 1,000 images, and there are 6 in 'de'"),
+        (["--protocol", "coco"], "no protocol 'coco'; there are full, multi30k"),
+        (["--pack", "de"], "de: 'de' is measured already"),
+        (["--language", "de"], "is a pack for 'hi', not for 'de'"),
+        (["--split", "train"], "no row of split 'train'"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(
+    mla: Mla, several: list[object], native_folder: Path, arguments: list[str], message: str
+) -> None:
+    run = mla(*several, "--native", native_folder, *arguments)
+    assert (run.code, run.out) == (1, "")
+    assert message in run.err
 
 
 def test_a_pack_of_another_language_is_not_evaluated_as_asked(

@@ -7,17 +7,17 @@ import torch
 from conftest import MakePack, Train
 from torch import Tensor
 
-from mla_ray.encoder import Acquirer, AcquisitionEncoder, EmbeddingBlock, learned_rows
+from mla_ray.encoder import Acquirer, EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.native import Native
-from mla_ray.pack import Pack, make_card
+from mla_ray.pack import LanguagePack, make_card
 
 HIDDEN = 16
 
 
-def native_as_encoder(native: Native) -> AcquisitionEncoder:
+def native_as_encoder(native: Native) -> LanguageEncoder:
     """Fresh acquirers around the native's own embedding rows."""
     embedding = EmbeddingBlock(native.text.token_embedding.weight, native.text)
-    return AcquisitionEncoder(native.text, embedding, HIDDEN).eval()
+    return LanguageEncoder(native.text, embedding, HIDDEN).eval()
 
 
 def english(native: Native, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -79,14 +79,14 @@ def test_packs_of_a_shared_embedding_own_their_copy(
     for pack in (german, hindi):
         train(pack.encoder, *pack.tokenize(corpus[pack.language]))
     german.save(tmp_path / "de")
-    kept = Pack.load(tmp_path / "de", native)
+    kept = LanguagePack.load(tmp_path / "de", native)
     before = kept.encode_text(corpus["de"])
     assert torch.equal(before, german.encode_text(corpus["de"]))
 
     train(hindi.encoder, *hindi.tokenize(corpus["hi"]))
     assert not torch.equal(german.encode_text(corpus["de"]), before)  # in the run they do share
     assert torch.equal(kept.encode_text(corpus["de"]), before)
-    assert torch.equal(Pack.load(tmp_path / "de", native).encode_text(corpus["de"]), before)
+    assert torch.equal(LanguagePack.load(tmp_path / "de", native).encode_text(corpus["de"]), before)
 
 
 def test_gradients_reach_what_trains_and_nothing_else(
@@ -157,9 +157,9 @@ def test_packs_on_a_bidirectional_tower_fill_the_context(
 ) -> None:
     causal = make_pack("de")
     embedding = EmbeddingBlock(causal.encoder.embedding.rows.weight, bidirectional.text)
-    encoder = AcquisitionEncoder(bidirectional.text, embedding, HIDDEN)
+    encoder = LanguageEncoder(bidirectional.text, embedding, HIDDEN)
     encoder.load_state_dict(causal.encoder.state_dict())
-    pack = Pack(make_card(bidirectional, "de", encoder), encoder, causal.tokenizer)
+    pack = LanguagePack(make_card(bidirectional, "de", encoder), encoder, causal.tokenizer)
     ids, _ = pack.tokenize(["Katze"])
     assert ids.shape == (1, 24)
     together = pack.encode_text(corpus["de"])
@@ -168,7 +168,7 @@ def test_packs_on_a_bidirectional_tower_fill_the_context(
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
     pack.save(tmp_path / "de")
     assert torch.equal(
-        Pack.load(tmp_path / "de", bidirectional).encode_text(corpus["de"]), together
+        LanguagePack.load(tmp_path / "de", bidirectional).encode_text(corpus["de"]), together
     )
 
 

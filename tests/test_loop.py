@@ -20,9 +20,9 @@ from mla_ray.blocks import Rows, read_parquet
 from mla_ray.checkpoints import TENSORS
 from mla_ray.config import AcquireConfig, HeldOut, Stage
 from mla_ray.features import FeatureStore, Kind, encode_images, encode_texts, key_of
-from mla_ray.loop import ASK, DONE, Diverged, Job, Outside, Wish, groups, train
+from mla_ray.loop import ASK, DONE, Diverged, Job, Outside, Wish, cut, groups, train
 from mla_ray.native import Native
-from mla_ray.pack import Pack, read_card
+from mla_ray.pack import LanguagePack, read_card
 from mla_ray.preparing import Corpus, contents, prepare, read_prepared, spec_of
 from mla_ray.retrieval import rank
 from mla_ray.sampling import Batches, turn
@@ -362,7 +362,7 @@ def test_the_figure_of_a_pack_is_what_anyone_measures_with_it(
     english = {text: n for n, text in enumerate(said("en"))}
     found = []
     for language in ("de", "hi"):
-        pack = Pack.load(run / "packs" / "le" / language, native)
+        pack = LanguagePack.load(run / "packs" / "le" / language, native)
         rows = read_parquet(at(run) / "data" / language / "held-out" / "rows.parquet")
         number = {key_of(text): english[text] for text in english}
         numbers = [number[key] for key in rows["key"].to_pylist()]
@@ -455,7 +455,7 @@ def test_held_out_captions_are_measured_against_their_images(
     job = make(run, config)
     assert train(job)
     native = Native.load(str(native_folder))
-    pack = Pack.load(run / "packs" / "le" / "de", native)
+    pack = LanguagePack.load(run / "packs" / "le" / "de", native)
     rows = read_parquet(at(run) / "data" / "de" / "held-out" / "rows.parquet")
     keys, of = np.unique(np.array(rows["key"].to_pylist()), return_inverse=True)
     assert (len(rows), len(keys)) == (16, 4)
@@ -748,3 +748,37 @@ def test_three_workers_leave_the_packs_and_the_figures_that_one_does(
         for figure in ("loss", "gradient_norm", "AR", "best_AR"):
             if figure in ours:
                 assert ours[figure] == pytest.approx(theirs[figure], rel=1e-3), figure
+
+
+def test_a_batch_is_parted_where_that_spares_most_padding() -> None:
+    assert cut(np.array([3] * 100 + [20] * 28)) == [100]
+    assert cut(np.array([3, 3, 4, 4, 4, 19, 20, 21])) == [5]
+    for even in ([], [7], [9] * 50, [9, 9, 9, 10]):
+        assert cut(np.array(even)) == []
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = np.sort(generator.integers(2, 40, size=generator.integers(2, 30)))
+        costs = [
+            n * lengths[n - 1] + (len(lengths) - n) * lengths[-1] for n in range(1, len(lengths))
+        ]
+        whole = len(lengths) * lengths[-1]
+        found = cut(lengths)
+        assert bool(found) == (min(costs) <= 0.85 * whole)
+        if found:
+            assert costs[found[0] - 1] == min(costs)
+
+
+@pytest.mark.parametrize("at_row", [1, 3, 5])
+def test_a_batch_in_two_passes_has_the_features_of_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at_row: int
+) -> None:
+    state = loop._State(make(tmp_path / "run"), CONFIG, torch.device("cpu"))
+    texts = [np.arange(1, length, dtype=np.int32) for length in (9, 3, 7, 4, 8, 5)]
+    together = {}
+    for name, cuts in (("one", []), ("two", [at_row])):
+        monkeypatch.setattr(loop, "cut", lambda lengths, cuts=cuts: cuts)
+        together[name] = state._encode("de", texts)
+    assert torch.allclose(together["one"], together["two"], atol=1e-6)
+    monkeypatch.undo()
+    alone = torch.cat([state._encode("de", [text]) for text in texts])
+    assert torch.allclose(together["two"], alone, atol=1e-6), "in another order"

@@ -4,27 +4,27 @@ import pytest
 import torch
 from conftest import CONTEXT, MakePack
 
-from mla_ray.encoder import AcquisitionEncoder, EmbeddingBlock, learned_rows
+from mla_ray.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.features import encode_texts
 from mla_ray.mixed import encode_mixed
 from mla_ray.native import Native
-from mla_ray.pack import Pack, make_card
+from mla_ray.pack import LanguagePack, make_card
 from mla_ray.tokenizers import LanguageTokenizer, learn
 
 
 @pytest.fixture(scope="module")
-def packs(make_pack: MakePack) -> dict[str, Pack | None]:
+def packs(make_pack: MakePack) -> dict[str, LanguagePack | None]:
     return {"en": None, "de": make_pack("de", 1), "hi": make_pack("hi", 2)}
 
 
-def alone(native: Native, pack: Pack | None, text: str) -> torch.Tensor:
+def alone(native: Native, pack: LanguagePack | None, text: str) -> torch.Tensor:
     if pack is None:
         return torch.from_numpy(encode_texts(native, [text]))[0]
     return pack.encode_text([text])[0]
 
 
 def test_each_row_goes_through_its_own_acquirers(
-    native: Native, packs: dict[str, Pack | None], corpus: dict[str, list[str]]
+    native: Native, packs: dict[str, LanguagePack | None], corpus: dict[str, list[str]]
 ) -> None:
     rows = [(text, packs[language]) for language in packs for text in corpus[language]]
     rows = rows[::2] + rows[1::2]  # languages interleaved
@@ -39,7 +39,7 @@ def test_each_row_goes_through_its_own_acquirers(
 
 
 def test_one_language_is_the_same_as_its_pack(
-    native: Native, packs: dict[str, Pack | None]
+    native: Native, packs: dict[str, LanguagePack | None]
 ) -> None:
     pack = packs["de"]
     assert pack is not None
@@ -49,7 +49,7 @@ def test_one_language_is_the_same_as_its_pack(
 
 
 def test_a_text_longer_than_the_context_ends_where_the_context_does(
-    native: Native, packs: dict[str, Pack | None]
+    native: Native, packs: dict[str, LanguagePack | None]
 ) -> None:
     long = "Hund " * 100
     mixed = encode_mixed(native, [(long, packs["de"]), ("dog " * 100, None)])
@@ -63,10 +63,10 @@ def test_a_bidirectional_tower_sees_its_padding_in_every_language(
     generator = torch.Generator().manual_seed(0)
     tokenizer = LanguageTokenizer.for_corpus(learn(corpus["de"], 500), corpus["de"], CONTEXT)
     rows = learned_rows(len(tokenizer.tokens), bidirectional.text, generator)
-    encoder = AcquisitionEncoder(
+    encoder = LanguageEncoder(
         bidirectional.text, EmbeddingBlock(rows, bidirectional.text), hidden=16
     )
-    pack = Pack(make_card(bidirectional, "de", encoder), encoder, tokenizer)
+    pack = LanguagePack(make_card(bidirectional, "de", encoder), encoder, tokenizer)
 
     mixed = encode_mixed(bidirectional, [("ein Hund", pack), ("a dog", None), ("Katze", pack)])
 

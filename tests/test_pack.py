@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mla_ray import pack as module
 from mla_ray.native import Native
-from mla_ray.pack import Pack, PackError, copy_pack, read_card
+from mla_ray.pack import LanguagePack, PackError, copy_pack, read_card
 
 FILES = {"weights.safetensors", "tokenizer.json", "card.json", "README.md"}
 
@@ -49,7 +49,7 @@ def sign(folder: Path) -> None:
 
 def refuse(folder: Path, native: Native, *words: str) -> None:
     with pytest.raises(PackError) as error:
-        Pack.load(folder, native)
+        LanguagePack.load(folder, native)
     for word in (str(folder), *words):
         assert word in str(error.value)
 
@@ -62,14 +62,14 @@ def test_a_loaded_pack_gives_the_saved_ones_features_to_the_byte(
     assert features.shape == (6, 32)
     assert features.dtype == torch.float32
     pack.save(tmp_path / "hi")
-    loaded = Pack.load(tmp_path / "hi", native)
+    loaded = LanguagePack.load(tmp_path / "hi", native)
     assert torch.equal(loaded.encode_text(corpus["hi"]), features)
     assert loaded.card == pack.card == read_card(tmp_path / "hi")
     assert loaded.language == "hi"
 
 
 def test_a_pack_saved_again_has_the_same_bytes(saved: Path, native: Native, tmp_path: Path) -> None:
-    Pack.load(saved, native).save(tmp_path / "again")
+    LanguagePack.load(saved, native).save(tmp_path / "again")
     for name in FILES:
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
@@ -107,7 +107,7 @@ def test_a_file_that_is_too_large_is_refused(
 ) -> None:
     size = (saved / name).stat().st_size
     monkeypatch.setitem(module.MAX_FILE_BYTES, name, size)
-    Pack.load(saved, native)
+    LanguagePack.load(saved, native)
     monkeypatch.setitem(module.MAX_FILE_BYTES, name, size - 1)
     refuse(saved, native, f"{name}: larger than {size - 1} bytes")
 
@@ -197,11 +197,11 @@ def test_saving_over_a_pack_replaces_it(
 ) -> None:
     new = make_pack("de", seed=1)
     features = new.encode_text(corpus["de"])
-    before = Pack.load(saved, native)
+    before = LanguagePack.load(saved, native)
     assert not torch.equal(before.encode_text(corpus["de"]), features)
     (saved / "leftover").touch()
     new.save(saved)
-    assert torch.equal(Pack.load(saved, native).encode_text(corpus["de"]), features)
+    assert torch.equal(LanguagePack.load(saved, native).encode_text(corpus["de"]), features)
     assert {path.name for path in saved.iterdir()} == FILES
     assert [path.name for path in saved.parent.iterdir()] == ["de"]
 
@@ -209,12 +209,12 @@ def test_saving_over_a_pack_replaces_it(
 def test_a_save_that_fails_leaves_the_older_pack(
     saved: Path, make_pack: MakePack, native: Native, corpus: dict[str, list[str]]
 ) -> None:
-    features = Pack.load(saved, native).encode_text(corpus["de"])
+    features = LanguagePack.load(saved, native).encode_text(corpus["de"])
     new = make_pack("de", seed=1)
     new.card = new.card.model_copy(update={"metrics": {"AR": object()}})  # no JSON of that
     with pytest.raises(ValueError, match="serialize"):
         new.save(saved)
-    assert torch.equal(Pack.load(saved, native).encode_text(corpus["de"]), features)
+    assert torch.equal(LanguagePack.load(saved, native).encode_text(corpus["de"]), features)
     assert [path.name for path in saved.parent.iterdir()] == ["de"]
 
 
@@ -236,7 +236,7 @@ def test_an_empty_folder_may_be_saved_to(
 ) -> None:
     (tmp_path / "de").mkdir()
     make_pack("de").save(tmp_path / "de")
-    assert Pack.load(tmp_path / "de", native).language == "de"
+    assert LanguagePack.load(tmp_path / "de", native).language == "de"
 
 
 def test_a_pack_is_as_small_as_what_it_holds(saved: Path) -> None:
@@ -255,7 +255,8 @@ def test_others_may_read_a_pack(saved: Path) -> None:
 
 def test_the_readme_says_what_the_pack_is(saved: Path, native: Native) -> None:
     text = (saved / "README.md").read_text()
-    assert text.startswith("# Language pack: de for tiny-clip\n")
+    assert text.startswith("---\n")
+    assert "# de for tiny-clip\n" in text
     assert native.fingerprint in text
 
 
@@ -275,11 +276,11 @@ def test_a_copied_pack_has_the_same_bytes_and_replaces_an_older_one(
 def test_a_pickle_in_the_folder_is_never_read(
     saved: Path, native: Native, corpus: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    features = Pack.load(saved, native).encode_text(corpus["de"])
+    features = LanguagePack.load(saved, native).encode_text(corpus["de"])
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     for name in ("weights.pt", "weights.bin", "pytorch_model.bin", "tokenizer.pkl"):
         (saved / name).write_bytes(trap)
-    assert torch.equal(Pack.load(saved, native).encode_text(corpus["de"]), features)
+    assert torch.equal(LanguagePack.load(saved, native).encode_text(corpus["de"]), features)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -290,5 +291,5 @@ def test_a_pickle_in_disguise_is_never_read(
     (saved / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     sign(saved)
     with pytest.raises(Exception, match=r"."):  # which one, another test says
-        Pack.load(saved, native)
+        LanguagePack.load(saved, native)
     assert not (tmp_path / "sprung").exists()

@@ -23,7 +23,7 @@ from conftest import MakePack, Served, serving
 from mla_ray.index import CaptionIndex
 from mla_ray.indexing import encode_query, index_captions, load_packs, space_of
 from mla_ray.native import Native
-from mla_ray.pack import Pack
+from mla_ray.pack import LanguagePack
 
 MLA = Path(sys.executable).parent / "mla"
 
@@ -38,7 +38,9 @@ class Place:
         self._make_pack = make_pack
         self.server: Served
 
-    def put_pack(self, language: str, seed: int = 0, texts: list[str] | None = None) -> Pack:
+    def put_pack(
+        self, language: str, seed: int = 0, texts: list[str] | None = None
+    ) -> LanguagePack:
         pack = self._make_pack(language, seed, texts)
         pack.card = pack.card.model_copy(update={"fingerprint": self.native.fingerprint})
         pack.save(self.packs / language)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from mla_ray.config import AcquireConfig, Stage
 from mla_ray.loop import groups
 from mla_ray.native import Native
-from mla_ray.pack import Pack, read_card
+from mla_ray.pack import LanguagePack, read_card
 from mla_ray.progress import Progress
 from mla_ray.training import Corpus, Workers, acquire, share
 
@@ -120,7 +120,7 @@ def test_nlt_brings_the_language_to_the_english_features(
         english = native.encode_text(native.tokenize(corpus["en"]))
 
     def distance(stage: str) -> float:
-        pack = Pack.load(german / "packs" / stage / "de", native)
+        pack = LanguagePack.load(german / "packs" / stage / "de", native)
         return float((pack.encode_text(corpus["de"]) - english).square().mean())
 
     assert distance("nlt") < 0.9 * distance("fresh")
@@ -161,7 +161,7 @@ def test_acquiring_another_language_leaves_a_pack_and_english_to_the_byte(
 ) -> None:
     def outputs() -> tuple[torch.Tensor, torch.Tensor]:
         native = Native.load(str(native_folder))
-        pack = Pack.load(german / "packs" / "le" / "de", native)
+        pack = LanguagePack.load(german / "packs" / "le" / "de", native)
         with torch.no_grad():
             english = native.encode_text(native.tokenize(corpus["en"]))
         return english, pack.encode_text(corpus["de"])
@@ -179,7 +179,7 @@ def test_languages_trained_together_each_get_a_pack_with_only_their_own_rows(
     config = CONFIG.model_copy(update={"nlt": Stage(steps=8, batch=8, lr=1e-2)})
     packs = run_of(tmp_path / "run", list(corpora.values()), config)
     native = Native.load(str(native_folder))
-    loaded = {language: Pack.load(folder, native) for language, folder in packs.items()}
+    loaded = {language: LanguagePack.load(folder, native) for language, folder in packs.items()}
     tokens = {language: set(pack.tokenizer.tokens) for language, pack in loaded.items()}
     assert tokens["de"] - tokens["hi"]
     assert tokens["hi"] - tokens["de"]

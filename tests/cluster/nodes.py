@@ -124,8 +124,9 @@ class Node:
         return [process for root in self.roots for process in family(root)]
 
     def train_workers(self) -> list[psutil.Process]:
-        """The processes that run a worker of Ray Train."""
-        return [process for process in self.processes() if "TrainWorker" in title(process)]
+        """The processes that train: workers of Ray Train, trials of Ray Tune that have none."""
+        kinds = ("TrainWorker", "ImplicitFunc")
+        return [p for p in self.processes() if any(kind in title(p) for kind in kinds)]
 
 
 class Nodes:

@@ -15,7 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.nodes import ROOT, wait_for
 from mla_ray.native import Native
-from mla_ray.pack import Pack
+from mla_ray.pack import LanguagePack
 
 pytestmark = pytest.mark.cluster
 LANGUAGES = ("de", "hi", "cs")
@@ -123,7 +123,7 @@ def test_three_languages_by_ray_job_submit_stopped_on_the_way_and_submitted_agai
     assert list(result) == list(LANGUAGES)
     native = Native.load(str(native_folder))
     for language in LANGUAGES:
-        pack = Pack.load(runs / "packs" / language, native)
+        pack = LanguagePack.load(runs / "packs" / language, native)
         assert pack.language == language
         assert result[language]["evaluate"]["pack"]["captions"] == 6
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]

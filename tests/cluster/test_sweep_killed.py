@@ -62,11 +62,15 @@ def finished(run: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: told for name, told in looks(run).items() if told and told[-1]["percent"] == 100}
 
 
-def test_a_killed_driver_repeats_no_finished_trial(job: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_driver_repeats_no_finished_trial(
+    job: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
     flags = ["--languages", "de", "--native", job["native"], "--pairs", job["pairs"]]
     flags += ["--captions", job["captions"], "--space", str(space), "--concurrent", "1"]
+    flags += ["--workers", str(workers)]
     flags += ["--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
     flags += ["--results", str(tmp_path / "results")]
     run = tmp_path / "run" / "de"
@@ -85,10 +89,11 @@ def test_a_killed_driver_repeats_no_finished_trial(job: dict[str, Any], tmp_path
                 400,
             )
             assert first.poll() is None, (tmp_path / "first.log").read_text()
-            before, workers = finished(run), cluster.train_workers()
+            before, training = finished(run), cluster.train_workers()
+            assert len(training) >= workers
             partly = {n: told for n, told in looks(run).items() if n not in before and told}
             first.kill()
-        wait_for("its workers end", lambda: not any(worker.is_running() for worker in workers))
+        wait_for("its processes end", lambda: not any(process.is_running() for process in training))
         with sweeping(flags, environment, tmp_path / "second.log") as second:
             out, _ = second.communicate(timeout=600)
         assert second.returncode == 0, (tmp_path / "second.log").read_text()
