@@ -20,12 +20,13 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from upath import UPath
 
+from mla_ray.captions import CaptionTable
 from mla_ray.config import AcquireConfig
-from mla_ray.datasets.files import InvalidTable, read_captions
-from mla_ray.evaluation import Gallery, evaluate
+from mla_ray.datasets.files import InvalidTable
+from mla_ray.evaluation import evaluate
 from mla_ray.features import Encoders, encode_texts
 from mla_ray.native import Native
-from mla_ray.pack import Pack, copy_pack
+from mla_ray.pack import LanguagePack, copy_pack
 from mla_ray.preparing import Corpus, Prepared, prepare
 from mla_ray.progress import Progress, Report
 from mla_ray.storage import at, is_local, read_json, upload, write_json
@@ -275,21 +276,17 @@ class Work:
 
     def _config(self, corpus: Corpus) -> AcquireConfig:
         config = self.plan.train
-        if corpus.captions is not None:
-            return config
-        return config.model_copy(update={"le": config.le.model_copy(update={"steps": 0})})
+        return config if corpus.captions is not None else config.text_only()
 
     def _recall(self, language: str, captions: str | Path) -> dict[str, Any]:
-        read = read_captions(
-            captions, language=language, split="test", skip_invalid=self.plan.skip_invalid
-        )
-        gallery = Gallery.of(self.native, read.table)
+        table = CaptionTable.read(captions, [language], skip_invalid=self.plan.skip_invalid)
+        gallery = table.gallery(self.native)
         if language == "en":
             encode: Callable[[Any], Any] = lambda texts: encode_texts(self.native, texts)  # noqa: E731
         else:
-            pack = Pack.load(self.packs / language, self.native)
+            pack = LanguagePack.load(self.packs / language, self.native)
             encode = lambda texts: pack.encode_text(texts).cpu().numpy()  # noqa: E731
-        return evaluate(encode, language, read.table, gallery).as_dict()
+        return evaluate(encode, language, table.rows, gallery).as_dict()
 
     def _tell(self, language: str) -> Report:
         return of_language(self.report, language)

@@ -25,15 +25,12 @@ def test_the_presets_are_those_the_manual_names() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_defaults_are_a_point_of_every_preset_but_the_smallest_steps(name: str) -> None:
+def test_the_defaults_are_a_point_of_every_preset(name: str) -> None:
     _, of = load_space(name)
     defaults = AcquireConfig(hidden=96)
     config = of.config(of.point(defaults), captions=True)
-    assert config.nlt.lr == defaults.nlt.lr
-    assert config.weight_decay == defaults.weight_decay
-    assert config.temperature == defaults.temperature
-    assert config.nlt.steps + config.le.steps == 220
-    assert config.hidden in (None, 96)
+    # Else "the best trial is that of the defaults" would be a gain by chance.
+    assert config.model_copy(update={"hidden": 96}) == defaults
 
 
 @pytest.mark.parametrize(
@@ -85,9 +82,9 @@ def test_what_is_not_a_parameter_is_as_the_space_says_or_the_default() -> None:
 def test_a_trial_looks_at_its_validation_rows_evenly_and_saves_at_each_look() -> None:
     of = space(steps={"choices": [101]})
     config = of.trial({"steps": 101}, captions=True, held_out=HeldOut(of="captions", size=9))
-    assert config.held_out == HeldOut(every=11, of="captions", size=9)
-    assert config.checkpoint_every == 11
-    assert of.evaluations == -(-101 // 11)
+    assert config.held_out == HeldOut(every=21, of="captions", size=9)
+    assert config.checkpoint_every == 21
+    assert of.evaluations == -(-101 // 21)
 
 
 def test_the_nearest_point() -> None:

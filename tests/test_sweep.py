@@ -17,7 +17,7 @@ from jobs.job import load
 from jobs.sweep import Settings
 from mla_ray.config import load_config
 from mla_ray.native import Native
-from mla_ray.pack import Pack
+from mla_ray.pack import LanguagePack
 from mla_ray.progress import Progress, Report, Stopped
 from mla_ray.storage import at, read_json
 from mla_ray.training import Workers
@@ -176,7 +176,7 @@ def test_the_best_settings_are_a_configuration_and_a_pack(
     assert (config.nlt.steps, config.le.steps, config.vocab_size) == (18, 6, 400)
     assert config.held_out.every == 0, "all rows are learned from"
     assert file.read_text().startswith("# mla sweep, de: validation AR ")
-    pack = Pack.load(Path(plan.run) / "de" / "pack", Native.load(str(native_folder)))
+    pack = LanguagePack.load(Path(plan.run) / "de" / "pack", Native.load(str(native_folder)))
     assert pack.language == "de"
     assert pack.card.stages["nlt"]["lr"] == config.nlt.lr
 
@@ -238,6 +238,16 @@ def test_a_related_language_begins_where_this_one_ended_and_its_trials_run_toget
     assert best["nlt.lr"] == 1e-3, "which is nearest to no more than this space's first choice"
     assert origins == ["defaults", *["search"] * 3], "the same point is not tried twice"
     assert outcome.gain is None, "nothing to measure it on"
+
+
+def test_trials_of_several_workers(plan_of: PlanOf, ray_cluster: None, tmp_path: Path) -> None:
+    """Ray Train places these, and those of a trial that was stopped give their cores back."""
+    plan = plan_of(languages=["hi"], workers="2", trials=3, run=str(tmp_path))
+    space = str(Path(plan.space).with_name("sound.yaml"))
+    outcome = run(plan.model_copy(update={"space": space, "results": str(tmp_path / "results")}))[0]
+    assert [trial.status for trial in outcome.trials].count("stopped") >= 1
+    assert outcome.trials[outcome.best].status == "done"
+    wait_for_cores(2)
 
 
 def wait_for_cores(count: int) -> None:

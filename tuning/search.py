@@ -50,6 +50,7 @@ def search(
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one talks, whatever `verbose` says
     import optuna
+    import ray
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler
     from ray.tune.search.optuna import OptunaSearch
@@ -61,8 +62,7 @@ def search(
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     folder = str(at(task.root) / "tune")
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, task=task),
-        {"CPU": 0, "memory": 5e8},  # it waits for its workers, which have the cores
+        tune.with_parameters(run_trial, task=task), task.resources(ray.cluster_resources())
     )
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable)
@@ -93,6 +93,8 @@ def search(
                     stop_last_trials=False,
                 ),
                 trial_dirname_creator=_id,
+                # A process keeps the precision that Accelerate was set up with first.
+                reuse_actors="precision" not in space.parameters,
             ),
             run_config=tune.RunConfig(
                 name="tune",

@@ -79,7 +79,7 @@ class Space(BaseModel):
     """For whom it is."""
     trials: int = Field(ge=1)
     """Of a language, if the command does not say."""
-    evaluations: int = Field(default=10, ge=2, le=50)
+    evaluations: int = Field(default=5, ge=2, le=50)
     """Looks at a trial's validation AR, evenly over its steps."""
     grace: int = Field(default=20, ge=1, le=100)
     """Percent of its steps before a trial may be stopped."""

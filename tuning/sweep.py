@@ -15,6 +15,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +23,12 @@ import yaml
 from pydantic import Field, ValidationError
 from upath import UPath
 
+from mla_ray.captions import CaptionTable
 from mla_ray.config import AcquireConfig, HeldOut
-from mla_ray.datasets.files import InvalidTable, Stream, read_captions
-from mla_ray.evaluation import Gallery, evaluate
+from mla_ray.datasets.files import InvalidTable, Stream
+from mla_ray.evaluation import evaluate
 from mla_ray.native import Native
-from mla_ray.pack import Pack, copy_pack
+from mla_ray.pack import LanguagePack, copy_pack
 from mla_ray.pipeline import Material, of_language
 from mla_ray.preparing import OF_TABLES, Corpus, prepare
 from mla_ray.progress import Progress, Report, Stopped
@@ -298,51 +300,53 @@ class LanguageSweep:
         captions = self.corpus.captions is not None
         if trial is not None:
             return self.space.config(trial.settings, captions=captions)
-        config = AcquireConfig()
-        if captions:
-            return config
-        return config.model_copy(update={"le": config.le.model_copy(update={"steps": 0})})
+        return AcquireConfig() if captions else AcquireConfig().text_only()
 
     def _measured(self, outcome: Outcome, task: Task, config: AcquireConfig) -> Outcome:
         """With the gain on the split `test`, which nothing before looked at."""
-        pack = self._acquired("best", task, config)
-        copy_pack(pack, self.root / "pack")
-        if not self._has("test"):
-            return outcome
-        default = self._config(None)
         hidden = self.native.text.width // 2
-        same = config.model_copy(update={"hidden": config.hidden or hidden}) == default.model_copy(
-            update={"hidden": hidden}
-        )
-        before = pack if same else self._acquired("default", task, default)
+
+        def whole(config: AcquireConfig) -> AcquireConfig:
+            return config.model_copy(update={"hidden": config.hidden or hidden})
+
+        default, test = self._config(None), self._has("test")
+        configs = {"best": config}
+        if test and whole(default) != whole(config):
+            configs["default"] = default
+        with ThreadPoolExecutor(len(configs)) as pool:  # side by side, as trials are
+            folders = pool.map(lambda name: self._acquired(name, task, configs[name]), configs)
+            packs = dict(zip(configs, folders, strict=True))
+        copy_pack(packs["best"], self.root / "pack")
+        if not test:
+            return outcome
         assert self.corpus.captions is not None  # noqa: S101  (it has a split)
-        test = read_captions(
-            self.corpus.captions,
-            language=self.language,
-            split="test",
-            skip_invalid=self.plan.skip_invalid,
-        ).table
-        gallery = Gallery.of(self.native, test)
+        table = CaptionTable.read(
+            self.corpus.captions, [self.language], skip_invalid=self.plan.skip_invalid
+        )
+        gallery = table.gallery(self.native)
 
         def ranks(folder: UPath) -> Ranks:
-            loaded = Pack.load(folder, self.native)
+            loaded = LanguagePack.load(folder, self.native)
             return evaluate(
-                lambda texts: loaded.encode_text(texts).cpu().numpy(), self.language, test, gallery
+                lambda texts: loaded.encode_text(texts).cpu().numpy(),
+                self.language,
+                table.rows,
+                gallery,
             ).ranks
 
-        worth = gain(ranks(before), ranks(pack), self.plan.seed)
+        ranked = {name: ranks(folder) for name, folder in packs.items()}
+        worth = gain(ranked.get("default", ranked["best"]), ranked["best"], self.plan.seed)
         return outcome.model_copy(update={"gain": worth})
 
     def _acquired(self, name: str, task: Task, config: AcquireConfig) -> UPath:
         """A pack trained on all rows, those for validation too if they were pairs."""
-        cluster = Workers.parse(self.plan.workers)
         packs = acquire(
             self.plan.native,
             [self.corpus],
             config,
             self.root / name,
             store=self.store,
-            workers=Workers(cluster.count, cluster.most, None, self.plan.worker_gpus),
+            workers=self.plan.of_workers(),
             encoders=self.plan.of_encoders(),
             resume=True,
             skip_invalid=self.plan.skip_invalid,

@@ -1,14 +1,16 @@
-"""One trial: an acquisition by Ray Train, inside a trial of Ray Tune.
+"""One trial: an acquisition inside a trial of Ray Tune.
 
-The trial itself only waits; its workers, which Ray Train places, have the CPUs and GPUs. What they
-report at each checkpoint goes on to Tune, which may stop it there. After a crash of the driver the
-acquisition goes on from its own checkpoint, in the run folder that bears the trial's id.
+A trial of one worker trains in its own process, which has the CPUs and GPUs and serves one trial
+after another, so that torch is imported once. One of several workers only waits for those that Ray
+Train places. What is reported at each checkpoint goes to Tune, which may stop the trial there.
+After a crash of the driver the acquisition goes on from its own checkpoint, in the run folder that
+bears the trial's id.
 """
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +18,12 @@ from typing import Any
 from upath import UPath
 
 from mla_ray.config import AcquireConfig, HeldOut
-from mla_ray.loop import DONE
+from mla_ray.loop import DONE, Outside
 from mla_ray.native import Native
 from mla_ray.preparing import Corpus, spec_of, tables_spec
 from mla_ray.progress import Stopped
 from mla_ray.storage import at, read_json
-from mla_ray.training import Workers, acquire
+from mla_ray.training import Workers, acquire, gpus_of
 from tuning.space import Space
 
 METRIC = "best_AR"
@@ -42,6 +44,19 @@ class Task:
     store: str
     workers: Workers
     skip_invalid: bool
+
+    @property
+    def alone(self) -> bool:
+        """Whether a trial has one worker, and always will."""
+        return self.workers.count == 1 and not self.workers.most
+
+    def resources(self, cluster: Mapping[str, float]) -> dict[str, float]:
+        """What Ray Tune sets aside for a trial on a cluster of these resources."""
+        if not self.alone:  # it waits for its workers, which have the cores
+            return {"CPU": 0, "memory": 5e8}
+        gpus = gpus_of(self.workers, cluster)
+        cores = {"CPU": self.workers.cpus or 1, **self.workers.resources}
+        return cores | ({"GPU": gpus} if gpus else {})
 
     def config(self, point: dict[str, Any]) -> AcquireConfig:
         captions = self.corpus.captions is not None
@@ -65,6 +80,11 @@ def run_trial(point: dict[str, Any], task: Task) -> None:
         tune.report({METRIC: figures[METRIC], TIME: figures[TIME]})
         return
     config = task.config(point)
+    by: dict[str, Any]
+    if task.alone:
+        by = {"here": Outside(saved=lambda figures, folder: tune.report(figures))}
+    else:  # the callback starts a process
+        by = {"workers": task.workers, "callbacks": [TuneReportCallback()]}
     with suppress(Stopped), ending(run) as stop:
         acquire(
             task.native,
@@ -72,12 +92,11 @@ def run_trial(point: dict[str, Any], task: Task) -> None:
             config,
             run,
             store=task.store,
-            workers=task.workers,
             resume=True,
             skip_invalid=task.skip_invalid,
             prepared=task.tables(Native.load(task.native), config),
             stop=stop,
-            callbacks=[TuneReportCallback()],
+            **by,
         )
 
 
