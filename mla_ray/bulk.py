@@ -8,7 +8,7 @@ its way: the process that calls keeps a block of the stream, never a table.
 
 To a server many tasks write at once. An `edge:` folder has one owner, so there the caller's process
 writes what the cluster encodes. May import: `index`, `indexing`, `features`, `pack`, `native`,
-`storage`, Ray.
+`storage`, `video`, Ray.
 
 Shapes: N points, E joint embedding size.
 """
@@ -30,11 +30,11 @@ import pyarrow.dataset
 import ray
 import torch
 from langcodes import standardize_tag, tag_is_valid
+from PIL import Image
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.datasource import Datasink, WriteResult
 
-from mla_ray.datasets.files import decode_image
-from mla_ray.features import BATCH, Features
+from mla_ray.features import BATCH, Features, encode_frames
 from mla_ray.index import CaptionIndex, Entry, Quantization, Space
 from mla_ray.indexing import (
     CAPTIONS,
@@ -46,9 +46,10 @@ from mla_ray.indexing import (
     space_of,
 )
 from mla_ray.native import Native
-from mla_ray.pack import Pack
+from mla_ray.pack import LanguagePack
 from mla_ray.progress import Progress, Report
 from mla_ray.storage import patiently
+from mla_ray.video import frames_of
 
 FIELDS = tuple(field.name for field in fields(Entry))
 COLUMNS = ("image_id", "image", "language", "caption")
@@ -109,7 +110,7 @@ def index_table(
     """
     native = Native.load(native_name)
     for language, folder in packs.items():
-        found = Pack.load(folder, native).card.language
+        found = LanguagePack.load(folder, native).card.language
         if found != language:
             raise ValueError(f"{folder} is a pack for {found!r}, not for {language!r}")
     languages, total = survey(tables)
@@ -265,7 +266,7 @@ class _Encoder:
     def __init__(self, native: str, packs: Mapping[str, str], source: str) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.native = Native.load(native, device)
-        self.packs = {tag: Pack.load(folder, self.native) for tag, folder in packs.items()}
+        self.packs = {tag: LanguagePack.load(folder, self.native) for tag, folder in packs.items()}
         self.source = source
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -283,20 +284,26 @@ class _Encoder:
 
     def _images(self, rows: list[dict[str, Any]]) -> Iterator[_Made]:
         contents = {row["image_id"]: row["image"] for row in rows if row["image_id"]}
-        ids, pixels = [], []
-        for image_id, content in contents.items():
-            try:
-                pixels.append(self.native.preprocess(decode_image(_bytes_of(content))))
-                ids.append(image_id)
-            except (ValueError, OSError, ImportError) as error:  # the last: an unknown kind of URL
-                entry = image_entry(image_id, self.source)
-                yield _Made(IMAGES, entry, None, f"image {image_id!r}: {error}")
-        for start in range(0, len(ids), BATCH):
-            batch = slice(start, start + BATCH)
-            with torch.inference_mode():
-                features = self.native.encode_image(torch.stack(pixels[batch])).float().cpu()
-            for image_id, vector in zip(ids[batch], features.numpy(), strict=True):
+        ids: list[str] = []
+        bad: list[_Made] = []
+
+        def decoded() -> Iterator[list[Image.Image]]:
+            for image_id, content in contents.items():
+                try:
+                    frames = frames_of(_bytes_of(content))
+                except (ValueError, OSError, ImportError) as error:  # the last: an unknown URL
+                    entry = image_entry(image_id, self.source)
+                    bad.append(_Made(IMAGES, entry, None, f"image {image_id!r}: {error}"))
+                else:
+                    ids.append(image_id)
+                    yield frames
+
+        done = 0
+        for vectors in encode_frames(self.native, decoded()):
+            for image_id, vector in zip(ids[done:], vectors, strict=True):
                 yield _made(IMAGES, image_entry(image_id, self.source), vector)
+            done = len(ids)
+        yield from bad
 
     def _captions(self, rows: list[dict[str, Any]]) -> Iterator[_Made]:
         by_language: dict[str, list[Entry]] = {}

@@ -4,6 +4,7 @@ standard error, exit code 0 for success, 1 for bad input, 2 for bad usage.
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     help="Add a language to a frozen English CLIP in minutes.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make the tables of a data set.")
-pack_app = typer.Typer(no_args_is_help=True, help="Look at language packs.")
+pack_app = typer.Typer(no_args_is_help=True, help="Look at language packs, share and export them.")
 app.add_typer(data_app, name="data")
 app.add_typer(pack_app, name="pack")
 
@@ -36,21 +37,44 @@ DataFolder = Annotated[
 Captions = Annotated[
     str, typer.Option("--captions", help="Caption table (Parquet, CSV, TSV, JSONL).")
 ]
+Repo = Annotated[str, typer.Argument(help="hf-hub:owner/name, or a repository's folder or URL.")]
 
 
 def _print(result: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
 
 
-def _recall_text(name: str, result: dict[str, Any]) -> str:
-    def row(part: dict[str, float]) -> str:
-        return "  ".join(f"{k} {v:5.1f}" for k, v in part.items())
+def _evaluation_text(result: dict[str, Any]) -> str:
+    """One language at length; several as a table, with the mean."""
+    if "languages" in result:
+        rows = [*result["languages"], {"language": "mean", **result["mean"]}]
+        ks = list(result["mean"]["t2i"])
+        titles = "".join(f"{k:>7}" for k in ks)
+        lines = [
+            f"{'':12}{'text→image':^{7 * len(ks)}}{'image→text':^{7 * len(ks)}}",
+            f"{'':12}{titles}{titles}{'AR':>7}",
+        ]
+        for row in rows:
+            cells = [row[way][k] for way in ("t2i", "i2t") for k in ks]
+            figures = "".join(f"{cell:7.1f}" for cell in [*cells, row["AR"]])
+            lines.append(f"{row['language']:12}{figures}{_interval(row, 'AR')}")
+        return "\n".join(lines)
+    lines = [
+        f"{result['language']}: AR {result['AR']:.1f}{_interval(result, 'AR')} over "
+        f"{result['captions']:,} captions and {result['images']:,} images"
+    ]
+    for way, title in (("t2i", "text→image"), ("i2t", "image→text")):
+        cells = [f"{k} {v:5.1f}{_interval(result, f'{way} {k}')}" for k, v in result[way].items()]
+        ranks = f"median rank {result['median rank'][way]:g}"
+        lines.append(f"  {title}  {'  '.join([*cells, ranks])}")
+    return "\n".join(lines)
 
-    return (
-        f"{name}: AR {result['AR']:.1f} over {result['captions']:,} captions and "
-        f"{result['images']:,} images\n  text→image  {row(result['t2i'])}\n"
-        f"  image→text  {row(result['i2t'])}"
-    )
+
+def _interval(result: dict[str, Any], name: str) -> str:
+    if "intervals" not in result:
+        return ""
+    low, high = result["intervals"][name]
+    return f" [{low:.1f}, {high:.1f}]"
 
 
 @data_app.command("emoji")
@@ -70,16 +94,116 @@ def data_emoji(
     _print(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
 
 
+@data_app.command("animated")
+def data_animated(
+    languages: Annotated[str, typer.Option(help="BCP-47 codes, comma-separated.")] = "en,de",
+    out: Annotated[Path, typer.Option(help="Folder for tables and animations.")] = Path(
+        "data/animated/tables"
+    ),
+    part: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=4, help="Package, 165 to 197 MB; may be repeated. 1 if not given."),
+    ] = None,
+    data: DataFolder = Path("data"),
+    as_json: Json = False,
+) -> None:
+    """Animated emoji with names from Unicode CLDR: captions.parquet, pairs-LANGUAGE.parquet."""
+    from mla_ray.console import bars
+    from mla_ray.datasets import animated
+
+    with bars() as report:
+        made = animated.tables(data, languages.split(","), out, part or [1], report)
+    result = {name: str(path) for name, path in made.items()}
+    _print(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
+
+
+Root = Annotated[Path, typer.Option("--root", help="Where the data set lies, unpacked.")]
+SomeLanguages = Annotated[
+    str | None, typer.Option("--languages", help="BCP-47, comma-separated; all if not given.")
+]
+
+
+@data_app.command("make")
+def data_make(
+    name: Annotated[str, typer.Argument(help="Of a public data set; `mla data check` lists them.")],
+    root: Root,
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    languages: SomeLanguages = None,
+    pairs_only: Annotated[
+        bool, typer.Option("--pairs-only", help="Translations alone, which need no images.")
+    ] = False,
+    skip_invalid: Skip = False,
+    as_json: Json = False,
+) -> None:
+    """The tables of a public data set: captions.parquet, and pairs-LANGUAGE.parquet if it has them.
+
+    The set is fetched by hand: `mla data check` says from where, and docs/datasets.md how it lies.
+    """
+    from mla_ray.console import bars, stderr
+    from mla_ray.datasets.catalog import make
+
+    with bars() as report:
+        made = make(
+            name,
+            root,
+            out,
+            report,
+            languages=languages.split(",") if languages else None,
+            pairs_only=pairs_only,
+            skip_invalid=skip_invalid,
+        )
+    for warning in made.warnings:
+        stderr.print(f"warning: {warning}")
+    if made.dropped:
+        stderr.print(f"dropped {made.dropped:,} invalid rows, the first: {made.first_problem}")
+    lines = [line for tally in made.tallies for line in tally.lines]
+    _print(made.as_dict(), as_json, "\n".join(lines))
+
+
+@data_app.command("check")
+def data_check(
+    root: Root,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Data set; if not given all are looked for, each in ROOT/NAME."),
+    ] = None,
+    languages: SomeLanguages = None,
+    as_json: Json = False,
+) -> None:
+    """What of a public data set is there, is missing (and where it is to be had), or is unlike it.
+
+    Ends with exit code 1 if a data set is named and something that it needs is missing or broken.
+    """
+    from mla_ray.console import bars
+    from mla_ray.datasets.catalog import CATALOG, check
+
+    wanted = languages.split(",") if languages else None
+    with bars() as report:
+        found = (
+            {name: check(name, root, report, wanted)}
+            if name
+            else {each: check(each, root / each, report) for each in CATALOG}
+        )
+    result = {each: [part.as_dict() for part in parts] for each, parts in found.items()}
+    lines = [line for each, parts in found.items() for line in (each, *(p.line for p in parts))]
+    _print(result, as_json, "\n".join(lines))
+    if name and any(part.needed for part in found[name]):
+        raise typer.Exit(1)
+
+
 @app.command()
 def acquire(
     language: Annotated[str, typer.Option(help="BCP-47 code of the new language.")],
-    pairs: Annotated[
-        list[str],
-        typer.Option(help="Translation table; each of several has an equal share of every batch."),
-    ],
     out: Annotated[str, typer.Option(help="Folder for the language pack.")],
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(help="Translation table; each of several has an equal share of every batch."),
+    ] = None,
     captions: Annotated[
         str | None, typer.Option(help="Caption table for LE; without it NLT alone.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Pack to go on from; then LE alone if no --pairs.")
     ] = None,
     native: NativeName = "emoji-clip",
     workers: Annotated[
@@ -105,14 +229,19 @@ def acquire(
     from mla_ray.training import Corpus, Workers
     from mla_ray.training import acquire as run_stages
 
+    if not pairs and start is None:
+        raise typer.BadParameter("give --pairs, or --from a pack to go on from")
     settings = load_config(config) if config else AcquireConfig()
+    if not pairs:
+        none = settings.nlt.model_copy(update={"steps": 0})
+        settings = settings.model_copy(update={"nlt": none})
     if captions is None:
-        settings = settings.model_copy(update={"le": settings.le.model_copy(update={"steps": 0})})
+        settings = settings.text_only()
     folder = run or f"runs/{PurePosixPath(out).name}"
     with bars() as report, ray_session():
         made = run_stages(
             native,
-            [Corpus(language, pairs, captions)],
+            [Corpus(language, pairs or [], captions, start)],
             settings,
             folder,
             store=f"{data}/features",
@@ -132,51 +261,125 @@ def acquire(
 
 
 @app.command()
-def evaluate(
+def finetune(
     captions: Captions,
-    pack: Annotated[str | None, typer.Option(help="Language pack to evaluate.")] = None,
+    out: Annotated[str, typer.Option(help="Folder for the fine-tuned native.")],
     native: NativeName = "emoji-clip",
-    language: Annotated[str | None, typer.Option(help="en measures the native itself.")] = None,
-    split: Annotated[str, typer.Option()] = "test",
+    workers: Annotated[
+        str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
+    ] = "1",
+    config: Annotated[Path | None, typer.Option(help="Settings, YAML.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")] = False,
+    run: Annotated[
+        str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
+    ] = None,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
-    """Recall@1, 5, 10 both ways of a pack, or of the native on its English rows."""
+    """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
+    from mla_ray.cluster import ray_session
+    from mla_ray.config import FinetuneConfig, load_finetune_config
     from mla_ray.console import bars, stderr
-    from mla_ray.datasets.files import read_captions
-    from mla_ray.evaluation import Gallery
+    from mla_ray.finetuning import finetune as run_finetuning
+    from mla_ray.lineage import copy_native
+    from mla_ray.training import Workers
+
+    settings = load_finetune_config(config) if config else FinetuneConfig()
+    with bars() as report, ray_session():
+        made = run_finetuning(
+            native,
+            captions,
+            settings,
+            run or f"runs/{PurePosixPath(out).name}",
+            workers=Workers.parse(workers),
+            resume=resume,
+            skip_invalid=skip_invalid,
+            report=report,
+        )
+    copy_native(made.native, out)
+    if made.dropped:
+        stderr.print(f"dropped {made.dropped:,} invalid rows, the first: {made.problem}")
+    result: dict[str, Any] = {"native": out, "fingerprint": made.fingerprint, **made.figures}
+    _print(result | {"dropped": made.dropped}, as_json, f"fine-tuned native in {out}")
+
+
+@app.command()
+def evaluate(
+    captions: Captions,
+    pack: Annotated[
+        list[str] | None, typer.Option(help="Language pack to evaluate; may be repeated.")
+    ] = None,
+    native: NativeName = "emoji-clip",
+    language: Annotated[str | None, typer.Option(help="en measures the native itself.")] = None,
+    english: Annotated[
+        bool, typer.Option("--english", help="Measure the native itself beside the packs.")
+    ] = False,
+    split: Annotated[str, typer.Option()] = "test",
+    protocol: Annotated[
+        str, typer.Option(help="full, or a data set's: multi30k, coco-5x1k, coco-cn, xtd, ...")
+    ] = "full",
+    k: Annotated[
+        list[int] | None, typer.Option("-k", min=1, help="R@k besides 1, 5, 10; may be repeated.")
+    ] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="95 % intervals of AR and R@k, by bootstrap.")
+    ] = False,
+    skip_invalid: Skip = False,
+    as_json: Json = False,
+) -> None:
+    """Recall@1, 5, 10 both ways of packs, or of the native on its English rows."""
+    from functools import partial
+
+    from mla_ray.captions import CaptionTable
+    from mla_ray.console import bars, stderr
     from mla_ray.evaluation import evaluate as measure
+    from mla_ray.evaluation import printed, rows_of
     from mla_ray.features import encode_texts
+    from mla_ray.indexing import load_packs
     from mla_ray.native import Native
-    from mla_ray.pack import Pack, read_card
-    from mla_ray.progress import Progress
+    from mla_ray.pack import read_card
+    from mla_ray.progress import counting
+    from mla_ray.protocols import find
 
-    if pack is None and language not in (None, "en"):
+    chosen = find(protocol)
+    if not pack and language not in (None, "en"):
         raise ValueError(f"--language {language} needs its --pack; the native knows English only")
-    tongue = read_card(pack).language if pack else "en"
-    if language not in (None, tongue):
-        raise ValueError(f"{pack} is a pack for {tongue!r}, not for {language!r}")
-    read = read_captions(captions, language=tongue, split=split, skip_invalid=skip_invalid)
-    if read.dropped:
-        stderr.print(f"dropped {len(read.dropped):,} invalid rows, the first: {read.dropped[0]}")
-    frozen = Native.load(native)
-    encode: Any
-    if pack:
-        loaded = Pack.load(pack, frozen)
-        encode = lambda texts: loaded.encode_text(texts).cpu().numpy()  # noqa: E731
-    else:
-        encode = lambda texts: encode_texts(frozen, texts)  # noqa: E731
+    tongues = [] if pack and not english else ["en"]
+    for folder in pack or []:
+        tongue = read_card(folder).language
+        if language not in (None, tongue):
+            raise ValueError(f"{folder} is a pack for {tongue!r}, not for {language!r}")
+        if tongue in tongues:
+            raise ValueError(f"{folder}: {tongue!r} is measured already; give one pack a language")
+        tongues.append(tongue)
     with bars() as report:
-        total, done = len(set(read.table["image_id"].to_pylist())), 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            report(Progress("images", done, total))
-
-        gallery = Gallery.of(frozen, read.table, advance)
-        result = measure(encode, tongue, read.table, gallery).as_dict()
-    _print(result, as_json, _recall_text(tongue, result))
+        table = CaptionTable.read(
+            captions, tongues, split=split, skip_invalid=skip_invalid, report=report
+        )
+        if table.dropped:
+            stderr.print(f"dropped {table.dropped:,} invalid rows, the first: {table.problems[0]}")
+        sizes = {tongue: rows_of(table.rows, tongue, chosen).num_rows for tongue in tongues}
+        frozen = Native.load(native)
+        packs = load_packs(pack or [], frozen)
+        gallery = table.gallery(frozen, report)
+        found = []
+        for tongue, size in sizes.items():
+            encode: Any = partial(encode_texts, frozen)
+            if tongue in packs:
+                encode = lambda texts, of=packs[tongue]: of.encode_text(texts).cpu().numpy()  # noqa: E731
+            found.append(
+                measure(
+                    encode,
+                    tongue,
+                    table.rows,
+                    gallery,
+                    counting(report, f"{tongue} captions", size),
+                    protocol=chosen,
+                    ranked=counting(report, f"{tongue} ranking", 2 * size),
+                )
+            )
+        result = printed(found, k or (), with_intervals=intervals)
+    _print(result, as_json, _evaluation_text(result))
 
 
 @app.command("index")
@@ -512,11 +715,129 @@ def pack_show(folder: Path, as_json: Json = False) -> None:
 def pack_verify(folder: Path, native: NativeName = "emoji-clip", as_json: Json = False) -> None:
     """Check hashes, shapes and fingerprint of a pack against its native."""
     from mla_ray.native import Native
-    from mla_ray.pack import Pack
+    from mla_ray.pack import LanguagePack
 
-    pack = Pack.load(folder, Native.load(native))
+    pack = LanguagePack.load(folder, Native.load(native))
     result = {"pack": str(folder), "language": pack.language, "ok": True}
     _print(result, as_json, f"{folder}: a sound pack for {pack.language!r} on {native}")
+
+
+@pack_app.command("plug")
+def pack_plug(
+    folder: Annotated[str, typer.Argument(help="Pack of the native that was fine-tuned.")],
+    native: Annotated[str, typer.Option("--native", help="Folder that mla finetune made.")],
+    out: Annotated[str, typer.Option(help="Folder for the new pack.")],
+    as_json: Json = False,
+) -> None:
+    """Make a pack of the same weights for a native that was fine-tuned from the pack's own."""
+    from mla_ray.native import Native
+    from mla_ray.plugging import plug
+
+    card = plug(folder, Native.load(native), out)
+    result: dict[str, Any] = {"pack": out, "language": card.language, "native": native}
+    result |= {"acquired_on": card.acquired_on}
+    _print(result, as_json, f"{card.language}: pack in {out}, for {native}")
+
+
+@pack_app.command("import-official")
+def pack_import_official(
+    checkpoint: Annotated[Path, typer.Argument(help="pytorch_model.bin of the paper's code.")],
+    languages: Annotated[str, typer.Option(help="As the checkpoint names them: de,fr.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="M-BERT's: tokenizer.json, a folder or a hub name.")
+    ] = "bert-base-multilingual-cased",
+    native: Annotated[
+        str | None, typer.Option("--native", help="What it was trained on: ViT-B-32/openai")
+    ] = None,
+    with_native: Annotated[
+        Path | None, typer.Option(help="Folder to write the CLIP inside the checkpoint to.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the packs.")] = Path("packs"),
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint of the paper's released code into language packs."""
+    from mla_ray.pack import import_official
+
+    if (native is None) == (with_native is None):
+        raise typer.BadParameter("give either --native or --with-native")
+    frozen, packs = import_official(
+        checkpoint, languages.split(","), native, tokenizer, with_native
+    )
+    for language, pack in packs.items():
+        pack.save(out / language)
+    result = {
+        "native": frozen.name,
+        "fingerprint": frozen.fingerprint,
+        "packs": {language: str(out / language) for language in packs},
+    }
+    lines = [f"{language}: pack in {out / language}" for language in packs]
+    _print(result, as_json, "\n".join([f"native {frozen.name}", *lines]))
+
+
+@pack_app.command("push")
+def pack_push(
+    pack: Annotated[str, typer.Argument(help="A pack: a folder or a URL.")],
+    repo: Repo,
+    native: NativeName = "emoji-clip",
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Of the pack: apache-2.0, cc-by-4.0 …")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="On the hub, yours alone.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch on the hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Share a pack with its model card; the hub's token is read from HF_TOKEN."""
+    from mla_ray.native import Native
+    from mla_ray.sharing import push
+
+    frozen = Native.load(native)
+    shared = push(pack, repo, frozen, license=license_, private=private, revision=revision)
+    _print(asdict(shared), as_json, f"{shared.language}: shared at {shared.url}")
+
+
+@pack_app.command("pull")
+def pack_pull(
+    repo: Repo,
+    out: Annotated[str, typer.Argument(help="Folder or URL for the pack.")],
+    native: NativeName = "emoji-clip",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take a shared pack, after sizes, hashes and its native have been checked."""
+    from mla_ray.native import Native
+    from mla_ray.sharing import pull
+
+    shared = pull(repo, out, Native.load(native), revision=revision)
+    _print(asdict(shared), as_json, f"{shared.language}: pack in {shared.url}")
+
+
+@pack_app.command("export")
+def pack_export(
+    pack: Annotated[str, typer.Argument(help="A pack: a folder or a URL.")],
+    onnx: Annotated[str, typer.Option(help="Folder or URL for the ONNX graphs.")],
+    native: NativeName = "emoji-clip",
+    language: Annotated[
+        str | None, typer.Option(help="en: the native's English text tower, too.")
+    ] = None,
+    image: Annotated[bool, typer.Option("--image", help="The image tower, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write native and pack as ONNX graphs that agree with PyTorch to 1e-4."""
+    from mla_ray.console import bars
+    from mla_ray.export import export_onnx
+    from mla_ray.native import Native
+    from mla_ray.pack import LanguagePack
+
+    if language not in (None, "en"):
+        raise typer.BadParameter("the pack's own language is always there; --language adds en")
+    frozen = Native.load(native)
+    loaded = LanguagePack.load(pack, frozen)
+    with bars() as report:
+        made = export_onnx(
+            loaded, frozen, onnx, image=image, english=language == "en", report=report
+        )
+    lines = [f"{n}.onnx: within {worst:.0e} of PyTorch" for n, worst in made.differences.items()]
+    _print(asdict(made), as_json, "\n".join([f"{loaded.language}: in {made.out}", *lines]))
 
 
 @app.command()

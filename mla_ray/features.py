@@ -3,9 +3,9 @@
 A store holds Parquet parts keyed by content (a hash of the text, or of the image's bytes) and by
 the native's fingerprint, so nothing in it can go stale and what is there is never computed again.
 A part is named after the bits that its keys begin with, so that who needs a block of keys reads a
-few parts, however large the store. `encode_texts` and `encode_images` are the plain functions;
-`fill` runs them over a cluster with Ray Data. May import: `native`, `storage`; Ray only inside
-`fill`.
+few parts, however large the store. An image may be a video: what it is then, `video` says.
+`encode_texts` and `encode_images` are the plain functions; `fill` runs them over a cluster with Ray
+Data. May import: `native`, `video`, `storage`; Ray only inside `fill`.
 
 Shapes: N rows, E joint embedding size.
 """
@@ -13,7 +13,7 @@ Shapes: N rows, E joint embedding size.
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Literal
@@ -26,10 +26,9 @@ import torch
 from PIL import Image
 from upath import UPath
 
-from mla_ray.datasets.files import decode_image
 from mla_ray.native import Native
-from mla_ray.pictures import on_white
 from mla_ray.storage import at, names_in, read_bytes, write_bytes
+from mla_ray.video import frames_of, pooled
 
 Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
@@ -70,21 +69,45 @@ def encode_texts(
     return features
 
 
-@torch.inference_mode()
 def encode_images(
     native: Native, images: Sequence[bytes], progress: Progress | None = None
 ) -> Features:
-    """Image features [N, E] float32, not normalised, of encoded images (PNG, JPEG, ...)."""
+    """Image features [N, E] float32, not normalised, of encoded images (PNG, JPEG, MP4, ...).
+
+    A ValueError says why one cannot be decoded (`video.frames_of`).
+    """
     features = np.empty((len(images), native.dim), dtype=np.float32)
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        pixels = torch.stack(
-            [native.preprocess(on_white(Image.open(BytesIO(data)))) for data in batch]
-        )
-        features[start : start + BATCH] = native.encode_image(pixels).float().cpu().numpy()
+    done = 0
+    for part in encode_frames(native, map(frames_of, images)):
+        features[done : done + len(part)] = part
+        done += len(part)
         if progress:
-            progress(len(batch))
+            progress(len(part))
     return features
+
+
+def encode_frames(native: Native, pictures: Iterable[Sequence[Image.Image]]) -> Iterator[Features]:
+    """Features [N, E] of pictures as `encode_images` gives them, some at a time and in their order.
+
+    A picture is its frames. They fill the tower's batches whichever picture they are of, so that
+    memory is bounded by a batch and one picture.
+    """
+    pixels: list[torch.Tensor] = []
+    counts: list[int] = []
+    for frames in pictures:
+        pixels += [native.preprocess(frame) for frame in frames]
+        counts.append(len(frames))
+        if len(pixels) >= BATCH:
+            yield _pooled(native, pixels, counts)
+            pixels, counts = [], []
+    if counts:
+        yield _pooled(native, pixels, counts)
+
+
+@torch.inference_mode()
+def _pooled(native: Native, pixels: list[torch.Tensor], counts: list[int]) -> Features:
+    frames = native.encode_image(torch.stack(pixels)).float().cpu().numpy()
+    return np.stack([pooled(part) for part in np.split(frames, np.cumsum(counts)[:-1])])
 
 
 class FeatureStore:
@@ -371,28 +394,36 @@ class _Encoder:
         return encode_texts(self.native, texts), [None] * len(texts)
 
     def _images(self, batch: pa.RecordBatch) -> tuple[Features, list[str | None]]:
-        """Images one by one until they are pixels: a bad one costs no other."""
+        """Images one by one until they are frames: a bad one costs no other."""
         features = np.zeros((len(batch), self.native.dim), np.float32)
         reasons: list[str | None] = [None] * len(batch)
-        pixels, places = [], []
-        for place, row in enumerate(batch.select(["key", "content", "uri"]).to_pylist()):
-            try:
-                data = row["content"]
-                if data is None:
-                    data = read_bytes(at(row["uri"]))
-                    if key_of(data) != row["key"]:  # what is stored under a key never goes stale
-                        raise LookupError(
-                            f"{row['uri']} is not the image that the run was prepared with; "
-                            "put it back, or choose another run folder"
-                        )
-                pixels.append(self.native.preprocess(on_white(decode_image(data))))
-                places.append(place)
-            except ValueError as error:
-                reasons[place] = str(error)
-        if places:
-            with torch.inference_mode():
-                made = self.native.encode_image(torch.stack(pixels)).float().cpu().numpy()
-            features[places] = made
+        places: list[int] = []
+
+        def decoded() -> Iterator[list[Image.Image]]:
+            for place, row in enumerate(batch.select(["key", "content", "uri"]).to_pylist()):
+                try:
+                    frames = frames_of(_content(row))
+                except ValueError as error:
+                    reasons[place] = str(error)
+                else:
+                    places.append(place)
+                    yield frames
+
+        if parts := list(encode_frames(self.native, decoded())):
+            features[places] = np.concatenate(parts)
             for place in np.flatnonzero(~np.isfinite(features).all(1)).tolist():
                 reasons[place] = "has a feature that is not finite"
         return features, reasons
+
+
+def _content(row: dict[str, Any]) -> bytes:
+    """The bytes of an image, from the row or from where they lie."""
+    if row["content"] is not None:
+        return row["content"]  # type: ignore[no-any-return]
+    data = read_bytes(at(row["uri"]))
+    if key_of(data) != row["key"]:  # what is stored under a key never goes stale
+        raise LookupError(
+            f"{row['uri']} is not the image that the run was prepared with; "
+            "put it back, or choose another run folder"
+        )
+    return data

@@ -2,24 +2,23 @@
 
 `index_captions` takes a table that fits in memory; `mla_ray.bulk` takes any, and makes the same
 points with the parts here.
-May import: `index`, `features`, `pack`, `native`; never Ray.
+May import: `index`, `features`, `pack`, `native`, `video`; never Ray.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from mla_ray.evaluation import Gallery
 from mla_ray.features import encode_texts, key_of
 from mla_ray.index import CaptionIndex, Entry, Quantization, Space
 from mla_ray.native import Native
-from mla_ray.pack import Pack, read_card
+from mla_ray.pack import LanguagePack, read_card
 from mla_ray.pictures import PictureStore
 from mla_ray.progress import Progress, Report
+from mla_ray.video import frames_of
 
 IMAGES, CAPTIONS = "images", "captions"
 BATCH = 256
@@ -48,7 +47,7 @@ def require_packs(languages: Collection[str], packs: Collection[str]) -> None:
 def index_captions(
     url: str,
     native: Native,
-    packs: Mapping[str, Pack],
+    packs: Mapping[str, LanguagePack],
     captions: pa.Table,
     source: str,
     report: Report = lambda progress: None,
@@ -94,15 +93,15 @@ def index_captions(
 
 
 def keep_pictures(captions: pa.Table, store: PictureStore, report: Report) -> None:
-    """Keep a small copy of each image of a caption table, for the search page."""
+    """Keep a small copy of each image of a caption table, of a video a frame, for the page."""
     images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
     for done, (image_id, data) in enumerate(images.items(), 1):
-        store.put(image_id, Image.open(BytesIO(data)))
+        store.put(image_id, frames_of(data, 1)[0])
         report(Progress("pictures", done, len(images)))
 
 
 def encode_query(
-    native: Native, packs: Mapping[str, Pack], language: str, texts: list[str]
+    native: Native, packs: Mapping[str, LanguagePack], language: str, texts: list[str]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Features [B, E] of texts in a language: the native's for English, a pack's for others."""
     if language == "en":
@@ -110,12 +109,12 @@ def encode_query(
     return packs[language].encode_text(texts).cpu().numpy()
 
 
-def load_packs(folders: Sequence[str | Path], native: Native) -> dict[str, Pack]:
+def load_packs(folders: Sequence[str | Path], native: Native) -> dict[str, LanguagePack]:
     """Packs by language; two of one language are refused."""
-    packs: dict[str, Pack] = {}
+    packs: dict[str, LanguagePack] = {}
     for folder in folders:
         language = read_card(folder).language
         if language in packs:
             raise ValueError(f"{folder}: a second pack for {language!r}; pass one a language")
-        packs[language] = Pack.load(folder, native)
+        packs[language] = LanguagePack.load(folder, native)
     return packs

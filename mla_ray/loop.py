@@ -239,12 +239,18 @@ class _State:
         tokenizer = read_bytes(self.data / "tokenizer.json")
         self.tokenizer = Tokenizer.from_buffer(tokenizer)
         tower = self.native.text
+        start = {n.removeprefix("start/"): w for n, w in init.items() if n.startswith("start/")}
         self.hidden = config.hidden or tower.width // 2
+        if start:  # a pack's, whatever the settings say
+            self.hidden = len(start["acquirers.0.down.bias"])
         torch.manual_seed(config.seed)
         embedding = EmbeddingBlock(init["rows"], tower)
         self.encoders = nn.ModuleDict()
         for language in self.languages:
             self.encoders[language] = LanguageEncoder(tower, embedding, self.hidden)
+        if start:
+            encoder = self.encoders[self.languages[0]]
+            encoder.load_state_dict({"embedding.rows.weight": init["rows"], **start})
         self.encoders.to(device)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
@@ -289,7 +295,7 @@ class _State:
             whole = batch[np.concatenate(shares)]
             same = groups(whole.key.tolist(), whole.caption.tolist())
             loss = le_loss(
-                _gather(text_BE.float(), self.rank, [len(share) for share in shares]),
+                gather(text_BE.float(), self.rank, [len(share) for share in shares]),
                 torch.from_numpy(whole.frozen).to(self.device),
                 torch.from_numpy(same).to(self.device),
                 self._logit_scale(),
@@ -473,6 +479,7 @@ class _State:
                     for name in done
                 },
                 data=self.job.spec["tables"][language],
+                started_from=(self.job.spec.get("start") or {}).get(language),
             )
             if self.best:
                 held = {"held_out_AR": round(self.best_ar, 2), "step": self.best_step}
@@ -519,7 +526,7 @@ def groups(images: Sequence[Any], captions: Sequence[Any]) -> npt.NDArray[np.int
     return np.array([number.setdefault(root(("image", i)), len(number)) for i in images])
 
 
-def _gather(mine_BE: Tensor, rank: int, sizes: Sequence[int]) -> Tensor:
+def gather(mine_BE: Tensor, rank: int, sizes: Sequence[int]) -> Tensor:
     """Features of all workers [G, E], rank after rank; gradients flow to this worker's own only."""
     if len(sizes) == 1:
         return mine_BE

@@ -16,7 +16,9 @@ def nlt_loss(text_BE: Tensor, english_BE: Tensor) -> Tensor:
     return F.mse_loss(text_BE.float(), english_BE.float())
 
 
-def le_loss(text_GE: Tensor, image_GE: Tensor, group_G: Tensor, logit_scale: float) -> Tensor:
+def le_loss(
+    text_GE: Tensor, image_GE: Tensor, group_G: Tensor, logit_scale: float | Tensor
+) -> Tensor:
     """Language Exposure: symmetric InfoNCE of texts and their images.
 
         (CE(s * t @ i.T) + CE(s * i @ t.T)) / 2,  t and i L2-normalised

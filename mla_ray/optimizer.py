@@ -6,6 +6,7 @@ so does its decay. May import: torch.
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,65 @@ def learning_rate(stage: Stage, warmup: float, step: int) -> float:
     if step < rise:
         return stage.lr * (step + 1) / rise
     return stage.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, stage.steps - rise)))
+
+
+def adamw(weights: Iterable[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+    """The paper's Adam on dense weights; matrices alone decay."""
+    each = list(weights)
+    return torch.optim.AdamW(
+        [
+            {"params": [w for w in each if w.ndim > 1], "weight_decay": weight_decay},
+            {"params": [w for w in each if w.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=BETAS,
+        eps=EPS,
+    )
+
+
+def update(optimizer: torch.optim.AdamW, lr: float) -> None:
+    """One step at this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+
+
+def shorten(gradients: Sequence[Tensor], most: float) -> float:
+    """Scale gradients in place to a norm of `most` over all of them; returns what it was."""
+    norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
+    for gradient in gradients:
+        gradient.mul_(min(1.0, most / (norm + 1e-6)))
+    return norm
+
+
+def sum_over_workers(gradients: Sequence[Tensor]) -> None:
+    """Add up dense gradients of all workers, in place and in one call."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+
+
+def moments(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """All that it goes on from, as tensors by name."""
+    return {
+        f"{index}.{field}": torch.as_tensor(value)
+        for index, fields in optimizer.state_dict()["state"].items()
+        for field, value in fields.items()
+    }
+
+
+def set_moments(optimizer: torch.optim.AdamW, state: Mapping[str, Tensor]) -> None:
+    """Go on from what `moments` gave."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        index, _, field = name.partition(".")
+        found.setdefault(int(index), {})[field] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": found, "param_groups": groups})
 
 
 class LazyAdamW:
@@ -54,29 +114,15 @@ class Optimizer:
 
     def __init__(self, dense: dict[str, nn.Parameter], rows: nn.Parameter, config: AcquireConfig):
         self.dense, self.rows, self.clip = dense, rows, config.clip
-        matrices = [weight for weight in dense.values() if weight.ndim > 1]
-        biases = [weight for weight in dense.values() if weight.ndim == 1]
-        self.adamw = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": biases, "weight_decay": 0.0},
-            ],
-            betas=BETAS,
-            eps=EPS,
-        )
+        self.adamw = adamw(dense.values(), config.weight_decay)
         self.lazy = LazyAdamW(rows, config.weight_decay)
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
         """One update from the gradients of all workers, which are cleared; returns their norm."""
         dense, rows = self._gather()
-        gradients = [*dense, rows.values()]
-        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
-        for gradient in gradients:
-            gradient.mul_(min(1.0, self.clip / (norm + 1e-6)))
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
+        norm = shorten([*dense, rows.values()], self.clip)
+        update(self.adamw, lr)
         self.lazy.step(rows.indices()[0], rows.values(), lr)
         self.adamw.zero_grad(set_to_none=True)
         self.rows.grad = None
@@ -91,37 +137,23 @@ class Optimizer:
         dense = [weight.grad for weight in self.dense.values() if weight.grad is not None]
         assert self.rows.grad is not None  # noqa: S101  (every batch has tokens)
         rows = self.rows.grad.coalesce()
+        sum_over_workers(dense)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            flat = torch.cat([gradient.flatten() for gradient in dense])
-            dist.all_reduce(flat)
-            start = 0
-            for gradient in dense:
-                gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-                start += gradient.numel()
             rows = _sum_sparse(rows)
         return dense, rows
 
     def state(self) -> dict[str, Tensor]:
         """Everything to go on from, as tensors by name."""
-        moments = {
-            f"dense.{index}.{field}": torch.as_tensor(value)
-            for index, fields in self.adamw.state_dict()["state"].items()
-            for field, value in fields.items()
-        }
-        return moments | {
+        dense = {f"dense.{name}": value for name, value in moments(self.adamw).items()}
+        return dense | {
             "rows.step": torch.tensor(self.lazy.step_count),
             "rows.first": self.lazy.first,
             "rows.second": self.lazy.second,
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        found: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("dense."):
-                _, index, field = name.split(".")
-                found.setdefault(int(index), {})[field] = value
-        groups = self.adamw.state_dict()["param_groups"]
-        self.adamw.load_state_dict({"state": found, "param_groups": groups})
+        dense = {name: value for name, value in state.items() if name.startswith("dense.")}
+        set_moments(self.adamw, {name.removeprefix("dense."): v for name, v in dense.items()})
         self.lazy.step_count = int(state["rows.step"])
         self.lazy.first.copy_(state["rows.first"])
         self.lazy.second.copy_(state["rows.second"])

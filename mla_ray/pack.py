@@ -64,6 +64,9 @@ class Card(BaseModel):
     acquired_on: dict[str, str] | None = Field(
         default=None, description="native and fingerprint, if it was plugged into another since"
     )
+    started_from: dict[str, Any] | None = Field(
+        default=None, description="hashes and stages of the pack that training went on from"
+    )
 
     def check(self, native: Native, where: str = "language pack") -> None:
         """PackError, naming both natives, if the pack was made for another."""

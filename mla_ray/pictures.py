@@ -1,16 +1,20 @@
 """Pictures from anyone: opened within limits, and kept small for a search page to show.
 
-`open_image` is the only door for bytes that a stranger sent. May import: Pillow, fsspec.
+`open_image` is the only door for bytes that a stranger sent, `decode_image` that for images of a
+user's own tables. May import: Pillow, fsspec.
 """
 
 import hashlib
 import uuid
+import warnings
 from io import BytesIO
 
 import fsspec
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# Named, because Pillow would start Ghostscript for a PostScript file.
+TABLE_FORMATS = (*FORMATS, "TIFF")
 MAX_PIXELS = 40_000_000  # a decoded pixel takes 3 or 4 bytes, a PNG of one colour almost none
 MAX_SIDE = 32_000
 SIDE = 256  # of a kept picture
@@ -42,6 +46,22 @@ def open_image(data: bytes) -> Image.Image:
     except Exception as error:
         raise BadImage(f"{image.format} image is damaged: {type(error).__name__}") from error
     return on_white(image)
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """The decoded image, of an animation the first frame; a ValueError says why there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(data), formats=TABLE_FORMATS)
+            image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"is none of {', '.join(TABLE_FORMATS)}") from None
+    except Exception as error:  # decoders of broken files raise whatever they stumble over
+        raise ValueError(f"is broken: {error}") from error
+    return image
 
 
 def on_white(image: Image.Image) -> Image.Image:

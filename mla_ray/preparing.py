@@ -7,7 +7,7 @@
 
 Tables are streamed: through a scratch file on this machine, which is cut into blocks, to the run.
 Memory is bounded by a block and by the sample that the vocabulary is learned from, whatever the
-number of rows. May import: `blocks`, `tokenizers`, `alignment`, `native`; never Ray.
+number of rows. May import: `blocks`, `tokenizers`, `alignment`, `pack`, `native`; never Ray.
 """
 
 import tempfile
@@ -35,6 +35,7 @@ from mla_ray.datasets.files import InvalidTable, Problem, Stream, find_image
 from mla_ray.encoder import learned_rows
 from mla_ray.features import Contents, Kind, hashes, key_of
 from mla_ray.native import Native
+from mla_ray.pack import LanguagePack, read_card
 from mla_ray.storage import at, read_json, remove, write_bytes, write_json
 from mla_ray.tokenizers import (
     Ids,
@@ -59,12 +60,15 @@ class Corpus:
             share of every NLT batch.
         captions: a caption table, or None for NLT alone. Rows of its split `train` are learned
             from, those of `validation` are for held-out figures.
+        start: a pack that the language goes on from: its rows, linear, acquirers and tokenizer.
+            Tokens that have no row in it get none. For a run of one language.
 
     """
 
     language: str
     pairs: Sequence[str | Path]
     captions: str | Path | None = None
+    start: str | Path | None = None
 
     def tables(self) -> Iterator[tuple[str, Stage, str | Path]]:
         """Name, stage and file of each table."""
@@ -106,7 +110,14 @@ def spec_of(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) ->
         "fingerprint": native.fingerprint,
         "config": config.model_dump(),
         "sources": sources(corpora),
+        "start": {c.language: _told(c.start) for c in corpora if c.start is not None} or None,
     }
+
+
+def _told(pack: str | Path) -> dict[str, Any]:
+    """What is told of a pack that a run starts from: which it is, and how it was made."""
+    card = read_card(pack)
+    return card.model_dump(include={"sha256", "stages", "acquired_on", "started_from"})
 
 
 OF_TABLES = ("vocabulary", "vocab_size", "sample", "rows", "seed")
@@ -117,7 +128,8 @@ def tables_spec(spec: dict[str, Any]) -> dict[str, Any]:
     config = {name: spec["config"][name] for name in OF_TABLES}
     held = spec["config"]["held_out"]
     config["held_out"] = (held["of"], held["size"]) if held["every"] else None
-    return {"fingerprint": spec["fingerprint"], "sources": spec["sources"], "config": config}
+    made_of = {name: spec.get(name) for name in ("fingerprint", "sources", "start")}
+    return made_of | {"config": config}
 
 
 def sources(corpora: Sequence[Corpus]) -> dict[str, Any]:
@@ -157,6 +169,12 @@ def prepare(
                 f"held_out.of is 'captions', but {corpus.language!r} has no caption table; "
                 "give one, or set held_out.of to 'pairs'"
             )
+        if config.held_out.every and config.held_out.of == "pairs" and not corpus.pairs:
+            raise ValueError(
+                f"held_out.of is 'pairs', but {corpus.language!r} has no translation table; "
+                "give one, or set held_out.of to 'captions'"
+            )
+    start = _start(native, corpora)
     spec = spec_of(native, corpora, config)
     with tempfile.TemporaryDirectory(prefix="mla-prepare-") as scratch:
         drafts = _drafts(corpora, Path(scratch), skip_invalid, progress)
@@ -168,22 +186,34 @@ def prepare(
         remove(run / "data")
         write_json(run / "run.json", spec)
         samples = {id(draft): draft.sample(config.sample) for draft in drafts}
-        tokenizer, embeddings = _vocabulary(samples.values(), config)
+        if start:
+            tokenizer, embeddings = start.tokenizer.tokenizer, None
+        else:
+            tokenizer, embeddings = _vocabulary(samples.values(), config)
         used: dict[str, npt.NDArray[np.bool_]] = {
             corpus.language: np.zeros(tokenizer.get_vocab_size(), bool) for corpus in corpora
         }
         for draft in drafts:
             folder = run / "data" / draft.language / draft.name
             seen = used[draft.language]
-            _write(draft, folder, tokenizer, native.text.context_length, seen, progress)
-    ours = LanguageTokenizer.with_tokens(
-        tokenizer, np.logical_or.reduce(list(used.values())), native.text.context_length
-    )
+            _write(draft, folder, tokenizer, native.text.context_length, seen, progress, start)
+    if start:
+        ours = start.tokenizer
+        used = {start.language: ours.row_of >= 0}  # all its rows stay the language's own
+    else:
+        ours = LanguageTokenizer.with_tokens(
+            tokenizer, np.logical_or.reduce(list(used.values())), native.text.context_length
+        )
     for language, apart in held.items():
         _write_held_out(apart, ours, used[language], run / "data" / language / HELD_OUT)
     pairs = [samples[id(draft)] for draft in drafts if draft.stage == "nlt"]
-    rows = _initial_rows(native, ours, embeddings, pairs, config)
+    if start:
+        weights = start.encoder.state_dict()
+        rows = weights.pop("embedding.rows.weight")
+    else:
+        weights, rows = {}, _initial_rows(native, ours, embeddings, pairs, config)
     tensors = {"rows": rows, "tokens": torch.from_numpy(ours.tokens)}
+    tensors |= {f"start/{name}": weight for name, weight in weights.items()}
     for language, seen in used.items():
         # Which rows are the language's own; row 0 pads.
         own = np.union1d([0], np.flatnonzero(seen[ours.tokens])).astype(np.int64)
@@ -198,6 +228,22 @@ def prepare(
     made = Prepared(counts, dropped, [str(problem) for problem in problems[:SHOWN]])
     write_json(done, made.__dict__)
     return made
+
+
+def _start(native: Native, corpora: Sequence[Corpus]) -> LanguagePack | None:
+    """The pack that a run goes on from, if it does."""
+    if all(corpus.start is None for corpus in corpora):
+        return None
+    if len(corpora) > 1:
+        raise ValueError("a run that starts from a pack is of one language; give each its own run")
+    corpus = corpora[0]
+    assert corpus.start is not None  # noqa: S101  (there is one, and it has a start)
+    pack = LanguagePack.load(corpus.start, native)
+    if pack.language != corpus.language:
+        raise ValueError(
+            f"{corpus.start} is a pack for {pack.language!r}, not for {corpus.language!r}"
+        )
+    return pack
 
 
 def contents(run: UPath, corpora: Sequence[Corpus]) -> dict[Kind, list[Contents]]:
@@ -500,12 +546,18 @@ def _write(
     context_length: int,
     used: npt.NDArray[np.bool_],
     progress: Progress,
+    start: LanguagePack | None,
 ) -> None:
-    """The table's blocks; marks the tokens they hold in `used`."""
+    """The table's blocks; marks the tokens they hold in `used`.
+
+    Tokens that a pack to start from has no row for are left out, as in its own texts.
+    """
     done = 0
     for prefix, spool in draft.blocks:
         table = spool.read()
         whole = token_ids(tokenizer, table["target"].to_pylist())
+        if start:
+            whole = [ids[start.tokenizer.row_of[ids] >= 0] for ids in whole]
         used[np.concatenate(whole)] = True  # a query may begin with what stands past the cut here
         ids = [shorten(each, context_length) for each in whole]
         columns = {"ids": pa.array(ids, pa.list_(pa.int32())), "key": table["key"]}

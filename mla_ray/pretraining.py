@@ -2,7 +2,8 @@
 
 It stands where CLIP stands in the paper: a model that knows English before any language is
 acquired. English names and keywords of *all* emoji are seen, in three drawing styles; Twemoji never
-is. One process, no Ray. May import: `datasets.emoji`, `tokenizers`, `retrieval`. Not part of MLA.
+is. One process, no Ray. May import: `datasets.emoji`, `tokenizers`, `retrieval`, `contrastive`. Not
+part of MLA.
 
 Shapes: B batch, L tokens, D text width, E joint embedding size, S pixels of a side.
 """
@@ -24,8 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from mla_ray.checkpoints import Checkpoints
+from mla_ray.contrastive import Towers
 from mla_ray.datasets.emoji import TEST_STYLE, Emoji, Label, keyword_list
+from mla_ray.objectives import le_loss
 from mla_ray.retrieval import rank
+from mla_ray.storage import at
 from mla_ray.tokenizers import BOS, EOS, PAD, learn
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -136,25 +141,13 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
     model_config = deepcopy(config.model)
     model_config["text_cfg"]["vocab_size"] = len(tokenizer)
     model = open_clip.CLIP(**model_config).to(memory_format=torch.channels_last)
-    average = deepcopy(model)
-    groups: list[dict[str, Any]] = [
-        {"params": [w for w in model.parameters() if w.ndim >= 2]},
-        {"params": [w for w in model.parameters() if w.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        weight_decay=config.weight_decay,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-    )
-    checkpoint, start = run / "checkpoint.pt", 0
+    towers = Towers(model, config.weight_decay, clip=1.0)
+    average = towers.kept.eval()
+    checkpoints, start = Checkpoints(at(run / "checkpoints")), 0
     run.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists():  # our own file, and tensors only
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    if found := checkpoints.load():
+        towers.load(found.tensors)
+        start = found.number
 
     for step in range(start, config.steps):
         rng = np.random.default_rng([config.seed, step])
@@ -163,30 +156,18 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
         concepts = rng.permutation(len(labels))[: config.batch]
         images = _normalise(drawings.batch(concepts, rng, noise))
         texts = _texts(labels, concepts, rng)
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(config, step)
         loss = _loss(model, images, _tokenize(tokenizer, texts))
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        _follow(average, model, min(config.average, (step + 1) / (step + 10)))
+        towers.step(_learning_rate(config, step))
+        towers.follow(min(config.average, (step + 1) / (step + 10)))
         figures = {"loss": loss.item()}
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            figures |= held_out(average.eval(), tokenizer, emoji)
-            state = {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            scratch = checkpoint.with_suffix(".tmp")
-            torch.save(state, scratch)
-            scratch.replace(checkpoint)
+            figures |= held_out(average, tokenizer, emoji)
+            checkpoints.save(step + 1, towers.tensors(), {})
             with (run / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step + 1, **figures}) + "\n")
         report("training", step + 1, config.steps, figures)
-    save_native(run / "native", average.eval(), config.model, tokenizer)
+    save_native(run / "native", average, config.model, tokenizer)
     return held_out(average, tokenizer, emoji)
 
 
@@ -227,11 +208,10 @@ def _loss(model: Any, pixels_B3SS: Tensor, ids_BL: Tensor) -> Tensor:
     with torch.no_grad():
         model.logit_scale.clamp_(0, math.log(100))
     with torch.autocast("cpu", torch.bfloat16):
-        image_BE = model.encode_image(pixels_B3SS, normalize=True)
+        image_BE = model.encode_image(pixels_B3SS)
         text_BE = _encode_text(model, ids_BL)
-    logits_BB = model.logit_scale.exp() * image_BE.float() @ text_BE.float().T
-    target_B = torch.arange(len(logits_BB))
-    return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
+    # No two rows are of one concept.
+    return le_loss(text_BE, image_BE, torch.arange(len(ids_BL)), model.logit_scale.exp())
 
 
 def _encode_text(model: Any, ids_BL: Tensor) -> Tensor:
@@ -241,17 +221,8 @@ def _encode_text(model: Any, ids_BL: Tensor) -> Tensor:
     x_BLD = model.transformer(x_BLD, attn_mask=model.attn_mask[:length, :length])
     end_B = (ids_BL == model.text_eos_id).int().argmax(-1)
     x_BD = model.ln_final(x_BLD[torch.arange(len(ids_BL)), end_B])
-    return F.normalize(x_BD @ model.text_projection, dim=-1)
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, momentum: float) -> None:
-    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
-    for kept, new in pairs:
-        if kept.dtype.is_floating_point:
-            kept.lerp_(new, 1 - momentum)
-        else:
-            kept.copy_(new)
+    x_BE: Tensor = x_BD @ model.text_projection
+    return x_BE
 
 
 @torch.inference_mode()

@@ -19,3 +19,15 @@ Report = Callable[[Progress], None]
 
 class Stopped(RuntimeError):
     """Somebody asked for an end. All there was is saved; the same again goes on from there."""
+
+
+def counting(report: Report, phase: str, total: int) -> Callable[[int], None]:
+    """For functions that tell how many more are done: reports of how many are done in all."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(Progress(phase, done, total))
+
+    return advance

@@ -17,11 +17,11 @@ import: everything below `cli`; the model code it calls knows nothing of Ray.
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from upath import UPath
 
@@ -101,6 +101,7 @@ def acquire(
     labels: Mapping[str, str] | None = None,
     prepared: str | Path | UPath | None = None,
     callbacks: Sequence[Any] = (),
+    here: Outside | None = None,
 ) -> dict[str, UPath]:
     """Acquire languages; returns the folder of each one's pack. The caller has started Ray.
 
@@ -120,6 +121,7 @@ def acquire(
         prepared: a folder of prepared tables that several runs share, in place of the run's own;
             made if it is not there. Not for two runs to make at once.
         callbacks: of Ray Train's, to hear of every checkpoint.
+        here: train in this process, which Ray placed, and tell of it so; by Ray Train if not given.
 
     Raises:
         Diverged: the loss is no longer a number.
@@ -139,8 +141,10 @@ def acquire(
         batch = getattr(config, name).batch
         if batch < most:
             raise ValueError(f"{name}.batch is {batch}, too small for {most} workers")
-    if not all(corpus.pairs for corpus in corpora):
-        raise ValueError("every language needs a translation table")
+    if config.nlt.steps and not all(corpus.pairs for corpus in corpora):
+        raise ValueError("every language needs a translation table; without one set nlt.steps to 0")
+    if not all(corpus.pairs or corpus.start for corpus in corpora):
+        raise ValueError("every language needs a translation table, or a pack to start from")
     if config.le.steps and not any(corpus.captions for corpus in corpora):
         raise ValueError("no language has captions for le.steps; set it to 0, or give a table")
     begin(native, corpora, config, run, resume, tables)
@@ -155,7 +159,11 @@ def acquire(
                 remove(run / "run.json")
             raise bad_images(filled)
         labels = {"run": run.name, **(labels or {})}
-        _fit(job_of(run, store, made, tables), workers, report, stop, labels, callbacks)
+        job = job_of(run, store, made, tables)
+        if here is None:
+            fit(train, job, workers, report, stop, labels, callbacks)
+        elif fault := _fault(train, job, replace(here, labels=labels)):
+            raise fault
         if not (run / DONE).exists():
             raise Stopped(f"{run}: stopped with a checkpoint; pass --resume to go on")
     packs: dict[str, str] = read_json(run / DONE)["packs"]
@@ -272,14 +280,37 @@ def bad_images(filled: Filled) -> InvalidTable:
 WATCHED_S = 0.5
 
 
-def _fit(
-    job: Job,
+class InFolder(Protocol):
+    """What workers are given: of a run, which has a folder."""
+
+    @property
+    def run(self) -> str: ...
+
+
+def fit(
+    train: Callable[..., bool],
+    job: InFolder,
     workers: Workers,
     report: Report,
     stop: threading.Event | None,
     labels: Mapping[str, str],
-    callbacks: Sequence[Any],
+    callbacks: Sequence[Any] = (),
 ) -> None:
+    """Run `train` on Ray Train workers, as `mla_ray.loop.train` is one; all that goes on is told.
+
+    Args:
+        train: given `job`, an `Outside`, and whether to stay on the CPU.
+        job: what all workers are given.
+        workers: how many train.
+        report: told of progress, for bars.
+        stop: once set, a checkpoint is saved.
+        labels: of the metrics.
+        callbacks: of Ray Train's.
+
+    Raises:
+        Diverged, MemoryError: as `train` says, on a worker.
+
+    """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -291,7 +322,7 @@ def _fit(
     remove(at(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": job, "board": board, "labels": dict(labels)},
+        train_loop_config={"train": train, "job": job, "board": board, "labels": dict(labels)},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(workers.count, workers.most) if workers.most else workers.count,
@@ -372,8 +403,7 @@ def _work(given: dict[str, Any]) -> Exception | None:
 
     What is raised here Ray tries again, from the last checkpoint.
     """
-    from ray.train import get_context
-    from ray.train.torch import get_device
+    import ray.train
 
     board, labels = given["board"], given["labels"]
     outside = Outside(
@@ -382,12 +412,22 @@ def _work(given: dict[str, Any]) -> Exception | None:
         send=lambda row: board.add.remote(row),
         labels=labels,
     )
+    alone = ray.train.get_context().get_world_size() == 1
+    return _fault(given["train"], given["job"], outside, alone)
+
+
+def _fault(
+    train: Callable[..., bool], job: InFolder, outside: Outside, alone: bool = True
+) -> Exception | None:
+    """Train in this process, on its GPU if Ray gave it one; returns what would go wrong again."""
+    import ray
+
     try:
-        train(given["job"], outside, cpu=get_device().type != "cuda")
+        train(job, outside, cpu=not ray.get_gpu_ids())
     except Diverged as fault:  # on all workers
         return fault
     except (MemoryError, RuntimeError) as fault:
-        if get_context().get_world_size() > 1 or not _too_large(fault):
+        if not alone or not _too_large(fault):
             raise
         return MemoryError(f"does not fit into memory: {fault}")
     return None

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Row:
     """Figures of one step.
 
     Attributes:
-        stage: nlt or le.
+        stage: nlt, le or finetune.
         step: of the stage, from 1.
         steps: how many the stage has.
         language: of the step's batch; empty where the figures are of all languages.
@@ -78,6 +78,7 @@ class Watch:
         resume_at: stage and step of the checkpoint the training goes on from; None if it begins
             at the beginning, and then nothing that was told before it counts.
         params: settings, nested as they like, for MLflow.
+        stages: of the training, in their order.
 
     """
 
@@ -89,15 +90,16 @@ class Watch:
         *,
         resume_at: tuple[str, int] | None = None,
         params: Mapping[str, Any] | None = None,
+        stages: Sequence[str] = STAGES,
     ) -> None:
         name = labels.get("run", run.name)
         mlflow = None
         if os.environ.get("MLFLOW_TRACKING_URI"):
             mlflow = _MLflow(run / "mlflow.json", {**labels, "run": name}, params or {})
-        resume_at = resume_at or (STAGES[0], 0)
+        resume_at = resume_at or (stages[0], 0)
         self._send = send
-        self._count = _Count()
-        self._rows = _Rows(run / "metrics.jsonl", resume_at)
+        self._count = _Count(stages)
+        self._rows = _Rows(run / "metrics.jsonl", resume_at, stages)
         told = [(self._count(r["stage"], r["step"]), r) for r in self._rows.kept]
         self._board = _Board(run / "tensorboard", self._count(*resume_at) + 1)
         self._ray = _RayMetrics(name) if _ray_runs() else None
@@ -135,12 +137,13 @@ class Watch:
 class _Count:
     """Steps over all stages. A stage is as long as it was: it may have stopped early."""
 
-    def __init__(self) -> None:
-        self.last = dict.fromkeys(STAGES, 0)
+    def __init__(self, stages: Sequence[str]) -> None:
+        self.last = dict.fromkeys(stages, 0)
 
     def __call__(self, stage: str, step: int) -> int:
         self.last[stage] = max(self.last[stage], step)
-        return sum(self.last[earlier] for earlier in STAGES[: STAGES.index(stage)]) + step
+        earlier = list(self.last)[: list(self.last).index(stage)]
+        return sum(self.last[each] for each in earlier) + step
 
 
 class _Once:
@@ -163,11 +166,12 @@ def _away(path: UPath) -> _Once:
 class _Rows:
     """metrics.jsonl. Object stores cannot append: for those a copy here is put there as a whole."""
 
-    def __init__(self, path: UPath, resume_at: tuple[str, int]) -> None:
+    def __init__(self, path: UPath, resume_at: tuple[str, int], stages: Sequence[str]) -> None:
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last is torn
         rows = [json.loads(line) for line in lines]
-        end = _place(*resume_at)
-        self.kept = [row for row in rows if _place(row["stage"], row["step"]) <= end]
+        order = {stage: number for number, stage in enumerate(stages)}
+        end = order[resume_at[0]], resume_at[1]
+        self.kept = [row for row in rows if (order[row["stage"]], row["step"]) <= end]
         content = "".join(json.dumps(row) + "\n" for row in self.kept).encode()
         write_bytes(path, content)
         self.warn = _away(path)
@@ -205,10 +209,6 @@ class _Rows:
         self.file.close()
         if self.remote is not None:
             self.scratch.cleanup()
-
-
-def _place(stage: str, step: int) -> tuple[int, int]:
-    return STAGES.index(stage), step
 
 
 class _Board:

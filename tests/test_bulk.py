@@ -12,14 +12,14 @@ from mla_ray.bulk import BLOCK, Indexed, IndexSink, _encode, index_table, patien
 from mla_ray.index import CaptionIndex, Hit
 from mla_ray.indexing import CAPTIONS, IMAGES, index_captions, space_of
 from mla_ray.native import Native
-from mla_ray.pack import Pack
+from mla_ray.pack import LanguagePack
 from mla_ray.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture
-def pack(make_pack: MakePack, tmp_path: Path) -> tuple[Pack, dict[str, Path]]:
+def pack(make_pack: MakePack, tmp_path: Path) -> tuple[LanguagePack, dict[str, Path]]:
     made = make_pack("de")
     made.save(tmp_path / "packs" / "de")
     return made, {"de": tmp_path / "packs" / "de"}
@@ -70,7 +70,7 @@ def assert_same(url: str, other: str, native: Native) -> None:
 def test_its_points_are_those_of_index_captions(
     native: Native,
     native_folder: Path,
-    pack: tuple[Pack, dict[str, Path]],
+    pack: tuple[LanguagePack, dict[str, Path]],
     table: pa.Table,
     tmp_path: Path,
 ) -> None:
@@ -90,7 +90,7 @@ def test_its_points_are_those_of_index_captions(
 def test_tasks_that_write_through_the_sink_write_the_same(
     native: Native,
     native_folder: Path,
-    pack: tuple[Pack, dict[str, Path]],
+    pack: tuple[LanguagePack, dict[str, Path]],
     table: pa.Table,
     tmp_path: Path,
 ) -> None:
@@ -159,7 +159,7 @@ def test_a_run_that_was_broken_off_is_run_again(
 
 
 def test_what_cannot_succeed_is_refused_before_anything_is_made(
-    native_folder: Path, pack: tuple[Pack, dict[str, Path]], table: pa.Table, tmp_path: Path
+    native_folder: Path, pack: tuple[LanguagePack, dict[str, Path]], table: pa.Table, tmp_path: Path
 ) -> None:
     index, name = f"edge:{tmp_path / 'index'}", str(native_folder)
     tables = write(tmp_path / "tables", table, table.drop_columns("image"))

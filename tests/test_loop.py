@@ -124,6 +124,8 @@ def make(native_folder: Path, tables: dict[str, Corpus]) -> Make:
 def fill(root: UPath, native: Native, kind: Kind, blocks: Sequence[UPath], broken: int) -> None:
     """All features of these contents but the last `broken` images'."""
     rows = [row for block in blocks for row in read_parquet(block).to_pylist()]
+    if not rows:
+        return
     if kind == "text":
         features = encode_texts(native, [row["content"].decode() for row in rows])
         broken = 0
@@ -748,6 +750,84 @@ def test_three_workers_leave_the_packs_and_the_figures_that_one_does(
         for figure in ("loss", "gradient_norm", "AR", "best_AR"):
             if figure in ours:
                 assert ours[figure] == pytest.approx(theirs[figure], rel=1e-3), figure
+
+
+# --- from a pack ---------------------------------------------------------------------------------
+
+
+def from_pack(make: Make, tables: dict[str, Corpus], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`make`, for German captions alone, starting from a pack."""
+
+    def job(run: Path, pack: Path, config: AcquireConfig) -> Job:
+        corpus = Corpus("de", [], tables["de"].captions, pack)
+        monkeypatch.setitem(tables, "de", corpus)
+        return make(run, config)
+
+    return job
+
+
+def test_a_run_from_a_pack_begins_with_its_weights_and_keeps_its_rows(
+    make: Make, tables: dict[str, Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make(tmp_path / "first", CONFIG))
+    pack = tmp_path / "first" / "packs" / "le" / "de"
+    nlt = CONFIG.nlt.model_copy(update={"steps": 0})
+    config = CONFIG.model_copy(update={"nlt": nlt, "hidden": 3, "vocab_size": 300})
+    train(from_pack(make, tables, monkeypatch)(tmp_path / "second", pack, config))
+    before, fresh, after = (
+        load_file(folder / "weights.safetensors")
+        for folder in (
+            pack,
+            tmp_path / "second" / "packs" / "fresh" / "de",
+            tmp_path / "second" / "packs" / "le" / "de",
+        )
+    )
+    assert before.keys() == fresh.keys() == after.keys()
+    assert all(fresh[name].equal(before[name]) for name in before)
+    assert after["embedding.tokens"].equal(before["embedding.tokens"])
+    assert all(after[n].shape == before[n].shape for n in before)
+    assert not after["acquirers.0.up.weight"].equal(before["acquirers.0.up.weight"])
+    card = read_card(tmp_path / "second" / "packs" / "le" / "de")
+    assert card.started_from
+    assert card.started_from["sha256"] == read_card(pack).sha256
+    assert card.started_from["stages"]["nlt"]["steps"] == STEPS
+    assert card.rows == read_card(pack).rows
+
+
+def test_tokens_that_the_pack_has_no_row_for_are_left_out(
+    make: Make, tables: dict[str, Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions of another script meet the German pack's bytes: most of theirs have no row."""
+    train(make(tmp_path / "first", CONFIG.model_copy(update={"le": CONFIG.nlt})))
+    pack = tmp_path / "first" / "packs" / "le" / "de"
+    hindi = [json.loads(line) for line in Path(str(tables["hi"].captions)).read_text().splitlines()]
+    table = Path(str(tables["hi"].captions)).with_name("mixed.jsonl")
+    table.write_text("".join(json.dumps(row | {"language": "de"}) + "\n" for row in hindi))
+    monkeypatch.setitem(tables, "de", Corpus("de", [], table, pack))
+    config = CONFIG.model_copy(update={"nlt": CONFIG.nlt.model_copy(update={"steps": 0})})
+    run = tmp_path / "second"
+    assert train(make(run, config))
+    rows = LanguagePack.load(pack, Native.load(make(run, config).spec["native"])).tokenizer.row_of
+    blocks = (run / "data" / "de" / "le-0000" / "rows").iterdir()
+    ids = [each for block in blocks for each in read_parquet(at(block))["ids"].to_pylist()]
+    assert ids
+    assert all((rows[each] >= 0).all() for each in ids)
+
+
+def test_a_run_from_a_pack_is_of_one_language_and_of_the_packs(
+    make: Make, tables: dict[str, Corpus], native_folder: Path, tmp_path: Path
+) -> None:
+    train(make(tmp_path / "first", CONFIG))
+    pack, native = tmp_path / "first" / "packs" / "le" / "de", Native.load(str(native_folder))
+    german = Corpus("de", [], tables["de"].captions, pack)
+    with pytest.raises(ValueError, match="of one language"):
+        prepare(native, [german, tables["hi"]], CONFIG, at(tmp_path / "two"))
+    hindi = Corpus("hi", [], tables["hi"].captions, pack)
+    with pytest.raises(ValueError, match="a pack for 'de', not for 'hi'"):
+        prepare(native, [hindi], CONFIG, at(tmp_path / "other"))
+
+
+# --- batches -------------------------------------------------------------------------------------
 
 
 def test_a_batch_is_parted_where_that_spares_most_padding() -> None:

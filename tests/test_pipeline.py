@@ -24,7 +24,7 @@ from mla_ray import training
 from mla_ray.datasets.files import InvalidTable
 from mla_ray.features import Failure, Filled
 from mla_ray.native import Native
-from mla_ray.pack import Pack, read_card
+from mla_ray.pack import LanguagePack, read_card
 from mla_ray.pipeline import Plan, Work
 from mla_ray.progress import Stopped
 from mla_ray.storage import at, names_in, read_json
@@ -357,7 +357,7 @@ def test_packs_and_their_evaluation_are_in_the_store(
 ) -> None:
     native = Native.load(str(native_folder))
     for language in ("cs", "de"):
-        pack = Pack.load(f"{bucket}/packs/{language}", native)
+        pack = LanguagePack.load(f"{bucket}/packs/{language}", native)
         assert pack.card.language == language
         assert pack.card.stages.keys() == {"nlt", "le"}
         assert np.isfinite(pack.encode_text(list(WORDS[language])).numpy()).all()

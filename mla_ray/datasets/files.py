@@ -3,7 +3,7 @@
 Parquet, CSV, TSV or JSONL, told apart by file ending, at a path or URL. Everything that is wrong is
 collected over the whole file and refused at once, each with its place and its remedy; with
 `skip_invalid` the bad rows are left out and handed back. `Stream` reads a table of any size piece
-by piece; `read_pairs` and `read_captions` read a small one whole. May import: `storage`.
+by piece; `read_pairs` and `read_captions` read a small one whole. May import: `storage`, `video`.
 """
 
 import csv
@@ -12,7 +12,6 @@ import io
 import json
 import re
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,15 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from langcodes import standardize_tag, tag_is_valid
-from PIL import Image, UnidentifiedImageError
 from upath import UPath
 
 from mla_ray.storage import at
+from mla_ray.video import frames_of
 
 PAIR_COLUMNS = ("source", "target", "language")
 CAPTION_COLUMNS = ("image_id", "image", "language", "caption", "split")
-# Named, because Pillow would start Ghostscript for a PostScript file.
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SHOWN_PROBLEMS = 10
 KEPT_PROBLEMS = 1000
 CHUNK = 16_384
@@ -236,22 +233,6 @@ def _whole(stream: Stream) -> "_Sheet":
 def _nothing(stream: Stream) -> pa.Table:
     columns: dict[str, pa.Array] = {name: pa.array([], pa.string()) for name in stream.columns}
     return pa.table(columns | {"row": pa.array([], pa.int64())})
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """The decoded image; a ValueError that says why not."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-            image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"is none of {', '.join(IMAGE_FORMATS)}") from None
-    except Exception as error:  # decoders of broken files raise whatever they stumble over
-        raise ValueError(f"is broken: {error}") from error
-    return image
 
 
 @dataclass
@@ -645,7 +626,7 @@ def find_image(uri: str, folder: UPath) -> UPath:
 
 def _image_fault(data: bytes) -> str | None:
     try:
-        decode_image(data)
+        frames_of(data)
     except ValueError as error:
         return str(error)
     return None

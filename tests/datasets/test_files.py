@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mla_ray.datasets.files import InvalidTable, decode_image, read_captions, read_pairs
+from mla_ray.datasets.files import InvalidTable, read_captions, read_pairs
+from mla_ray.pictures import decode_image
 
 PAIRS = [
     {"source": "dog", "target": "Hund", "language": "de"},

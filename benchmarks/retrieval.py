@@ -1,0 +1,92 @@
+"""Memory and time of ranking captions against images, of features that are memory-mapped.
+
+    python benchmarks/retrieval.py [--images 20000] [--captions 20000] [--dim 512] [--folds 1]
+
+Features are random, written to `--scratch` piece by piece and removed at the end. Twenty times a
+second we read how much memory of its own the process has (RssAnon); what it had before ranking is
+taken off. Mapped pages are left out: the kernel takes them back as it likes.
+"""
+
+import argparse
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mla_ray.console import bars
+from mla_ray.progress import counting
+from mla_ray.protocols import Protocol
+from mla_ray.retrieval import Floats, Rivals
+
+PIECE = 10_000
+
+
+def made(path: Path, rows: int, dim: int, seed: int) -> Floats:
+    """Normal features [rows, dim] in a file."""
+    generator = np.random.default_rng(seed)
+    written = np.memmap(path, np.float32, "w+", shape=(rows, dim))
+    for start in range(0, rows, PIECE):
+        piece = written[start : start + PIECE]
+        piece[:] = generator.standard_normal(piece.shape, dtype=np.float32)
+    written.flush()
+    return np.memmap(path, np.float32, "r", shape=(rows, dim))
+
+
+def own_megabytes() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise OSError("/proc/self/status says nothing of RssAnon; run this on Linux")
+
+
+class Peak:
+    """The most memory during a `with`, over what there was at its start."""
+
+    def __enter__(self) -> "Peak":
+        self.before = self.most = own_megabytes()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.05):
+            self.most = max(self.most, own_megabytes())
+
+    def __exit__(self, *fault: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--captions", type=int, default=20_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--folds", type=int, default=1)
+    parser.add_argument("--rivals", choices=("captions", "images"), default="captions")
+    parser.add_argument("--scratch", type=Path, default=None)
+    options = parser.parse_args()
+    images, captions, dim = options.images, options.captions, options.dim
+    rivals: Rivals = options.rivals
+    protocol = Protocol("measured", fold=images // options.folds, rivals=rivals)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder, bars() as report:
+        image = made(Path(folder) / "image", images, dim, 0)
+        text = made(Path(folder) / "text", captions, dim, 1)
+        image_of = np.arange(captions) % images
+        began, cpu = time.perf_counter(), time.process_time()
+        with Peak() as peak:
+            protocol.rank(text, image, image_of, counting(report, "ranking", 2 * captions))
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        print(
+            f"{captions:,} captions x {images:,} images x {dim}, galleries: {options.folds}, "
+            f"rivals: {rivals}: {seconds:.1f} s, {cpu:.1f} s of CPU, "
+            f"peak {peak.most - peak.before:.0f} MB"
+        )
+        del image, text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The paper's three settings on emoji, with a drawing style as the target data set.
+
+    python benchmarks/settings.py --pack runs/demo/packs/le/de [--steps 60] [--json settings.json]
+
+The target is Twemoji, which neither the bundled native nor any pack was trained on: drawings of the
+training concepts, nine tenths to train on and one tenth for validation, with their English names
+and keywords and those of the pack's language. The test is the demo's: names of the test concepts
+against Twemoji. Zero-shot is the pack as it is; then the native is fine-tuned on English and the
+pack plugged into it; then its language modules are fine-tuned on the language's captions.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mla_ray.cluster import ray_session
+from mla_ray.config import AcquireConfig, Evaluations, FinetuneConfig, HeldOut, Stage
+from mla_ray.console import bars
+from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Emoji
+from mla_ray.evaluation import Gallery, evaluate
+from mla_ray.features import encode_texts
+from mla_ray.finetuning import finetune
+from mla_ray.native import Native
+from mla_ray.pack import LanguagePack, read_card
+from mla_ray.plugging import plug
+from mla_ray.training import Corpus, acquire
+
+
+def write_table(emoji: Emoji, language: str, path: Path) -> None:
+    """Twemoji of all concepts; every tenth training concept is for validation."""
+    labels = {tag: emoji.labels(tag) for tag in ("en", language)}
+    rows = []
+    for number, concept in enumerate(emoji.concepts):
+        image = emoji.png(TEST_STYLE, concept.key, SIZE)
+        split = "validation" if concept.split == "train" and number % 10 == 0 else concept.split
+        for tag, of_language in labels.items():
+            if label := of_language.get(concept.key):
+                captions = label.captions if split == "train" else [label.name]
+                row = {"image_id": concept.key, "image": image, "language": tag, "split": split}
+                rows += [row | {"caption": caption} for caption in captions]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def measure(native: Native, pack: LanguagePack, test: pa.Table) -> dict[str, Any]:
+    gallery = Gallery.of(native, test)
+    ways = {
+        "en": lambda texts: encode_texts(native, texts),
+        pack.language: lambda texts: pack.encode_text(texts).numpy(),
+    }
+    return {tag: evaluate(way, tag, test, gallery).as_dict() for tag, way in ways.items()}
+
+
+def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    language, table = read_card(args.pack).language, scratch / "captions.parquet"
+    write_table(Emoji(args.data / "emoji"), language, table)
+    whole = pq.read_table(table)
+    test = whole.filter(pa.compute.equal(whole["split"], "test"))
+    first = Native.load(args.native)
+    results: dict[str, Any] = {}
+
+    def tell(setting: str, native: Native, pack: LanguagePack) -> None:
+        results[setting] = measure(native, pack, test)
+        ars = "  ".join(f"{tag} AR {found['AR']:5.1f}" for tag, found in results[setting].items())
+        print(f"{setting:>22}  {ars}", flush=True)
+
+    tell("zero-shot", first, LanguagePack.load(args.pack, first))
+    with bars() as report, ray_session():
+        english = FinetuneConfig(
+            steps=args.steps, lr=args.lr, held_out=Evaluations(every=max(1, args.steps // 4))
+        )
+        made = finetune(args.native, table, english, scratch / "english", report=report)
+        tuned = Native.load(str(made.native))
+        plug(args.pack, tuned, scratch / "plugged")
+        plugged = LanguagePack.load(scratch / "plugged", tuned)
+        tell("fine-tuned on English", tuned, plugged)
+        every = AcquireConfig(
+            nlt=Stage(steps=0, batch=128, lr=1e-3),
+            le=Stage(steps=args.steps, batch=128, lr=args.pack_lr),
+            held_out=HeldOut(every=max(1, args.steps // 4), of="captions"),
+        )
+        packs = acquire(
+            str(made.native),
+            [Corpus(language, [], table, scratch / "plugged")],
+            every,
+            scratch / "all",
+            store=scratch / "features",
+            report=report,
+        )
+        tell("fine-tuned on all", tuned, LanguagePack.load(packs[language], tuned))
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pack", type=Path, default=Path("runs/demo/packs/le/de"))
+    parser.add_argument("--native", default="emoji-clip")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--steps", type=int, default=60, help="Of each fine-tuning.")
+    parser.add_argument("--lr", type=float, default=3e-5, help="Of the native.")
+    parser.add_argument("--pack-lr", type=float, default=3e-5, help="Of the language modules.")
+    parser.add_argument("--json", type=Path, help="Write the figures here, too.")
+    args = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="mla-settings-"))
+    try:
+        results = run(args, scratch)
+    finally:
+        shutil.rmtree(scratch)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

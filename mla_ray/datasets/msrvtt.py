@@ -1,0 +1,170 @@
+"""MSR-VTT: web videos with captions in English, machine-translated into eight languages.
+
+- Source: MSR-VTT (Xu et al. 2016); the lists of the 1k-A split (Yu et al. 2018) and all English
+  captions as the repository ArrowLuo/CLIP4Clip gives them, on whose model the paper's video model
+  is built; translations of Huang et al. 2021 (the repository berniebear/Multi-HT100M links them),
+  in the layout of the repository ludanruan/MCLIP4VLA.
+- Licence: of the videos, their authors' on YouTube, research alone; none is stated for the rest.
+- Sizes: 10,000 videos. Train 9,000 with 20 captions each, test (1k-A) 1,000 with one each.
+
+Layout, below the root, as the archives unpack:
+
+- `msrvtt_data/MSRVTT_train.9k.csv` and `msrvtt_data/MSRVTT_JSFUSION_test.csv`: column video_id;
+  the second has the English test captions in column sentence;
+- `msrvtt_data/MSRVTT_data.json`: `{"sentences": [{"video_id": …, "caption": …}, …], …}`;
+- `annotations/multilingual_train/ref_captions_de.json` …,
+  `annotations/multilingual_test/test_de.json` …: `{"video7020.mp4": ["…"], …}`;
+- `MSRVTT/videos/all/video7020.mp4` … (of MSRVTT.zip).
+
+Cells of the column image are videos. A translation belongs to the English caption at its place in
+`ref_captions_en.json`. For the other usual training list, MSRVTT_train.7k.csv, give that one the
+name of the first.
+
+Could not be confirmed: that training captions of two languages stand in the same order (a program
+that reads a sister of these files takes them so), and that the archive behind Multi-HT100M's link
+has the layout of MCLIP4VLA's. May import: `layout`, `tables`.
+"""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mla_ray.datasets.layout import (
+    DataSet,
+    Part,
+    Size,
+    find,
+    inside,
+    lines,
+    member,
+    members,
+    records,
+)
+from mla_ray.datasets.tables import Caption, Pair
+
+TRAIN = "msrvtt_data/MSRVTT_train.9k.csv"
+TEST = "msrvtt_data/MSRVTT_JSFUSION_test.csv"
+TEXTS = "msrvtt_data/MSRVTT_data.json"
+VIDEOS = "MSRVTT/videos/all"
+TRANSLATED = ("de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
+
+
+def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
+    """Rows in these languages; videos of a split in the order of its list."""
+    training, testing = _column(root, TRAIN, "video_id"), _column(root, TEST, "video_id")
+    for language in languages:
+        if language == "en":
+            english = _english(root)
+            tested = zip(testing, _column(root, TEST, "sentence"), strict=True)
+            first = {video: [text] for video, text in tested}
+            files = (find(root, TEXTS), find(root, TEST))
+        else:
+            files = (find(root, _train(language)), find(root, _test(language)))
+            english, first = _of_files(files[0]), _of_files(files[1])
+        yield from _rows(root, training, english, language, "train", files[0])
+        # The protocol has one caption a video.
+        one = {video: texts[:1] for video, texts in first.items()}
+        yield from _rows(root, testing, one, language, "test", files[1])
+
+
+def pairs(root: Path, language: str) -> Iterator[Pair]:
+    """Training captions in English and `language`, in which they stand at the same places."""
+    source, target = find(root, _train("en")), find(root, _train(language))
+    english, foreign = _of_files(source), _of_files(target)
+    for video in _column(root, TRAIN, "video_id"):
+        if len(english.get(video, ())) != len(foreign.get(video, ())):
+            raise ValueError(
+                f"{target} {video!r}: {len(foreign.get(video, ()))} captions, but "
+                f"{len(english.get(video, ()))} in {source}; fetch both anew"
+            )
+        both = zip(english.get(video, ()), foreign.get(video, ()), strict=True)
+        for number, (one, other) in enumerate(both, start=1):
+            yield Pair(one, other, language, f"{target} {video!r} {number}")
+
+
+def _rows(
+    root: Path,
+    videos: list[str],
+    texts: dict[str, list[str]],
+    language: str,
+    split: str,
+    file: Path,
+) -> Iterator[Caption]:
+    for video in videos:
+        if not texts.get(video):
+            raise ValueError(f"{file}: no {language} caption for {video!r}; fetch it anew")
+        path = inside(root / VIDEOS, f"{video}.mp4", f"{file} {video!r}")
+        for number, text in enumerate(texts[video], start=1):
+            yield Caption(video, path, language, text, split, f"{file} {video!r} {number}")
+
+
+def _column(root: Path, name: str, column: str) -> list[str]:
+    """A column of a CSV file of videos, of which each is there once."""
+    path = find(root, name)
+    try:
+        reader = csv.DictReader((text for _, text in lines(path)), strict=True)
+        if column not in (reader.fieldnames or ()):
+            raise ValueError(f"{path}: no column {column!r}; is it the right file?")
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}: not CSV ({error}); fetch it anew") from error
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if not row.get("video_id") or not row.get(column):
+            raise ValueError(f"{path} row {number}: {column!r} is empty; fetch the file anew")
+        if (earlier := first.setdefault(row["video_id"], number)) != number:
+            raise ValueError(f"{path} row {number}: repeats row {earlier}; take it out")
+    return [row[column] for row in rows]
+
+
+def _english(root: Path) -> dict[str, list[str]]:
+    path = find(root, TEXTS)
+    texts: dict[str, list[str]] = defaultdict(list)
+    for number, record in enumerate(records(path, "sentences.item"), start=1):
+        place = f"{path} sentence {number}"
+        texts[member(record, "video_id", str, place)].append(member(record, "caption", str, place))
+    return texts
+
+
+def _of_files(path: Path) -> dict[str, list[str]]:
+    """Captions by video; of one language 200,000 at most."""
+    return {name.removesuffix(".mp4"): texts for name, texts in members(path)}
+
+
+def _train(language: str) -> str:
+    return f"annotations/multilingual_train/ref_captions_{language}.json"
+
+
+def _test(language: str) -> str:
+    return f"annotations/multilingual_test/test_{language}.json"
+
+
+_CLIP4CLIP = "https://github.com/ArrowLuo/CLIP4Clip (msrvtt_data.zip)"
+_VIDEOS = "https://github.com/m-bain/frozen-in-time (MSRVTT.zip)"
+_MULTI = "https://github.com/berniebear/Multi-HT100M or https://github.com/ludanruan/MCLIP4VLA"
+
+MSRVTT = DataSet(
+    name="msrvtt",
+    title="MSR-VTT: videos, split 1k-A, captions in en and machine-translated into eight languages",
+    licence="videos: their authors' on YouTube, for research; captions: none stated",
+    languages=("en", *TRANSLATED),
+    parts=(
+        Part(TRAIN, _CLIP4CLIP, 9_000),
+        Part(TEST, _CLIP4CLIP, 1_000),
+        Part(TEXTS, _CLIP4CLIP, 200_000, "sentences.item", languages=("en",)),
+        Part(_train("en"), _MULTI, languages=TRANSLATED),
+        *(Part(_train(code), _MULTI, languages=(code,)) for code in TRANSLATED),
+        *(Part(_test(code), _MULTI, 1_000, languages=(code,)) for code in TRANSLATED),
+        Part(VIDEOS, _VIDEOS, 10_000),
+    ),
+    captions=captions,
+    pairs=pairs,
+    pair_languages=TRANSLATED,
+    sizes={
+        (code, split): size
+        for code in ("en", *TRANSLATED)
+        for split, size in (("train", Size(9_000, 180_000)), ("test", Size(1_000, 1_000)))
+    },
+    items="videos",
+)
