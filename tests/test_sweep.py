@@ -22,7 +22,7 @@ from mla_ray.progress import Progress, Report, Stopped
 from mla_ray.storage import at, read_json
 from mla_ray.training import Workers
 from tuning.outcome import Outcome
-from tuning.sweep import SweepPlan, known_outcomes, languages_of, room, sweep
+from tuning.sweep import LanguageSweep, SweepPlan, known_outcomes, languages_of, room, sweep
 
 SPACE = {
     "trials": 4,
@@ -271,6 +271,21 @@ def test_all_languages_are_those_of_the_tables(plan_of: PlanOf) -> None:
 def test_a_budget_is_shared_out(plan_of: PlanOf) -> None:
     with pytest.raises(ValueError, match="a budget of 1 trials is not one for each"):
         run(plan_of(languages=["de", "hi"], budget=1))
+
+
+def test_where_a_sweep_began_is_not_looked_up_again(plan_of: PlanOf, tmp_path: Path) -> None:
+    """Related languages may have been swept since."""
+    plan = plan_of(run=str(tmp_path), results=str(tmp_path / "results"))
+
+    def first() -> list[tuple[str, Any]]:
+        language = LanguageSweep(plan, "de", 1, lambda step: None, threading.Event())
+        return list(language._first())
+
+    ((origin, point),) = first()
+    assert origin == "defaults"
+    known = tmp_path / "de" / "first.json"
+    known.write_text(json.dumps([["best for nl", point], *json.loads(known.read_text())]))
+    assert [origin for origin, _ in first()] == ["best for nl", "defaults"]
 
 
 def test_what_is_no_outcome_in_the_results_is_passed_over(tmp_path: Path) -> None:

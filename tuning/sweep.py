@@ -1,6 +1,7 @@
 """A sweep: for each language a search, its result as a configuration, and what that is worth.
 
 run/<language>/spec.json      what the sweep is of; it goes on only with the same
+run/<language>/first.json     the points that the search begins with, and where they are from
 run/<language>/prepared/      tables, once for all trials of the same vocabulary
 run/<language>/tune/          Ray Tune's state and figures
 run/<language>/default, best  acquisitions by the default and the best settings
@@ -278,7 +279,10 @@ class LanguageSweep:
         )
 
     def _first(self) -> list[tuple[str, Mapping[str, Value]]]:
-        """The defaults, and what was best for related languages."""
+        """The defaults, and what was best for related languages when the sweep was begun."""
+        path = self.root / "first.json"
+        if path.exists():
+            return [(origin, point) for origin, point in read_json(path)]
         hidden = AcquireConfig().hidden or self.native.text.width // 2
         default = self.space.point(AcquireConfig(hidden=hidden))
         first: list[tuple[str, Mapping[str, Value]]] = [("defaults", default)]
@@ -292,6 +296,7 @@ class LanguageSweep:
             }
             if near not in [point for _, point in first]:
                 first.append((f"best for {language}", near))
+        write_json(path, first)
         return first
 
     # -- what it is worth --

@@ -1,0 +1,44 @@
+"""The command line. Every command: results on standard output (`--json` for scripts), progress on
+standard error, exit code 0 for success, 1 for bad input, 2 for bad usage.
+"""
+
+import sys
+
+import typer
+
+from mla_ray.cli.data import data_app
+from mla_ray.cli.pack import pack_app
+from mla_ray.cli.retrieve import evaluate, index_command, search
+from mla_ray.cli.show import demo, serve
+from mla_ray.cli.train import acquire, finetune, sweep
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Add a language to a frozen English CLIP in minutes.",
+)
+app.add_typer(data_app, name="data")
+app.add_typer(pack_app, name="pack")
+COMMANDS = {
+    "demo": demo,
+    "acquire": acquire,
+    "sweep": sweep,
+    "evaluate": evaluate,
+    "index": index_command,
+    "search": search,
+    "serve": serve,
+    "finetune": finetune,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+
+
+def main() -> None:
+    """Entry point: faults of the input are one message, not a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, LookupError, RuntimeError) as error:
+        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        typer.echo(f"mla: {message}", err=True)
+        sys.exit(1)

@@ -1,0 +1,123 @@
+"""`mla data`: tables of data sets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mla_ray.cli.options import DataFolder, Json, Skip, emit
+
+data_app = typer.Typer(no_args_is_help=True, help="Make the tables of a data set.")
+
+Root = Annotated[Path, typer.Option("--root", help="Where the data set lies, unpacked.")]
+SomeLanguages = Annotated[
+    str | None, typer.Option("--languages", help="BCP-47, comma-separated; all if not given.")
+]
+
+
+@data_app.command("emoji")
+def data_emoji(
+    languages: Annotated[str, typer.Option(help="BCP-47 codes, comma-separated.")] = "en,de",
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("data/emoji/tables"),
+    data: DataFolder = Path("data"),
+    as_json: Json = False,
+) -> None:
+    """Emoji drawings with names from Unicode CLDR: captions.parquet, pairs-LANGUAGE.parquet."""
+    from mla_ray.console import bars
+    from mla_ray.demo import emoji_tables
+
+    with bars() as report:
+        made = emoji_tables(data, languages.split(","), out, report)
+    result = {name: str(path) for name, path in made.items()}
+    emit(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
+
+
+@data_app.command("animated")
+def data_animated(
+    languages: Annotated[str, typer.Option(help="BCP-47 codes, comma-separated.")] = "en,de",
+    out: Annotated[Path, typer.Option(help="Folder for tables and animations.")] = Path(
+        "data/animated/tables"
+    ),
+    part: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=4, help="Package, 165 to 197 MB; may be repeated. 1 if not given."),
+    ] = None,
+    data: DataFolder = Path("data"),
+    as_json: Json = False,
+) -> None:
+    """Animated emoji with names from Unicode CLDR: captions.parquet, pairs-LANGUAGE.parquet."""
+    from mla_ray.console import bars
+    from mla_ray.datasets import animated
+
+    with bars() as report:
+        made = animated.tables(data, languages.split(","), out, part or [1], report)
+    result = {name: str(path) for name, path in made.items()}
+    emit(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
+
+
+@data_app.command("make")
+def data_make(
+    name: Annotated[str, typer.Argument(help="Of a public data set; `mla data check` lists them.")],
+    root: Root,
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    languages: SomeLanguages = None,
+    pairs_only: Annotated[
+        bool, typer.Option("--pairs-only", help="Translations alone, which need no images.")
+    ] = False,
+    skip_invalid: Skip = False,
+    as_json: Json = False,
+) -> None:
+    """The tables of a public data set: captions.parquet, and pairs-LANGUAGE.parquet if it has them.
+
+    The set is fetched by hand: `mla data check` says from where, and docs/datasets.md how it lies.
+    """
+    from mla_ray.console import bars, stderr
+    from mla_ray.datasets.catalog import make
+
+    with bars() as report:
+        made = make(
+            name,
+            root,
+            out,
+            report,
+            languages=languages.split(",") if languages else None,
+            pairs_only=pairs_only,
+            skip_invalid=skip_invalid,
+        )
+    for warning in made.warnings:
+        stderr.print(f"warning: {warning}")
+    if made.dropped:
+        stderr.print(f"dropped {made.dropped:,} invalid rows, the first: {made.first_problem}")
+    lines = [line for tally in made.tallies for line in tally.lines]
+    emit(made.as_dict(), as_json, "\n".join(lines))
+
+
+@data_app.command("check")
+def data_check(
+    root: Root,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Data set; if not given all are looked for, each in ROOT/NAME."),
+    ] = None,
+    languages: SomeLanguages = None,
+    as_json: Json = False,
+) -> None:
+    """What of a public data set is there, is missing (and where it is to be had), or is unlike it.
+
+    Ends with exit code 1 if a data set is named and something that it needs is missing or broken.
+    """
+    from mla_ray.console import bars
+    from mla_ray.datasets.catalog import CATALOG, check
+
+    wanted = languages.split(",") if languages else None
+    with bars() as report:
+        found = (
+            {name: check(name, root, report, wanted)}
+            if name
+            else {each: check(each, root / each, report) for each in CATALOG}
+        )
+    result = {each: [part.as_dict() for part in parts] for each, parts in found.items()}
+    lines = [line for each, parts in found.items() for line in (each, *(p.line for p in parts))]
+    emit(result, as_json, "\n".join(lines))
+    if name and any(part.needed for part in found[name]):
+        raise typer.Exit(1)

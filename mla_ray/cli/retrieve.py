@@ -1,0 +1,292 @@
+"""What retrieves: `mla evaluate`, `mla index`, `mla search`."""
+
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit
+
+if TYPE_CHECKING:
+    from mla_ray.schemas import Collection
+
+
+def evaluate(
+    captions: Captions,
+    pack: Annotated[
+        list[str] | None, typer.Option(help="Language pack to evaluate; may be repeated.")
+    ] = None,
+    native: NativeName = "emoji-clip",
+    language: Annotated[str | None, typer.Option(help="en measures the native itself.")] = None,
+    english: Annotated[
+        bool, typer.Option("--english", help="Measure the native itself beside the packs.")
+    ] = False,
+    split: Annotated[str, typer.Option()] = "test",
+    protocol: Annotated[
+        str, typer.Option(help="full, or a data set's: multi30k, coco-5x1k, coco-cn, xtd, ...")
+    ] = "full",
+    k: Annotated[
+        list[int] | None, typer.Option("-k", min=1, help="R@k besides 1, 5, 10; may be repeated.")
+    ] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="95 % intervals of AR and R@k, by bootstrap.")
+    ] = False,
+    skip_invalid: Skip = False,
+    as_json: Json = False,
+) -> None:
+    """Recall@1, 5, 10 both ways of packs, or of the native on its English rows."""
+    from functools import partial
+
+    from mla_ray.captions import CaptionTable
+    from mla_ray.console import bars, stderr
+    from mla_ray.evaluation import evaluate as measure
+    from mla_ray.evaluation import printed, rows_of
+    from mla_ray.features import encode_texts
+    from mla_ray.indexing import load_packs
+    from mla_ray.native import Native
+    from mla_ray.pack import read_card
+    from mla_ray.progress import counting
+    from mla_ray.protocols import find
+
+    chosen = find(protocol)
+    if not pack and language not in (None, "en"):
+        raise ValueError(f"--language {language} needs its --pack; the native knows English only")
+    tongues = [] if pack and not english else ["en"]
+    for folder in pack or []:
+        tongue = read_card(folder).language
+        if language not in (None, tongue):
+            raise ValueError(f"{folder} is a pack for {tongue!r}, not for {language!r}")
+        if tongue in tongues:
+            raise ValueError(f"{folder}: {tongue!r} is measured already; give one pack a language")
+        tongues.append(tongue)
+    with bars() as report:
+        table = CaptionTable.read(
+            captions, tongues, split=split, skip_invalid=skip_invalid, report=report
+        )
+        if table.dropped:
+            stderr.print(f"dropped {table.dropped:,} invalid rows, the first: {table.problems[0]}")
+        sizes = {tongue: rows_of(table.rows, tongue, chosen).num_rows for tongue in tongues}
+        frozen = Native.load(native)
+        packs = load_packs(pack or [], frozen)
+        gallery = table.gallery(frozen, report)
+        found = []
+        for tongue, size in sizes.items():
+            encode: Any = partial(encode_texts, frozen)
+            if tongue in packs:
+                encode = lambda texts, of=packs[tongue]: of.encode_text(texts).cpu().numpy()  # noqa: E731
+            found.append(
+                measure(
+                    encode,
+                    tongue,
+                    table.rows,
+                    gallery,
+                    counting(report, f"{tongue} captions", size),
+                    protocol=chosen,
+                    ranked=counting(report, f"{tongue} ranking", 2 * size),
+                )
+            )
+        result = printed(found, k or (), with_intervals=intervals)
+    emit(result, as_json, _evaluation_text(result))
+
+
+def _evaluation_text(result: dict[str, Any]) -> str:
+    """One language at length; several as a table, with the mean."""
+    if "languages" in result:
+        rows = [*result["languages"], {"language": "mean", **result["mean"]}]
+        ks = list(result["mean"]["t2i"])
+        titles = "".join(f"{k:>7}" for k in ks)
+        lines = [
+            f"{'':12}{'text→image':^{7 * len(ks)}}{'image→text':^{7 * len(ks)}}",
+            f"{'':12}{titles}{titles}{'AR':>7}",
+        ]
+        for row in rows:
+            cells = [row[way][k] for way in ("t2i", "i2t") for k in ks]
+            figures = "".join(f"{cell:7.1f}" for cell in [*cells, row["AR"]])
+            lines.append(f"{row['language']:12}{figures}{_interval(row, 'AR')}")
+        return "\n".join(lines)
+    lines = [
+        f"{result['language']}: AR {result['AR']:.1f}{_interval(result, 'AR')} over "
+        f"{result['captions']:,} captions and {result['images']:,} images"
+    ]
+    for way, title in (("t2i", "text→image"), ("i2t", "image→text")):
+        cells = [f"{k} {v:5.1f}{_interval(result, f'{way} {k}')}" for k, v in result[way].items()]
+        ranks = f"median rank {result['median rank'][way]:g}"
+        lines.append(f"  {title}  {'  '.join([*cells, ranks])}")
+    return "\n".join(lines)
+
+
+def _interval(result: dict[str, Any], name: str) -> str:
+    if "intervals" not in result:
+        return ""
+    low, high = result["intervals"][name]
+    return f" [{low:.1f}, {high:.1f}]"
+
+
+def index_command(
+    captions: Captions,
+    index: Annotated[str, typer.Option(help="http(s)://host:port, or edge:folder")],
+    pack: Annotated[list[str] | None, typer.Option(help="Packs of the table's languages.")] = None,
+    native: NativeName = "emoji-clip",
+    language: Annotated[str | None, typer.Option(help="Index captions of this one only.")] = None,
+    source: Annotated[str | None, typer.Option(help="Name kept with every point.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Make new collections quantized: less memory.")
+    ] = False,
+    pictures: Annotated[
+        str | None, typer.Option(help="Keep small copies here, for the page of mla serve.")
+    ] = None,
+    skip_invalid: Skip = False,
+    as_json: Json = False,
+) -> None:
+    """Embed a table's images and captions into the collections `images` and `captions`."""
+    from mla_ray.console import bars, stderr
+    from mla_ray.datasets.files import read_captions
+    from mla_ray.indexing import index_captions, keep_pictures, load_packs
+    from mla_ray.native import Native
+    from mla_ray.pictures import PictureStore
+
+    read = read_captions(captions, language=language, split=None, skip_invalid=skip_invalid)
+    if read.dropped:
+        stderr.print(f"dropped {len(read.dropped):,} invalid rows, the first: {read.dropped[0]}")
+    frozen = Native.load(native)
+    packs = load_packs(pack or [], frozen)
+    with bars() as report:
+        written = index_captions(
+            index,
+            frozen,
+            packs,
+            read.table,
+            source or PurePosixPath(captions).stem,
+            report,
+            quantization="int8" if int8 else None,
+        )
+        if pictures:
+            keep_pictures(read.table, PictureStore(pictures), report)
+    emit(written, as_json, "\n".join(f"{name}: {n:,} points" for name, n in written.items()))
+
+
+def search(
+    query: Annotated[
+        str | None, typer.Argument(help="A text in any acquired language, or English.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Search here: http(s)://host:port, or edge:folder.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Or ask a server: http://127.0.0.1:8000; its token in MLA_API_TOKEN."),
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(help="BCP-47 code of the query; en if not given. With --url also auto."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000)] = 10,
+    pack: Annotated[
+        Path | None, typer.Option(help="The language's pack; packs/LANGUAGE if not given.")
+    ] = None,
+    native: Annotated[
+        str | None, typer.Option(help="As for acquire; emoji-clip if not given.")
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(help="images or captions; if not given, images, for --image captions."),
+    ] = None,
+    in_language: Annotated[
+        str | None, typer.Option(help="With --url: captions of this language only.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="With --url: entries of this source only.")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="With --url: a picture to search by, instead of a text.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find images, or captions of any language, for a text; by a server also for a picture."""
+    if index is not None and url is None:
+        _refuse("--index", {"--in-language": in_language, "--source": source, "--image": image})
+        if query is None:
+            raise typer.BadParameter("give a text to search for")
+        if language == "auto":
+            raise typer.BadParameter("--language auto needs a server: --url")
+        result = _search_index(
+            query, index, language or "en", k, pack, native or "emoji-clip", find or "images"
+        )
+    elif url is not None and index is None:
+        _refuse("--url", {"--pack": pack, "--native": native})
+        if (query is None) == (image is None):
+            raise typer.BadParameter("give either a text or --image to search for")
+        if image is not None:
+            _refuse("--image", {"--language": language})
+        result = _search_server(query, url, language, k, find, in_language, source, image)
+    else:
+        raise typer.BadParameter("give either --index, to search here, or --url, to ask a server")
+    lines = [f"{hit['score']:.3f}  {hit['image_id']}  {hit['caption']}" for hit in result]
+    emit(result, as_json, "\n".join(lines))
+
+
+def _refuse(beside: str, options: dict[str, object]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"{option} does not go with {beside}")
+
+
+def _search_index(
+    query: str, index: str, language: str, k: int, pack: Path | None, native: str, find: str
+) -> list[dict[str, Any]]:
+    from mla_ray.index import CaptionIndex
+    from mla_ray.indexing import encode_query, load_packs, space_of
+    from mla_ray.native import Native
+
+    frozen = Native.load(native)
+    folders = [] if language == "en" else [pack or Path("packs") / language]
+    packs = load_packs(folders, frozen)
+    if language != "en" and language not in packs:
+        raise ValueError(f"{folders[0]} is a pack for {next(iter(packs))!r}, not for {language!r}")
+    vector = encode_query(frozen, packs, language, [query])[0]
+    with CaptionIndex.open(index, space_of(frozen), find, create=False) as collection:
+        return [_hit_row(hit.entry, hit.score) for hit in collection.search(vector, k)]
+
+
+def _search_server(
+    query: str | None,
+    url: str,
+    language: str | None,
+    k: int,
+    find: str | None,
+    in_language: str | None,
+    source: str | None,
+    image: Path | None,
+) -> list[dict[str, Any]]:
+    from mla_ray.client import Client, Retry
+
+    with Client(url, retry=Retry(attempts=3)) as client:  # someone waits
+        # What is no language or collection, the server says.
+        if image is not None:
+            page = client.search_image(
+                image.read_bytes(),
+                find=cast("Collection", find or "captions"),
+                k=k,
+                in_language=in_language,
+                source=source,
+            )
+        else:
+            page = client.search(
+                query or "",
+                language=language or "en",
+                find=cast("Collection", find or "images"),
+                k=k,
+                in_language=in_language,
+                source=source,
+            )
+    return [_hit_row(hit, hit.score) for hit in page.hits]
+
+
+def _hit_row(entry: Any, score: float) -> dict[str, Any]:
+    return {
+        "image_id": entry.image_id,
+        "score": score,
+        "language": entry.language,
+        "caption": entry.caption,
+        "source": entry.source,
+    }

@@ -1,0 +1,91 @@
+"""What shows: `mla serve`, `mla demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mla_ray.cli.options import DataFolder, Json, NativeName, absolute, emit
+
+
+def serve(
+    packs: Annotated[
+        str | None, typer.Option(help="Pack store: a folder or an fsspec URL. Emoji if not given.")
+    ] = None,
+    index: Annotated[str | None, typer.Option(help="edge:folder, or http(s)://host:port")] = None,
+    pictures: Annotated[
+        str | None, typer.Option(help="Pictures for the page: a folder or an fsspec URL.")
+    ] = None,
+    native: NativeName = "emoji-clip",
+    host: Annotated[
+        str, typer.Option(help="Address to bind; other than loopback needs MLA_API_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Host name that requests may use, or '*' for any.")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="A client's limit, such as 100/second.")] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the search page in a browser.")
+    ] = True,
+    run: Annotated[Path, typer.Option(help="Run of the demo to show.")] = Path("runs/demo"),
+    data: DataFolder = Path("data"),
+    as_json: Json = False,
+) -> None:
+    """Serve encoders, index and search page on this machine until interrupted.
+
+    With neither --packs nor --index it shows the emoji, acquiring a language first if there is
+    none. Packs put into the store, replaced or removed while it runs are followed.
+    """
+    from serve.local import serve_until_stopped
+    from serve.settings import LOOPBACK, Settings
+
+    if (packs is None) != (index is None):
+        raise ValueError("--packs and --index go together; give both, or neither for the emoji")
+    if packs is None or index is None:
+        from mla_ray.showcase import prepare
+
+        shown = prepare(run, data)
+        packs, index, pictures = shown.packs, shown.index, pictures or shown.pictures
+    loopback = host in ("127.0.0.1", "::1", "localhost")
+    settings = Settings(
+        native=native,
+        packs=absolute(packs),
+        index=absolute(index),
+        pictures=absolute(pictures) if pictures else None,
+        hosts=name or (LOOPBACK if loopback else ["*"]),
+        rate=rate,
+    )
+    settings.token()
+
+    def ready(url: str) -> None:
+        emit({"url": url}, as_json, f"mla-ray is at {url} – Ctrl-C stops it")
+        if open_page and not as_json:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    serve_until_stopped(settings, host, port, ready)
+
+
+def demo(
+    language: Annotated[str, typer.Option(help="A language that CLDR names emoji in.")] = "de",
+    run: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    data: DataFolder = Path("data"),
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="NLT, LE and both at equal steps, three seeds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Acquire a language on emoji, measure it, index it and search it."""
+    from mla_ray import demo as story
+
+    if ablation:
+        rows = story.ablate(language, run, data)
+        emit(rows, as_json, story.ablation_text(rows))
+    else:
+        result = story.tell(language, run, data)
+        if as_json:
+            emit(result, as_json, "")
+        else:
+            story.show(result)

@@ -1,0 +1,199 @@
+"""What trains: `mla acquire`, `mla finetune`, `mla sweep`."""
+
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import typer
+
+from mla_ray.cli.options import Captions, DataFolder, Json, NativeName, Skip, absolute, emit
+from mla_ray.config import AcquireConfig, load_config
+
+
+def acquire(
+    language: Annotated[str, typer.Option(help="BCP-47 code of the new language.")],
+    out: Annotated[str, typer.Option(help="Folder for the language pack.")],
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(help="Translation table; each of several has an equal share of every batch."),
+    ] = None,
+    captions: Annotated[
+        str | None, typer.Option(help="Caption table for LE; without it NLT alone.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Pack to go on from; then LE alone if no --pairs.")
+    ] = None,
+    native: NativeName = "emoji-clip",
+    workers: Annotated[
+        str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
+    ] = "1",
+    config: Annotated[Path | None, typer.Option(help="Settings, YAML.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")] = False,
+    run: Annotated[
+        str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
+    ] = None,
+    skip_invalid: Skip = False,
+    data: Annotated[
+        str,
+        typer.Option("--data", envvar="MLA_DATA", help="Where features are kept."),
+    ] = "data",
+    as_json: Json = False,
+) -> None:
+    """Acquire a language: NLT on translations, then LE on captioned images."""
+    from mla_ray.cluster import ray_session
+    from mla_ray.console import bars, stderr
+    from mla_ray.pack import copy_pack
+    from mla_ray.preparing import read_prepared
+    from mla_ray.training import Corpus, Workers
+    from mla_ray.training import acquire as run_stages
+
+    if not pairs and start is None:
+        raise typer.BadParameter("give --pairs, or --from a pack to go on from")
+    settings = load_config(config) if config else AcquireConfig()
+    if not pairs:
+        none = settings.nlt.model_copy(update={"steps": 0})
+        settings = settings.model_copy(update={"nlt": none})
+    if captions is None:
+        settings = settings.text_only()
+    folder = run or f"runs/{PurePosixPath(out).name}"
+    with bars() as report, ray_session():
+        made = run_stages(
+            native,
+            [Corpus(language, pairs or [], captions, start)],
+            settings,
+            folder,
+            store=f"{data}/features",
+            workers=Workers.parse(workers),
+            resume=resume,
+            skip_invalid=skip_invalid,
+            report=report,
+        )
+    copy_pack(made[language], out)
+    prepared = read_prepared(folder)
+    if prepared.dropped:
+        stderr.print(
+            f"dropped {prepared.dropped:,} invalid rows, the first: {prepared.problems[0]}"
+        )
+    result = {"language": language, "pack": out, "dropped": prepared.dropped}
+    emit(result, as_json, f"{language}: pack in {out}")
+
+
+def finetune(
+    captions: Captions,
+    out: Annotated[str, typer.Option(help="Folder for the fine-tuned native.")],
+    native: NativeName = "emoji-clip",
+    workers: Annotated[
+        str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
+    ] = "1",
+    config: Annotated[Path | None, typer.Option(help="Settings, YAML.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")] = False,
+    run: Annotated[
+        str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
+    ] = None,
+    skip_invalid: Skip = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
+    from mla_ray.cluster import ray_session
+    from mla_ray.config import FinetuneConfig, load_finetune_config
+    from mla_ray.console import bars, stderr
+    from mla_ray.finetuning import finetune as run_finetuning
+    from mla_ray.lineage import copy_native
+    from mla_ray.training import Workers
+
+    settings = load_finetune_config(config) if config else FinetuneConfig()
+    with bars() as report, ray_session():
+        made = run_finetuning(
+            native,
+            captions,
+            settings,
+            run or f"runs/{PurePosixPath(out).name}",
+            workers=Workers.parse(workers),
+            resume=resume,
+            skip_invalid=skip_invalid,
+            report=report,
+        )
+    copy_native(made.native, out)
+    if made.dropped:
+        stderr.print(f"dropped {made.dropped:,} invalid rows, the first: {made.problem}")
+    result: dict[str, Any] = {"native": out, "fingerprint": made.fingerprint, **made.figures}
+    emit(result | {"dropped": made.dropped}, as_json, f"fine-tuned native in {out}")
+
+
+def sweep(
+    language: Annotated[str | None, typer.Option(help="BCP-47 code.")] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Or several, comma-separated; all of the tables: all.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(help="Translation table; may be repeated. Emoji names if there is none."),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(help="Caption table; its split test measures the gain, validation chooses."),
+    ] = None,
+    native: NativeName = "emoji-clip",
+    space: Annotated[
+        str, typer.Option(help="quick, standard, low-resource, a YAML file, or auto.")
+    ] = "auto",
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Of a language; the space's own if not given.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Most trials of all languages together.")
+    ] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; as many as there is room for.")
+    ] = None,
+    worker_gpus: Annotated[
+        float | None, typer.Option(min=0, help="Of a trial; 0.25 puts four on a GPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    run: Annotated[str, typer.Option(help="Run folder; the same again goes on.")] = "runs/sweep",
+    results: Annotated[
+        str, typer.Option(help="Best settings by language, for `mla acquire --config`.")
+    ] = "tuning/results",
+    data: DataFolder = Path("data"),
+    skip_invalid: Skip = False,
+    as_json: Json = False,
+) -> None:
+    """Find settings for languages, and say on the test split what they are worth."""
+    import threading
+    from contextlib import redirect_stdout
+
+    from mla_ray.cluster import ray_session
+    from mla_ray.console import bars, stdout
+    from tuning.sweep import SweepPlan
+    from tuning.sweep import sweep as run_sweep
+    from tuning.table import table
+
+    if (language is None) == (languages is None):
+        raise typer.BadParameter("give either --language or --languages")
+    plan = SweepPlan(
+        languages=[language] if language else (languages or "").split(","),
+        native=native,
+        dataset=None if pairs else "emoji",
+        pairs=pairs or [],
+        captions=captions,
+        space=space,
+        trials=trials,
+        budget=budget,
+        concurrent=concurrent,
+        worker_gpus=worker_gpus,
+        seed=seed,
+        run=absolute(run),
+        results=results,
+        data=str(data),
+        skip_invalid=skip_invalid,
+    )
+    # Ray's warnings go to standard output, which is for the result.
+    with redirect_stdout(sys.stderr), bars() as report, ray_session(dashboard=True):
+        outcomes = run_sweep(plan, report, threading.Event())
+    if as_json:
+        found = {o.language: o.model_dump(mode="json", exclude={"trials"}) for o in outcomes}
+        emit(found, as_json, "")
+        return
+    stdout.print(table(outcomes))
+    for outcome in outcomes:
+        emit(None, as_json, outcome.line)
