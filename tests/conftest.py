@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from mla_ray import cli
-from mla_ray.cluster import ray_session
+from mla_ray.cluster import ray_session, set_environment
 from mla_ray.config import AcquireConfig
 from mla_ray.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.native import Native
@@ -32,6 +32,8 @@ from mla_ray.optimizer import Optimizer
 from mla_ray.pack import LanguagePack, make_card
 from mla_ray.pretraining import save_native
 from mla_ray.tokenizers import BOS, EOS, PAD, LanguageTokenizer, learn
+
+set_environment()  # before the test modules, some of which import Ray
 
 CONTEXT = 24
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}

@@ -400,6 +400,7 @@ def test_finetune_by_command_leaves_a_native_that_evaluates(
     assert mla(*arguments, "--resume").json == run.json
 
 
+@pytest.mark.slow
 def test_two_ray_workers_finetune_and_the_run_may_not_change(
     ray_cluster: None, native_folder: Path, table: Table, tmp_path: Path
 ) -> None:
