@@ -1,14 +1,17 @@
 """A sweep against its trials run in full, one after another.
 
-    python benchmarks/sweep.py [--language cs] [--space FILE] [--trials 16] [--json sweep.json]
+    python benchmarks/sweep.py [--language cs] [--space FILE] [--trials 16] [--full N]
+                               [--json sweep.json]
 
 The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the
 language's emoji: tables, features (none are there yet), then trials side by side, stopped by ASHA.
 Then the same settings, trial by trial, as somebody without it would run them:
 `mla_ray.training.acquire` with all cores, each with tables and features of its own and
 the same looks at its validation rows. One Ray for both, started before; the emoji are drawn before.
-What features cost is measured apart, so that the ratio can be told without sharing, too. The table
-has the AR that each trial came to in the sweep and in full.
+With --full N only N of them are run, evenly over their numbers of steps, and the others' time is
+worked out from these by a line over steps. What features cost is measured apart, so that the ratio
+can be told without sharing, too. The table has the AR that each trial came to in the sweep and in
+full.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from mla_ray.cluster import ray_session
@@ -29,6 +33,7 @@ from mla_ray.pipeline import emoji_tables
 from mla_ray.preparing import prepare
 from mla_ray.storage import at, read_json
 from mla_ray.training import acquire, encode
+from tuning.outcome import Trial
 from tuning.sweep import LanguageSweep, SweepPlan
 
 
@@ -55,7 +60,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             swept = time.perf_counter() - began
 
             native, full, features = Native.load(plan.native), [], 0.0
-            for trial in trials:
+            for trial in chosen(trials, args.full):
                 config = task.config(trial.settings)
                 folder = at(scratch / "full")
                 began = time.perf_counter()
@@ -73,9 +78,14 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                     report=report,
                 )
                 seconds = time.perf_counter() - began
-                full.append({"seconds": seconds, "ar": read_json(folder / "done.json")["best_AR"]})
+                ar = read_json(folder / "done.json")["best_AR"]
+                full.append({"number": trial.number, "seconds": seconds, "ar": ar})
                 shutil.rmtree(scratch / "full")
-    alone = sum(row["seconds"] for row in full)
+    measured = {row["number"]: row["seconds"] for row in full}
+    steps = {trial.number: float(trial.settings["steps"]) for trial in trials}
+    slope, start = np.polyfit([steps[n] for n in measured], list(measured.values()), 1)
+    alone = sum(measured.get(n, start + slope * steps[n]) for n in steps)
+    features *= len(trials) / len(full)
     return {
         "language": args.language,
         "sweep_s": swept,
@@ -84,10 +94,22 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "ratio": swept / alone,
         "ratio_with_features_shared": swept / (alone - features * (1 - 1 / len(trials))),
         "trials": [
-            {**trial.model_dump(exclude={"curve"}), "full": row}
-            for trial, row in zip(trials, full, strict=True)
+            {
+                **trial.model_dump(exclude={"curve"}),
+                "full": next((row for row in full if row["number"] == trial.number), None),
+            }
+            for trial in trials
         ],
     }
+
+
+def chosen(trials: list[Trial], count: int | None) -> list[Trial]:
+    """So many of them, evenly over their numbers of steps; all if not said."""
+    if count is None or count >= len(trials):
+        return trials
+    ordered = sorted(trials, key=lambda trial: float(trial.settings["steps"]))
+    places = np.linspace(0, len(ordered) - 1, max(2, count)).round().astype(int)
+    return [ordered[place] for place in places]
 
 
 def show(found: dict[str, Any]) -> None:
@@ -98,7 +120,8 @@ def show(found: dict[str, Any]) -> None:
         ar = "" if trial["ar"] is None else f"{trial['ar']:.2f}"
         full = trial["full"]
         cells = [trial["number"], trial["status"], trial["percent"], ar, f"{trial['seconds']:.0f}"]
-        table.add_row(*map(str, cells), f"{full['ar']:.2f}", f"{full['seconds']:.0f}")
+        whole = [f"{full['ar']:.2f}", f"{full['seconds']:.0f}"] if full else ["", ""]
+        table.add_row(*map(str, cells), *whole)
     stdout.print(table)
     stdout.print(
         f"sweep {found['sweep_s']:.0f} s, one after another {found['alone_s']:.0f} s (of that "
@@ -115,6 +138,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--space", default="benchmarks/sweep.yaml")
     parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--full", type=int, help="run only so many in full")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mla-sweep-") as scratch:
