@@ -416,6 +416,7 @@ def test_two_ray_workers_finetune_and_the_run_may_not_change(
         finetune(str(native_folder), table.path, longer, run, resume=True)
 
 
+@pytest.mark.slow
 def test_a_refused_table_may_be_mended_and_run_the_same_way(
     ray_cluster: None, native_folder: Path, tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def test_a_related_language_begins_where_this_one_ended_and_its_trials_run_toget
     assert outcome.gain is None, "nothing to measure it on"
 
 
+@pytest.mark.slow
 def test_trials_of_several_workers(plan_of: PlanOf, ray_cluster: None, tmp_path: Path) -> None:
     """Ray Train places these, and those of a trial that was stopped give their cores back."""
     plan = plan_of(languages=["hi"], workers="2", trials=3, run=str(tmp_path))
