@@ -3,6 +3,7 @@ standard error, exit code 0 for success, 1 for bad input, 2 for bad usage.
 """
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(pack_app, name="pack")
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "acquire": acquire,
     "sweep": sweep,
