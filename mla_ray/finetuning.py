@@ -43,7 +43,7 @@ from mla_ray.datasets.files import InvalidTable, Stream
 from mla_ray.decoded import LANGUAGE, Decoded, Ints, Shots, decode
 from mla_ray.features import BATCH, encode_texts
 from mla_ray.lineage import write_descendant
-from mla_ray.loop import ASK, DONE, Diverged, Outside, Wish, gather, groups
+from mla_ray.loop import ASK, DONE, Diverged, Outside, Wish, accelerator_of, gather, groups
 from mla_ray.native import Native
 from mla_ray.objectives import le_loss
 from mla_ray.optimizer import learning_rate
@@ -214,10 +214,7 @@ def train(job: Job, outside: Outside = Outside(), *, cpu: bool = True) -> bool: 
 
     """
     config = job.config
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported()
-    )
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
+    accelerator = accelerator_of(config, cpu)
     state = _State(job, accelerator.device)
     resumed = state.resume()
     watch = None

@@ -28,7 +28,7 @@ from upath import UPath
 
 from mla_ray.blocks import Table, read_parquet
 from mla_ray.checkpoints import Checkpoints
-from mla_ray.config import AcquireConfig, Stage
+from mla_ray.config import AcquireConfig, Stage, Training
 from mla_ray.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.features import BATCH, Features, FeatureStore
 from mla_ray.native import Native
@@ -112,10 +112,7 @@ def train(job: Job, outside: Outside = Outside(), *, cpu: bool = True) -> bool:
 
     """
     config = job.config
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported()
-    )
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
+    accelerator = accelerator_of(config, cpu)
     state = _State(job, config, accelerator.device)
     leader = accelerator.is_main_process
     resumed = state.resume()
@@ -138,6 +135,14 @@ def train(job: Job, outside: Outside = Outside(), *, cpu: bool = True) -> bool:
         if watch:
             watch.close(finished)
     return finished
+
+
+def accelerator_of(config: Training, cpu: bool) -> Accelerator:
+    """Accelerate in the precision of the settings."""
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported()
+    )
+    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
 
 
 def _run(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import open_clip
@@ -48,8 +48,7 @@ TEXT = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     code: int
     out: str
     err: str

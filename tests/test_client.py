@@ -21,12 +21,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import uvicorn
+from conftest import Mla
 from fastapi import FastAPI, HTTPException, Request, Response
 from PIL import Image
 from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
-from mla_ray import cli
 from mla_ray.client import (
     ApiError,
     AsyncClient,
@@ -889,38 +889,11 @@ def test_no_proxy_comes_between_a_client_and_its_own_machine(
 # The command line
 
 
-@dataclass(frozen=True)
-class Run:
-    code: int
-    out: str
-    err: str
-
-
-Mla = Callable[..., Run]
-
-
 @pytest.fixture
-def mla(
-    server: Server,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Mla:
-    """Run `mla` as its entry point does, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
+def mla(mla: Mla, monkeypatch: pytest.MonkeyPatch) -> Mla:
+    """In a window wide enough for messages to stay on their line."""
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["mla", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        captured = capsys.readouterr()
-        return Run(code, captured.out, captured.err)
-
-    return run
+    return mla
 
 
 def test_search_asks_a_server(mla: Mla, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,8 @@
 import gzip
 import json
 import shutil
-import sys
 import tracemalloc
 import unicodedata
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from conftest import Mla
 from PIL import Image
 
-from mla_ray import cli
 from mla_ray.datasets import cc300k, coco, crossmodal3600, layout, msrvtt, multi30k, tables, xtd
 from mla_ray.datasets.catalog import CATALOG, Made, check, make
 from mla_ray.datasets.files import Stream, read_captions, read_pairs
@@ -651,24 +649,6 @@ def test_check_asks_for_what_make_reads_and_for_nothing_else(
 
 
 # The command line
-
-
-Mla = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def mla(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Mla:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mla", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_mla_data_make_says_what_it_made(mla: Mla, flickr: Path, tmp_path: Path) -> None:

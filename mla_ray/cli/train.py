@@ -9,6 +9,15 @@ import typer
 from mla_ray.cli.options import Captions, DataFolder, Json, NativeName, Skip, absolute, emit
 from mla_ray.config import AcquireConfig, load_config
 
+WorkerCount = Annotated[
+    str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
+]
+Settings = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")]
+RunFolder = Annotated[
+    str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
+]
+
 
 def acquire(
     language: Annotated[str, typer.Option(help="BCP-47 code of the new language.")],
@@ -24,14 +33,10 @@ def acquire(
         str | None, typer.Option("--from", help="Pack to go on from; then LE alone if no --pairs.")
     ] = None,
     native: NativeName = "emoji-clip",
-    workers: Annotated[
-        str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
-    ] = "1",
-    config: Annotated[Path | None, typer.Option(help="Settings, YAML.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")] = False,
-    run: Annotated[
-        str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
-    ] = None,
+    workers: WorkerCount = "1",
+    config: Settings = None,
+    resume: Resume = False,
+    run: RunFolder = None,
     skip_invalid: Skip = False,
     data: Annotated[
         str,
@@ -82,14 +87,10 @@ def finetune(
     captions: Captions,
     out: Annotated[str, typer.Option(help="Folder for the fine-tuned native.")],
     native: NativeName = "emoji-clip",
-    workers: Annotated[
-        str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
-    ] = "1",
-    config: Annotated[Path | None, typer.Option(help="Settings, YAML.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")] = False,
-    run: Annotated[
-        str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
-    ] = None,
+    workers: WorkerCount = "1",
+    config: Settings = None,
+    resume: Resume = False,
+    run: RunFolder = None,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
