@@ -112,8 +112,12 @@ def search(
     _await_cores(cores)
     remove(at(task.root) / "trials")
     origins = [origin for origin, _ in first]
+    # A result has the settings only if its trial reported something before its end.
+    settings = tune.ExperimentAnalysis(
+        results.experiment_path, storage_filesystem=results.filesystem
+    ).get_all_configs()
     return [
-        _trial(result, number, origins[number] if number < len(origins) else "search")
+        _trial(result, settings, number, origins[number] if number < len(origins) else "search")
         for number, result in enumerate(results)
     ]
 
@@ -158,7 +162,8 @@ def _id(trial: Any) -> str:
     return name
 
 
-def _trial(result: Any, number: int, origin: str) -> Trial:
+def _trial(result: Any, settings: Mapping[str, Any], number: int, origin: str) -> Trial:
+    name = PurePosixPath(result.path).name
     figures = result.metrics or {}
     frame = result.metrics_dataframe
     curve: list[tuple[int, float]] = []
@@ -174,11 +179,11 @@ def _trial(result: Any, number: int, origin: str) -> Trial:
         error = lines[-1].strip() if lines else type(result.error).__name__
         status = "diverged" if "Diverged" in str(result.error) else "failed"
     return Trial(
-        id=PurePosixPath(result.path).name,
+        id=name,
         number=number,
         origin=origin,
         status=status,
-        settings=result.config,
+        settings=settings[name],
         ar=curve[-1][1] if curve else None,
         percent=percent,
         seconds=round(float(figures.get("time_total_s", 0.0)), 1),
