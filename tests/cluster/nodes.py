@@ -103,9 +103,12 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def end(processes: list[psutil.Process]) -> None:
-    """Wait until they ended by themselves; those that do not are killed, which is an error."""
+    """Wait until they ended by themselves; those that do not are killed, which is an error.
+
+    An actor that waits for its control store gives up after a minute.
+    """
     try:
-        wait_for("processes end", lambda: not living(processes), 60)
+        wait_for("processes end", lambda: not living(processes), 120)
     except TimeoutError:
         left = living(processes)
         names = [title(process) for process in left]
