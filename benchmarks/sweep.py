@@ -41,8 +41,8 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     with bars() as report:
         emoji_tables(args.language, at(args.data), report)
         shutil.copytree(args.data / "emoji", scratch / "data" / "emoji")
-        if (args.data / "freedict").exists():
-            shutil.copytree(args.data / "freedict", scratch / "data" / "freedict")
+        if (args.data / "lexicons").exists():
+            shutil.copytree(args.data / "lexicons", scratch / "data" / "lexicons")
         with ray_session(dashboard=True):
             plan = SweepPlan(
                 languages=[args.language],

@@ -303,7 +303,7 @@ def of_language(report: Report, language: str) -> Report:
 
 
 def emoji_tables(language: str, data: UPath, report: Report) -> list[UPath]:
-    """The emoji tables of a language in `data`: captions, names, and FreeDict's where it has it."""
+    """The emoji tables of a language in `data`: captions, names, and a lexicon if there is one."""
     from mla_ray import demo
 
     if is_local(data):

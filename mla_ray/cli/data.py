@@ -55,6 +55,28 @@ def data_animated(
     emit(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
 
 
+@data_app.command("stamps")
+def data_stamps(
+    languages: Annotated[str, typer.Option(help="BCP-47 codes, comma-separated.")] = "en,de",
+    out: Annotated[Path, typer.Option(help="The caption table, Parquet.")] = Path(
+        "data/stamps/captions.parquet"
+    ),
+    data: DataFolder = Path("data"),
+    as_json: Json = False,
+) -> None:
+    """Tux Paint's stamps with their descriptions, a test set, from a Debian package of 161 MB."""
+    from mla_ray.console import bars
+    from mla_ray.datasets import stamps
+
+    with bars() as report:
+        deb = stamps.fetch(data / "stamps")
+        made = stamps.write_table(deb, languages.split(","), out, report)
+    counted = made["language"].value_counts().to_pylist()
+    rows = {count["values"]: count["counts"] for count in counted}
+    lines = [f"captions: {out}", *(f"{language}: {count:,}" for language, count in rows.items())]
+    emit({"captions": str(out), "rows": rows}, as_json, "\n".join(lines))
+
+
 @data_app.command("make")
 def data_make(
     name: Annotated[str, typer.Argument(help="Of a public data set; `mla data check` lists them.")],

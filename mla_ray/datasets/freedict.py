@@ -1,16 +1,12 @@
 """FreeDict: a broad parallel corpus of words, from Debian by name, without root.
 
 A dictionary is a Debian package that holds a dictd index and a compressed text of articles. Only
-head words that the native can know are taken, and of each article only its translations. May
-import: nothing of ours.
+head words that the native can know are taken, and of each article only its translations.
+`read_articles` reads other dictionaries in dictd's format as well. May import: `datasets.debian`.
 """
 
 import gzip
-import io
 import re
-import subprocess
-import tarfile
-import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Set
@@ -19,6 +15,19 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
+
+from mla_ray.datasets import debian
+from mla_ray.datasets.debian import Unavailable
+
+__all__ = [
+    "LANGUAGES",
+    "Unavailable",
+    "fetch",
+    "read_articles",
+    "read_heads",
+    "read_pairs",
+    "read_words",
+]
 
 # BCP-47 to the three letters in FreeDict's package names.
 LANGUAGES: Mapping[str, str] = MappingProxyType(
@@ -41,7 +50,7 @@ _HEAD = re.compile(r"[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
 _PRONUNCIATION_OR_GRAMMAR = re.compile(r"\s+[/<\[].*")
 _NUMBER = re.compile(r"^\d+\. | \d+\.$")
 _COMMA_OUTSIDE_BRACKETS = re.compile(r"[,;،、，；](?![^<(\[]*[>)\]])")
-_REMARK = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
+_REMARK = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
 # Rude, or no longer used: the mark behind a line is meant for all of it.
 _MARKED = re.compile(
     r"\[(?:vulg|pej|slang|obs|archaic|dated|rare|alt|veraltet|veraltend|selten)\.?\]"
@@ -52,23 +61,11 @@ _UNCLEAN = re.compile(r"[\d.…:!?\"“”„«»‹›=~*/\\|{}<>()\[\]+_@#%&$�
 _SAID_OF_IT = re.compile(r'\{|^ +"', re.MULTILINE)
 
 
-class Unavailable(RuntimeError):
-    """Neither this machine nor Debian offers the dictionary."""
-
-
 def fetch(language: str, folder: Path) -> Path:
     """The dictionary's package in `folder`, downloaded by apt-get unless one is there."""
     if language not in LANGUAGES:
         raise Unavailable(f"FreeDict has no {language!r}; it has {', '.join(LANGUAGES)}")
-    name = f"dict-freedict-eng-{LANGUAGES[language]}"
-    if present := sorted(folder.glob(f"{name}_*.deb")):
-        return present[-1]
-    folder.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the move is atomic and an interrupted download leaves nothing.
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _run(["apt-get", "download", name], Path(scratch))
-        (deb,) = Path(scratch).glob("*.deb")
-        return deb.replace(folder / deb.name)
+    return debian.fetch(f"dict-freedict-eng-{LANGUAGES[language]}", folder)
 
 
 def read_pairs(deb: Path, language: str, known_words: Set[str]) -> pa.Table:
@@ -76,12 +73,12 @@ def read_pairs(deb: Path, language: str, known_words: Set[str]) -> pa.Table:
 
     `known_words` are lower-cased. A head word keeps its first `MAX_TRANSLATIONS` translations.
     """
-    articles: dict[str, list[str]] = defaultdict(list)
-    for head, body in _articles(deb, LANGUAGES[language]):
-        words = _WORD.findall(head.lower())
-        if len(words) <= 2 and known_words >= set(words) and _HEAD.fullmatch(head):
-            articles[head].append(body)
-    pairs = [(head, target) for head in articles for target in _translations(articles[head])]
+    pairs = [
+        (head, target)
+        for head, targets in read_heads(deb, language)
+        if len(words := _WORD.findall(head.lower())) <= 2 and known_words >= set(words)
+        for target in targets
+    ]
     return pa.table(
         {
             "source": pa.array([head for head, _ in pairs], pa.string()),
@@ -91,24 +88,45 @@ def read_pairs(deb: Path, language: str, known_words: Set[str]) -> pa.Table:
     )
 
 
+def read_heads(deb: Path, language: str) -> Iterator[tuple[str, list[str]]]:
+    """Each head word, a phrase or not, with its first `MAX_TRANSLATIONS` translations."""
+    articles: dict[str, list[str]] = defaultdict(list)
+    for head, body in _articles(deb, f"eng-{LANGUAGES[language]}"):
+        if _HEAD.fullmatch(head):
+            articles[head].append(body)
+    for head, bodies in articles.items():
+        yield head, _translations(bodies)
+
+
+def read_words(deb: Path, code: str) -> Iterator[tuple[str, list[str]]]:
+    """Words of the dictionary `code`, such as `fin-eng`, each with its English translations."""
+    for heads, body in _articles(deb, code):
+        glosses = [gloss for line in _senses(body) for gloss in _equivalents(line)]
+        if glosses:
+            yield heads, glosses
+
+
 def _articles(deb: Path, code: str) -> Iterator[tuple[str, str]]:
     """Head word, as it is written, and body of each article, in the order of the index."""
-    files = _run(["dpkg-deb", "--fsys-tarfile", str(deb.resolve())])
-    with tarfile.open(fileobj=io.BytesIO(files)) as archive:
-        path = f"./usr/share/dictd/freedict-eng-{code}"
-        index = _member(archive, f"{path}.index").decode()
-        text = gzip.decompress(_member(archive, f"{path}.dict.dz"))
+    for text in read_articles(deb, f"usr/share/dictd/freedict-{code}"):
+        article = unicodedata.normalize("NFC", text.replace("‐", "-"))
+        head, _, body = article.partition("\n")
+        head = _PRONUNCIATION_OR_GRAMMAR.sub("", head).strip()
+        yield head.removeprefix("to "), body
+
+
+def read_articles(deb: Path, path: str) -> Iterator[str]:
+    """The articles of a dictionary for dictd, `path` without the suffixes of its two files."""
+    index, zipped = debian.read(deb, f"{path}.index", f"{path}.dict.dz")
+    text = gzip.decompress(zipped)
     # Spellings of one head word share its article: each is read once.
     for place in dict.fromkeys(
         tuple(line.split("\t")[1:3])
-        for line in index.splitlines()
+        for line in index.decode().splitlines()
         if not line.startswith(("00database", "00-database"))
     ):
         offset, length = map(_number, place)
-        article = text[offset : offset + length].decode().replace("‐", "-")
-        head, _, body = unicodedata.normalize("NFC", article).partition("\n")
-        head = _PRONUNCIATION_OR_GRAMMAR.sub("", head).strip()
-        yield head.removeprefix("to "), body
+        yield text[offset : offset + length].decode()
 
 
 def _translations(bodies: list[str]) -> list[str]:
@@ -142,7 +160,7 @@ def _equivalents(line: str) -> Iterator[str]:
         if _LATIN_NAME.search(alternative):
             continue
         # Behind a tag such as <masc> there is only what is said of the word.
-        word = _REMARK.sub("", alternative).partition("<")[0].strip()
+        word = _REMARK.sub("", alternative).partition("<")[0].replace("~", " ").strip()
         if word and not _UNCLEAN.search(word) and len(word.split()) <= MAX_WORDS:
             yield word
 
@@ -150,24 +168,3 @@ def _equivalents(line: str) -> Iterator[str]:
 def _number(digits: str) -> int:
     """A number as dictd writes it: base 64, the highest digit first."""
     return reduce(lambda value, digit: value * 64 + _VALUE[digit], digits, 0)
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    try:
-        file = archive.extractfile(name)
-    except KeyError:
-        file = None
-    if file is None:
-        raise Unavailable(f"the package holds no {name}; delete it to fetch it anew")
-    return file.read()
-
-
-def _run(command: list[str], folder: Path | None = None) -> bytes:
-    try:
-        run = subprocess.run(command, cwd=folder, capture_output=True, check=False)
-    except FileNotFoundError:
-        raise Unavailable(f"{command[0]} is not on PATH: FreeDict needs Debian or Ubuntu") from None
-    if run.returncode:
-        reason = run.stderr.decode(errors="replace").strip()
-        raise Unavailable(f"{' '.join(command)} failed: {reason}")
-    return run.stdout
