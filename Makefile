@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo serve ablation test test-all check format data
+.PHONY: demo serve results test test-all check format data
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,8 +20,9 @@ demo: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/mla serve
 
-ablation: $(STAMP)
-	$(BIN)/mla demo --ablation
+# The paper's ablations: hours on a laptop; goes on where it was stopped.
+results: $(STAMP)
+	$(BIN)/mla reproduce --out docs
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not cluster and not server and not browser"

@@ -82,6 +82,8 @@ class AcquireConfig(Training):
     """Where the rows of a learned vocabulary start (`mla_ray.alignment`)."""
     hidden: int | None = Field(default=None, ge=1)
     """H of the acquirers; half the native's text width if not given, as in the paper."""
+    acquirers: bool = True
+    """Whether acquirers train; else they stay the identity that they start as: an ablation."""
     held_out: HeldOut = HeldOut()
 
     def text_only(self) -> "AcquireConfig":

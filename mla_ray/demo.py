@@ -17,11 +17,11 @@ from rich.table import Table
 
 from mla_ray import report as reporting
 from mla_ray.cluster import ray_session
-from mla_ray.config import AcquireConfig, Stage
+from mla_ray.config import AcquireConfig
 from mla_ray.console import bars, stderr, stdout
 from mla_ray.datasets import emoji as emoji_data
-from mla_ray.datasets import freedict
 from mla_ray.datasets.emoji import Emoji
+from mla_ray.datasets.lexicons import Lexicon, lexicon
 from mla_ray.datasets.npm import fetch
 from mla_ray.evaluation import Evaluation, Gallery, evaluate
 from mla_ray.features import encode_texts
@@ -81,31 +81,32 @@ def emoji_tables(
 
 
 def tables(language: str, data: Path, report: Report) -> Tables:
-    """The demo's tables, made unless they are there; with FreeDict's where it has the language."""
+    """The demo's tables, made unless they are there; with a lexicon where there is one."""
     out = data / "emoji" / f"tables-{language}"
     if not (out / f"pairs-{language}.parquet").exists():
         emoji_tables(data, ["en", language], out, report)
     files = [out / "captions.parquet", out / f"pairs-{language}.parquet"]
     pairs = [pq.read_table(files[1])]
-    try:
-        files.append(_freedict(language, data, out))
-        pairs.append(pq.read_table(files[2]))
-        note = f"FreeDict, {pairs[1].num_rows:,} pairs, in half of every NLT batch"
-    except freedict.Unavailable as reason:
-        note = f"without FreeDict: {reason}"
+    found, file = _lexicon(language, data, out)
+    note = found.note
+    if found.pairs.num_rows:
+        files.append(file)
+        pairs.append(found.pairs)
+        note += ", in half of every NLT batch"
     return Tables(pq.read_table(files[0]), pairs, files, note)
 
 
-def _freedict(language: str, data: Path, out: Path) -> Path:
-    """The dictionary's pairs, of words the native knows."""
-    path = out / f"freedict-{language}.parquet"
-    if not path.exists():
-        deb = freedict.fetch(language, data / "freedict")
-        labels = Emoji(data / "emoji").labels("en").values()
-        texts = (text for label in labels for text in (label.name, *label.keywords))
-        known = {word for text in texts for word in WORD.findall(text.lower())}
-        _write(freedict.read_pairs(deb, language, known), path)
-    return path
+def _lexicon(language: str, data: Path, out: Path) -> tuple[Lexicon, Path]:
+    """Pairs of words the native knows; made anew while a source is missing."""
+    path = out / f"lexicon-{language}.parquet"
+    if path.exists() and not (kept := Lexicon.of_table(pq.read_table(path))).missing:
+        return kept, path
+    labels = Emoji(data / "emoji").labels("en").values()
+    texts = (text for label in labels for text in (label.name, *label.keywords))
+    known = {word for text in texts for word in WORD.findall(text.lower())}
+    found = lexicon(language, data / "lexicons", known)
+    _write(found.table(), path)
+    return found, path
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -253,62 +254,3 @@ def show(result: dict[str, Any]) -> None:
     stdout.print(table)
     place = f"{result['report']}\n{result['contact_sheet']}\n{result['seconds']:.0f} s"
     stdout.print(place, soft_wrap=True)
-
-
-# --- ablation ----------------------------------------------------------------------------------
-
-SEEDS = (0, 1, 2)
-
-
-def ablate(language: str, run: Path, data: Path) -> list[dict[str, Any]]:
-    """NLT alone, LE alone, and NLT then LE, at the same total steps; AR of each on three seeds."""
-    total = CONFIG.nlt.steps + CONFIG.le.steps
-    arms = {
-        "NLT": (total, 0, CONFIG.le.lr),
-        # Alone, LE starts from nothing and needs NLT's rate, not the small one of a second stage.
-        "LE": (0, total, CONFIG.nlt.lr),
-        "NLT + LE": (CONFIG.nlt.steps, CONFIG.le.steps, CONFIG.le.lr),
-    }
-    rows = []
-    with bars() as report:
-        made = tables(language, data, report)
-        native = Native.load(NATIVE)
-        test = made.split("test")
-        gallery = Gallery.of(native, test)
-        corpus = made.corpus(language)
-        with ray_session():
-            for name, (nlt, le, le_lr) in arms.items():
-                for seed in SEEDS:
-                    config = CONFIG.model_copy(
-                        update={
-                            "nlt": CONFIG.nlt.model_copy(update={"steps": nlt}),
-                            "le": Stage(steps=le, batch=CONFIG.le.batch, lr=le_lr),
-                            "seed": seed,
-                        }
-                    )
-                    folder = run / "ablation" / f"{name.replace(' ', '')}-{seed}"
-
-                    def labelled(p: Progress, label: str = f"{name} {seed}") -> None:
-                        report(Progress(f"{label} {p.phase}", p.done, p.total, p.note))
-
-                    packs = acquire(
-                        NATIVE,
-                        [corpus],
-                        config,
-                        folder,
-                        store=data / "features",
-                        resume=True,
-                        report=labelled,
-                    )
-                    pack = LanguagePack.load(packs[language], native)
-                    recall = evaluate(_encode(pack), language, test, gallery).ranks.recall()
-                    rows.append({"stages": name, "seed": seed, **recall.as_dict()})
-    return rows
-
-
-def ablation_text(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'stages':10}  AR by seed            mean"]
-    for name in dict.fromkeys(row["stages"] for row in rows):
-        ars = [row["AR"] for row in rows if row["stages"] == name]
-        lines.append(f"{name:10}  {'  '.join(f'{ar:5.1f}' for ar in ars)}  {np.mean(ars):8.1f}")
-    return "\n".join(lines)

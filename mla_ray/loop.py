@@ -113,7 +113,7 @@ def train(job: Job, outside: Outside = Outside(), *, cpu: bool = True) -> bool:
     """
     config = job.config
     accelerator = accelerator_of(config, cpu)
-    state = _State(job, config, accelerator.device)
+    state = State(job, config, accelerator.device)
     leader = accelerator.is_main_process
     resumed = state.resume()
     if leader and not resumed:
@@ -130,7 +130,7 @@ def train(job: Job, outside: Outside = Outside(), *, cpu: bool = True) -> bool:
         )
     finished = False
     try:
-        finished = _run(state, config, accelerator, outside, watch)
+        finished = run_stages(state, config, accelerator, outside, watch)
     finally:
         if watch:
             watch.close(finished)
@@ -145,8 +145,8 @@ def accelerator_of(config: Training, cpu: bool) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
 
 
-def _run(
-    state: "_State",
+def run_stages(
+    state: "State",
     config: AcquireConfig,
     accelerator: Accelerator,
     outside: Outside,
@@ -202,7 +202,7 @@ def _run(
     return True
 
 
-def _save(state: "_State", outside: Outside, watch: Watch | None) -> None:
+def _save(state: "State", outside: Outside, watch: Watch | None) -> None:
     """A checkpoint; every worker comes here, rank 0 writes it."""
     folder = None
     if watch:
@@ -226,15 +226,22 @@ class _Meter:
         return {"texts/s": rate, "eta_s": (stage.steps - step) * stage.batch / rate}
 
 
-class _State:
+class State:
     """What trains, its optimizer, where in the stages it is, and the best it was."""
 
-    def __init__(self, job: Job, config: AcquireConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        job: Job,
+        config: AcquireConfig,
+        device: torch.device,
+        native: Native | None = None,
+    ) -> None:
         self.job, self.config, self.device = job, config, device
         spec = job.spec
         self.run, self.store = at(job.run), at(job.store)
         self.data = at(job.tables) / "data"
-        self.native = Native.load(spec["native"], str(device))
+        # One that is given trains, too: ablations do that, in a subclass.
+        self.native = native or Native.load(spec["native"], str(device))
         if self.native.fingerprint != spec["fingerprint"]:
             raise ValueError(f"native {spec['native']!r} here is not the one the run began with")
         self.languages: list[str] = sorted(spec["tables"])
@@ -256,6 +263,8 @@ class _State:
         if start:
             encoder = self.encoders[self.languages[0]]
             encoder.load_state_dict({"embedding.rows.weight": init["rows"], **start})
+        for encoder in self.encoders.values():
+            encoder.acquirers.requires_grad_(config.acquirers)
         self.encoders.to(device)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
@@ -342,14 +351,14 @@ class _State:
     def _tables(self, language: str, stage: str) -> list[Table]:
         store = FeatureStore(self.store, self.native.fingerprint, KIND[stage])  # type: ignore[index]
         names = sorted(n for n in self.job.spec["tables"][language] if n.startswith(stage))
-        row_of = self._tokenizer_of(np.arange(len(self.tokens))).row_of
+        row_of = self.tokenizer_of(np.arange(len(self.tokens))).row_of
         folder = self.data / language
         return [
             Table(folder / name, row_of, store, self.config.seed, number)
             for number, name in enumerate(names)
         ]
 
-    def _tokenizer_of(self, rows: npt.NDArray[np.int64]) -> LanguageTokenizer:
+    def tokenizer_of(self, rows: npt.NDArray[np.int64]) -> LanguageTokenizer:
         return LanguageTokenizer(self.tokenizer, self.tokens[rows], self.native.text.context_length)
 
     # -- held-out figures --
@@ -489,7 +498,7 @@ class _State:
             if self.best:
                 held = {"held_out_AR": round(self.best_ar, 2), "step": self.best_step}
                 card = card.model_copy(update={"metrics": held})
-            pack = LanguagePack(card, own, self._tokenizer_of(rows.numpy()))
+            pack = LanguagePack(card, own, self.tokenizer_of(rows.numpy()))
             pack.save(self.run / "packs" / stage / language)
 
     def finish(self) -> None:

@@ -10,6 +10,8 @@ Memory is bounded by a block and by the sample that the vocabulary is learned fr
 number of rows. May import: `blocks`, `tokenizers`, `alignment`, `pack`, `native`; never Ray.
 """
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -130,6 +132,12 @@ def tables_spec(spec: dict[str, Any]) -> dict[str, Any]:
     config["held_out"] = (held["of"], held["size"]) if held["every"] else None
     made_of = {name: spec.get(name) for name in ("fingerprint", "sources", "start")}
     return made_of | {"config": config}
+
+
+def tables_key(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) -> str:
+    """A name for a folder of prepared tables: the same for runs that may share them."""
+    spec = tables_spec(spec_of(native, corpora, config))
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def sources(corpora: Sequence[Corpus]) -> dict[str, Any]:

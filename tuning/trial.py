@@ -7,8 +7,6 @@ After a crash of the driver the acquisition goes on from its own checkpoint, in 
 bears the trial's id.
 """
 
-import hashlib
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +18,7 @@ from upath import UPath
 from mla_ray.config import AcquireConfig, HeldOut
 from mla_ray.loop import DONE, Outside
 from mla_ray.native import Native
-from mla_ray.preparing import Corpus, spec_of, tables_spec
+from mla_ray.preparing import Corpus, tables_key
 from mla_ray.progress import Stopped
 from mla_ray.storage import at, read_json
 from mla_ray.training import Workers, acquire, gpus_of
@@ -64,9 +62,7 @@ class Task:
 
     def tables(self, native: Native, config: AcquireConfig) -> UPath:
         """Where the tables of these settings are: trials that differ in the rest share them."""
-        spec = tables_spec(spec_of(native, [self.corpus], config))
-        key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
-        return at(self.root) / "prepared" / key
+        return at(self.root) / "prepared" / tables_key(native, [self.corpus], config)
 
 
 def run_trial(point: dict[str, Any], task: Task) -> None:

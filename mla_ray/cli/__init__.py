@@ -9,6 +9,7 @@ import typer
 
 from mla_ray.cli.data import data_app
 from mla_ray.cli.pack import pack_app
+from mla_ray.cli.reproduce import reproduce
 from mla_ray.cli.retrieve import evaluate, index_command, search
 from mla_ray.cli.show import demo, serve
 from mla_ray.cli.train import acquire, finetune, sweep
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "serve": serve,
     "finetune": finetune,
+    "reproduce": reproduce,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -72,20 +72,13 @@ def demo(
     language: Annotated[str, typer.Option(help="A language that CLDR names emoji in.")] = "de",
     run: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
     data: DataFolder = Path("data"),
-    ablation: Annotated[
-        bool, typer.Option("--ablation", help="NLT, LE and both at equal steps, three seeds.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Acquire a language on emoji, measure it, index it and search it."""
     from mla_ray import demo as story
 
-    if ablation:
-        rows = story.ablate(language, run, data)
-        emit(rows, as_json, story.ablation_text(rows))
+    result = story.tell(language, run, data)
+    if as_json:
+        emit(result, as_json, "")
     else:
-        result = story.tell(language, run, data)
-        if as_json:
-            emit(result, as_json, "")
-        else:
-            story.show(result)
+        story.show(result)

@@ -1,0 +1,66 @@
+"""What reproduces: `mla reproduce`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mla_ray.cli.options import DataFolder, Json, NativeName, emit
+
+
+def reproduce(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Tables of the ablations; all if none is named.")
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Comma-separated; twelve of several scripts if not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each run, from 0 on.")] = 3,
+    run: Annotated[
+        Path, typer.Option(help="Where records are kept; the same again goes on with them.")
+    ] = Path("runs/reproduce"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page; that of --run if not given.")
+    ] = None,
+    only_page: Annotated[
+        bool, typer.Option("--page", help="Write the page of the records there are; run nothing.")
+    ] = False,
+    native: NativeName = "emoji-clip",
+    data: DataFolder = Path("data"),
+    as_json: Json = False,
+) -> None:
+    """Remake the paper's ablations on emoji: tables, a plot, and which of its claims held."""
+    from mla_ray.cluster import ray_session
+    from mla_ray.console import bars
+    from mla_ray.reproduce import ablations, grid, material, page
+    from mla_ray.reproduce.figures import Results
+
+    unknown = sorted(set(tables or []) - set(ablations.TABLES))
+    if unknown:
+        known = ", ".join(ablations.TABLES)
+        raise ValueError(f"no table {', '.join(unknown)}; there are {known}")
+    chosen = [ablations.TABLES[name] for name in tables or ablations.TABLES]
+    of = tuple(languages.split(",")) if languages else ablations.LANGUAGES
+    every = ablations.runs(chosen, of, range(seeds))
+    run = run.absolute()
+    with bars() as report:
+        made = material.gather(native, of, data.absolute(), run, report)
+        if only_page:
+            records = grid.Records(run, made)
+        else:
+            with ray_session():
+                records = grid.measure_all(every, made, run, report)
+    known_runs = [each for each in every if records.get(each)]
+    results = Results(
+        {grid.ENGLISH: records.get(None) or {}}
+        | {each.key: records.get(each) or {} for each in known_runs},
+        of,
+        range(seeds),
+    )
+    command = " ".join(["mla reproduce", *(tables or [])])
+    if languages:
+        command += f" --languages {languages}"
+    if seeds != len(ablations.SEEDS):
+        command += f" --seeds {seeds}"
+    figures = page.write(results, chosen, out or run, command)
+    emit(figures, as_json, f"{len(known_runs)} of {len(every)} runs: {(out or run) / 'results.md'}")

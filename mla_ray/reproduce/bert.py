@@ -1,0 +1,94 @@
+"""A multilingual BERT made here: what M-BERT is to the paper, small enough for a laptop.
+
+One WordPiece vocabulary for all languages, and embeddings from masked language modelling on their
+texts. It stands for M-BERT where no hub can be reached; where one can, settings name
+`bert-base-multilingual-cased` itself. May import: tokenizers, transformers, torch; never Ray.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import BertWordPieceTokenizer
+from torch import Tensor
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WIDTH, LAYERS, HEADS, LONGEST = 256, 2, 4, 32
+MASKED = 0.15
+
+
+def pretrain(
+    texts: Sequence[str],
+    folder: Path,
+    *,
+    vocab_size: int = 24_000,
+    steps: int = 1_000,
+    batch: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> None:
+    """Write a BERT pretrained on `texts` to `folder`, in the layout of transformers.
+
+    Masked language modelling as BERT's: 15 % of the tokens are asked for, of which 80 % are
+    masked, 10 % are another token and 10 % stay (Devlin et al. 2019, section 3.1).
+    """
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    # Accents are part of a word: Czech "byt" and "být" are two.
+    tokenizer = BertWordPieceTokenizer(lowercase=True, strip_accents=False)
+    tokenizer.train_from_iterator(
+        texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.enable_truncation(LONGEST)
+    ids = [torch.tensor(e.ids) for e in tokenizer.encode_batch(list(texts))]
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    size = tokenizer.get_vocab_size()
+    config = BertConfig(
+        vocab_size=size,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=2 * WIDTH,
+        max_position_embeddings=LONGEST,
+    )
+    model = BertForMaskedLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    for _ in range(steps):
+        rows = torch.randint(len(ids), (batch,), generator=generator).tolist()
+        ids_BL = torch.nn.utils.rnn.pad_sequence([ids[row] for row in rows], batch_first=True)
+        masked_BL, wanted_BL = mask(ids_BL, tokenizer.token_to_id("[MASK]"), size, generator)
+        loss = model(
+            input_ids=masked_BL, attention_mask=(ids_BL != 0).long(), labels=wanted_BL
+        ).loss
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        progress(1)
+    scratch = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.bert.save_pretrained(scratch)
+    tokenizer.no_truncation()
+    tokenizer.save(str(scratch / "tokenizer.json"))
+    BertTokenizerFast(tokenizer_file=str(scratch / "tokenizer.json")).save_pretrained(scratch)
+    scratch.replace(folder)
+
+
+def mask(
+    ids_BL: Tensor, mask_id: int, vocabulary: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Token ids with some hidden, and what is asked for [B, L]: the hidden ids, elsewhere -100."""
+    draw_BL = torch.rand(ids_BL.shape, generator=generator)
+    asked_BL = (draw_BL < MASKED) & (ids_BL >= len(SPECIAL))
+    if not asked_BL.any():  # a loss over nothing is no number
+        asked_BL[0, 1] = True
+    how_BL = torch.rand(ids_BL.shape, generator=generator)
+    other_BL = torch.randint(len(SPECIAL), vocabulary, ids_BL.shape, generator=generator)
+    masked_BL = torch.where(asked_BL & (how_BL < 0.8), mask_id, ids_BL)
+    masked_BL = torch.where(asked_BL & (how_BL >= 0.9), other_BL, masked_BL)
+    return masked_BL, torch.where(asked_BL, ids_BL, -100)

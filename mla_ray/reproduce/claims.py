@@ -1,0 +1,103 @@
+"""The paper's claims that these tables can speak to, and what they say. May import: `figures`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mla_ray.reproduce import ablations as ab
+from mla_ray.reproduce.ablations import Variant
+from mla_ray.reproduce.figures import Figure, Results, figure
+
+Verdict = Literal["held", "did not hold", "cannot be told"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    verdict: Verdict
+    text: str
+
+
+def claims(results: Results) -> list[Claim]:
+    """Those whose runs are there."""
+    return [*_compared(results), *_english(results), *_turn(results)]
+
+
+def _difference(results: Results, better: Variant, worse: Variant) -> Figure | None:
+    languages = results.complete([better, worse])
+    sides = [
+        [shares for language in languages if (shares := results.shares(v, language)) is not None]
+        for v in (better, worse)
+    ]
+    return figure(*sides) if languages else None
+
+
+def verdict(found: Figure) -> Verdict:
+    """Of the claim that a difference is above zero."""
+    if found.low > 0:
+        return "held"
+    return "did not hold" if found.high < 0 else "cannot be told"
+
+
+def _compared(results: Results) -> Iterator[Claim]:
+    compared = (
+        ("Language Exposure adds to Native Language Transfer", ab.FULL, ab.NLT_ALONE),
+        ("both stages are better than Language Exposure alone", ab.FULL, ab.LE_ALONE),
+        ("language acquirers add to a trained embedding alone", ab.FULL, ab.NO_ACQUIRERS),
+        (
+            "embeddings of a multilingual BERT are better than rows at random",
+            ab.M_BERT_LIKE,
+            ab.AT_RANDOM,
+        ),
+        (
+            "here, rows aligned with the native's own embeddings are better than those of a small "
+            "multilingual BERT",
+            ab.FULL,
+            ab.M_BERT_LIKE,
+        ),
+        ("larger acquirers are better (H = 256 against 16)", ab.HIDDEN[-1], ab.HIDDEN[0]),
+        ("more data is better (all of it against 30 %)", ab.FULL, ab.SHARES[-1]),
+        ("languages are better acquired together than alone", ab.TOGETHER, ab.FULL),
+    )
+    for text, better, worse in compared:
+        if found := _difference(results, better, worse):
+            yield Claim(verdict(found), f"{text}: {found.signed}")
+
+
+def _english(results: Results) -> Iterator[Claim]:
+    english, languages = results.english(), results.complete([ab.TOWER, ab.FULL])
+    after = [results.shares(ab.TOWER, language, of="en") for language in languages]
+    found = figure([shares for shares in after if shares is not None]) if languages else None
+    against = _difference(results, ab.FULL, ab.TOWER)
+    if english and found and against:
+        yield Claim(
+            "held" if found.high < english.mean else "did not hold",
+            f"tuning the whole text tower costs English, acquirers do not: {found} after it, "
+            f"{english.mean:.1f} before. In the new language acquirers are {against.signed} "
+            "against it",
+        )
+
+
+def _turn(results: Results) -> Iterator[Claim]:
+    first = results.languages[0]
+    for variant, text in (
+        (ab.PACKS_IN_TURN, "a language added later leaves the others and English as they are"),
+        (ab.TOWER_IN_TURN, "without acquirers it does not"),
+    ):
+        lost = {}
+        for language, since in (("en", 0), (first, 1)):
+            sides = [
+                results.shares(variant, first, f"emoji after {number}", language)
+                for number in (since, ab.IN_TURN)
+            ]
+            before, after = sides
+            if before is not None and after is not None:
+                lost[language] = figure([after], [before])
+        if len(lost) == 2:
+            same = all(found.mean == 0 == found.low == found.high for found in lost.values())
+            worse = all(found.high < 0 for found in lost.values())
+            held = same if variant is ab.PACKS_IN_TURN else worse
+            yield Claim(
+                "held" if held else "did not hold",
+                f"{text}: after {ab.IN_TURN} languages English {lost['en'].signed}, the first "
+                f"of them {lost[first].signed}",
+            )

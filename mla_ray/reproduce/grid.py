@@ -1,0 +1,141 @@
+"""All runs on Ray, as many at a time as there are cores; what was measured is kept.
+
+    records.jsonl   a line for each run that is done; never rewritten, a torn last line is dropped
+    shared/         prepared tables
+    scratch/        of runs under way
+    tests/, bert/   `reproduce.material`
+
+May import: Ray, and everything of `reproduce`.
+"""
+
+import hashlib
+import json
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mla_ray.native import Native
+from mla_ray.progress import Progress, Report, Stopped
+from mla_ray.reproduce.ablations import FULL, Run
+from mla_ray.reproduce.material import Material
+from mla_ray.reproduce.runs import Prepared, english, measure
+from mla_ray.storage import at
+from mla_ray.training import Workers, encode, gpus_of
+
+ENGLISH = "English"
+"""Key of the record of the native itself."""
+
+SCRATCH = "scratch"
+
+Record = dict[str, Any]
+
+
+class Records:
+    """The records of a folder, by run. Those of other data, settings or natives are not seen."""
+
+    def __init__(self, folder: Path, material: Material) -> None:
+        self.path = folder / "records.jsonl"
+        self.common = [Native.load(material.native).fingerprint, material.digest()]
+        self.every: dict[str, Record] = {}
+        if self.path.exists():
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):  # a kill while it was written
+                lines.pop()
+                self.path.write_bytes(b"".join(lines))
+            for line in lines:
+                record = json.loads(line)
+                self.every[record["run"]] = record
+
+    def made_of(self, run: Run | None) -> str:
+        """Of what a run's figures are."""
+        config = run.variant.config(run.seed, len(run.languages)).model_dump() if run else None
+        variant = run.variant.as_dict() if run else None
+        what = json.dumps([self.common, variant, config], sort_keys=True)
+        return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+    def get(self, run: Run | None) -> Record | None:
+        record = self.every.get(run.key if run else ENGLISH)
+        return record if record and record["of"] == self.made_of(run) else None
+
+    def add(self, run: Run | None, found: Record) -> None:
+        key = run.key if run else ENGLISH
+        self.every[key] = {"run": key, "of": self.made_of(run), **found}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.every[key]) + "\n")
+
+
+def measure_all(
+    runs: Sequence[Run],
+    material: Material,
+    folder: Path,
+    report: Report,
+    stop: threading.Event | None = None,
+) -> Records:
+    """Do the runs that have no record; the caller has started Ray. May be killed: it goes on.
+
+    Raises:
+        Stopped: `stop` was set. Runs under way are lost, all others are kept.
+        ray.exceptions.RayTaskError: a run failed; the others that were done are kept.
+
+    """
+    import ray
+
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of runs that were cut off
+    records = Records(folder, material)
+    if records.get(None) is None:
+        records.add(None, english(material))
+    missing = [run for run in runs if records.get(run) is None]
+    if missing:
+        _encode(missing, material, folder, report)
+    gpus = gpus_of(Workers(), ray.cluster_resources())
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_task)
+    done = len(runs) - len(missing)
+    report(Progress("runs", done, len(runs)))
+    coming = iter(missing)
+    under_way: dict[Any, Run] = {}
+    try:
+        while True:
+            # A few more than there is room for, so that nothing waits for the next.
+            room = 2 + int(ray.cluster_resources().get("CPU", 1))
+            for run in _next(coming, room - len(under_way)):
+                under_way[task.remote(run, material, folder)] = run
+            if not under_way:
+                return records
+            ended, _ = ray.wait(list(under_way), timeout=1.0)
+            for ref in ended:
+                run = under_way.pop(ref)
+                records.add(run, ray.get(ref))
+                done += 1
+                report(Progress("runs", done, len(runs), run.key))
+            if stop is not None and stop.is_set():
+                raise Stopped(f"{folder}: stopped; run the same again to go on")
+    finally:
+        for ref in under_way:
+            ray.cancel(ref, force=True)
+
+
+def _next(coming: Iterator[Run], count: int) -> Iterator[Run]:
+    for _ in range(count):
+        if (run := next(coming, None)) is not None:
+            yield run
+
+
+def _task(run: Run, material: Material, folder: Path) -> Record:
+    scratch = folder / SCRATCH / secrets.token_hex(8)
+    try:
+        return measure(run, material, scratch, folder / "shared")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _encode(runs: Sequence[Run], material: Material, folder: Path, report: Report) -> None:
+    """Features of all texts and images, before any run needs them: encoding takes all cores."""
+    native = Native.load(material.native)
+    for language in dict.fromkeys(language for run in runs for language in run.languages):
+        alone = Run(FULL, (language,), runs[0].seed)
+        prepared = Prepared.of(alone, [language], native, material, folder / "shared")
+        encode(native, prepared.corpora, prepared.tables, at(material.store), report)

@@ -1,0 +1,171 @@
+"""The data of all runs: made once, by whoever starts them, and read by every run.
+
+    tests/<set>.parquet, tests/<set>.npz   captions; the images' ids and features
+    bert/                                  `reproduce.bert`, of all languages' texts
+
+May import: everything below `cli`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mla_ray import demo
+from mla_ray.console import stderr
+from mla_ray.datasets import stamps
+from mla_ray.evaluation import Gallery
+from mla_ray.native import Native
+from mla_ray.preparing import Corpus
+from mla_ray.progress import Report, counting
+from mla_ray.reproduce import bert
+
+STEPS = 1_000
+"""Of the BERT's pretraining."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Where the data of the runs is, on a disk that all of them see."""
+
+    native: str
+    store: str
+    corpora: dict[str, Corpus]
+    tests: str
+    sets: tuple[str, ...]
+    bert: str
+
+    def test(self, name: str) -> tuple[pa.Table, Gallery]:
+        """Captions of a test set, in all languages and English, and its images' features."""
+        folder = Path(self.tests)
+        kept = np.load(folder / f"{name}.npz")
+        gallery = Gallery(kept["ids"].tolist(), kept["features"])
+        return pq.read_table(folder / f"{name}.parquet"), gallery
+
+    def digest(self) -> str:
+        """Of all tables: runs of other data are other runs."""
+        files = [
+            Path(str(file))
+            for corpus in self.corpora.values()
+            for file in (*corpus.pairs, corpus.captions)
+            if file
+        ]
+        files += [Path(self.tests) / f"{name}.parquet" for name in self.sets]
+        found = hashlib.sha256()
+        for file in files:
+            found.update(hashlib.sha256(file.read_bytes()).digest())
+        return found.hexdigest()
+
+
+def gather(
+    native_name: str, languages: Sequence[str], data: Path, folder: Path, report: Report
+) -> Material:
+    """The emoji of some languages, the stamps, and a BERT, unless they are there."""
+    native = Native.load(native_name)
+    made = {language: demo.tables(language, data, report) for language in languages}
+    tests, sets = folder / "tests", ["emoji"]
+    tags = ["en", *languages]
+    if not _kept(tests / "emoji", tags):
+        emoji = [tables.split("test") for tables in made.values()]
+        _keep(native, emoji, tests / "emoji", tags, report)
+    try:
+        if not _kept(tests / "stamps", tags):
+            found = stamps.stamps(stamps.fetch(data / "stamps"), report)
+            _keep(native, [stamps.captions(found, tags)], tests / "stamps", tags, report)
+        sets.append("stamps")
+    except stamps.Unavailable as reason:
+        stderr.print(f"without the stamps: {reason}")
+    corpora = {language: tables.corpus(language) for language, tables in made.items()}
+    learned = folder / "bert"
+    if not (learned / "tokenizer.json").exists():
+        texts = sorted(
+            {
+                text
+                for tables in made.values()
+                for table, column in (
+                    *((pairs, "target") for pairs in tables.pairs),
+                    (tables.split("train"), "caption"),
+                )
+                for text in table[column].to_pylist()
+            }
+        )
+        bert.pretrain(
+            texts, learned, steps=STEPS, progress=counting(report, "multilingual BERT", STEPS)
+        )
+    return Material(
+        native_name,
+        str(data / "features"),
+        corpora,
+        str(folder / "tests"),
+        tuple(sets),
+        str(learned),
+    )
+
+
+def _kept(path: Path, languages: Sequence[str]) -> bool:
+    """Whether a test set of these languages is there."""
+    table = path.with_suffix(".parquet")
+    if not table.exists():
+        return False
+    about = pq.read_schema(table).metadata or {}
+    return about.get(b"languages") == ",".join(languages).encode()
+
+
+def _keep(
+    native: Native,
+    tables: Sequence[pa.Table],
+    path: Path,
+    languages: Sequence[str],
+    report: Report,
+) -> None:
+    """Captions of all languages, and the features of the images that they caption."""
+    columns = ["image_id", "language", "caption"]
+    rows = pa.concat_tables([table.select(columns) for table in tables])
+    rows = rows.group_by(columns, use_threads=False).aggregate([])  # English is in every table
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = pa.concat_tables([table.select(["image_id", "image"]) for table in tables])
+    count = len(pa.compute.unique(whole["image_id"]))
+    gallery = Gallery.of(native, whole, counting(report, f"{path.name} images", count))
+    np.savez(path.with_suffix(".npz"), ids=np.array(gallery.ids), features=gallery.features)
+    scratch = path.with_suffix(".tmp")
+    pq.write_table(rows.replace_schema_metadata({"languages": ",".join(languages)}), scratch)
+    scratch.replace(path.with_suffix(".parquet"))  # last: where it is, all is
+
+
+def part_of(corpus: Corpus, share: float, seed: int, folder: Path) -> Corpus:
+    """A corpus of a share of the training rows of every table; written into `folder`.
+
+    Of captions the images are drawn, each with all that is said of it in the language.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng([seed, round(1e6 * share)])
+
+    def written(table: pa.Table, name: str) -> str:
+        path = folder / name
+        pq.write_table(table, path)
+        return str(path)
+
+    pairs = []
+    for number, file in enumerate(corpus.pairs):
+        table = pq.read_table(file)
+        count = max(2, round(share * table.num_rows))
+        rows = np.sort(generator.permutation(table.num_rows)[:count])
+        pairs.append(written(table.take(rows), f"pairs-{number}.parquet"))
+    captions = corpus.captions
+    if captions is not None:
+        table = pq.read_table(captions)
+        train = table.filter(
+            pa.compute.and_(
+                pa.compute.equal(table["split"], "train"),
+                pa.compute.equal(table["language"], corpus.language),
+            )
+        )
+        ids = np.array(pa.compute.unique(train["image_id"]).to_pylist())
+        kept = generator.permutation(ids)[: max(2, round(share * len(ids)))]
+        train = train.filter(pa.compute.is_in(train["image_id"], pa.array(kept)))
+        captions = written(train, "captions.parquet")
+    return Corpus(corpus.language, pairs, captions)

@@ -1,0 +1,71 @@
+"""The baseline: all of the text tower is tuned on a language, as before there were acquirers.
+
+The same losses, batches and schedule; what trains besides the embedding block are the native's own
+blocks, positions, final norm and projection, in a copy. English and every other language go through
+the same tower afterwards. May import: everything below `training`; never Ray.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mla_ray.loop import Job, Outside, State, accelerator_of, run_stages
+from mla_ray.native import Native
+from mla_ray.optimizer import Optimizer
+from mla_ray.tokenizers import pad
+
+BATCH = 256
+
+
+class TunedTower(State):
+    """Training state of a run whose native trains, too.
+
+    Args:
+        job: a prepared run of one language.
+        native: tuned in place; not the object of anybody else.
+
+    """
+
+    def __init__(self, job: Job, native: Native) -> None:
+        self.tuned = {
+            name: weight
+            for name, weight in native.model.named_parameters()
+            # No English token is read, no image seen, and the temperature is fixed.
+            if not name.startswith("visual.") and "token_embedding" not in name
+            and not name.startswith("logit_")
+        }  # fmt: skip
+        for weight in self.tuned.values():
+            weight.requires_grad_(True)
+        super().__init__(job, job.config, native.device, native)
+
+    def new_optimizer(self) -> None:
+        rows = self.encoders[self.languages[0]].embedding.rows.weight  # type: ignore[union-attr]
+        dense: dict[str, nn.Parameter] = {
+            name: weight for name, weight in self.encoders.named_parameters() if weight is not rows
+        }
+        self.optimizer = Optimizer(dense | self.tuned, rows, self.config)  # type: ignore[arg-type]
+
+
+def tune(job: Job, native: Native) -> Callable[[Sequence[str]], Tensor]:
+    """Tune `native`'s text tower on a prepared run of one language.
+
+    Returns how texts of the language are encoded, to features [B, E]; it goes through the tower as
+    it is at the time of the call.
+    """
+    state = TunedTower(job, native)
+    run_stages(state, job.config, accelerator_of(job.config, cpu=True), Outside(), None)
+    (language,) = state.languages
+    tokenize = state.tokenizer_of(state.own[language].numpy())
+    encoder = state.encoders[language]
+    own = state.own[language]
+
+    @torch.inference_mode()
+    def encode(texts: Sequence[str]) -> Tensor:
+        tower = native.text
+        rows = [own.numpy()[ids] for ids in tokenize(texts)]
+        ids_BL, length_B = pad(rows, tower.context_length if tower.fixed_length else None)
+        features: Tensor = encoder(ids_BL, length_B)
+        return features.float()
+
+    return encode
