@@ -65,12 +65,18 @@ def gather(
     native_name: str, languages: Sequence[str], data: Path, folder: Path, report: Report
 ) -> Material:
     """The emoji of some languages, the stamps, and a BERT, unless they are there."""
-    native = Native.load(native_name)
-    made = {language: demo.tables(language, data, report) for language in languages}
-    tests, sets = folder / "tests", ["emoji"]
-    tags = ["en", *languages]
+    native, tests, learned = Native.load(native_name), folder / "tests", folder / "bert"
+    tags, sets = ["en", *languages], ["emoji"]
+    corpora: dict[str, Corpus] = {}
+    emoji: list[pa.Table] = []
+    texts: set[str] = set()
+    for language in languages:  # the images of one at a time are in memory
+        made = demo.tables(language, data, report)
+        corpora[language] = made.corpus(language)
+        emoji.append(made.split("test"))
+        for pairs in made.pairs:
+            texts.update(pairs["target"].to_pylist())
     if not _kept(tests / "emoji", tags):
-        emoji = [tables.split("test") for tables in made.values()]
         _keep(native, emoji, tests / "emoji", tags, report)
     try:
         if not _kept(tests / "stamps", tags):
@@ -79,23 +85,9 @@ def gather(
         sets.append("stamps")
     except stamps.Unavailable as reason:
         stderr.print(f"without the stamps: {reason}")
-    corpora = {language: tables.corpus(language) for language, tables in made.items()}
-    learned = folder / "bert"
     if not (learned / "tokenizer.json").exists():
-        texts = sorted(
-            {
-                text
-                for tables in made.values()
-                for table, column in (
-                    *((pairs, "target") for pairs in tables.pairs),
-                    (tables.split("train"), "caption"),
-                )
-                for text in table[column].to_pylist()
-            }
-        )
-        bert.pretrain(
-            texts, learned, steps=STEPS, progress=counting(report, "multilingual BERT", STEPS)
-        )
+        advance = counting(report, "multilingual BERT", STEPS)
+        bert.pretrain(sorted(texts), learned, steps=STEPS, progress=advance)
     return Material(
         native_name,
         str(data / "features"),
