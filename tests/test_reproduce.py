@@ -254,7 +254,7 @@ def test_masking_asks_for_no_frame_and_always_for_something() -> None:
     ids = torch.full((4, 6), 7)
     ids[:, 0], ids[:, -1], ids[0, 3:] = 2, 3, 0
     masked, wanted = bert.mask(ids, 4, 100, torch.Generator().manual_seed(0))
-    asked = wanted != -100
+    asked = wanted != bert.NOT_ASKED
     assert asked.any()
     assert (ids[asked] >= len(bert.SPECIAL)).all()
     assert torch.equal(masked[~asked], ids[~asked])

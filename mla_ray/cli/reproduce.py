@@ -44,7 +44,10 @@ def reproduce(
     every = ablations.runs(chosen, of, range(seeds))
     run = run.absolute()
     with bars() as report:
-        made = material.gather(native, of, data.absolute(), run, report)
+        bert = not only_page and any(
+            v.settings.get("vocabulary") for t in chosen for v in t.variants
+        )
+        made = material.gather(native, of, data.absolute(), run, report, with_bert=bert)
         if only_page:
             records = grid.Records(run, made)
         else:

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WIDTH, LAYERS, HEADS, LONGEST = 256, 2, 4, 32
 MASKED = 0.15
+NOT_ASKED = -100
 
 
 def pretrain(
@@ -62,9 +64,11 @@ def pretrain(
         rows = torch.randint(len(ids), (batch,), generator=generator).tolist()
         ids_BL = torch.nn.utils.rnn.pad_sequence([ids[row] for row in rows], batch_first=True)
         masked_BL, wanted_BL = mask(ids_BL, tokenizer.token_to_id("[MASK]"), size, generator)
-        loss = model(
-            input_ids=masked_BL, attention_mask=(ids_BL != 0).long(), labels=wanted_BL
-        ).loss
+        hidden_BLW = model.bert(
+            input_ids=masked_BL, attention_mask=(ids_BL != 0).long()
+        ).last_hidden_state
+        asked_BL = wanted_BL != NOT_ASKED  # the head is most of the work: on these alone
+        loss = cross_entropy(model.cls(hidden_BLW[asked_BL]), wanted_BL[asked_BL])
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -82,7 +86,7 @@ def pretrain(
 def mask(
     ids_BL: Tensor, mask_id: int, vocabulary: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Token ids with some hidden, and what is asked for [B, L]: the hidden ids, elsewhere -100."""
+    """Token ids with some hidden, and what is asked for [B, L]: the hidden ids or `NOT_ASKED`."""
     draw_BL = torch.rand(ids_BL.shape, generator=generator)
     asked_BL = (draw_BL < MASKED) & (ids_BL >= len(SPECIAL))
     if not asked_BL.any():  # a loss over nothing is no number
@@ -91,4 +95,4 @@ def mask(
     other_BL = torch.randint(len(SPECIAL), vocabulary, ids_BL.shape, generator=generator)
     masked_BL = torch.where(asked_BL & (how_BL < 0.8), mask_id, ids_BL)
     masked_BL = torch.where(asked_BL & (how_BL >= 0.9), other_BL, masked_BL)
-    return masked_BL, torch.where(asked_BL, ids_BL, -100)
+    return masked_BL, torch.where(asked_BL, ids_BL, NOT_ASKED)

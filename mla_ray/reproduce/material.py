@@ -24,7 +24,7 @@ from mla_ray.preparing import Corpus
 from mla_ray.progress import Report, counting
 from mla_ray.reproduce import bert
 
-STEPS = 1_000
+STEPS = 500
 """Of the BERT's pretraining."""
 
 
@@ -62,9 +62,15 @@ class Material:
 
 
 def gather(
-    native_name: str, languages: Sequence[str], data: Path, folder: Path, report: Report
+    native_name: str,
+    languages: Sequence[str],
+    data: Path,
+    folder: Path,
+    report: Report,
+    *,
+    with_bert: bool,
 ) -> Material:
-    """The emoji of some languages, the stamps, and a BERT, unless they are there."""
+    """The emoji of some languages, the stamps, and a BERT if wanted, unless they are there."""
     native, tests, learned = Native.load(native_name), folder / "tests", folder / "bert"
     tags, sets = ["en", *languages], ["emoji"]
     corpora: dict[str, Corpus] = {}
@@ -85,7 +91,7 @@ def gather(
         sets.append("stamps")
     except stamps.Unavailable as reason:
         stderr.print(f"without the stamps: {reason}")
-    if not (learned / "tokenizer.json").exists():
+    if with_bert and not (learned / "tokenizer.json").exists():
         advance = counting(report, "multilingual BERT", STEPS)
         bert.pretrain(sorted(texts), learned, steps=STEPS, progress=advance)
     return Material(
