@@ -3,12 +3,12 @@
 Every step keeps what it made, so that a second run, or one after a kill, goes on from there.
 """
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,6 @@ CONFIG = AcquireConfig()
 QUERIES, TOP = 6, 5
 QUERIED = "no skin tone, name in no pair, all its words"
 """The part that the queries shown are of."""
-WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,15 @@ def _lexicon(language: str, data: Path, out: Path) -> tuple[Lexicon, Path]:
         return kept, path
     labels = Emoji(data / "emoji").labels("en").values()
     texts = (text for label in labels for text in (label.name, *label.keywords))
-    known = {word for text in texts for word in WORD.findall(text.lower())}
+    known = {word for text in texts for word in words_of(text)}
     found = lexicon(language, data / "lexicons", known)
     _write(found.table(), path)
     return found, path
+
+
+def words_of(text: str) -> list[str]:
+    """Runs of letters and their marks, lower-cased; in Devanagari and Thai marks are vowels."""
+    return "".join(c if category(c)[0] in "LM" else " " for c in text.lower()).split()
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -118,9 +122,9 @@ def _write(table: pa.Table, path: Path) -> None:
 def subsets(evaluation: Evaluation, pairs: Sequence[pa.Table]) -> dict[str, Mask]:
     """The parts of a test that an average over it would hide."""
     texts = {text.lower() for table in pairs for text in table["target"].to_pylist()}
-    words = {word for text in texts for word in WORD.findall(text)}
+    words = {word for text in texts for word in words_of(text)}
     names = [name.lower() for name in evaluation.captions]
-    covered = np.array([words.issuperset(WORD.findall(name)) for name in names])
+    covered = np.array([words.issuperset(words_of(name)) for name in names])
     unseen = np.array([name not in texts for name in names])  # a dictionary may hold the name
     tone = np.array([has_skin_tone(image_id) for image_id in evaluation.image_ids])
     return {

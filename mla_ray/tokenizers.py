@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import (
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -27,6 +28,12 @@ from torch import Tensor
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 Ids = npt.NDArray[np.int32]
 
+# GPT-2's, which cuts a word at every mark: in Devanagari and Thai these are its vowels.
+_WORDS = Regex(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}+"
+    r"| ?[^\s\p{L}\p{M}\p{N}\u200c\u200d]+|\s+(?!\S)|\s+"
+)
+
 
 def learn(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE vocabulary of at most `vocab_size` tokens, learned from `texts`.
@@ -34,8 +41,20 @@ def learn(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Lower-cased NFKC; no text of any script is unknown to it. Every text becomes BOS ... EOS.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Strip(),
+            normalizers.Prepend(" "),  # the first word is spelled as the others
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_WORDS, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         texts,

@@ -52,6 +52,22 @@ def test_a_learned_vocabulary_keeps_to_its_size_and_learns_words(
     assert len(small.encode("Regenschirm").ids) > 3
 
 
+@pytest.mark.parametrize("word", ["कुत्ते", "ผู้หญิง", "কুকুর", "ကြောင်", "şapka", "भ्रष्ट\u200dक"])
+def test_a_word_is_not_cut_at_its_marks(word: str) -> None:
+    """Vowels of Devanagari and Thai are marks, not letters, to Unicode."""
+    tokenizer = learn([f"{word}, {word}"] * 4, 2_000)
+    ids = tokenizer.encode(word).ids
+    assert len(ids) == 3, tokenizer.encode(word).tokens
+
+
+def test_words_are_spelled_alike_wherever_they_stand(corpus: dict[str, list[str]]) -> None:
+    tokenizer = learn(corpus["de"] * 4, 2_000)
+    first, second = tokenizer.encode("hund katze").tokens[1:-1], tokenizer.encode("katze")
+    assert second.tokens[1:-1] == first[-len(second.tokens[1:-1]) :]
+    assert tokenizer.encode("  katze ").ids == second.ids
+    assert len(tokenizer.encode("").ids) == 2
+
+
 def test_the_same_texts_learn_the_same_tokenizer(corpus: dict[str, list[str]]) -> None:
     texts = [text for texts in corpus.values() for text in texts]
     assert len({learn(texts * 2, 450).to_str() for _ in range(4)}) == 1
