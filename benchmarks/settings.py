@@ -1,6 +1,6 @@
 """The paper's three settings on emoji, with a drawing style as the target data set.
 
-    python benchmarks/settings.py --pack runs/demo/packs/le/de [--steps 60] [--json settings.json]
+    python benchmarks/settings.py --pack runs/demo/packs/de [--steps 60] [--json settings.json]
 
 The target is Twemoji, which neither the bundled native nor any pack was trained on: drawings of the
 training concepts, nine tenths to train on and one tenth for validation, with their English names
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pack", type=Path, default=Path("runs/demo/packs/le/de"))
+    parser.add_argument("--pack", type=Path, default=Path("runs/demo/packs/de"))
     parser.add_argument("--native", default="emoji-clip")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--steps", type=int, default=60, help="Of each fine-tuning.")
