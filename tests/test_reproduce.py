@@ -160,7 +160,7 @@ def test_runs_of_other_data_are_not_taken(
 def test_the_page_says_what_was_run(
     records: grid.Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = Results(records.every, LANGUAGES, [0])
+    results = Results(records.of(ab.runs([TABLE], LANGUAGES, [0])), LANGUAGES, [0])
     monkeypatch.setattr(ab, "TABLES", {"some": TABLE})
     made = page.write(results, [TABLE], tmp_path, "mla reproduce some")
     text = (tmp_path / "results.md").read_text()
@@ -168,8 +168,18 @@ def test_the_page_says_what_was_run(
     assert "| a half | 2 |" in text
     assert made["tables"]["some"][0]["variant"] == "both"
     assert "English" in made["tables"]["some"][4], "what became of it is told of a tuned tower"
-    assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "results.json").read_text()) == made
+
+
+def test_somebody_elses_records_are_gone_on_from(
+    records: grid.Records, material: Material, tmp_path: Path
+) -> None:
+    runs = ab.runs([TABLE], LANGUAGES, [0])
+    grid.begin_with(records.path, tmp_path / "mine")
+    assert grid.Records(tmp_path / "mine", material).of(runs) == records.of(runs)
+    with pytest.raises(FileExistsError, match="leave --from out"):
+        grid.begin_with(records.path, tmp_path / "mine")
 
 
 # --- without Ray ---------------------------------------------------------------------------------

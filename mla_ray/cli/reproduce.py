@@ -22,6 +22,10 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the page; that of --run if not given.")
     ] = None,
+    records_file: Annotated[
+        Path | None,
+        typer.Option("--from", help="Records of others to go on from, such as docs/results.jsonl."),
+    ] = None,
     only_page: Annotated[
         bool, typer.Option("--page", help="Write the page of the records there are; run nothing.")
     ] = False,
@@ -43,6 +47,8 @@ def reproduce(
     of = tuple(languages.split(",")) if languages else ablations.LANGUAGES
     every = ablations.runs(chosen, of, range(seeds))
     run = run.absolute()
+    if records_file is not None:
+        grid.begin_with(records_file, run)
     with bars() as report:
         bert = not only_page and any(
             v.settings.get("vocabulary") for t in chosen for v in t.variants
@@ -53,17 +59,13 @@ def reproduce(
         else:
             with ray_session():
                 records = grid.measure_all(every, made, run, report)
-    known_runs = [each for each in every if records.get(each)]
-    results = Results(
-        {grid.ENGLISH: records.get(None) or {}}
-        | {each.key: records.get(each) or {} for each in known_runs},
-        of,
-        range(seeds),
-    )
+    found = records.of(every)
+    results = Results(found, of, range(seeds))
     command = " ".join(["mla reproduce", *(tables or [])])
     if languages:
         command += f" --languages {languages}"
     if seeds != len(ablations.SEEDS):
         command += f" --seeds {seeds}"
     figures = page.write(results, chosen, out or run, command)
-    emit(figures, as_json, f"{len(known_runs)} of {len(every)} runs: {(out or run) / 'results.md'}")
+    done = len(found) - 1
+    emit(figures, as_json, f"{done} of {len(every)} runs: {(out or run) / 'results.md'}")

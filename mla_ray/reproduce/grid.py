@@ -60,12 +60,31 @@ class Records:
         record = self.every.get(run.key if run else ENGLISH)
         return record if record and record["of"] == self.made_of(run) else None
 
+    def of(self, runs: Sequence[Run]) -> dict[str, Record]:
+        """The records of the native and of those runs that have one, by run."""
+        found = {ENGLISH: self.get(None) or {}}
+        return found | {run.key: record for run in runs if (record := self.get(run))}
+
     def add(self, run: Run | None, found: Record) -> None:
         key = run.key if run else ENGLISH
         self.every[key] = {"run": key, "of": self.made_of(run), **found}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(self.every[key]) + "\n")
+
+
+def begin_with(file: Path, folder: Path) -> None:
+    """Take over somebody's records; those of other data, settings or natives will not count.
+
+    Raises:
+        FileExistsError: `folder` has records of its own.
+
+    """
+    records = folder / "records.jsonl"
+    if records.exists():
+        raise FileExistsError(f"{records} is there already; leave --from out, or delete it")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, records)
 
 
 def measure_all(

@@ -1,6 +1,6 @@
 """What was found, for people: tables, a plot, and which of the paper's claims held here.
 
-    results.md, ablations.png, results.json
+    results.md, results.png, results.json; results.jsonl: the records that all of it is made of
 
 May import: `figures`, `ablations`, matplotlib.
 """
@@ -23,14 +23,14 @@ def write(results: Results, tables: Sequence[Table], out: Path, command: str) ->
     out.mkdir(parents=True, exist_ok=True)
     made = {table.name: rows(results, table) for table in tables}
     said = claims(results)
-    draw(results).savefig(out / "ablations.png", dpi=160)
+    draw(results).savefig(out / "results.png", dpi=160)
     english = results.english()
     parts = [
         "# Results: the paper's ablations on emoji",
         _intro(results, english, command),
         "## Which claims held",
         "\n".join(f"- **{claim.verdict}**: {claim.text}" for claim in said),
-        "![Differences, data, hidden size, languages in turn](ablations.png)",
+        "![Differences, data, hidden size, languages in turn](results.png)",
     ]
     for table in tables:
         parts += [f"## {table.title}", _table(results, table, made[table.name])]
@@ -47,6 +47,8 @@ def write(results: Results, tables: Sequence[Table], out: Path, command: str) ->
         "claims": [asdict(claim) for claim in said],
     }
     (out / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
+    lines = "".join(json.dumps(record) + "\n" for record in results.records.values())
+    (out / "results.jsonl").write_text(lines)
     return figures
 
 
@@ -117,7 +119,8 @@ def _shares(results: Results, variant: Variant, language: str) -> Any:
 
 def _intro(results: Results, english: Figure | None, command: str) -> str:
     return (
-        f"`{command}` remakes this page. AR on the emoji test split: names of test concepts "
+        f"`{command}` remakes this page, goes on where it was stopped, and with `--from "
+        "results.jsonl` where this one is. AR on the emoji test split: names of test concepts "
         "against Twemoji, a drawing style that nothing was trained on. English, the native itself, "
         f"reaches {english}. {len(results.languages)} languages, seeds "
         f"{', '.join(map(str, results.seeds))}. All runs have {ab.BASE.nlt.steps} steps of NLT and "
