@@ -64,15 +64,17 @@ def _compared(results: Results) -> Iterator[Claim]:
 
 
 def _english(results: Results) -> Iterator[Claim]:
-    english, languages = results.english(), results.complete([ab.TOWER, ab.FULL])
+    languages = results.complete([ab.TOWER, ab.FULL])
+    before = results.english_shares()
     after = [results.shares(ab.TOWER, language, of="en") for language in languages]
-    found = figure([shares for shares in after if shares is not None]) if languages else None
+    each = [shares for shares in after if shares is not None]
     against = _difference(results, ab.FULL, ab.TOWER)
-    if english and found and against:
+    if before is not None and each and against:
+        lost = figure(each, [before.repeat(len(each[0]), 0)] * len(each))
         yield Claim(
-            "held" if found.high < english.mean else "did not hold",
-            f"tuning the whole text tower costs English, acquirers do not: {found} after it, "
-            f"{english.mean:.1f} before. In the new language acquirers are {against.signed} "
+            "held" if lost.high < 0 else "did not hold",
+            f"tuning the whole text tower costs English, acquirers do not: {lost.signed} by the "
+            f"tower, nothing by acquirers. In the new language acquirers are {against.signed} "
             "against it",
         )
 

@@ -89,9 +89,14 @@ class Results:
             if all(self.shares(variant, language) is not None for variant in variants)
         ]
 
-    def english(self, test: str = "emoji") -> Figure | None:
+    def english_shares(self, test: str = "emoji") -> Floats | None:
+        """What each image adds [1, M] in English, by the native itself."""
         lines = self.places("English", test, "en")
-        return None if lines is None else figure([per_image(lines)[None]])
+        return None if lines is None else per_image(lines)[None]
+
+    def english(self, test: str = "emoji") -> Figure | None:
+        shares = self.english_shares(test)
+        return None if shares is None else figure([shares])
 
 
 def figure(each: Sequence[Floats], less: Sequence[Floats] | None = None) -> Figure:

@@ -14,7 +14,7 @@ from typing import Any
 from mla_ray.reproduce import ablations as ab
 from mla_ray.reproduce.ablations import Table, Variant
 from mla_ray.reproduce.claims import claims
-from mla_ray.reproduce.figures import Figure, Results, figure, per_image
+from mla_ray.reproduce.figures import Figure, Results, figure
 from mla_ray.reproduce.plot import draw
 
 
@@ -83,12 +83,12 @@ def rows(results: Results, table: Table) -> list[dict[str, Any]]:
 def against_english(results: Results) -> list[dict[str, Any]]:
     """AR of each language by the default settings, and its share of English on the same images."""
     found = []
-    english = results.places("English", "emoji", "en")
+    english = results.english_shares()
     for language in results.languages:
         shares = results.shares(ab.DEFAULTS, language)
         if shares is None or english is None:
             continue
-        same = per_image(english)[None] + 0 * shares[:1]  # nan where the language says nothing
+        same = english + 0 * shares[:1]  # nan where the language says nothing
         mine, theirs = figure([shares]), figure([same])
         row = {"language": language, "AR": asdict(mine), "English": theirs.mean}
         found.append(row | {"share": mine.mean / theirs.mean})
@@ -188,8 +188,9 @@ def _stamps(results: Results) -> str:
             lines.append([language, str(count), str(figure([shares]))])
     return (
         "Photographs and drawings of the kinds a child stamps with, none of them an emoji, and "
-        "their descriptions. The native was trained on emoji alone and knows little of them; the "
-        "gallery is all stamps that are described in the language.\n\n" + markdown(lines)
+        "their descriptions. The native was trained on emoji alone and knows little of them. The "
+        "gallery is all stamps that are described in the language: fewer are easier.\n\n"
+        + markdown(lines)
     )
 
 
