@@ -38,6 +38,11 @@ def verdict(found: Figure) -> Verdict:
     return "did not hold" if found.high < 0 else "cannot be told"
 
 
+def verdict_of_loss(found: Figure) -> Verdict:
+    """Of the claim that a difference is below zero."""
+    return verdict(Figure(-found.mean, -found.high, -found.low))
+
+
 def _compared(results: Results) -> Iterator[Claim]:
     compared = (
         ("Language Exposure adds to Native Language Transfer", ab.FULL, ab.NLT_ALONE),
@@ -72,7 +77,7 @@ def _english(results: Results) -> Iterator[Claim]:
     if before is not None and each and against:
         lost = figure(each, [before.repeat(len(each[0]), 0)] * len(each))
         yield Claim(
-            "held" if lost.high < 0 else "did not hold",
+            verdict_of_loss(lost),
             f"tuning the whole text tower costs English, acquirers do not: {lost.signed} by the "
             f"tower, nothing by acquirers. In the new language acquirers are {against.signed} "
             "against it",
@@ -83,7 +88,7 @@ def _turn(results: Results) -> Iterator[Claim]:
     first = results.languages[0]
     for variant, text in (
         (ab.PACKS_IN_TURN, "a language added later leaves the others and English as they are"),
-        (ab.TOWER_IN_TURN, "without acquirers it does not"),
+        (ab.TOWER_IN_TURN, "with the whole text tower tuned it does not"),
     ):
         lost = {}
         for language, since in (("en", 0), (first, 1)):
@@ -95,11 +100,13 @@ def _turn(results: Results) -> Iterator[Claim]:
             if before is not None and after is not None:
                 lost[language] = figure([after], [before])
         if len(lost) == 2:
-            same = all(found.mean == 0 == found.low == found.high for found in lost.values())
-            worse = all(found.high < 0 for found in lost.values())
-            held = same if variant is ab.PACKS_IN_TURN else worse
+            if variant is ab.PACKS_IN_TURN:
+                same = all(found.low == found.mean == found.high == 0 for found in lost.values())
+                told: Verdict = "held" if same else "did not hold"
+            else:
+                told = verdict_of_loss(max(lost.values(), key=lambda found: found.high))
             yield Claim(
-                "held" if held else "did not hold",
+                told,
                 f"{text}: after {ab.IN_TURN} languages English {lost['en'].signed}, the first "
                 f"of them {lost[first].signed}",
             )

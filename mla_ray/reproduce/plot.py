@@ -59,6 +59,9 @@ def _differences(axis: Axes, results: Results) -> None:
     places = np.arange(len(names))[::-1]
     means = np.array([each.mean for each in found])
     errors = np.array([[f.mean - f.low, f.high - f.mean] for f in found]).T
+    # Some are a point from zero, some fifty.
+    axis.set_xscale("symlog", linthresh=2, subs=(2, 5))
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.axvline(0, color=SOFT, linewidth=1)
     axis.errorbar(means, places, xerr=errors, fmt="o", color=INK, capsize=3)
     axis.set_yticks(places, [_broken(name) for name in names])
@@ -98,7 +101,7 @@ def _curve(
 def _turns(axis: Axes, results: Results) -> None:
     axis.set_xlabel("languages added")
     axis.set_ylabel("AR")
-    axis.set_title("English and the first language, as others are added")
+    axis.set_title("English and the first language")
     first, drawn = results.languages[0], False
     for variant, line in ((ab.PACKS_IN_TURN, "-"), (ab.TOWER_IN_TURN, "--")):
         for language, colour, since in (("en", "#d55e00", 0), (first, INK, 1)):
