@@ -186,7 +186,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Script:
             seen[step] = {n: w.detach().clone() for n, w in encoder.named_parameters()}
             return figures.get(step, 0.0)
 
-        monkeypatch.setattr(loop._State, "_evaluate", evaluate)
+        monkeypatch.setattr(loop.State, "_evaluate", evaluate)
         return seen
 
     return script
@@ -666,7 +666,7 @@ def step_of(state: Any, name: str) -> int:
 
 
 def one_step(job: Job, name: str) -> dict[str, Tensor]:
-    state = loop._State(job, job.config, torch.device("cpu"))
+    state = loop.State(job, job.config, torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in state.encoders["de"].acquirers.parameters():
@@ -706,7 +706,7 @@ def test_the_batch_of_these_tests_is_shared_out_unevenly_and_has_groups(
     together: dict[int, Path], make: Make
 ) -> None:
     job = make(together[1] / "run", TOGETHER)
-    state = loop._State(job, job.config, torch.device("cpu"))
+    state = loop.State(job, job.config, torch.device("cpu"))
     for name in ("nlt", "le"):
         batch = batch_of(state, name, step_of(state, name))
         assert [len(batch[slice(first, None, WORLD)].ids) for first in range(WORLD)] == [3, 3, 2]
@@ -852,7 +852,7 @@ def test_a_batch_is_parted_where_that_spares_most_padding() -> None:
 def test_a_batch_in_two_passes_has_the_features_of_one(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at_row: int
 ) -> None:
-    state = loop._State(make(tmp_path / "run"), CONFIG, torch.device("cpu"))
+    state = loop.State(make(tmp_path / "run"), CONFIG, torch.device("cpu"))
     texts = [np.arange(1, length, dtype=np.int32) for length in (9, 3, 7, 4, 8, 5)]
     together = {}
     for name, cuts in (("one", []), ("two", [at_row])):
