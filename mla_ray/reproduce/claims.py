@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mla_ray.reproduce import ablations as ab
-from mla_ray.reproduce.ablations import Variant
 from mla_ray.reproduce.figures import Figure, Results, figure
 
 Verdict = Literal["held", "did not hold", "cannot be told"]
@@ -20,15 +19,6 @@ class Claim:
 def claims(results: Results) -> list[Claim]:
     """Those whose runs are there."""
     return [*_compared(results), *_english(results), *_turn(results)]
-
-
-def _difference(results: Results, better: Variant, worse: Variant) -> Figure | None:
-    languages = results.complete([better, worse])
-    sides = [
-        [shares for language in languages if (shares := results.shares(v, language)) is not None]
-        for v in (better, worse)
-    ]
-    return figure(*sides) if languages else None
 
 
 def verdict(found: Figure) -> Verdict:
@@ -64,16 +54,15 @@ def _compared(results: Results) -> Iterator[Claim]:
         ("languages are better acquired together than alone", ab.TOGETHER, ab.FULL),
     )
     for text, better, worse in compared:
-        if found := _difference(results, better, worse):
+        if found := results.difference(better, worse):
             yield Claim(verdict(found), f"{text}: {found.signed}")
 
 
 def _english(results: Results) -> Iterator[Claim]:
     languages = results.complete([ab.TOWER, ab.FULL])
     before = results.english_shares()
-    after = [results.shares(ab.TOWER, language, of="en") for language in languages]
-    each = [shares for shares in after if shares is not None]
-    against = _difference(results, ab.FULL, ab.TOWER)
+    each = results.over(ab.TOWER, languages, of="en")
+    against = results.difference(ab.FULL, ab.TOWER)
     if before is not None and each and against:
         lost = figure(each, [before.repeat(len(each[0]), 0)] * len(each))
         yield Claim(

@@ -8,6 +8,7 @@ Shapes: M test images, S seeds, D draws.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mla_ray.retrieval import KS
 
 DRAWS = 2000
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,20 @@ class Results:
             if all(self.shares(variant, language) is not None for variant in variants)
         ]
 
+    def over(
+        self, variant: Variant, languages: Sequence[str], of: str | None = None
+    ) -> list[Floats]:
+        """`shares` in each of these languages, those that are `complete`."""
+        each = [self.shares(variant, language, of=of) for language in languages]
+        return [shares for shares in each if shares is not None]
+
+    def difference(self, variant: Variant, base: Variant) -> Figure | None:
+        """Of two variants, over the languages that both were measured in."""
+        languages = self.complete([variant, base])
+        if not languages:
+            return None
+        return figure(self.over(variant, languages), self.over(base, languages))
+
     def english_shares(self, test: str = "emoji") -> Floats | None:
         """What each image adds [1, M] in English, by the native itself."""
         lines = self.places("English", test, "en")
@@ -111,10 +127,7 @@ def figure(each: Sequence[Floats], less: Sequence[Floats] | None = None) -> Figu
 
 def _of(each: Sequence[Floats]) -> tuple[float, Floats]:
     """The mean over languages and seeds, and that of bootstrap samples [D]."""
-    seeds, images = each[0].shape
-    generator = np.random.default_rng(0)
-    times = generator.multinomial(images, np.full(images, 1 / images), DRAWS)  # [D, M]
-    chosen = generator.integers(seeds, size=(DRAWS, seeds))
+    times, chosen = _samples(*each[0].shape)
     means, drawn = [], np.zeros(DRAWS)
     for shares in each:
         there = ~np.isnan(shares)
@@ -123,3 +136,11 @@ def _of(each: Sequence[Floats]) -> tuple[float, Floats]:
         sampled = (times @ filled.T) / (times @ there.T)  # [D, S]
         drawn += np.take_along_axis(sampled, chosen, 1).mean(1) / len(each)
     return float(np.mean(means)), drawn
+
+
+@lru_cache(maxsize=8)
+def _samples(seeds: int, images: int) -> tuple[Ints, Ints]:
+    """How often each image is in a sample [D, M], and which seeds are [D, S]; always the same."""
+    generator = np.random.default_rng(0)
+    times = generator.multinomial(images, np.full(images, 1 / images), DRAWS)
+    return times, generator.integers(seeds, size=(DRAWS, seeds))

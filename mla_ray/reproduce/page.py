@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_ray.reproduce import ablations as ab
-from mla_ray.reproduce.ablations import Table, Variant
+from mla_ray.reproduce.ablations import Table
 from mla_ray.reproduce.claims import claims
 from mla_ray.reproduce.figures import Figure, Results, figure
 from mla_ray.reproduce.plot import draw
@@ -66,18 +66,15 @@ def rows(results: Results, table: Table) -> list[dict[str, Any]]:
         languages = results.complete([base, variant])
         if not languages:
             continue
-        mine = [_shares(results, variant, language) for language in languages]
         row: dict[str, Any] = {
             "variant": variant.name,
             "languages": len(languages),
-            "AR": asdict(figure(mine)),
+            "AR": asdict(figure(results.over(variant, languages))),
         }
-        if variant is not base:
-            first = [_shares(results, base, language) for language in languages]
-            row["difference"] = asdict(figure(mine, first))
+        if variant is not base and (difference := results.difference(variant, base)):
+            row["difference"] = asdict(difference)
         if variant.how == "tower":
-            after = [results.shares(variant, language, of="en") for language in languages]
-            row["English"] = asdict(figure([shares for shares in after if shares is not None]))
+            row["English"] = asdict(figure(results.over(variant, languages, of="en")))
         found.append(row)
     return found
 
@@ -111,12 +108,6 @@ def turns(results: Results) -> list[dict[str, Any]]:
             if row["en"] is not None:
                 found.append(row)
     return found
-
-
-def _shares(results: Results, variant: Variant, language: str) -> Any:
-    shares = results.shares(variant, language)
-    assert shares is not None  # noqa: S101  (asked by who calls)
-    return shares
 
 
 def _intro(results: Results, english: Figure | None, command: str) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Picture
 
 from mla_ray.reproduce import ablations as ab
 from mla_ray.reproduce.ablations import Variant
-from mla_ray.reproduce.figures import Figure, Results, figure
+from mla_ray.reproduce.figures import Results, figure
 
 INK, SOFT = "#0072b2", "#8a9099"
 
@@ -35,24 +35,15 @@ def draw(results: Results) -> Picture:
     return picture
 
 
-def _over(results: Results, variant: Variant, languages: Sequence[str]) -> Figure:
-    each = [results.shares(variant, language) for language in languages]
-    return figure([shares for shares in each if shares is not None])
-
-
 def _differences(axis: Axes, results: Results) -> None:
     names, found = [], []
     for variant in (
         ab.NLT_ALONE, ab.LE_ALONE, ab.TOWER, ab.NO_ACQUIRERS, ab.AT_RANDOM, ab.M_BERT_LIKE,
         ab.TOGETHER,
     ):  # fmt: skip
-        if languages := results.complete([ab.FULL, variant]):
-            sides = [
-                [s for each in languages if (s := results.shares(v, each)) is not None]
-                for v in (variant, ab.FULL)
-            ]
+        if difference := results.difference(variant, ab.FULL):
             names.append(variant.name)
-            found.append(figure(*sides))
+            found.append(difference)
     axis.set_title("AR, difference from NLT, then LE")
     if not found:
         return _nothing(axis)
@@ -87,7 +78,7 @@ def _curve(
     axis.set_ylabel("AR")
     if not languages:
         return _nothing(axis)
-    found = [_over(results, variant, languages) for variant, _ in points]
+    found = [figure(results.over(variant, languages)) for variant, _ in points]
     x = [value for _, value in points]
     axis.plot(x, [f.mean for f in found], "o-", color=INK)
     axis.fill_between(x, [f.low for f in found], [f.high for f in found], color=INK, alpha=0.15)

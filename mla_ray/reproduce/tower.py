@@ -7,6 +7,7 @@ the same tower afterwards. May import: everything below `training`; never Ray.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +15,6 @@ from mla_ray.loop import Job, Outside, State, accelerator_of, run_stages
 from mla_ray.native import Native
 from mla_ray.optimizer import Optimizer
 from mla_ray.tokenizers import pad
-
-BATCH = 256
 
 
 class TunedTower(State):
@@ -54,18 +53,20 @@ def tune(job: Job, native: Native) -> Callable[[Sequence[str]], Tensor]:
     it is at the time of the call.
     """
     state = TunedTower(job, native)
-    run_stages(state, job.config, accelerator_of(job.config, cpu=True), Outside(), None)
+    on_cpu = native.device.type == "cpu"
+    run_stages(state, job.config, accelerator_of(job.config, on_cpu), Outside(), None)
     (language,) = state.languages
-    tokenize = state.tokenizer_of(state.own[language].numpy())
+    # Of one language every token of the run's has a row.
+    tokenize = state.tokenizer_of(np.arange(len(state.tokens)))
     encoder = state.encoders[language]
-    own = state.own[language]
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> Tensor:
         tower = native.text
-        rows = [own.numpy()[ids] for ids in tokenize(texts)]
-        ids_BL, length_B = pad(rows, tower.context_length if tower.fixed_length else None)
-        features: Tensor = encoder(ids_BL, length_B)
+        ids_BL, length_B = pad(
+            tokenize(texts), tower.context_length if tower.fixed_length else None
+        )
+        features: Tensor = encoder(ids_BL.to(native.device), length_B.to(native.device))
         return features.float()
 
     return encode
