@@ -1,6 +1,6 @@
 """Progress bars on standard error, so that standard output is the result alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -37,3 +37,10 @@ def bars() -> Iterator[Report]:
             )
 
         yield report
+
+
+def tell_dropped(count: int, problems: Sequence[object]) -> None:
+    """Say how many rows were left out and what was wrong with the first; nothing if none was."""
+    if count:
+        said = f"dropped {count:,} invalid rows, the first: {problems[0]}"
+        stderr.print(said, markup=False)  # a problem quotes the table

@@ -93,7 +93,7 @@ def data_make(
 
     The set is fetched by hand: `mla data check` says from where, and docs/datasets.md how it lies.
     """
-    from mla_ray.console import bars, stderr
+    from mla_ray.console import bars, stderr, tell_dropped
     from mla_ray.datasets.catalog import make
 
     with bars() as report:
@@ -108,8 +108,7 @@ def data_make(
         )
     for warning in made.warnings:
         stderr.print(f"warning: {warning}")
-    if made.dropped:
-        stderr.print(f"dropped {made.dropped:,} invalid rows, the first: {made.first_problem}")
+    tell_dropped(made.dropped, [made.first_problem])
     lines = [line for tally in made.tallies for line in tally.lines]
     emit(made.as_dict(), as_json, "\n".join(lines))
 

@@ -38,7 +38,7 @@ def evaluate(
     from functools import partial
 
     from mla_ray.captions import CaptionTable
-    from mla_ray.console import bars, stderr
+    from mla_ray.console import bars, tell_dropped
     from mla_ray.evaluation import evaluate as measure
     from mla_ray.evaluation import printed, rows_of
     from mla_ray.features import encode_texts
@@ -63,8 +63,7 @@ def evaluate(
         table = CaptionTable.read(
             captions, tongues, split=split, skip_invalid=skip_invalid, report=report
         )
-        if table.dropped:
-            stderr.print(f"dropped {table.dropped:,} invalid rows, the first: {table.problems[0]}")
+        tell_dropped(table.dropped, table.problems)
         sizes = {tongue: rows_of(table.rows, tongue, chosen).num_rows for tongue in tongues}
         frozen = Native.load(native)
         packs = load_packs(pack or [], frozen)
@@ -139,15 +138,14 @@ def index_command(
     as_json: Json = False,
 ) -> None:
     """Embed a table's images and captions into the collections `images` and `captions`."""
-    from mla_ray.console import bars, stderr
+    from mla_ray.console import bars, tell_dropped
     from mla_ray.datasets.files import read_captions
     from mla_ray.indexing import index_captions, keep_pictures, load_packs
     from mla_ray.native import Native
     from mla_ray.pictures import PictureStore
 
     read = read_captions(captions, language=language, split=None, skip_invalid=skip_invalid)
-    if read.dropped:
-        stderr.print(f"dropped {len(read.dropped):,} invalid rows, the first: {read.dropped[0]}")
+    tell_dropped(len(read.dropped), read.dropped)
     frozen = Native.load(native)
     packs = load_packs(pack or [], frozen)
     with bars() as report:

@@ -46,7 +46,7 @@ def acquire(
 ) -> None:
     """Acquire a language: NLT on translations, then LE on captioned images."""
     from mla_ray.cluster import ray_session
-    from mla_ray.console import bars, stderr
+    from mla_ray.console import bars, tell_dropped
     from mla_ray.pack import copy_pack
     from mla_ray.preparing import read_prepared
     from mla_ray.training import Corpus, Workers
@@ -75,10 +75,7 @@ def acquire(
         )
     copy_pack(made[language], out)
     prepared = read_prepared(folder)
-    if prepared.dropped:
-        stderr.print(
-            f"dropped {prepared.dropped:,} invalid rows, the first: {prepared.problems[0]}"
-        )
+    tell_dropped(prepared.dropped, prepared.problems)
     result = {"language": language, "pack": out, "dropped": prepared.dropped}
     emit(result, as_json, f"{language}: pack in {out}")
 
@@ -97,7 +94,7 @@ def finetune(
     """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
     from mla_ray.cluster import ray_session
     from mla_ray.config import FinetuneConfig, load_finetune_config
-    from mla_ray.console import bars, stderr
+    from mla_ray.console import bars, tell_dropped
     from mla_ray.finetuning import finetune as run_finetuning
     from mla_ray.lineage import copy_native
     from mla_ray.training import Workers
@@ -115,8 +112,7 @@ def finetune(
             report=report,
         )
     copy_native(made.native, out)
-    if made.dropped:
-        stderr.print(f"dropped {made.dropped:,} invalid rows, the first: {made.problem}")
+    tell_dropped(made.dropped, [made.problem])
     result: dict[str, Any] = {"native": out, "fingerprint": made.fingerprint, **made.figures}
     emit(result | {"dropped": made.dropped}, as_json, f"fine-tuned native in {out}")
 

@@ -1,7 +1,7 @@
 """FreeDict: a broad parallel corpus of words, from Debian by name, without root.
 
-A dictionary is a Debian package that holds a dictd index and a compressed text of articles. Only
-head words that the native can know are taken, and of each article only its translations.
+A dictionary is a Debian package that holds a dictd index and a compressed text of articles, of each
+of which only the translations are taken.
 `read_articles` reads other dictionaries in dictd's format as well. May import: `datasets.debian`.
 """
 
@@ -9,12 +9,10 @@ import gzip
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
-
-import pyarrow as pa
 
 from mla_ray.datasets import debian
 from mla_ray.datasets.debian import Unavailable
@@ -25,7 +23,6 @@ __all__ = [
     "fetch",
     "read_articles",
     "read_heads",
-    "read_pairs",
     "read_words",
 ]
 
@@ -66,26 +63,6 @@ def fetch(language: str, folder: Path) -> Path:
     if language not in LANGUAGES:
         raise Unavailable(f"FreeDict has no {language!r}; it has {', '.join(LANGUAGES)}")
     return debian.fetch(f"dict-freedict-eng-{LANGUAGES[language]}", folder)
-
-
-def read_pairs(deb: Path, language: str, known_words: Set[str]) -> pa.Table:
-    """Columns source, target and language: head words of one or two words, all of them known.
-
-    `known_words` are lower-cased. A head word keeps its first `MAX_TRANSLATIONS` translations.
-    """
-    pairs = [
-        (head, target)
-        for head, targets in read_heads(deb, language)
-        if len(words := _WORD.findall(head.lower())) <= 2 and known_words >= set(words)
-        for target in targets
-    ]
-    return pa.table(
-        {
-            "source": pa.array([head for head, _ in pairs], pa.string()),
-            "target": pa.array([target for _, target in pairs], pa.string()),
-            "language": pa.array([language] * len(pairs), pa.string()),
-        }
-    )
 
 
 def read_heads(deb: Path, language: str) -> Iterator[tuple[str, list[str]]]:

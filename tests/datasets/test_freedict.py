@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_ray.datasets.freedict import LANGUAGES, MAX_TRANSLATIONS, Unavailable, fetch, read_pairs
+from mla_ray.datasets.freedict import LANGUAGES, MAX_TRANSLATIONS, Unavailable, fetch, read_heads
 
 needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is missing")
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -44,22 +44,18 @@ def build(folder: Path, code: str, articles: list[str]) -> Path:
 
 def targets(folder: Path, article: str, code: str = "deu", language: str = "de") -> list[str]:
     """The translations of one article."""
-    head = article.partition("\n")[0].partition(" /")[0].lower()
-    table = read_pairs(build(folder, code, [article]), language, set(head.split()))
-    return table["target"].to_pylist()
+    ((_, found),) = read_heads(build(folder, code, [article]), language)
+    return found
 
 
 @needs_dpkg
-def test_pairs_carry_source_target_and_language(tmp_path: Path) -> None:
+def test_a_head_word_comes_with_its_translations(tmp_path: Path) -> None:
     deb = build(tmp_path, "deu", ["jellyfish /dʒˈɛlɪfɪʃ/\nQualle <fem>, Meduse <fem> [zool.]\n"])
-    assert read_pairs(deb, "de", {"jellyfish"}).to_pylist() == [
-        {"source": "jellyfish", "target": "Qualle", "language": "de"},
-        {"source": "jellyfish", "target": "Meduse", "language": "de"},
-    ]
+    assert list(read_heads(deb, "de")) == [("jellyfish", ["Qualle", "Meduse"])]
 
 
 @needs_dpkg
-def test_only_head_words_of_one_or_two_known_words_are_taken(tmp_path: Path) -> None:
+def test_only_words_and_phrases_are_head_words(tmp_path: Path) -> None:
     heads = [
         "Red",
         "red sea",
@@ -71,8 +67,8 @@ def test_only_head_words_of_one_or_two_known_words_are_taken(tmp_path: Path) -> 
         "-fish",
     ]
     deb = build(tmp_path, "deu", [f"{head} /x/\nZiel\n" for head in heads])
-    table = read_pairs(deb, "de", {"red", "sea", "fish"})
-    assert table["source"].to_pylist() == ["Red", "red sea", "red-sea", "fish"]
+    taken = ["Red", "red sea", "red sea fish", "red planet", "red-sea", "fish"]
+    assert [head for head, _ in read_heads(deb, "de")] == taken
 
 
 @needs_dpkg
@@ -117,8 +113,8 @@ def test_the_meaning_with_most_examples_and_references_comes_first(tmp_path: Pat
         'dog /d/\nHund <masc>\n      "train a dog"  - abrichten\n see: {dogs}, {pet dog}\n\n',
         "dog /d/\nKlampe <fem>\n see: {dogs}\n\n",
     ]
-    table = read_pairs(build(tmp_path, "deu", articles), "de", {"dog"})
-    assert table["target"].to_pylist() == ["Hund", "Klampe", "Bandhaken"]
+    ((_, found),) = read_heads(build(tmp_path, "deu", articles), "de")
+    assert found == ["Hund", "Klampe", "Bandhaken"]
 
 
 @needs_dpkg
@@ -130,7 +126,7 @@ def test_scripts_with_combining_signs_are_words_too(tmp_path: Path) -> None:
 def test_a_package_without_the_dictionary_is_unavailable(tmp_path: Path) -> None:
     deb = build(tmp_path, "deu", ["dog\nHund\n"])
     with pytest.raises(Unavailable, match=r"holds no .*freedict-eng-fra.index; delete it"):
-        read_pairs(deb, "fr", {"dog"})
+        list(read_heads(deb, "fr"))
 
 
 @needs_dpkg
@@ -138,7 +134,7 @@ def test_a_broken_package_is_unavailable(tmp_path: Path) -> None:
     deb = tmp_path / "dict-freedict-eng-deu_1_all.deb"
     deb.write_bytes(b"half a download")
     with pytest.raises(Unavailable, match=r"dpkg-deb .* failed"):
-        read_pairs(deb, "de", {"dog"})
+        list(read_heads(deb, "de"))
 
 
 def test_a_package_in_the_folder_is_used_again(tmp_path: Path) -> None:
