@@ -20,6 +20,8 @@ from mla_ray.reproduce import bert, grid, page
 from mla_ray.reproduce.claims import claims, verdict, verdict_of_loss
 from mla_ray.reproduce.figures import Figure, Results, figure, per_image
 from mla_ray.reproduce.material import Material, part_of
+from mla_ray.reproduce.reworded import reworded
+from mla_ray.reproduce.runs import REWORDED
 from mla_ray.retrieval import Ranks
 from mla_ray.tokenizers import from_hugging_face
 
@@ -203,6 +205,28 @@ def test_intervals_hold_the_mean_and_differences_are_of_the_same_images() -> Non
     difference = figure(better, first)
     assert difference.mean == pytest.approx(5.0)
     assert (difference.low, difference.high) == pytest.approx((5.0, 5.0))
+
+
+def test_english_in_other_words_is_told_beside_the_languages_on_the_same_images() -> None:
+    rows = [
+        {"image_id": "twemoji/1f6d2", "language": "en", "caption": "shopping cart"},
+        {"image_id": "twemoji/1f600", "language": "en", "caption": "Grinning face"},
+        {"image_id": "twemoji/1f469-200d-1f52c", "language": "en", "caption": "woman scientist"},
+        {"image_id": "twemoji/1f6d2", "language": "de", "caption": "Einkaufswagen"},
+    ]
+    others, changed = reworded(pa.Table.from_pylist(rows))
+    assert others["caption"].to_pylist() == ["shopping trolley", "Grinning face", "woman scientist"]
+    assert changed == {"twemoji/1f6d2"}, "case is no other wording, a sequence has no name"
+
+    records = {
+        "English": {"places": {"emoji": {"en": ["0007" * 30] * 2}, REWORDED: {"en": ["x0.." * 30] * 2}}},
+        ab.Run(ab.DEFAULTS, ("de",), 0).key: {"places": {"emoji": {"de": ["0xxx" * 30] * 2}}},
+    }
+    found = Results(records, ["de"], [0]).reworded(ab.DEFAULTS)
+    assert found is not None
+    assert (found.images, found.english.mean, found.others.mean) == (60, 100.0, 50.0)
+    assert found.languages.mean == 50.0
+    assert Results({"English": records["English"]}, ["de"], [0]).reworded(ab.DEFAULTS) is None
 
 
 def test_a_language_without_a_caption_of_an_image_is_not_charged_for_it() -> None:

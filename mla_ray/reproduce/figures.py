@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_ray.reproduce.ablations import Run, Variant, group_of
-from mla_ray.reproduce.runs import LATER, NOTHING
+from mla_ray.reproduce.runs import LATER, NOTHING, REWORDED
 from mla_ray.retrieval import KS
 
 DRAWS = 2000
@@ -113,6 +113,38 @@ class Results:
     def english(self, test: str = "emoji") -> Figure | None:
         shares = self.english_shares(test)
         return None if shares is None else figure([shares])
+
+    def reworded(self, variant: Variant) -> "Reworded | None":
+        """English in other words, and every language of a variant, on the same images."""
+        english, others = self.english_shares(), self.english_shares(REWORDED)
+        each = self.over(variant, self.complete([variant]))
+        if english is None or others is None or not each or np.isnan(others).all():
+            return None
+        there = np.where(np.isnan(others), np.nan, 0.0)
+        return Reworded(
+            int((there == 0).sum()),
+            figure([english + there]),
+            figure([others]),
+            figure([shares + there for shares in each]),
+        )
+
+
+@dataclass(frozen=True)
+class Reworded:
+    """AR on the images that English has another name for.
+
+    Attributes:
+        images: how many.
+        english: by the names that the native was trained to know names like.
+        others: by the other names, which are English as well.
+        languages: the mean over languages, by their own names.
+
+    """
+
+    images: int
+    english: Figure
+    others: Figure
+    languages: Figure
 
 
 def figure(each: Sequence[Floats], less: Sequence[Floats] | None = None) -> Figure:

@@ -28,6 +28,7 @@ from mla_ray.pack import LanguagePack
 from mla_ray.preparing import Corpus, prepare, spec_of, tables_key
 from mla_ray.reproduce.ablations import Run
 from mla_ray.reproduce.material import Material, part_of
+from mla_ray.reproduce.reworded import reworded
 from mla_ray.reproduce.tower import tune
 from mla_ray.storage import at, write_json
 from mla_ray.training import acquire, job_of
@@ -78,9 +79,24 @@ def measure(run: Run, material: Material, scratch: Path, shared: Path) -> dict[s
     return {"seconds": round(time.perf_counter() - began, 1), "places": places}
 
 
+REWORDED = "emoji in other words"
+"""Test set of English alone: places of the images that `reworded` has another name for."""
+
+
 def english(material: Material) -> dict[str, Any]:
     """The native itself, which no run changes."""
-    return {"places": _places({"en": _english(Native.load(material.native))}, material)}
+    way = _english(Native.load(material.native))
+    captions, gallery = material.test("emoji")
+    others, changed = reworded(captions)
+    lines = written(evaluate(way, "en", others, gallery), gallery)
+    lines = [
+        "".join(
+            place if image_id in changed else NOTHING
+            for image_id, place in zip(gallery.ids, line, strict=True)
+        )
+        for line in lines
+    ]
+    return {"places": _places({"en": way}, material) | {REWORDED: {"en": lines}}}
 
 
 @dataclass(frozen=True)
