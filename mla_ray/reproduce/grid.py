@@ -21,7 +21,7 @@ from mla_ray.native import Native
 from mla_ray.progress import Progress, Report, Stopped
 from mla_ray.reproduce.ablations import FULL, Run
 from mla_ray.reproduce.material import Material
-from mla_ray.reproduce.runs import REWORDED, Prepared, english, measure
+from mla_ray.reproduce.runs import BESIDE, REWORDED, Prepared, english, measure
 from mla_ray.storage import at
 from mla_ray.training import Workers, encode, gpus_of
 
@@ -52,7 +52,7 @@ class Records:
     def made_of(self, run: Run | None) -> str:
         """Of what a run's figures are."""
         config = run.variant.config(run.seed, len(run.languages)).model_dump() if run else None
-        variant = run.variant.as_dict() if run else REWORDED  # what the native is measured by, too
+        variant = run.variant.as_dict() if run else [REWORDED, BESIDE]
         what = json.dumps([self.common, variant, config], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()[:16]
 

@@ -2,7 +2,7 @@
 
     results.md, results.png, results.json; results.jsonl: the records that all of it is made of
 
-May import: `figures`, `ablations`, matplotlib.
+May import: `figures`, `runs`, `ablations`, numpy, matplotlib.
 """
 
 import json
@@ -11,11 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mla_ray.reproduce import ablations as ab
 from mla_ray.reproduce.ablations import Table
 from mla_ray.reproduce.claims import claims
 from mla_ray.reproduce.figures import Figure, Results, figure
 from mla_ray.reproduce.plot import draw
+from mla_ray.reproduce.runs import BESIDE
 
 
 def write(results: Results, tables: Sequence[Table], out: Path, command: str) -> dict[str, Any]:
@@ -192,19 +195,18 @@ def _languages(results: Results) -> str:
 
 
 def _stamps(results: Results) -> str:
-    english = results.english("stamps")
-    assert english is not None  # noqa: S101  (asked by who calls)
-    lines = [["", "stamps", "AR"], ["English", "", str(english)]]
+    lines = [["", "stamps", "AR", "English on the same"]]
     for language in results.languages:
         shares = results.shares(ab.FULL, language, "stamps")
-        if shares is not None:
-            count = int((shares[0] == shares[0]).sum())
-            lines.append([language, str(count), str(figure([shares]))])
+        english = results.english(BESIDE.format(language))
+        if shares is not None and english is not None:
+            count = int((~np.isnan(shares[0])).sum())
+            lines.append([language, str(count), str(figure([shares])), str(english)])
     return (
         "Photographs and drawings of the kinds a child stamps with, none of them an emoji, and "
-        "their descriptions. The native was trained on emoji alone and knows little of them. The "
-        "gallery is all stamps that are described in the language: fewer are easier.\n\n"
-        + markdown(lines)
+        "their descriptions. The native was trained on emoji alone and knows little of them: it is "
+        f"at {results.english('stamps')} in English. The gallery of a language is all stamps that "
+        "are described in it: fewer are easier.\n\n" + markdown(lines)
     )
 
 

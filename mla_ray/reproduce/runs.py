@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from upath import UPath
@@ -81,22 +82,38 @@ def measure(run: Run, material: Material, scratch: Path, shared: Path) -> dict[s
 
 REWORDED = "emoji in other words"
 """Test set of English alone: places of the images that `reworded` has another name for."""
+BESIDE = "stamps beside {}"
+"""Test sets of English alone: stamps that are described in a language, for not all are in each."""
 
 
 def english(material: Material) -> dict[str, Any]:
     """The native itself, which no run changes."""
     way = _english(Native.load(material.native))
+    places = _places({"en": way}, material) | {REWORDED: {"en": _reworded(way, material)}}
+    if "stamps" in material.sets:
+        for language in material.corpora:
+            places[BESIDE.format(language)] = {"en": _beside(way, language, material)}
+    return {"places": places}
+
+
+def _reworded(way: Encode, material: Material) -> list[str]:
     captions, gallery = material.test("emoji")
     others, changed = reworded(captions)
     lines = written(evaluate(way, "en", others, gallery), gallery)
-    lines = [
+    return [
         "".join(
             place if image_id in changed else NOTHING
             for image_id, place in zip(gallery.ids, line, strict=True)
         )
         for line in lines
     ]
-    return {"places": _places({"en": way}, material) | {REWORDED: {"en": lines}}}
+
+
+def _beside(way: Encode, language: str, material: Material) -> list[str]:
+    captions, gallery = material.test("stamps")
+    theirs = captions.filter(pc.equal(captions["language"], language))["image_id"]
+    same = captions.filter(pc.is_in(captions["image_id"], theirs.combine_chunks()))
+    return written(evaluate(way, "en", same, gallery), gallery)
 
 
 @dataclass(frozen=True)
