@@ -114,9 +114,7 @@ def finetune(
 
     """
     run = at(run)
-    most = max(workers.count, workers.most or 0)
-    if config.batch < most:
-        raise ValueError(f"batch is {config.batch}, too small for {most} workers")
+    workers.check_batch("batch", config.batch)
     native = Native.load(native_name)
     spec: dict[str, Any] = {
         "native": native.name,

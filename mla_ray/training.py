@@ -84,6 +84,12 @@ class Workers:
             raise ValueError(f"workers {text!r}: the most is less than the fewest")
         return cls(int(count), int(most) if colon else None)
 
+    def check_batch(self, name: str, batch: int) -> None:
+        """Refuse a batch of which some worker would get no row, with a ValueError."""
+        most = max(self.count, self.most or 0)
+        if batch < most:
+            raise ValueError(f"{name} is {batch}, too small for {most} workers")
+
 
 def acquire(
     native_name: str,
@@ -136,11 +142,8 @@ def acquire(
     run, store = at(run), at(store)
     tables = run if prepared is None else at(prepared)
     native = Native.load(native_name)
-    most = max(workers.count, workers.most or 0)
     for name in STAGES:
-        batch = getattr(config, name).batch
-        if batch < most:
-            raise ValueError(f"{name}.batch is {batch}, too small for {most} workers")
+        workers.check_batch(f"{name}.batch", getattr(config, name).batch)
     if config.nlt.steps and not all(corpus.pairs for corpus in corpora):
         raise ValueError("every language needs a translation table; without one set nlt.steps to 0")
     if not all(corpus.pairs or corpus.start for corpus in corpora):
