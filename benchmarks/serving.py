@@ -41,6 +41,7 @@ import numpy as np
 import psutil
 import torch
 
+from mla_ray.cluster import free_port
 from mla_ray.datasets.emoji import Emoji
 from mla_ray.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.index import CaptionIndex
@@ -49,7 +50,6 @@ from mla_ray.mixed import encode_mixed
 from mla_ray.native import Native
 from mla_ray.pack import LanguagePack, make_card
 from mla_ray.tokenizers import LanguageTokenizer, learn
-from serve.local import free_port
 
 NATIVE, LANGUAGES = "emoji-clip", ("de", "fr", "cs")
 MIXED = ("de", "fr", "cs", "es", "it", "nl", "tr", "ru")

@@ -1,8 +1,12 @@
 """Ray, started for a command that needs it: RAY_ADDRESS's cluster, or a private local one."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+DASHBOARD = "RAY_API_SERVER_ADDRESS"
+"""Ray's variable."""
 
 
 def set_environment() -> None:
@@ -24,7 +28,8 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
 
     A private Ray listens on loopback only and is stopped at the end. It needs the dashboard's
     server where Ray Tune stops trials of Ray Train: what gives their cores back asks that whether
-    they live, and would ask for ever.
+    they live, and would ask for ever. Its processes are told where it listens; they would look for
+    it, and with a second Ray on the machine not know which they found.
     """
     address = os.environ.get("RAY_ADDRESS")
     set_environment()
@@ -36,14 +41,40 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     if address:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     else:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=dashboard,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        port = free_port() if dashboard else None
+        with _told(dashboard=port):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=dashboard,
+                dashboard_port=port,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _told(dashboard: int | None) -> Iterator[None]:
+    """Processes that are started here know the dashboard's port; this one and others do not."""
+    before = os.environ.get(DASHBOARD)
+    if dashboard is not None:
+        os.environ[DASHBOARD] = f"http://127.0.0.1:{dashboard}"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(DASHBOARD, None)
+        else:
+            os.environ[DASHBOARD] = before
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mla_ray.cluster import ray_session
+from mla_ray.cluster import free_port, ray_session
 from serve.settings import Settings
 
 NAME = "mla-ray"
@@ -60,13 +60,6 @@ def environment(scratch: Path) -> dict[str, str]:
         # 30 s by default, for load balancers elsewhere to hear of it; here there is but one.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def serve_until_stopped(

@@ -285,7 +285,7 @@ class Served:
 @contextmanager
 def serving(*flags: str, **environment: str) -> Iterator[Served]:
     """`mla serve` on a free port for the body of a `with`."""
-    from serve.local import free_port
+    from mla_ray.cluster import free_port
 
     command = [str(Path(sys.executable).parent / "mla"), "serve", "--json", "--no-open"]
     root = Path(__file__).parent.parent

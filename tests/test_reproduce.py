@@ -219,7 +219,9 @@ def test_english_in_other_words_is_told_beside_the_languages_on_the_same_images(
     assert changed == {"twemoji/1f6d2"}, "case is no other wording, a sequence has no name"
 
     records = {
-        "English": {"places": {"emoji": {"en": ["0007" * 30] * 2}, REWORDED: {"en": ["x0.." * 30] * 2}}},
+        "English": {
+            "places": {"emoji": {"en": ["0007" * 30] * 2}, REWORDED: {"en": ["x0.." * 30] * 2}}
+        },
         ab.Run(ab.DEFAULTS, ("de",), 0).key: {"places": {"emoji": {"de": ["0xxx" * 30] * 2}}},
     }
     found = Results(records, ["de"], [0]).reworded(ab.DEFAULTS)
