@@ -21,7 +21,7 @@ from mla_ray.reproduce.claims import claims, verdict, verdict_of_loss
 from mla_ray.reproduce.figures import Figure, Results, figure, per_image
 from mla_ray.reproduce.material import Material, part_of
 from mla_ray.reproduce.reworded import reworded
-from mla_ray.reproduce.runs import REWORDED
+from mla_ray.reproduce.runs import BESIDE, NOTHING, REWORDED, english
 from mla_ray.retrieval import Ranks
 from mla_ray.tokenizers import from_hugging_face
 
@@ -131,6 +131,23 @@ def test_packs_leave_english_and_each_other_as_they_are(
     assert english[0] == english[1] == english[2]
     assert packs["emoji after 1"]["de"] == packs["emoji after 2"]["de"]  # type: ignore[index]
     assert set(packs["emoji after 2"]) == {"en", "de", "hi"}  # type: ignore[call-overload]
+
+
+def test_english_has_the_stamps_of_each_language_that_describes_some(
+    material: Material, tmp_path: Path
+) -> None:
+    captions, gallery = material.test("emoji")
+    german = [row for row in captions.to_pylist() if row["language"] == "de"][:4]
+    all_english = [row for row in captions.to_pylist() if row["language"] == "en"]
+    for name in ("emoji", "stamps"):
+        np.savez(tmp_path / f"{name}.npz", ids=np.array(gallery.ids), features=gallery.features)
+    pq.write_table(captions, tmp_path / "emoji.parquet")
+    pq.write_table(pa.Table.from_pylist(all_english + german), tmp_path / "stamps.parquet")
+    both = replace(material, tests=str(tmp_path), sets=("emoji", "stamps"))
+    found = english(both)["places"]
+    beside = found[BESIDE.format("de")]["en"]
+    assert [line.count(NOTHING) for line in beside] == [2, 2], "six images, four in German"
+    assert BESIDE.format("hi") not in found, "of which there are none"
 
 
 def test_a_tuned_tower_is_tuned(records: grid.Records, material: Material, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -91,8 +92,11 @@ def english(material: Material) -> dict[str, Any]:
     way = _english(Native.load(material.native))
     places = _places({"en": way}, material) | {REWORDED: {"en": _reworded(way, material)}}
     if "stamps" in material.sets:
-        for language in material.corpora:
-            places[BESIDE.format(language)] = {"en": _beside(way, language, material)}
+        captions, gallery = material.test("stamps")
+        described = set(captions["language"].unique().to_pylist())
+        for language in [tag for tag in material.corpora if tag in described]:
+            lines = _beside(way, language, captions, gallery)
+            places[BESIDE.format(language)] = {"en": lines}
     return {"places": places}
 
 
@@ -109,8 +113,7 @@ def _reworded(way: Encode, material: Material) -> list[str]:
     ]
 
 
-def _beside(way: Encode, language: str, material: Material) -> list[str]:
-    captions, gallery = material.test("stamps")
+def _beside(way: Encode, language: str, captions: pa.Table, gallery: Gallery) -> list[str]:
     theirs = captions.filter(pc.equal(captions["language"], language))["image_id"]
     same = captions.filter(pc.is_in(captions["image_id"], theirs.combine_chunks()))
     return written(evaluate(way, "en", same, gallery), gallery)
