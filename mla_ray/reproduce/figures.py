@@ -135,7 +135,7 @@ class Reworded:
 
     Attributes:
         images: how many.
-        english: by the names that the native was trained to know names like.
+        english: by CLDR's names, the kind that the native was trained on.
         others: by the other names, which are English as well.
         languages: the mean over languages, by their own names.
 

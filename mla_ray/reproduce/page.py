@@ -16,7 +16,7 @@ import numpy as np
 from mla_ray.reproduce import ablations as ab
 from mla_ray.reproduce.ablations import Table
 from mla_ray.reproduce.claims import claims
-from mla_ray.reproduce.figures import Figure, Results, figure
+from mla_ray.reproduce.figures import Figure, Results, Reworded, figure
 from mla_ray.reproduce.plot import draw
 from mla_ray.reproduce.runs import BESIDE
 
@@ -27,7 +27,7 @@ def write(results: Results, tables: Sequence[Table], out: Path, command: str) ->
     made = {table.name: rows(results, table) for table in tables}
     said = claims(results)
     draw(results).savefig(out / "results.png", dpi=160)
-    english = results.english()
+    english, others = results.english(), results.reworded(ab.DEFAULTS)
     parts = [
         "# Results: the paper's ablations on emoji",
         _intro(results, english, command),
@@ -39,11 +39,12 @@ def write(results: Results, tables: Sequence[Table], out: Path, command: str) ->
     ]
     for table in tables:
         parts += [f"## {table.title}", _table(results, table, made[table.name])]
+        if table.name == "defaults" and others:
+            parts.append(_reworded(others))
     parts += ["## Language by language", _languages(results)]
     if results.english("stamps"):
         parts += ["## Out of domain: Tux Paint's stamps", _stamps(results)]
     (out / "results.md").write_text("\n\n".join(part for part in parts if part) + "\n")
-    others = results.reworded(ab.DEFAULTS)
     figures = {
         "command": command,
         "languages": list(results.languages),
@@ -137,8 +138,7 @@ def _table(results: Results, table: Table, made: list[dict[str, Any]]) -> str:
             cells = [str(Figure(**row["AR"])), f"{row['English']:.1f}", f"{row['share']:.2f}"]
             lines.append([row["language"], *cells])
         mean = sum(row["share"] for row in made) / len(made)
-        written = markdown([*lines, ["mean", "", "", f"{mean:.2f}"]])
-        return "\n\n".join([written, *_reworded(results)])
+        return markdown([*lines, ["mean", "", "", f"{mean:.2f}"]])
     if table.name == "turn":
         names = ["en", *results.languages[: ab.IN_TURN]]
         lines = [["", "languages added", *names]]
@@ -158,14 +158,11 @@ def _table(results: Results, table: Table, made: list[dict[str, Any]]) -> str:
     return markdown(lines)
 
 
-def _reworded(results: Results) -> list[str]:
+def _reworded(found: Reworded) -> str:
     """What of the languages' loss is one of wording: English loses it, too."""
-    found = results.reworded(ab.DEFAULTS)
-    if found is None:
-        return []
     share, theirs = (of.mean / found.english.mean for of in (found.others, found.languages))
     wording = (1 - share) / (1 - theirs) if theirs < 1 else 1.0
-    return [
+    return (
         f"English in other words: {found.images} of the drawings have another name in Unicode's "
         "own list of characters (CLDR's *shopping cart* is a *shopping trolley* there). By those, "
         f"all else as before, English itself comes to {found.others} where it is at "
@@ -173,7 +170,7 @@ def _reworded(results: Results) -> list[str]:
         f"{found.languages} on the same drawings, {theirs:.2f}. The native knows names like those "
         f"it was trained on, and others less: by a change of wording English loses "
         f"{100 * wording:.0f} % of what a new language loses."
-    ]
+    )
 
 
 def _languages(results: Results) -> str:
