@@ -39,7 +39,7 @@ RUN --mount=from=wheel,source=/wheels,target=/wheels \
 WORKDIR /app
 COPY jobs/ jobs/
 
-# Ray's environment on every node; mla_ray/cluster.py, serve/local.py and docs/serving.md say why.
+# Ray's environment on every node; mla_ray/runtime/cluster.py, mla_ray/serving/local.py and docs/serving.md say why.
 # The token itself is no part of an image: see RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH there.
 # RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 1: at 0, which laptops use, every process keeps to loopback.
 # RAY_JOB_STOP_WAIT_TIME_S: `ray job stop` waits so long for a job to save, not 3 s.

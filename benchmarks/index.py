@@ -25,19 +25,19 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.table import Table
 
-from mla_ray.console import bars, stdout
+from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets.emoji import Emoji
-from mla_ray.features import encode_texts
-from mla_ray.index import HNSW_EF, CaptionIndex, Entry, Quantization, Space
-from mla_ray.native import Native
-from mla_ray.progress import Progress, Report
+from mla_ray.index.collection import HNSW_EF, CaptionIndex, Entry, Quantization, Space
+from mla_ray.model.native import Native
+from mla_ray.runtime.console import bars, stdout
+from mla_ray.runtime.progress import Progress, Report
 
 Vectors = npt.NDArray[np.float32]
 NAMES, DIM, NOISE, K, SEED = 1200, 512, 0.25, 10, 0
@@ -103,7 +103,8 @@ class Corpus:
         rng = np.random.default_rng([SEED, start])
         noise_BE = rng.normal(size=vectors_BE.shape).astype(np.float32) / np.float32(DIM**0.5)
         norms_B1 = np.linalg.norm(vectors_BE, axis=1, keepdims=True)
-        return vectors_BE + np.float32(NOISE) * norms_B1 * noise_BE
+        noisy: Vectors = vectors_BE + np.float32(NOISE) * norms_B1 * noise_BE
+        return noisy
 
     def _spans(self) -> list[tuple[int, int]]:
         return [(low, min(low + BLOCK, self.count)) for low in range(0, self.count, BLOCK)]
@@ -251,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A million captions in the embedded engine.")
     for name, default in {"count": 1_000_000, "queries": 500, "local-queries": 20}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--quantization", choices=Quantization.__args__, help="of the edge index")
+    parser.add_argument("--quantization", choices=get_args(Quantization), help="of the edge index")
     parser.add_argument("--folder", type=Path, default=Path("runs/index-benchmark"))
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()

@@ -53,17 +53,19 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from mla_ray.cluster import ray_session
-from mla_ray.config import AcquireConfig, Stage
-from mla_ray.console import stderr, stdout
+from mla_ray.data.corpus import Corpus
 from mla_ray.datasets.emoji import Emoji
-from mla_ray.features import Encoders
-from mla_ray.native import Native
-from mla_ray.preparing import Corpus, prepare
-from mla_ray.pretraining import save_native
-from mla_ray.storage import at
-from mla_ray.tokenizers import BOS, EOS, PAD, learn
-from mla_ray.training import Workers, acquire, begin, encode
+from mla_ray.datasets.emoji_tables import words_of
+from mla_ray.model.native import Native
+from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
+from mla_ray.runtime.cluster import ray_session
+from mla_ray.runtime.console import stderr, stdout
+from mla_ray.runtime.storage import at
+from mla_ray.training.config import AcquireConfig, Stage
+from mla_ray.training.encode_features import Encoders
+from mla_ray.training.prepare import prepare
+from mla_ray.training.pretraining import save_native
+from mla_ray.training.trainer import Workers, acquire, begin, encode
 
 STEPS = ("prepare", "encode", "acquire")
 LANGUAGE = "art"  # ISO 639's code for what is made up
@@ -76,11 +78,9 @@ MB = 1e6
 
 def known_words(data: Path) -> list[str]:
     """Words of emoji names and keywords, in an order that mixes them."""
-    from mla_ray.demo import WORD  # imports much that no step needs
-
     labels = Emoji(data / "emoji").labels("en").values()
     texts = (text for label in labels for text in (label.name, *label.keywords))
-    return sorted({word for text in texts for word in WORD.findall(text.lower())}, key=hash_of)
+    return sorted({word for text in texts for word in words_of(text)}, key=hash_of)
 
 
 def hash_of(word: str) -> int:
@@ -333,10 +333,10 @@ SHOWN = {
 
 def growth(found: list[dict[str, Any]], name: str, who: str) -> float | None:
     """Of the peak RSS in per cent, from `base(found)` to the most rows."""
-    values = [one["steps"][name]["rss"].get(who) for one in (base(found), found[-1])]
-    if None in values or base(found) is found[-1]:
+    before, after = (one["steps"][name]["rss"].get(who) for one in (base(found), found[-1]))
+    if before is None or after is None or base(found) is found[-1]:
         return None
-    return 100 * (values[1] / values[0] - 1)
+    return 100 * (float(after) / float(before) - 1)
 
 
 def base(found: list[dict[str, Any]]) -> dict[str, Any]:

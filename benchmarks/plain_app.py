@@ -4,9 +4,9 @@ import os
 
 from fastapi import FastAPI
 
-from serve.app import create_app
-from serve.backend import LocalBackend
-from serve.settings import Settings
+from mla_ray.serving.app import create_app
+from mla_ray.serving.backend import LocalBackend
+from mla_ray.serving.settings import Settings
 
 
 def build() -> FastAPI:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mla_ray.console import bars
-from mla_ray.progress import counting
-from mla_ray.protocols import Protocol
-from mla_ray.retrieval import Floats, Rivals
+from mla_ray.evaluation.protocols import Protocol
+from mla_ray.evaluation.recall import Floats, Rivals
+from mla_ray.runtime.console import bars
+from mla_ray.runtime.progress import counting
 
 PIECE = 10_000
 

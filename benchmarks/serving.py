@@ -41,15 +41,18 @@ import numpy as np
 import psutil
 import torch
 
-from mla_ray.cluster import free_port
 from mla_ray.datasets.emoji import Emoji
-from mla_ray.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
-from mla_ray.index import CaptionIndex
-from mla_ray.indexing import encode_query, load_packs, space_of
-from mla_ray.mixed import encode_mixed
-from mla_ray.native import Native
-from mla_ray.pack import LanguagePack, make_card
-from mla_ray.tokenizers import LanguageTokenizer, learn
+from mla_ray.evaluation.evaluation import encode_query
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.ingest import space_of
+from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
+from mla_ray.model.native import Native
+from mla_ray.model.tokenizers import LanguageTokenizer, learn
+from mla_ray.packs.card import make_card
+from mla_ray.packs.mixed_batch import encode_mixed
+from mla_ray.packs.pack import LanguagePack
+from mla_ray.packs.store import load_packs
+from mla_ray.runtime.cluster import free_port
 
 NATIVE, LANGUAGES = "emoji-clip", ("de", "fr", "cs")
 MIXED = ("de", "fr", "cs", "es", "it", "nl", "tr", "ru")
@@ -145,7 +148,7 @@ def ids(bench: Bench) -> dict[str, Any]:
     found = []
     with bench.server("serve") as url, httpx.Client(base_url=url, timeout=30) as client:
         for language, text in bench.queries:
-            params = {"q": text, "language": language, "k": 10}
+            params: dict[str, str | int] = {"q": text, "language": language, "k": 10}
             answer = client.get("/v1/search", params=params).raise_for_status().json()
             found.append([hit["image_id"] for hit in answer["hits"]])
     packs = load_packs([bench.packs / language for language in LANGUAGES], bench.native)
@@ -294,7 +297,7 @@ class Load:
         language, text = self.queries[number % len(self.queries)]
         began = time.perf_counter()
         try:
-            params = {"q": text, "language": language, "k": 5}
+            params: dict[str, str | int] = {"q": text, "language": language, "k": 5}
             answer = await client.get("/v1/search", params=params)
             self.outcomes[str(answer.status_code)] += 1
         except httpx.HTTPError as error:

@@ -19,17 +19,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mla_ray.cluster import ray_session
-from mla_ray.config import AcquireConfig, Evaluations, FinetuneConfig, HeldOut, Stage
-from mla_ray.console import bars
+from mla_ray.data.corpus import Corpus
+from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Emoji
-from mla_ray.evaluation import Gallery, evaluate
-from mla_ray.features import encode_texts
-from mla_ray.finetuning import finetune
-from mla_ray.native import Native
-from mla_ray.pack import LanguagePack, read_card
-from mla_ray.plugging import plug
-from mla_ray.training import Corpus, acquire
+from mla_ray.evaluation.evaluation import Gallery, evaluate
+from mla_ray.model.native import Native
+from mla_ray.packs.card import read_card
+from mla_ray.packs.pack import LanguagePack
+from mla_ray.packs.transfer import plug
+from mla_ray.runtime.cluster import ray_session
+from mla_ray.runtime.console import bars
+from mla_ray.training.config import AcquireConfig, Evaluations, FinetuneConfig, HeldOut, Stage
+from mla_ray.training.finetuning import finetune
+from mla_ray.training.trainer import acquire
 
 
 def write_table(emoji: Emoji, language: str, path: Path) -> None:

@@ -9,7 +9,7 @@ one process, taking turns. First their losses and gradients are compared; if the
 the native encodes the English caption (NLT) or the image (LE) anew at every step, without a graph;
 frozen text weights gather gradients; the whole M-BERT embedding, 119,547 x 768, is updated by Adam.
 Where in doubt it is kinder: torch's AdamW instead of a hand-written one, no tokenising in the loop,
-no English caption encoded (and thrown away) in LE. *Ours* is the step of `mla_ray.training`.
+no English caption encoded (and thrown away) in LE. *Ours* is the step of `mla_ray.training.loop`.
 
 Texts are made up: 2 + log-normal (mean 14, sigma 0.45) tokens, at most 77, as translated captions
 have; Zipf (exponent 1.2) over the vocabulary, so that 20,000 texts use some 23,000 rows. Images are
@@ -26,9 +26,9 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,13 +39,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mla_ray.config import AcquireConfig
-from mla_ray.encoder import EmbeddingBlock, LanguageEncoder
-from mla_ray.native import Native
-from mla_ray.objectives import le_loss, nlt_loss
-from mla_ray.optimizer import BETAS, EPS, Optimizer
-from mla_ray.sampling import Batches
-from mla_ray.tokenizers import Ids, pad
+from mla_ray.data.sampling import Batches
+from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
+from mla_ray.model.native import Native
+from mla_ray.model.objectives import le_loss, nlt_loss
+from mla_ray.model.tokenizers import Ids, pad
+from mla_ray.training.config import AcquireConfig
+from mla_ray.training.optimizer import BETAS, EPS, Optimizer
 
 Stage = Literal["nlt", "le"]
 Rows = npt.NDArray[np.int64]
@@ -81,16 +81,17 @@ def one_pool(lengths: Rows, batch: int) -> list[Rows]:
 
 
 class Ours:
-    """A step of `mla_ray.training`: one worker, one language."""
+    """A step of `mla_ray.training.loop`: one worker, one language."""
 
     def __init__(self, native: Native, corpus: Corpus) -> None:
         self.tokens = np.union1d([PAD], np.concatenate(corpus.texts))
         self.ids = [np.searchsorted(self.tokens, text).astype(np.int32) for text in corpus.texts]
         rows_VW = 0.05 * torch.randn(len(self.tokens), ROW_WIDTH)
         self.encoder = LanguageEncoder(native.text, EmbeddingBlock(rows_VW, native.text), HIDDEN)
-        for acquirer in self.encoder.acquirers:
-            nn.init.normal_(acquirer.up.weight, std=0.02)  # at zero it would hide differences
-        self.rows = self.encoder.embedding.rows.weight
+        for name, weight in self.encoder.acquirers.named_parameters():
+            if name.endswith("up.weight"):
+                nn.init.normal_(weight, std=0.02)  # at zero it would hide differences
+        self.rows: nn.Parameter = self.encoder.embedding.rows.weight  # type: ignore[assignment]
         dense = {n: w for n, w in self.encoder.named_parameters() if w is not self.rows}
         self.optimizer = Optimizer(dense, self.rows, CONFIG)
         self.features = {stage: torch.zeros(len(corpus.texts), native.dim) for stage in USES}
@@ -109,21 +110,22 @@ class Ours:
         return le_loss(text_BE, self.features[stage][batch], torch.arange(len(batch)), SCALE)
 
     def step(self, stage: Stage, batch: Rows) -> None:
-        self.loss(stage, batch).backward()
+        self.loss(stage, batch).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step(LR)
 
 
 class Theirs(nn.Module):
     """A step as the official code takes it, from our weights on; `pull` is for `--levers`."""
 
-    def __init__(self, clip: nn.Module, corpus: Corpus, ours: Ours) -> None:
+    def __init__(self, clip: Any, corpus: Corpus, ours: Ours) -> None:
         super().__init__()
         self.corpus, self.features = corpus, ours.features
         self.embedding = nn.Embedding(VOCABULARY, ROW_WIDTH)
         self.embedding.weight.data[torch.from_numpy(ours.tokens)] = ours.rows.detach()
         self.linear = copy.deepcopy(ours.encoder.embedding.linear)
         acquirers = copy.deepcopy(ours.encoder.acquirers)
-        self.acquirers = nn.ModuleList(nn.Sequential(a.down, nn.ReLU(), a.up) for a in acquirers)
+        each: Iterator[Any] = iter(acquirers)
+        self.acquirers = nn.ModuleList(nn.Sequential(a.down, nn.ReLU(), a.up) for a in each)
         self.adam = torch.optim.AdamW(self.parameters(), LR, BETAS, EPS, CONFIG.weight_decay)
         self.clip = copy.deepcopy(clip).train()
         self.pull()
@@ -141,7 +143,10 @@ class Theirs(nn.Module):
             x_BLD = block(x_BLD, attn_mask=clip.attn_mask[:length, :length])
             x_BLD = x_BLD if english else x_BLD + acquirer(x_BLD)
         end_B = (ids_BL == (END if english else SEP)).nonzero()[:, 1]
-        return clip.ln_final(x_BLD)[torch.arange(len(x_BLD)), end_B] @ clip.text_projection
+        features_BE: Tensor = (
+            clip.ln_final(x_BLD)[torch.arange(len(x_BLD)), end_B] @ clip.text_projection
+        )
+        return features_BE
 
     @torch.no_grad()
     def target(self, stage: Stage, batch: Rows) -> Tensor:
@@ -149,7 +154,8 @@ class Theirs(nn.Module):
             return self.features[stage][batch]
         if stage == "nlt":
             return self.encode(pick(self.corpus.english, batch), english=True)
-        return self.clip.encode_image(self.corpus.images)
+        features_BE: Tensor = self.clip.encode_image(self.corpus.images)
+        return features_BE
 
     def loss(self, stage: Stage, batch: Rows) -> Tensor:
         target_BE = self.target(stage, batch)
@@ -161,7 +167,7 @@ class Theirs(nn.Module):
         return (F.cross_entropy(logits_BB, right_B) + F.cross_entropy(logits_BB.T, right_B)) / 2
 
     def step(self, stage: Stage, batch: Rows) -> None:
-        self.loss(stage, batch).backward()
+        self.loss(stage, batch).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters(), CONFIG.clip)
         self.adam.step()
         self.zero_grad()
@@ -174,10 +180,10 @@ def pick(texts: Sequence[Ids], batch: Rows) -> list[Ids]:
 def verify(stage: Stage, ours: Ours, theirs: Theirs) -> str:
     """Make sure that both have the same loss and, through every block, the same gradients."""
     losses = [side.loss(stage, theirs.corpus.batches[0]) for side in (ours, theirs)]
-    sum(losses).backward()
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
-    mine_VW = ours.rows.grad.to_dense()
-    other_VW = theirs.embedding.weight.grad[torch.from_numpy(ours.tokens)]
+    mine_VW = cast(Tensor, ours.rows.grad).to_dense()
+    other_VW = cast(Tensor, theirs.embedding.weight.grad)[torch.from_numpy(ours.tokens)]
     error = float((mine_VW - other_VW).norm() / other_VW.norm())
     torch.testing.assert_close(error, 0.0, rtol=0, atol=1e-3)
     ours.encoder.zero_grad()

@@ -6,7 +6,7 @@
 The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the
 language's emoji: tables, features (none are there yet), then trials side by side, stopped by ASHA.
 Then the same settings, trial by trial, as somebody without it would run them:
-`mla_ray.training.acquire` with all cores, each with tables and features of its own and
+`mla_ray.training.trainer.acquire` with all cores, each with tables and features of its own and
 the same looks at its validation rows. One Ray for both, started before; the emoji are drawn before.
 With --full N only N of them are run, evenly over their numbers of steps, and the others' time is
 worked out from these by a line over steps. What features cost is measured apart, so that the ratio
@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from mla_ray.cluster import ray_session
-from mla_ray.console import bars, stdout
-from mla_ray.native import Native
-from mla_ray.pipeline import emoji_tables
-from mla_ray.preparing import prepare
-from mla_ray.storage import at, read_json
-from mla_ray.training import acquire, encode
-from tuning.outcome import Trial
-from tuning.sweep import LanguageSweep, SweepPlan
+from mla_ray.datasets.emoji_tables import emoji_tables
+from mla_ray.model.native import Native
+from mla_ray.runtime.cluster import ray_session
+from mla_ray.runtime.console import bars, stdout
+from mla_ray.runtime.storage import at, read_json
+from mla_ray.training.prepare import prepare
+from mla_ray.training.trainer import acquire, encode
+from mla_ray.tuning.outcome import Trial
+from mla_ray.tuning.sweep import LanguageSweep, SweepPlan
 
 
 def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
     python benchmarks/training.py [--steps 10000] [--batch 16] [--rounds 3] [--json training.json]
 
-Both run `mla_ray.loop.train`, NLT on the German emoji tables with emoji-clip, from copies of one
-prepared run: on one side through `mla_ray.training.acquire` with one worker (board, wishes, a
-report to Ray at every checkpoint), on the other called by a script that never imports Ray. Batches
+Both run `mla_ray.training.loop.train`, NLT on the German emoji tables with emoji-clip, from copies
+of one prepared run: on one side through `mla_ray.training.trainer.acquire` with one worker (board,
+wishes, a report to Ray at every checkpoint), on the other called by a script that never imports
+Ray. Batches
 are small, so that what is done per step, and not the matrix products, would show. The sides take
 turns, and the one that begins changes every round. On a machine with other users `--together` is
 fairer: both run at once, each with all its processes (Ray's own, too) on a core of its own, and
@@ -31,14 +32,15 @@ from typing import Any
 
 from rich.table import Table
 
-from mla_ray.config import AcquireConfig, Stage
-from mla_ray.console import bars, stderr, stdout
-from mla_ray.loop import DONE, train
-from mla_ray.native import Native
-from mla_ray.pipeline import emoji_tables
-from mla_ray.preparing import Corpus, prepare, read_prepared
-from mla_ray.storage import at, read_json
-from mla_ray.training import Workers, acquire, begin, encode, job_of
+from mla_ray.data.corpus import Corpus
+from mla_ray.datasets.emoji_tables import emoji_tables
+from mla_ray.model.native import Native
+from mla_ray.runtime.console import bars, stderr, stdout
+from mla_ray.runtime.storage import at, read_json
+from mla_ray.training.config import AcquireConfig, Stage
+from mla_ray.training.loop import DONE, train
+from mla_ray.training.prepare import prepare, read_prepared
+from mla_ray.training.trainer import Workers, acquire, begin, encode, job_of
 
 NATIVE, LANGUAGE = "emoji-clip", "de"
 SIDES = ("plain", "ray")
@@ -56,7 +58,7 @@ def settings(steps: int, batch: int, checkpoint_every: int) -> AcquireConfig:
 
 def make(scratch: Path, pairs: list[str], config: AcquireConfig) -> None:
     """The prepared run that both sides copy, and the features; outlives no round."""
-    from mla_ray.cluster import ray_session
+    from mla_ray.runtime.cluster import ray_session
 
     native, corpus = Native.load(NATIVE), Corpus(LANGUAGE, pairs)
     run = at(scratch / "prepared")
@@ -72,7 +74,7 @@ def side(name: str, run: Path, store: Path, pairs: list[str], config: AcquireCon
         train(job_of(at(run), at(store), read_prepared(run)))
         assert "ray" not in sys.modules, "the plain side has imported Ray"  # noqa: S101
         return
-    from mla_ray.cluster import ray_session
+    from mla_ray.runtime.cluster import ray_session
 
     with ray_session():
         acquire(
@@ -93,7 +95,7 @@ def seconds(run: Path, steps: int) -> float:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     at_step = {event.step: event.wall_time for event in events.Scalars("nlt/loss")}
-    return at_step[steps] - at_step[FIRST]
+    return float(at_step[steps] - at_step[FIRST])
 
 
 def weights(run: Path) -> str:
@@ -109,7 +111,7 @@ def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     make(scratch, pairs, config)
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     environment.pop("RAY_ADDRESS", None)
-    rounds, packs = [], set()
+    rounds, ratios, packs = [], list[float](), set()
     for number in range(args.rounds):
         took: dict[str, dict[str, float]] = {}
         order = SIDES if number % 2 == 0 else SIDES[::-1]
@@ -135,8 +137,8 @@ def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             packs.add(weights(run))
             shutil.rmtree(run)
             stderr.print(f"round {number + 1}, {name}: {took[name]['loop']:.1f} s")
-        rounds.append(took | {"ratio": took["ray"]["loop"] / took["plain"]["loop"]})
-    ratios = [took["ratio"] for took in rounds]
+        ratios.append(took["ray"]["loop"] / took["plain"]["loop"])
+        rounds.append(took | {"ratio": ratios[-1]})
     return {
         "steps": args.steps - FIRST,
         "batch": args.batch,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageSequence
 from rich.progress import track
 
-from mla_ray.evaluation import Gallery, evaluate
-from mla_ray.features import encode_frames, encode_texts
-from mla_ray.native import Native
-from mla_ray.pack import LanguagePack
-from mla_ray.pictures import on_white
-from mla_ray.video import FRAMES, frames_of, pooled
+from mla_ray.data.feature_store import encode_frames, encode_texts
+from mla_ray.data.images import on_white
+from mla_ray.data.video import FRAMES, frames_of, pooled
+from mla_ray.evaluation.evaluation import Gallery, evaluate
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
 
 Features = npt.NDArray[np.float32]
 CODECS = {
@@ -68,12 +68,12 @@ def transcoded(data: bytes, container: str) -> bytes:
     sink = BytesIO()
     image = Image.open(BytesIO(data))
     with av.open(sink, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=25, options=options)
+        stream = cast("av.VideoStream", out.add_stream(codec, rate=25, options=options))
         stream.width, stream.height = image.size
         stream.pix_fmt = "yuv420p"
         for frame in ImageSequence.Iterator(image):
             shown = on_white(frame.copy()).convert("RGB")
-            out.mux(stream.encode(av.VideoFrame.from_image(shown)))
+            out.mux(stream.encode(av.VideoFrame.from_image(shown)))  # type: ignore[no-untyped-call]
         out.mux(stream.encode(None))
     return sink.getvalue()
 

@@ -3,7 +3,7 @@
 ray job submit --working-dir . -- python -m jobs.index --config jobs/configs/emoji.yaml
 """
 
-from jobs.plan import run_steps
+from mla_ray.cli.job.plan import run_steps
 
 if __name__ == "__main__":
     run_steps("index")

@@ -3,7 +3,7 @@
 ray job submit --working-dir . -- python -m jobs.pipeline --config jobs/configs/emoji.yaml
 """
 
-from jobs.plan import run_steps
+from mla_ray.cli.job.plan import run_steps
 from mla_ray.pipeline import STEPS
 
 if __name__ == "__main__":

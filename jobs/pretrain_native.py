@@ -1,43 +1,6 @@
-"""Make a native on emoji:
+"""Make a native on emoji: `mla job pretrain_native` as a module."""
 
-    python -m jobs.pretrain_native --config jobs/configs/emoji-clip.yaml --out models/emoji-clip
-
-Goes on where it was killed, from its last checkpoint. About an hour on two idle cores.
-"""
-
-import shutil
-import sys
-from pathlib import Path
-from typing import Any
-
-from jobs.job import Job, JobSettings, Stopped, run
-from mla_ray.datasets.emoji import Emoji
-from mla_ray.pretraining import PretrainConfig, pretrain
-from mla_ray.progress import Progress
-
-
-class Settings(JobSettings, PretrainConfig):  # type: ignore[misc]  # of their `model_config`s
-    """Train an English native on emoji, then copy it into `out`; returns its held-out recall."""
-
-    out: Path
-    """Folder for the native, in open_clip's layout."""
-    run: Path = Path("runs/pretrain")
-    """Checkpoint and metrics."""
-    data: Path = Path("data")
-    """Where data sets are kept."""
-
-
-def main(settings: Settings, job: Job) -> dict[str, Any]:
-    def show(phase: str, done: int, total: int, figures: dict[str, float]) -> None:
-        note = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        job.report(Progress(phase, done, total, note))
-        if job.stop.is_set():
-            raise Stopped(f"{phase} {done}/{total}; the last checkpoint is in {settings.run}")
-
-    recall = pretrain(settings, Emoji(settings.data / "emoji"), settings.run, show)
-    shutil.copytree(settings.run / "native", settings.out, dirs_exist_ok=True)
-    return recall
-
+from mla_ray.cli.job.pretrain_native import run_pretraining
 
 if __name__ == "__main__":
-    sys.exit(run(Settings, main))
+    run_pretraining()

@@ -7,13 +7,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mla_ray.encoder import AcquisitionEncoder
-    from mla_ray.native import Native
-    from mla_ray.pack import LanguagePack
+    from mla_ray.index.collection import CaptionIndex
+    from mla_ray.model.native import Native
+    from mla_ray.packs.acquisition_encoder import AcquisitionEncoder
+    from mla_ray.packs.pack import LanguagePack
+    from mla_ray.serving.client import AsyncClient, Client
+    from mla_ray.training.config import AcquireConfig
 
-__all__ = ["AcquisitionEncoder", "LanguagePack", "Native"]
+__all__ = [
+    "AcquireConfig",
+    "AcquisitionEncoder",
+    "AsyncClient",
+    "CaptionIndex",
+    "Client",
+    "LanguagePack",
+    "Native",
+]
 
-_HOMES = {"AcquisitionEncoder": "encoder", "LanguagePack": "pack", "Native": "native"}
+_HOMES = {
+    "AcquireConfig": "training.config",
+    "AcquisitionEncoder": "packs.acquisition_encoder",
+    "AsyncClient": "serving.client",
+    "CaptionIndex": "index.collection",
+    "Client": "serving.client",
+    "LanguagePack": "packs.pack",
+    "Native": "model.native",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -21,3 +40,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"mla_ray.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mla_ray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

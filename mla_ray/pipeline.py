@@ -5,11 +5,9 @@
 A `Plan` says what, in one YAML file for all steps. Each step keeps what it made under the plan's
 `run`, does only what is missing, and may be run alone. Languages are independent of each other:
 each has a run folder and a pack of its own, so that one that fails takes no other with it.
-May import: everything below `cli`.
 """
 
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +18,20 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from upath import UPath
 
-from mla_ray.captions import CaptionTable
-from mla_ray.config import AcquireConfig
-from mla_ray.datasets.files import InvalidTable
-from mla_ray.evaluation import evaluate
-from mla_ray.features import Encoders, encode_texts
-from mla_ray.native import Native
-from mla_ray.pack import LanguagePack, copy_pack
-from mla_ray.preparing import Corpus, Prepared, prepare
-from mla_ray.progress import Progress, Report
-from mla_ray.storage import at, is_local, read_json, upload, write_json
-from mla_ray.training import Stopped, Workers, acquire, begin, encode
+from mla_ray.data.corpus import Corpus
+from mla_ray.data.feature_store import encode_texts
+from mla_ray.data.table_reader import InvalidTable
+from mla_ray.datasets.emoji_tables import emoji_tables
+from mla_ray.evaluation.captions import CaptionTable
+from mla_ray.evaluation.evaluation import evaluate
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack, copy_pack
+from mla_ray.runtime.progress import Progress, Report, Stopped
+from mla_ray.runtime.storage import at, write_json
+from mla_ray.training.config import AcquireConfig
+from mla_ray.training.encode_features import Encoders
+from mla_ray.training.prepare import Prepared, prepare
+from mla_ray.training.trainer import Workers, acquire, begin, encode
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ class Work:
 
     def index(self, language: str) -> dict[str, Any]:
         """Images and captions into the plan's collections."""
-        from mla_ray.bulk import index_table
+        from mla_ray.index.bulk import index_table
 
         corpus = self.corpus(language)
         if corpus.captions is None:
@@ -300,19 +301,3 @@ def of_language(report: Report, language: str) -> Report:
         report(replace(step, phase=phase))
 
     return told
-
-
-def emoji_tables(language: str, data: UPath, report: Report) -> list[UPath]:
-    """The emoji tables of a language in `data`: captions, names, and a lexicon if there is one."""
-    from mla_ray import demo
-
-    if is_local(data):
-        return [at(file) for file in demo.tables(language, Path(data.path), report).files]
-    record = data / "emoji" / f"tables-{language}.json"
-    if not record.exists():
-        with tempfile.TemporaryDirectory() as scratch:
-            made = demo.tables(language, Path(scratch), report)
-            upload(made.files[0].parent, data / "emoji" / f"tables-{language}")
-        write_json(record, [file.name for file in made.files])
-    names: list[str] = read_json(record)
-    return [data / "emoji" / f"tables-{language}" / name for name in names]

@@ -1,16 +1,11 @@
 """A tiny English native with random weights, packs on it, and texts: made here, fetched nowhere."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -23,66 +18,21 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from mla_ray import cli
-from mla_ray.cluster import ray_session, set_environment
-from mla_ray.config import AcquireConfig
-from mla_ray.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
-from mla_ray.native import Native
-from mla_ray.objectives import nlt_loss
-from mla_ray.optimizer import Optimizer
-from mla_ray.pack import LanguagePack, make_card
-from mla_ray.pretraining import save_native
-from mla_ray.tokenizers import BOS, EOS, PAD, LanguageTokenizer, learn
+from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
+from mla_ray.model.native import Native
+from mla_ray.model.objectives import nlt_loss
+from mla_ray.model.tokenizers import BOS, EOS, PAD, LanguageTokenizer, learn
+from mla_ray.packs.card import make_card
+from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.cluster import ray_session, set_environment
+from mla_ray.training.config import AcquireConfig
+from mla_ray.training.optimizer import Optimizer
+from mla_ray.training.pretraining import save_native
+from tests.support.commands import Mla, Run
+from tests.support.natives import CONTEXT, TEXT, VISION, BuildModel, MakePack, Train
+from tests.support.server import Served, serving
 
 set_environment()  # before the test modules, some of which import Ray
-
-CONTEXT = 24
-VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
-TEXT = {
-    "context_length": CONTEXT,
-    "width": 32,
-    "heads": 2,
-    "layers": 3,
-    "pool_type": "eos",
-    "eos_id": 2,
-    "hf_tokenizer_name": "in this folder",
-}
-
-
-class Run(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> object:
-        return json.loads(self.out)
-
-
-Mla = Callable[..., Run]
-
-
-class BuildModel(Protocol):
-    def __call__(self, kind: type[nn.Module] = ..., seed: int = ..., **text: Any) -> nn.Module:
-        """An open_clip model with random weights; `text` overrides its text configuration."""
-        ...
-
-
-class MakePack(Protocol):
-    def __call__(
-        self,
-        language: str,
-        seed: int = ...,
-        texts: list[str] | None = ...,
-        share: LanguagePack | None = ...,
-    ) -> LanguagePack:
-        """A pack of `language` with random weights, acquirers that do something included.
-
-        Its tokens are those of `texts`; or it shares the embedding of another pack.
-        """
-        ...
-
-
-Train = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +97,7 @@ def native_folder(
     english_tokenizer: PreTrainedTokenizerFast,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """In open_clip's layout, as `mla_ray.pretraining` writes it."""
+    """In open_clip's layout, as `mla_ray.training.pretraining` writes it."""
     folder = tmp_path_factory.mktemp("natives") / "tiny-clip"
     config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
     save_native(folder, build_model(), config, english_tokenizer)
@@ -272,42 +222,6 @@ def ray_cluster() -> Iterator[None]:
     """One private Ray for the whole test session."""
     with ray_session(cpus=2, dashboard=True):
         yield
-
-
-@dataclass(frozen=True)
-class Served:
-    """A server in a process of its own."""
-
-    url: str
-    process: subprocess.Popen[str]
-
-
-@contextmanager
-def serving(*flags: str, **environment: str) -> Iterator[Served]:
-    """`mla serve` on a free port for the body of a `with`."""
-    from mla_ray.cluster import free_port
-
-    command = [str(Path(sys.executable).parent / "mla"), "serve", "--json", "--no-open"]
-    root = Path(__file__).parent.parent
-    with subprocess.Popen(
-        [*command, "--port", str(free_port()), *flags],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=root,
-        env=os.environ | environment,
-    ) as process:
-        try:
-            assert process.stdout
-            line = process.stdout.readline()
-            assert line, f"mla serve ended with {process.wait()}"
-            yield Served(json.loads(line)["url"], process)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(120)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
 
 
 @pytest.fixture(scope="session")

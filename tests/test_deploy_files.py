@@ -55,9 +55,9 @@ from ray.core.generated.instance_manager_pb2 import NodeKind
 from ray.serve.schema import ServeDeploySchema
 from referencing import Registry, Resource
 
-from serve.settings import LOOPBACK, Settings
+from mla_ray.serving.settings import LOOPBACK, Settings
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = f"mla-ray:{PROJECT['version']}"
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
@@ -463,7 +463,7 @@ def serve_configs() -> tuple[ServeDeploySchema, ServeDeploySchema]:
 def test_the_service_is_that_of_the_serve_config() -> None:
     here, there = serve_configs()
     (ours,), (theirs,) = here.applications, there.applications
-    assert theirs.import_path == ours.import_path == "serve.deployments:build"
+    assert theirs.import_path == ours.import_path == "mla_ray.serving.deployments:build"
     assert (theirs.name, theirs.route_prefix) == (ours.name, ours.route_prefix)
     assert theirs.deployments == ours.deployments
     assert there.logging_config == here.logging_config
@@ -562,7 +562,7 @@ def test_the_image_is_of_a_fixed_base_and_not_roots() -> None:
 
 def test_the_image_has_rays_environment_and_no_secret() -> None:
     environment = image_environment()
-    ours = (ROOT / "mla_ray/cluster.py").read_text()
+    ours = (ROOT / "mla_ray/runtime/cluster.py").read_text()
     drivers = dict(re.findall(r'setdefault\("(RAY_\w+)", "([\w.]+)"\)', ours))
     assert drivers
     del drivers["RAY_BACKEND_LOG_LEVEL"]  # on a cluster its log is wanted

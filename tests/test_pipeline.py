@@ -16,20 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from pydantic import ValidationError
-from s3 import s3_bucket
 
-from jobs.job import Usage, load
-from jobs.plan import Settings
-from mla_ray import training
-from mla_ray.datasets.files import InvalidTable
-from mla_ray.features import Failure, Filled
-from mla_ray.native import Native
-from mla_ray.pack import LanguagePack, read_card
+from mla_ray.cli.job.plan import Settings
+from mla_ray.data.table_reader import InvalidTable
+from mla_ray.model.native import Native
+from mla_ray.packs.card import read_card
+from mla_ray.packs.pack import LanguagePack
 from mla_ray.pipeline import Plan, Work
-from mla_ray.progress import Stopped
-from mla_ray.storage import at, names_in, read_json
-
-ROOT = Path(__file__).parents[1]
+from mla_ray.runtime.job import Usage, load
+from mla_ray.runtime.progress import Stopped
+from mla_ray.runtime.storage import at, names_in, read_json
+from mla_ray.training import trainer as training
+from mla_ray.training.encode_features import Failure, Filled
+from tests.support import ROOT
+from tests.support.s3 import s3_bucket
 
 # --- plans --------------------------------------------------------------------------------------
 

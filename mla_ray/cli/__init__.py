@@ -4,10 +4,14 @@ standard error, exit code 0 for success, 1 for bad input, 2 for bad usage.
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
+from mla_ray.cli.config import config
 from mla_ray.cli.data import data_app
+from mla_ray.cli.job import job_app
 from mla_ray.cli.pack import pack_app
 from mla_ray.cli.reproduce import reproduce
 from mla_ray.cli.retrieve import evaluate, index_command, search
@@ -22,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(pack_app, name="pack")
+app.add_typer(job_app, name="job")
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "acquire": acquire,
@@ -32,15 +37,32 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
     "finetune": finetune,
     "reproduce": reproduce,
+    "config": config,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mla-ray {version('mla-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point: faults of the input are one message, not a traceback."""
     try:
-        app()
+        app(prog_name="mla")
     except (ValueError, OSError, LookupError, RuntimeError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         typer.echo(f"mla: {message}", err=True)

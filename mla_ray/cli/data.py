@@ -23,11 +23,11 @@ def data_emoji(
     as_json: Json = False,
 ) -> None:
     """Emoji drawings with names from Unicode CLDR: captions.parquet, pairs-LANGUAGE.parquet."""
-    from mla_ray.console import bars
-    from mla_ray.demo import emoji_tables
+    from mla_ray.datasets.emoji_tables import write_tables
+    from mla_ray.runtime.console import bars
 
     with bars() as report:
-        made = emoji_tables(data, languages.split(","), out, report)
+        made = write_tables(data, languages.split(","), out, report)
     result = {name: str(path) for name, path in made.items()}
     emit(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
 
@@ -46,8 +46,8 @@ def data_animated(
     as_json: Json = False,
 ) -> None:
     """Animated emoji with names from Unicode CLDR: captions.parquet, pairs-LANGUAGE.parquet."""
-    from mla_ray.console import bars
     from mla_ray.datasets import animated
+    from mla_ray.runtime.console import bars
 
     with bars() as report:
         made = animated.tables(data, languages.split(","), out, part or [1], report)
@@ -65,8 +65,8 @@ def data_stamps(
     as_json: Json = False,
 ) -> None:
     """Tux Paint's stamps with their descriptions, a test set, from a Debian package of 161 MB."""
-    from mla_ray.console import bars
     from mla_ray.datasets import stamps
+    from mla_ray.runtime.console import bars
 
     with bars() as report:
         deb = stamps.fetch(data / "stamps")
@@ -93,8 +93,8 @@ def data_make(
 
     The set is fetched by hand: `mla data check` says from where, and docs/datasets.md how it lies.
     """
-    from mla_ray.console import bars, stderr, tell_dropped
     from mla_ray.datasets.catalog import make
+    from mla_ray.runtime.console import bars, stderr, tell_dropped
 
     with bars() as report:
         made = make(
@@ -127,8 +127,8 @@ def data_check(
 
     Ends with exit code 1 if a data set is named and something that it needs is missing or broken.
     """
-    from mla_ray.console import bars
     from mla_ray.datasets.catalog import CATALOG, check
+    from mla_ray.runtime.console import bars
 
     wanted = languages.split(",") if languages else None
     with bars() as report:

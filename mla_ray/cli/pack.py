@@ -14,7 +14,7 @@ pack_app = typer.Typer(no_args_is_help=True, help="Look at language packs, share
 @pack_app.command("show")
 def pack_show(folder: Path, as_json: Json = False) -> None:
     """Print the card of a pack."""
-    from mla_ray.pack import read_card
+    from mla_ray.packs.card import read_card
 
     card = read_card(folder)
     emit(card.model_dump(), as_json, card.model_dump_json(indent=2))
@@ -23,8 +23,8 @@ def pack_show(folder: Path, as_json: Json = False) -> None:
 @pack_app.command("verify")
 def pack_verify(folder: Path, native: NativeName = "emoji-clip", as_json: Json = False) -> None:
     """Check hashes, shapes and fingerprint of a pack against its native."""
-    from mla_ray.native import Native
-    from mla_ray.pack import LanguagePack
+    from mla_ray.model.native import Native
+    from mla_ray.packs.pack import LanguagePack
 
     pack = LanguagePack.load(folder, Native.load(native))
     result = {"pack": str(folder), "language": pack.language, "ok": True}
@@ -39,8 +39,8 @@ def pack_plug(
     as_json: Json = False,
 ) -> None:
     """Make a pack of the same weights for a native that was fine-tuned from the pack's own."""
-    from mla_ray.native import Native
-    from mla_ray.plugging import plug
+    from mla_ray.model.native import Native
+    from mla_ray.packs.transfer import plug
 
     card = plug(folder, Native.load(native), out)
     result: dict[str, Any] = {"pack": out, "language": card.language, "native": native}
@@ -65,7 +65,7 @@ def pack_import_official(
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint of the paper's released code into language packs."""
-    from mla_ray.pack import import_official
+    from mla_ray.packs.pack import import_official
 
     if (native is None) == (with_native is None):
         raise typer.BadParameter("give either --native or --with-native")
@@ -96,8 +96,8 @@ def pack_push(
     as_json: Json = False,
 ) -> None:
     """Share a pack with its model card; the hub's token is read from HF_TOKEN."""
-    from mla_ray.native import Native
-    from mla_ray.sharing import push
+    from mla_ray.model.native import Native
+    from mla_ray.packs.hub import push
 
     frozen = Native.load(native)
     shared = push(pack, repo, frozen, license=license_, private=private, revision=revision)
@@ -113,8 +113,8 @@ def pack_pull(
     as_json: Json = False,
 ) -> None:
     """Take a shared pack, after sizes, hashes and its native have been checked."""
-    from mla_ray.native import Native
-    from mla_ray.sharing import pull
+    from mla_ray.model.native import Native
+    from mla_ray.packs.hub import pull
 
     shared = pull(repo, out, Native.load(native), revision=revision)
     emit(asdict(shared), as_json, f"{shared.language}: pack in {shared.url}")
@@ -132,10 +132,10 @@ def pack_export(
     as_json: Json = False,
 ) -> None:
     """Write native and pack as ONNX graphs that agree with PyTorch to 1e-4."""
-    from mla_ray.console import bars
-    from mla_ray.export import export_onnx
-    from mla_ray.native import Native
-    from mla_ray.pack import LanguagePack
+    from mla_ray.model.native import Native
+    from mla_ray.packs.onnx import export_onnx
+    from mla_ray.packs.pack import LanguagePack
+    from mla_ray.runtime.console import bars
 
     if language not in (None, "en"):
         raise typer.BadParameter("the pack's own language is always there; --language adds en")

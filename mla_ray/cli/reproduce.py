@@ -34,10 +34,10 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Remake the paper's ablations on emoji: tables, a plot, and which of its claims held."""
-    from mla_ray.cluster import ray_session
-    from mla_ray.console import bars
     from mla_ray.reproduce import ablations, grid, material, page
     from mla_ray.reproduce.figures import Results
+    from mla_ray.runtime.cluster import ray_session
+    from mla_ray.runtime.console import bars
 
     unknown = sorted(set(tables or []) - set(ablations.TABLES))
     if unknown:

@@ -8,7 +8,7 @@ import typer
 from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit
 
 if TYPE_CHECKING:
-    from mla_ray.schemas import Collection
+    from mla_ray.serving.schemas import Collection
 
 
 def evaluate(
@@ -37,16 +37,16 @@ def evaluate(
     """Recall@1, 5, 10 both ways of packs, or of the native on its English rows."""
     from functools import partial
 
-    from mla_ray.captions import CaptionTable
-    from mla_ray.console import bars, tell_dropped
-    from mla_ray.evaluation import evaluate as measure
-    from mla_ray.evaluation import printed, rows_of
-    from mla_ray.features import encode_texts
-    from mla_ray.indexing import load_packs
-    from mla_ray.native import Native
-    from mla_ray.pack import read_card
-    from mla_ray.progress import counting
-    from mla_ray.protocols import find
+    from mla_ray.data.feature_store import encode_texts
+    from mla_ray.evaluation.captions import CaptionTable
+    from mla_ray.evaluation.evaluation import evaluate as measure
+    from mla_ray.evaluation.evaluation import printed, rows_of
+    from mla_ray.evaluation.protocols import find
+    from mla_ray.model.native import Native
+    from mla_ray.packs.card import read_card
+    from mla_ray.packs.store import load_packs
+    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.runtime.progress import counting
 
     chosen = find(protocol)
     if not pack and language not in (None, "en"):
@@ -138,11 +138,12 @@ def index_command(
     as_json: Json = False,
 ) -> None:
     """Embed a table's images and captions into the collections `images` and `captions`."""
-    from mla_ray.console import bars, tell_dropped
-    from mla_ray.datasets.files import read_captions
-    from mla_ray.indexing import index_captions, keep_pictures, load_packs
-    from mla_ray.native import Native
-    from mla_ray.pictures import PictureStore
+    from mla_ray.data.table_reader import read_captions
+    from mla_ray.index.ingest import index_captions, keep_pictures
+    from mla_ray.index.picture_store import PictureStore
+    from mla_ray.model.native import Native
+    from mla_ray.packs.store import load_packs
+    from mla_ray.runtime.console import bars, tell_dropped
 
     read = read_captions(captions, language=language, split=None, skip_invalid=skip_invalid)
     tell_dropped(len(read.dropped), read.dropped)
@@ -232,9 +233,11 @@ def _refuse(beside: str, options: dict[str, object]) -> None:
 def _search_index(
     query: str, index: str, language: str, k: int, pack: Path | None, native: str, find: str
 ) -> list[dict[str, Any]]:
-    from mla_ray.index import CaptionIndex
-    from mla_ray.indexing import encode_query, load_packs, space_of
-    from mla_ray.native import Native
+    from mla_ray.evaluation.evaluation import encode_query
+    from mla_ray.index.collection import CaptionIndex
+    from mla_ray.index.ingest import space_of
+    from mla_ray.model.native import Native
+    from mla_ray.packs.store import load_packs
 
     frozen = Native.load(native)
     folders = [] if language == "en" else [pack or Path("packs") / language]
@@ -256,7 +259,7 @@ def _search_server(
     source: str | None,
     image: Path | None,
 ) -> list[dict[str, Any]]:
-    from mla_ray.client import Client, Retry
+    from mla_ray.serving.client import Client, Retry
 
     with Client(url, retry=Retry(attempts=3)) as client:  # someone waits
         # What is no language or collection, the server says.

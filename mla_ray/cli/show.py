@@ -37,13 +37,13 @@ def serve(
     With neither --packs nor --index it shows the emoji, acquiring a language first if there is
     none. Packs put into the store, replaced or removed while it runs are followed.
     """
-    from serve.local import serve_until_stopped
-    from serve.settings import LOOPBACK, Settings
+    from mla_ray.serving.local import serve_until_stopped
+    from mla_ray.serving.settings import LOOPBACK, Settings
 
     if (packs is None) != (index is None):
         raise ValueError("--packs and --index go together; give both, or neither for the emoji")
     if packs is None or index is None:
-        from mla_ray.showcase import prepare
+        from mla_ray.demo.showcase import prepare
 
         shown = prepare(run, data)
         packs, index, pictures = shown.packs, shown.index, pictures or shown.pictures
@@ -75,7 +75,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Acquire a language on emoji, measure it, index it and search it."""
-    from mla_ray import demo as story
+    from mla_ray.demo import demo as story
 
     result = story.tell(language, run, data)
     if as_json:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mla_ray.cli.options import Captions, DataFolder, Json, NativeName, Skip, absolute, emit
-from mla_ray.config import AcquireConfig, load_config
+from mla_ray.training.config import AcquireConfig, load_config
 
 WorkerCount = Annotated[
     str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
@@ -45,12 +45,13 @@ def acquire(
     as_json: Json = False,
 ) -> None:
     """Acquire a language: NLT on translations, then LE on captioned images."""
-    from mla_ray.cluster import ray_session
-    from mla_ray.console import bars, tell_dropped
-    from mla_ray.pack import copy_pack
-    from mla_ray.preparing import read_prepared
-    from mla_ray.training import Corpus, Workers
-    from mla_ray.training import acquire as run_stages
+    from mla_ray.data.corpus import Corpus
+    from mla_ray.packs.pack import copy_pack
+    from mla_ray.runtime.cluster import ray_session
+    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.training.prepare import read_prepared
+    from mla_ray.training.trainer import Workers
+    from mla_ray.training.trainer import acquire as run_stages
 
     if not pairs and start is None:
         raise typer.BadParameter("give --pairs, or --from a pack to go on from")
@@ -92,12 +93,12 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
-    from mla_ray.cluster import ray_session
-    from mla_ray.config import FinetuneConfig, load_finetune_config
-    from mla_ray.console import bars, tell_dropped
-    from mla_ray.finetuning import finetune as run_finetuning
-    from mla_ray.lineage import copy_native
-    from mla_ray.training import Workers
+    from mla_ray.model.lineage import copy_native
+    from mla_ray.runtime.cluster import ray_session
+    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.training.config import FinetuneConfig, load_finetune_config
+    from mla_ray.training.finetuning import finetune as run_finetuning
+    from mla_ray.training.trainer import Workers
 
     settings = load_finetune_config(config) if config else FinetuneConfig()
     with bars() as report, ray_session():
@@ -159,11 +160,11 @@ def sweep(
     import threading
     from contextlib import redirect_stdout
 
-    from mla_ray.cluster import ray_session
-    from mla_ray.console import bars, stdout
-    from tuning.sweep import SweepPlan
-    from tuning.sweep import sweep as run_sweep
-    from tuning.table import table
+    from mla_ray.runtime.cluster import ray_session
+    from mla_ray.runtime.console import bars, stdout
+    from mla_ray.tuning.sweep import SweepPlan
+    from mla_ray.tuning.sweep import sweep as run_sweep
+    from mla_ray.tuning.table import table
 
     if (language is None) == (languages is None):
         raise typer.BadParameter("give either --language or --languages")

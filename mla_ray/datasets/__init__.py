@@ -1,0 +1,1 @@
+"""Where tables come from: a module for each source, which yields translations and captions."""

@@ -6,7 +6,6 @@ Unicode CLDR, and the split is that of `datasets.emoji`: the same concepts are t
 bundled native has seen flat drawings of Fluent Emoji with English names, test concepts among them;
 it has seen none of these, and none that moves.
 
-May import: `datasets.emoji`, `datasets.npm`, `storage`, `progress`.
 """
 
 import re
@@ -21,8 +20,8 @@ from PIL import Image
 
 from mla_ray.datasets.emoji import Emoji, pairs
 from mla_ray.datasets.npm import Package, fetch
-from mla_ray.progress import Progress, Report
-from mla_ray.storage import at, write_bytes
+from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.storage import at, write_bytes
 
 PACKAGES = {
     1: Package(

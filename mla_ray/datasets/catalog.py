@@ -1,7 +1,4 @@
-"""The public data sets by name: their tables made, and what of them is there.
-
-May import: the sources, `layout`, `tables`, `progress`.
-"""
+"""The public data sets by name: their tables made, and what of them is there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +12,9 @@ from mla_ray.datasets.crossmodal3600 import CROSSMODAL3600
 from mla_ray.datasets.layout import DataSet, Part, Size, count, find
 from mla_ray.datasets.msrvtt import MSRVTT
 from mla_ray.datasets.multi30k import MULTI30K, TASK1_ONLY
-from mla_ray.datasets.tables import Tally, write_captions, write_pairs
+from mla_ray.datasets.table_writer import Tally, write_captions, write_pairs
 from mla_ray.datasets.xtd import XTD
-from mla_ray.progress import Progress, Report
+from mla_ray.runtime.progress import Progress, Report
 
 CATALOG: Mapping[str, DataSet] = MappingProxyType(
     {

@@ -21,8 +21,7 @@ tables need none. Without existing_ids.json the first 300,000 names of the list 
 other ones.
 
 Could not be confirmed: what `ConceptualCaption/cc300k.json` holds, which the authors' page names
-and their code does not read; 300,000 is the cut of a fork's settings. May import: `layout`,
-`tables`.
+and their code does not read; 300,000 is the cut of a fork's settings.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +40,7 @@ from mla_ray.datasets.layout import (
     members,
     parsed,
 )
-from mla_ray.datasets.tables import Caption, Pair
+from mla_ray.datasets.table_writer import Caption, Pair
 
 FOLDER = "ConceptualCaption"
 NAMES = f"{FOLDER}/annotation/uc2_6langs/shuffled_names.npy"

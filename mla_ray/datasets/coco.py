@@ -25,8 +25,7 @@ the image; its 5,000 translated test captions are not read. Its lists have nothi
 Karpathy's: an image may be in train in English and in test in Chinese.
 
 Could not be confirmed: where 22,218 Chinese captions fall to train and validation (20,065 and 1,100
-are recalled; they add up), and the folder that STAIR's archive unpacks to. May import: `layout`,
-`tables`.
+are recalled; they add up), and the folder that STAIR's archive unpacks to.
 """
 
 from collections import defaultdict
@@ -34,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mla_ray.datasets.layout import DataSet, Part, Size, find, inside, lines, member, names, records
-from mla_ray.datasets.tables import Caption
+from mla_ray.datasets.table_writer import Caption
 
 SPLITS = "dataset_coco.json"
 # Of the images in train2014 and in val2014.

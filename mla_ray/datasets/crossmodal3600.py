@@ -11,7 +11,7 @@ Layout, below the root: `captions.jsonl` (of captions.zip), one image a line:
 
 Languages are named as the set names them; all are BCP-47, `quz` being Cusco Quechua and `fil`
 Filipino. Could not be confirmed: counts of single languages, and that no caption is empty (one
-program that reads the set steps over those). May import: `layout`, `tables`.
+program that reads the set steps over those).
 """
 
 import json
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mla_ray.datasets.layout import DataSet, Part, Size, find, inside, lines, member
-from mla_ray.datasets.tables import Caption
+from mla_ray.datasets.table_writer import Caption
 
 TEXTS = "captions.jsonl"
 IMAGES = "images"

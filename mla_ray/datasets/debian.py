@@ -1,7 +1,4 @@
-"""Data that lies in Debian packages: fetched by name with apt-get, without root, never installed.
-
-May import: nothing of ours.
-"""
+"""Data in Debian packages: fetched by name with apt-get, without root, never installed."""
 
 import io
 import subprocess

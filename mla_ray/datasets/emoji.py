@@ -4,7 +4,6 @@ Drawings come from four icon sets, names and keywords from Unicode CLDR, all fet
 name and checked against pinned SHA-256 sums. The split is by concept (one emoji), seeded: 15 % are
 test concepts. Twemoji is the held-out drawing style: nothing is ever trained on it.
 
-May import: `datasets.npm` only.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 A dictionary is a Debian package that holds a dictd index and a compressed text of articles, of each
 of which only the translations are taken.
-`read_articles` reads other dictionaries in dictd's format as well. May import: `datasets.debian`.
+`read_articles` reads other dictionaries in dictd's format as well.
 """
 
 import gzip

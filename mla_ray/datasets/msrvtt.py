@@ -22,7 +22,7 @@ name of the first.
 
 Could not be confirmed: that training captions of two languages stand in the same order (a program
 that reads a sister of these files takes them so), and that the archive behind Multi-HT100M's link
-has the layout of MCLIP4VLA's. May import: `layout`, `tables`.
+has the layout of MCLIP4VLA's.
 """
 
 import csv
@@ -41,7 +41,7 @@ from mla_ray.datasets.layout import (
     members,
     records,
 )
-from mla_ray.datasets.tables import Caption, Pair
+from mla_ray.datasets.table_writer import Caption, Pair
 
 TRAIN = "msrvtt_data/MSRVTT_train.9k.csv"
 TEST = "msrvtt_data/MSRVTT_JSFUSION_test.csv"

@@ -20,7 +20,7 @@ images; and `flickr30k-images/`, as its archive unpacks.
 
 Could not be confirmed: the names of task 1's `train.txt` and task 2's `val_images.txt` and
 `test_2016_images.txt` are those that programs read which use the repository; the stored copy of it
-lists them not, being the same files as others. May import: `layout`, `tables`.
+lists them not, being the same files as others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 
 from mla_ray.datasets.layout import DataSet, Part, Size, aligned, find, inside, names
-from mla_ray.datasets.tables import Caption, Pair
+from mla_ray.datasets.table_writer import Caption, Pair
 
 REPOSITORY = "https://github.com/multi30k/dataset"
 IMAGES = "flickr30k-images"

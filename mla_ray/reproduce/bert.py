@@ -2,7 +2,7 @@
 
 One WordPiece vocabulary for all languages, and embeddings from masked language modelling on their
 texts. It stands for M-BERT where no hub can be reached; where one can, settings name
-`bert-base-multilingual-cased` itself. May import: tokenizers, transformers, torch; never Ray.
+`bert-base-multilingual-cased` itself.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""The paper's claims that these tables can speak to, and what they say. May import: `figures`."""
+"""The paper's claims that these tables can speak to, and what they say."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Figures from records: means over languages and seeds, differences, intervals.
 
 Intervals are 95 %, from bootstrap samples of test images and of seeds; the same samples for all
-variants, so that a difference is of the same images and seeds. May import: numpy.
+variants, so that a difference is of the same images and seeds.
 
 Shapes: M test images, S seeds, D draws.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mla_ray.evaluation.recall import KS
 from mla_ray.reproduce.ablations import Run, Variant, group_of
 from mla_ray.reproduce.runs import LATER, NOTHING, REWORDED
-from mla_ray.retrieval import KS
 
 DRAWS = 2000
 Floats = npt.NDArray[np.float64]

@@ -1,11 +1,10 @@
 """All runs on Ray, as many at a time as there are cores; what was measured is kept.
 
-    records.jsonl   a line for each run that is done; never rewritten, a torn last line is dropped
-    shared/         prepared tables
-    scratch/        of runs under way
-    tests/, bert/   `reproduce.material`
+records.jsonl   a line for each run that is done; never rewritten, a torn last line is dropped
+shared/         prepared tables
+scratch/        of runs under way
+tests/, bert/   `reproduce.material`
 
-May import: Ray, and everything of `reproduce`.
 """
 
 import hashlib
@@ -17,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mla_ray.native import Native
-from mla_ray.progress import Progress, Report, Stopped
+from mla_ray.model.native import Native
 from mla_ray.reproduce.ablations import FULL, Run
 from mla_ray.reproduce.material import Material
 from mla_ray.reproduce.runs import BESIDE, REWORDED, Prepared, english, measure
-from mla_ray.storage import at
-from mla_ray.training import Workers, encode, gpus_of
+from mla_ray.runtime.progress import Progress, Report, Stopped
+from mla_ray.runtime.storage import at
+from mla_ray.training.trainer import Workers, encode, gpus_of
 
 ENGLISH = "English"
 """Key of the record of the native itself."""

@@ -1,9 +1,8 @@
 """The data of all runs: made once, by whoever starts them, and read by every run.
 
-    tests/<set>.parquet, tests/<set>.npz   captions; the images' ids and features
-    bert/                                  `reproduce.bert`, of all languages' texts
+tests/<set>.parquet, tests/<set>.npz   captions; the images' ids and features
+bert/                                  `reproduce.bert`, of all languages' texts
 
-May import: everything below `cli`.
 """
 
 import hashlib
@@ -15,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mla_ray import demo
-from mla_ray.console import stderr
+from mla_ray.data.corpus import Corpus
 from mla_ray.datasets import stamps
-from mla_ray.evaluation import Gallery
-from mla_ray.native import Native
-from mla_ray.preparing import Corpus
-from mla_ray.progress import Report, counting
+from mla_ray.datasets.emoji_tables import local_tables
+from mla_ray.evaluation.evaluation import Gallery
+from mla_ray.model.native import Native
 from mla_ray.reproduce import bert
+from mla_ray.runtime.console import stderr
+from mla_ray.runtime.progress import Report, counting
 
 STEPS = 500
 """Of the BERT's pretraining."""
@@ -77,7 +76,7 @@ def gather(
     emoji: list[pa.Table] = []
     texts: set[str] = set()
     for language in languages:  # the images of one at a time are in memory
-        made = demo.tables(language, data, report)
+        made = local_tables(language, data, report)
         corpora[language] = made.corpus(language)
         emoji.append(made.split("test"))
         for pairs in made.pairs:

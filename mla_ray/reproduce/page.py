@@ -1,8 +1,7 @@
 """What was found, for people: tables, a plot, and which of the paper's claims held here.
 
-    results.md, results.png, results.json; results.jsonl: the records that all of it is made of
+results.md, results.png, results.json; results.jsonl: the records that all of it is made of
 
-May import: `figures`, `runs`, `ablations`, numpy, matplotlib.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The plot of a page: differences, data, hidden size, languages in turn.
 
-Without pyplot, whose figures are global. May import: `figures`, matplotlib.
+Without pyplot, whose figures are global.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 The native was trained on names of emoji by CLDR. Unicode names the characters themselves, some of
 them otherwise: CLDR's shopping cart is a shopping trolley, its reverse button a black left-pointing
-triangle. That is English which nothing was trained on. May import: pyarrow.
+triangle. That is English which nothing was trained on.
 """
 
 import unicodedata

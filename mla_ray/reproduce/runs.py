@@ -2,8 +2,7 @@
 
 A record keeps, for each test, set and language, where the right answer came in for every image: one
 character for text-to-image and one for image-to-text, in the order of the test's images. All
-figures and their intervals are worked out from these. May import: everything below `training`; Ray
-only as `mla_ray.training` does.
+figures and their intervals are worked out from these.
 """
 
 import secrets
@@ -21,19 +20,20 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from mla_ray.config import AcquireConfig
-from mla_ray.evaluation import Evaluation, Gallery, evaluate
-from mla_ray.features import encode_texts
-from mla_ray.loop import Job, Outside
-from mla_ray.native import Native
-from mla_ray.pack import LanguagePack
-from mla_ray.preparing import Corpus, prepare, spec_of, tables_key
+from mla_ray.data.corpus import Corpus
+from mla_ray.data.feature_store import encode_texts
+from mla_ray.evaluation.evaluation import Evaluation, Gallery, evaluate
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
 from mla_ray.reproduce.ablations import Run
 from mla_ray.reproduce.material import Material, part_of
 from mla_ray.reproduce.reworded import reworded
 from mla_ray.reproduce.tower import tune
-from mla_ray.storage import at, write_json
-from mla_ray.training import acquire, job_of
+from mla_ray.runtime.storage import at, write_json
+from mla_ray.training.config import AcquireConfig
+from mla_ray.training.loop import Job, Outside
+from mla_ray.training.prepare import prepare, spec_of, tables_key
+from mla_ray.training.trainer import acquire, job_of
 
 Encode = Callable[[Sequence[str]], Any]
 

@@ -2,7 +2,7 @@
 
 The same losses, batches and schedule; what trains besides the embedding block are the native's own
 blocks, positions, final norm and projection, in a copy. English and every other language go through
-the same tower afterwards. May import: everything below `training`; never Ray.
+the same tower afterwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mla_ray.loop import Job, Outside, State, accelerator_of, run_stages
-from mla_ray.native import Native
-from mla_ray.optimizer import Optimizer
-from mla_ray.tokenizers import pad
+from mla_ray.model.native import Native
+from mla_ray.model.tokenizers import pad
+from mla_ray.training.loop import Job, Outside, State, accelerator_of, run_stages
+from mla_ray.training.optimizer import Optimizer
 
 
 class TunedTower(State):

@@ -1,7 +1,6 @@
 """What every test of a cluster is given: nodes, and a language to acquire on them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.nodes import Driver, Nodes, nodes
-from mla_ray.config import AcquireConfig, Stage
-
-CONFIG = AcquireConfig(
-    nlt=Stage(steps=2400, batch=8, lr=1e-3),
-    le=Stage(steps=200, batch=8, lr=1e-3),
-    vocab_size=400,
-    checkpoint_every=200,
-)
-
-Start = Callable[..., Driver]
+from tests.cluster.drivers import CONFIG, Start, starting
+from tests.cluster.nodes import Nodes, nodes
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +60,6 @@ def job(
         "workers": {"cpus": 1, "resources": {"trainer": 1}},
         "resume": False,
     }
-
-
-@contextmanager
-def starting(
-    cluster: Nodes, job: dict[str, Any], factory: pytest.TempPathFactory
-) -> Iterator[Start]:
-    """Starts drivers; those that still run at the end are killed."""
-    drivers: list[Driver] = []
-
-    def start(run: Path, **changes: Any) -> Driver:
-        task = job | {"run": str(run)} | changes
-        drivers.append(Driver(cluster, task, factory.mktemp("driver")))
-        return drivers[-1]
-
-    try:
-        yield start
-    finally:
-        for driver in drivers:
-            driver.stop()
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from nodes import STOPPED  # a script finds what is beside it
 
-from mla_ray.cluster import ray_session
-from mla_ray.config import AcquireConfig
-from mla_ray.training import Corpus, Progress, Stopped, Workers, acquire
+from mla_ray.data.corpus import Corpus
+from mla_ray.runtime.cluster import ray_session
+from mla_ray.runtime.progress import Progress, Stopped
+from mla_ray.training.config import AcquireConfig
+from mla_ray.training.trainer import Workers, acquire
 
 
 def say(progress: Progress) -> None:

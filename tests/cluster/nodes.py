@@ -1,7 +1,7 @@
 """A Ray of several nodes on this machine, all on loopback, and what can happen to it.
 
 Every node is a raylet with its workers, every driver a process of its own: any of them can be
-killed as a machine can. May import: nothing of `mla_ray`; drivers do.
+killed as a machine can.
 """
 
 import json
@@ -22,8 +22,10 @@ from typing import Any, TypeVar
 
 import psutil
 
+from tests.support import ROOT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+
 DEADLINE = 600.0
 """Seconds for anything that is to happen: no test is about how fast it does."""
 STOPPED = 75

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cluster.conftest import starting
-from cluster.nodes import Nodes, nodes, wait_for
+from tests.cluster.drivers import starting
+from tests.cluster.nodes import Nodes, nodes, wait_for
 
 pytestmark = pytest.mark.cluster
 

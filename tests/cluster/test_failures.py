@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cluster.conftest import CONFIG, Start, starting
-from cluster.nodes import STOPPED, Driver, Nodes, kill, wait_for
+from tests.cluster.drivers import CONFIG, Start, starting
+from tests.cluster.nodes import STOPPED, Driver, Nodes, kill, wait_for
 
 pytestmark = pytest.mark.cluster
 

@@ -13,9 +13,10 @@ import ray
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.nodes import ROOT, wait_for
-from mla_ray.native import Native
-from mla_ray.pack import LanguagePack
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
+from tests.cluster.nodes import wait_for
+from tests.support import ROOT
 
 pytestmark = pytest.mark.cluster
 LANGUAGES = ("de", "hi", "cs")

@@ -12,7 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from cluster.nodes import ROOT, family, kill, nodes, wait_for
+from tests.cluster.nodes import family, kill, nodes, wait_for
+from tests.support import ROOT
 
 pytestmark = pytest.mark.cluster
 TRIALS = 4

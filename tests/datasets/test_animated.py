@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mla_ray.data.table_reader import read_captions, read_pairs
 from mla_ray.datasets import animated
 from mla_ray.datasets.animated import tables
 from mla_ray.datasets.emoji import Concept, Emoji
-from mla_ray.datasets.files import read_captions, read_pairs
 from mla_ray.datasets.npm import Package
-from mla_ray.progress import Progress
+from mla_ray.runtime.progress import Progress
 
 
 def webp(seed: int, frames: int = 2) -> bytes:

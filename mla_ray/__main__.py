@@ -1,0 +1,6 @@
+"""`python -m mla_ray` is `mla`."""
+
+from mla_ray.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The jobs of a plan: what is in `mla_ray.pipeline`, with a job's settings, log and exit codes."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mla_ray.pipeline import Plan, Work
+from mla_ray.runtime.job import Job, JobSettings, run
+
+
+class Settings(JobSettings, Plan):  # type: ignore[misc]  # two models with a configuration each
+    """A plan; every job of one takes the same file."""
+
+
+def run_steps(*steps: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run these steps of the plan that flags and file give, for all its languages, and exit."""
+
+    def main(settings: Settings, job: Job) -> dict[str, Any]:
+        plan = Plan.model_validate(settings.model_dump())
+        return Work(plan, job.report, job.stop, {"job": job.id}).run(steps)
+
+    name = steps[0] if len(steps) == 1 else "pipeline"
+    sys.exit(run(Settings, main, argv, ray=True, name=f"jobs.{name}", prog=f"mla job {name}"))

@@ -1,0 +1,36 @@
+"""The tables that one language is acquired from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Stage = Literal["nlt", "le"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What one language is acquired from.
+
+    Attributes:
+        language: BCP-47.
+        pairs: translation tables, files or folders of Parquet, paths or URLs. Each has an equal
+            share of every NLT batch.
+        captions: a caption table, or None for NLT alone. Rows of its split `train` are learned
+            from, those of `validation` are for held-out figures.
+        start: a pack that the language goes on from: its rows, linear, acquirers and tokenizer.
+            Tokens that have no row in it get none. For a run of one language.
+
+    """
+
+    language: str
+    pairs: Sequence[str | Path]
+    captions: str | Path | None = None
+    start: str | Path | None = None
+
+    def tables(self) -> Iterator[tuple[str, Stage, str | Path]]:
+        """Name, stage and file of each table."""
+        for number, pairs in enumerate(self.pairs):
+            yield f"nlt-{number:04d}", "nlt", pairs
+        if self.captions is not None:
+            yield "le-0000", "le", self.captions

@@ -1,0 +1,243 @@
+"""Rows of a public data set, checked and streamed into the two tables that `files` reads.
+
+A row that says what another did is left out and counted: every reader of these tables refuses it.
+Whatever else is wrong (an image that is not there, an empty caption) is collected and refused at
+once, or with `skip_invalid` left out. Memory holds one batch of rows, and of a translation table
+a digest of every row of one language.
+"""
+
+import hashlib
+import secrets
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mla_ray.data.table_reader import CAPTION_COLUMNS, KEPT_PROBLEMS, PAIR_COLUMNS, SHOWN_PROBLEMS
+from mla_ray.runtime.progress import Progress, Report
+
+BATCH = 16_384
+"""Rows written at a time."""
+
+
+class Caption(NamedTuple):
+    """A row of a caption table, and where it stands."""
+
+    image_id: str
+    image: Path
+    language: str
+    text: str
+    split: str
+    place: str
+
+
+class Pair(NamedTuple):
+    """A row of a translation table, and where it stands."""
+
+    source: str
+    target: str
+    language: str
+    place: str
+
+
+class Incomplete(ValueError):
+    """Rows that are refused.
+
+    Args:
+        problems: what is wrong with them, or of very many the first.
+        count: of all.
+
+    """
+
+    def __init__(self, problems: list[str], count: int) -> None:
+        super().__init__(problems, count)
+        self.problems, self.count = problems, count
+
+    def __str__(self) -> str:
+        shown = self.problems[:SHOWN_PROBLEMS]
+        if (more := self.count - len(shown)) > 0:
+            shown = [*shown, f"… and {more:,} more"]
+        return "\n".join([*shown, f"Pass --skip-invalid to leave out {self.count:,}."])
+
+
+@dataclass
+class Tally:
+    """What became of the rows of a table."""
+
+    path: Path
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By language and split, which is "" of a translation table."""
+    images: Counter[tuple[str, str]] = field(default_factory=Counter)
+    repeats: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Left out, since an earlier row of the same image (of pairs: an earlier row) says the same."""
+    problems: list[str] = field(default_factory=list)
+    refused: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `mla data make --json` prints of a table."""
+        return {
+            "path": str(self.path),
+            "rows": [
+                {
+                    "language": language,
+                    **({"split": split, "images": self.images[language, split]} if split else {}),
+                    "rows": rows,
+                    "repeats": self.repeats[language, split],
+                }
+                for (language, split), rows in self.rows.items()
+            ],
+        }
+
+    @property
+    def lines(self) -> list[str]:
+        """The same for people."""
+        return [
+            f"{self.path}: {language} {split:<10} {rows:>9,} rows"
+            + (f" of {self.images[language, split]:,} images" if split else "")
+            + (
+                f", {repeats:,} repeats left out"
+                if (repeats := self.repeats[language, split])
+                else ""
+            )
+            for (language, split), rows in self.rows.items()
+        ]
+
+    def refuse(self, problem: str) -> None:
+        self.refused += 1
+        if self.refused <= KEPT_PROBLEMS:
+            self.problems.append(problem)
+
+
+def write_captions(
+    rows: Iterable[Caption], path: Path, report: Report, *, skip_invalid: bool = False
+) -> Tally:
+    """Write a caption table whose images are absolute paths; it appears whole, or not at all."""
+    tally = Tally(path)
+    _write(path, CAPTION_COLUMNS, _captions(rows, tally), tally, report, skip_invalid)
+    return tally
+
+
+def write_pairs(
+    rows: Iterable[Pair], path: Path, report: Report, *, skip_invalid: bool = False
+) -> Tally:
+    """Write a translation table; it appears whole, or not at all."""
+    tally = Tally(path)
+    _write(path, PAIR_COLUMNS, _pairs(rows, tally), tally, report, skip_invalid)
+    return tally
+
+
+def _captions(rows: Iterable[Caption], tally: Tally) -> Iterator[tuple[str, ...]]:
+    image, there = None, False
+    group: tuple[str, str, str] | None = None
+    seen: set[str] = set()
+    for row in rows:
+        key = (row.language, row.split)
+        if image != row.image:
+            image, there = row.image, row.image.is_file()
+        if group != (row.image_id, *key):
+            group = (row.image_id, *key)
+            seen.clear()
+        if not there:
+            tally.refuse(f"{row.place}: there is no {row.image}")
+        elif fault := _fault(text := _tidy(row.text)):
+            tally.refuse(f"{row.place}: the caption {fault}")
+        elif text in seen and row.split != "test":  # published counts include those
+            tally.repeats[key] += 1
+        else:
+            tally.images[key] += not seen
+            seen.add(text)
+            tally.rows[key] += 1
+            yield row.image_id, str(row.image), row.language, text, row.split
+
+
+def _pairs(rows: Iterable[Pair], tally: Tally) -> Iterator[tuple[str, ...]]:
+    language = None
+    seen: set[bytes] = set()
+    for row in rows:
+        if language != row.language:
+            language = row.language
+            seen.clear()
+        source, target = _tidy(row.source), _tidy(row.target)
+        if fault := _fault(source):
+            tally.refuse(f"{row.place}: the English text {fault}")
+        elif fault := _fault(target):
+            tally.refuse(f"{row.place}: the translation {fault}")
+        elif (digest := _digest(source, target)) in seen:
+            tally.repeats[row.language, ""] += 1
+        else:
+            seen.add(digest)
+            tally.rows[row.language, ""] += 1
+            yield source, target, row.language
+
+
+def _digest(source: str, target: str) -> bytes:
+    return hashlib.blake2b(f"{source}\0{target}".encode(), digest_size=16).digest()
+
+
+def _tidy(text: str) -> str:
+    """As `files` reads it, so that texts which differ here differ there."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _fault(text: str) -> str | None:
+    if not text:
+        return "is empty"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds half a character (a lone surrogate)"
+    return None
+
+
+def _write(
+    path: Path,
+    columns: tuple[str, ...],
+    rows: Iterator[tuple[str, ...]],
+    tally: Tally,
+    report: Report,
+    skip_invalid: bool,
+) -> None:
+    schema = pa.schema([(column, pa.string()) for column in columns])
+    written = 0
+    with _replacing(path) as scratch:
+        with pq.ParquetWriter(scratch, schema) as writer:
+            for batch in _batches(rows):
+                cells = [pa.array(cells, pa.string()) for cells in zip(*batch, strict=True)]
+                writer.write_table(pa.table(cells, schema=schema))
+                written += len(batch)
+                report(Progress(path.stem, written, None))
+        report(Progress(path.stem, written, written))
+        if tally.refused and not skip_invalid:
+            raise Incomplete(tally.problems, tally.refused)
+        if not written:
+            why = f"; the first problem: {tally.problems[0]}" if tally.problems else ""
+            raise ValueError(f"{path.name}: no row is left{why}")
+
+
+def _batches(rows: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    batch: list[tuple[str, ...]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` if all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

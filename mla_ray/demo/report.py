@@ -1,0 +1,192 @@
+"""The demo's tables, its HTML report and its contact sheet of drawings found."""
+
+import base64
+import html
+import json
+import tarfile
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from jinja2 import Environment, PackageLoader
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from mla_ray.datasets.npm import Package
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
+
+KS = ("R@1", "R@5", "R@10")
+STAGES = {"fresh": "before", "nlt": "after NLT", "le": "after LE"}
+# Pillow's own font lacks even umlauts; DejaVu Sans has Latin, Greek, Cyrillic, Arabic and more.
+FONT = Package(
+    "dejavu-fonts-ttf",
+    "2.37.3",
+    "b7013ac58f9225250619db82cfb72e99c37ca8195f2b5a06a9e6a95bc5e1c84a",
+)
+
+
+@dataclass(frozen=True)
+class Files:
+    html: Path
+    sheet: Path
+
+
+def parameters(native: Native, pack: LanguagePack) -> dict[str, Any]:
+    """Trainable parameters, embedding rows apart, against the text tower's blocks."""
+    blocks = sum(w.numel() for block in native.text.blocks for w in block.parameters())
+    rows = pack.encoder.embedding.rows.weight
+    other = sum(w.numel() for w in pack.encoder.parameters()) - rows.numel()
+    return {
+        "text tower's blocks (frozen)": blocks,
+        "acquirers + linear (trained)": other,
+        "share of the blocks, %": round(100 * other / blocks, 1),
+        "embedding rows (trained)": rows.numel(),
+        "rows x width": f"{rows.shape[0]:,} x {rows.shape[1]}",
+    }
+
+
+def recall_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    language = result["language"]
+    return [("en, the ceiling", result["recall"]["en"])] + [
+        (f"{language}, {name}", result["recall"][stage]) for stage, name in STAGES.items()
+    ]
+
+
+def recall_table(result: dict[str, Any]) -> Table:
+    test = result["recall"]["en"]
+    table = Table(
+        title=f"{test['captions']} names of held-out emoji, {test['images']} held-out drawings"
+    )
+    table.add_column("\n", no_wrap=True)
+    for direction in ("text→image", "image→text"):
+        for k in KS:
+            table.add_column(f"{direction if k == KS[0] else ''}\n{k}", justify="right")
+    table.add_column("\nAR", justify="right")
+    for name, recall in recall_rows(result):
+        figures = [recall[d][k] for d in ("t2i", "i2t") for k in KS] + [recall["AR"]]
+        table.add_row(name, *(f"{figure:.1f}" for figure in figures))
+    table.caption = f"{result['language']} reaches {result['share_of_english_AR']} % of English AR"
+    return table
+
+
+def parts_table(result: dict[str, Any]) -> Table:
+    language = result["language"]
+    table = Table(title="The parts that an average hides (AR)")
+    for column in ("part", "captions", "en", language, "share, %"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for name, part in result["parts"].items():
+        english, own = part["en"], part[language]
+        share = 100 * own["AR"] / english["AR"] if english["AR"] else 0.0
+        row = (f"{english['AR']:.1f}", f"{own['AR']:.1f}", f"{share:.0f}")
+        table.add_row(name, str(own["captions"]), *row)
+    return table
+
+
+def parameters_table(result: dict[str, Any]) -> Table:
+    table = Table(title="Parameters")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in result["parameters"].items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def write(result: dict[str, Any], captions: pa.Table, run: Path, font: Path) -> Files:
+    """report.html, contact-sheet.png and result.json in `run`; `font` is the archive of `FONT`."""
+    images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
+    run.mkdir(parents=True, exist_ok=True)
+    sheet = _sheet(result, images, font)
+    environment = Environment(
+        loader=PackageLoader("mla_ray.demo"), autoescape=True, trim_blocks=True
+    )
+    environment.filters["drawing"] = lambda image_id: _data_uri(images[image_id])
+    page = environment.get_template("report.html.jinja").render(
+        result=result,
+        recall_rows=recall_rows(result),
+        ks=KS,
+        curves=_curves(run / "run" / "metrics.jsonl"),
+    )
+    files = Files(run / "report.html", run / "contact-sheet.png")
+    _replace(files.html, page.encode())
+    _replace(files.sheet, sheet)
+    _replace(run / "result.json", json.dumps(result, indent=2, ensure_ascii=False).encode())
+    return files
+
+
+def _replace(path: Path, data: bytes) -> None:
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_bytes(data)
+    scratch.replace(path)
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _sheet(result: dict[str, Any], images: dict[str, bytes], font: Path) -> bytes:
+    """A row a query: its text, then the drawings found, the wanted one framed in green."""
+    cell, margin, left = 112, 12, 340
+    queries = result["queries"]
+    width = left + cell * max(len(query["hits"]) for query in queries) + margin
+    canvas = Image.new("RGB", (width, 2 * margin + cell * len(queries)), "white")
+    draw = ImageDraw.Draw(canvas)
+    with tarfile.open(font) as archive:
+        file = archive.extractfile("package/ttf/DejaVuSans.ttf")
+        assert file  # noqa: S101  (the archive's hash was checked)
+        data = file.read()
+    large, small = (ImageFont.truetype(BytesIO(data), size) for size in (20, 14))
+    for number, query in enumerate(queries):
+        top = margin + number * cell
+        if _drawable(query["query"], large):
+            draw.text((margin, top + 28), _fit(draw, query["query"], large, left), "#111", large)
+        draw.text((margin, top + 60), _fit(draw, query["english"], small, left), "#777", small)
+        for place, hit in enumerate(query["hits"]):
+            x = left + place * cell
+            drawing = Image.open(BytesIO(images[hit["image_id"]])).convert("RGB")
+            canvas.paste(
+                drawing.resize((cell - 24, cell - 24), Image.Resampling.LANCZOS), (x + 8, top + 8)
+            )
+            if hit["image_id"] == query["wanted"]:
+                box = (x + 2, top + 2, x + cell - 10, top + cell - 10)
+                draw.rounded_rectangle(box, 10, outline="#1a9850", width=4)
+    buffer = BytesIO()
+    canvas.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _drawable(text: str, font: ImageFont.FreeTypeFont) -> bool:
+    """Whether the font has every character; without it a box would be drawn."""
+    box = bytes(font.getmask("\U0010ffff"))
+    return all(bytes(font.getmask(character)) != box for character in text)
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
+    if draw.textlength(text, font) <= width - 24:
+        return text
+    while text and draw.textlength(text + "…", font) > width - 24:
+        text = text[:-1]
+    return text + "…"
+
+
+def _curves(path: Path) -> list[dict[str, Any]]:
+    """The loss of each stage as an SVG polyline, 600 x 160."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        row = json.loads(line)
+        if row.get("loss") is None:  # an evaluation
+            continue
+        stages.setdefault(row["stage"], []).append(row)
+    curves = []
+    for stage, rows in stages.items():
+        last, highest = max(row["step"] for row in rows), max(row["loss"] for row in rows)
+        rows.sort(key=lambda row: int(row["step"]))
+        points = " ".join(
+            f"{600 * row['step'] / last:.1f},{160 - 150 * row['loss'] / highest:.1f}"
+            for row in rows
+        )
+        note = f"{highest:.3g} → {rows[-1]['loss']:.3g} in {last:,} steps"
+        curves.append({"stage": html.escape(stage.upper()), "points": points, "note": note})
+    return curves

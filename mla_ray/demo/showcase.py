@@ -1,0 +1,78 @@
+"""The collection that `mla serve` shows when it is given none: every emoji, as Twemoji draws it.
+
+Its languages are those acquired by `mla demo`; with none yet, the demo is run first.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Emoji
+from mla_ray.demo import demo
+from mla_ray.index.ingest import index_captions
+from mla_ray.index.picture_store import PictureStore
+from mla_ray.model.native import Native
+from mla_ray.packs.card import read_card
+from mla_ray.packs.store import load_packs
+from mla_ray.runtime.console import bars, stderr
+from mla_ray.runtime.progress import Progress, Report
+
+PICTURE_SIZE = 192
+
+
+@dataclass(frozen=True)
+class Showcase:
+    packs: str
+    index: str
+    pictures: str
+
+
+def prepare(run: Path, data: Path, language: str = "de") -> Showcase:
+    """Make what is missing of packs, index and pictures in `run`, and say where they are."""
+    packs = run / "packs"
+    if not _packs(packs):
+        stderr.print(f"no packs in {packs} yet: acquiring {language!r} first")
+        demo.tell(language, run, data)
+    folder = run / "showcase"
+    found = Showcase(str(packs), f"edge:{folder / 'index'}", str(folder / "pictures"))
+    record = folder / "made.json"
+    cards = {pack.name: read_card(pack).sha256 for pack in _packs(packs)}
+    if not record.exists() or json.loads(record.read_text()) != cards:
+        with bars() as report:
+            _make(found, _packs(packs), data, report)
+        draft = record.with_suffix(".new")
+        draft.write_text(json.dumps(cards))
+        draft.replace(record)
+    return found
+
+
+def _packs(folder: Path) -> list[Path]:
+    return sorted(card.parent for card in folder.glob("[!.]*/card.json"))
+
+
+def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -> None:
+    emoji = Emoji(data / "emoji")
+    native = Native.load(demo.NATIVE)
+    packs = load_packs(folders, native)
+    labels = {language: emoji.labels(language) for language in ("en", *packs)}
+    pictures = PictureStore(showcase.pictures)
+    rows = []
+    for number, concept in enumerate(emoji.concepts, 1):
+        image_id = f"{TEST_STYLE}/{concept.key}"
+        image = emoji.png(TEST_STYLE, concept.key, SIZE)
+        pictures.put(image_id, emoji.draw(TEST_STYLE, concept.key, PICTURE_SIZE))
+        for language, known in labels.items():
+            if concept.key in known:
+                rows.append(
+                    {
+                        "image_id": image_id,
+                        "image": image,
+                        "language": language,
+                        "caption": known[concept.key].name,
+                    }
+                )
+        report(Progress("drawing emoji", number, len(emoji.concepts)))
+    table = pa.Table.from_pylist(rows)
+    index_captions(showcase.index, native, packs, table, TEST_STYLE, report)

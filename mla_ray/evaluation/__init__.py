@@ -1,0 +1,1 @@
+"""How well a language retrieves: recall@k, the protocols of published tables, caption tables."""

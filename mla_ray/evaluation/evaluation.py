@@ -1,0 +1,167 @@
+"""How well a language retrieves: captions of a table against its images."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mla_ray.data.feature_store import Features, Progress, encode_images, encode_texts
+from mla_ray.evaluation.protocols import FULL, Figures, Protocol, intervals, resampled
+from mla_ray.evaluation.recall import KS, Mask, Part, Ranks
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
+
+BATCH = 256
+EncodeText = Callable[[Sequence[str]], Features]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The distinct images of a caption table and their frozen features [M, E]."""
+
+    ids: list[str]
+    features: Features
+
+    @classmethod
+    def of(cls, native: Native, captions: pa.Table, progress: Progress | None = None) -> "Gallery":
+        """Of a table in memory, with the images' bytes; of one on disk `CaptionTable.gallery`."""
+        first: dict[str, int] = {}
+        for row, image_id in enumerate(captions["image_id"].to_pylist()):
+            first.setdefault(image_id, row)
+        column = captions["image"]
+        images = (column[row].as_py() for row in first.values())
+        return cls.encode(native, list(first), images, progress)
+
+    @classmethod
+    def encode(
+        cls,
+        native: Native,
+        ids: list[str],
+        images: Iterable[bytes],
+        progress: Progress | None = None,
+    ) -> "Gallery":
+        """Of images that come one by one, in the order of `ids`; one batch of them is in memory."""
+        features = np.empty((len(ids), native.dim), dtype=np.float32)
+        coming, done = iter(images), 0
+        while batch := list(islice(coming, BATCH)):
+            features[done : done + len(batch)] = encode_images(native, batch, progress)
+            done += len(batch)
+        if done != len(ids):
+            raise ValueError(f"{done:,} images came where {len(ids):,} were; read the table again")
+        return cls(ids, features)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Ranks of one language's captions, of which captions, and by which protocol."""
+
+    language: str
+    captions: list[str]
+    image_ids: list[str]
+    ranks: Ranks
+    protocol: Protocol = FULL
+
+    def folds(self, mask: Mask | None = None) -> list[Ranks]:
+        """The ranks of each gallery of the protocol; with a mask [N] of some captions."""
+        return self.protocol.folds(self.ranks, mask)
+
+    def figures(self, mask: Mask | None = None, ks: Sequence[int] = KS) -> Figures:
+        """R@k, for `ks` besides 1, 5 and 10, and the ranks in the middle."""
+        return Figures.of(self.folds(mask), ks)
+
+    def as_dict(self, mask: Mask | None = None) -> dict[str, Any]:
+        """Its recall in short; `printed` says more."""
+        return {"language": self.language, **self.figures(mask).recall.as_dict()}
+
+
+def evaluate(
+    encode: EncodeText,
+    language: str,
+    captions: pa.Table,
+    gallery: Gallery,
+    progress: Progress | None = None,
+    *,
+    protocol: Protocol = FULL,
+    ranked: Progress | None = None,
+) -> Evaluation:
+    """Rank the captions of `language` against the images that they caption.
+
+    Args:
+        encode: texts to features [B, E]: a pack's `encode_text`, or the native's.
+        language: BCP-47.
+        captions: columns image_id, language, caption; rows of other languages are passed over.
+        gallery: has every image of those rows; images no such row captions are left out.
+        progress: called with the number of captions just encoded.
+        protocol: its galleries are cut by the order in which these rows first name the images.
+        ranked: called with the number of captions just scored, twice for every caption.
+
+    """
+    rows = rows_of(captions, language, protocol)
+    texts, image_ids = rows["caption"].to_pylist(), rows["image_id"].to_pylist()
+    used = list(dict.fromkeys(image_ids))
+    place = {image_id: index for index, image_id in enumerate(used)}
+    in_gallery = {image_id: index for index, image_id in enumerate(gallery.ids)}
+    images = Part(gallery.features, np.array([in_gallery[image_id] for image_id in used]))
+    features = np.empty((len(texts), gallery.features.shape[1]), dtype=np.float32)
+    for start in range(0, len(texts), BATCH):
+        batch = texts[start : start + BATCH]
+        features[start : start + BATCH] = np.asarray(encode(batch), dtype=np.float32)
+        if progress:
+            progress(len(batch))
+    image_of = np.array([place[image_id] for image_id in image_ids])
+    ranks = protocol.rank(features, images, image_of, ranked)
+    return Evaluation(language, texts, image_ids, ranks, protocol)
+
+
+def rows_of(captions: pa.Table, language: str, protocol: Protocol) -> pa.Table:
+    """The rows that a protocol measures a language by; a ValueError if it is not defined on them.
+
+    It is quick: ask before images are encoded.
+    """
+    rows = captions.filter(pc.equal(captions["language"], language))
+    if not rows.num_rows:
+        raise ValueError(f"no caption of {language!r} to evaluate")
+    rows = rows.filter(pa.array(protocol.chosen(rows["image_id"].to_pylist())))
+    protocol.check(language, len(pc.unique(rows["image_id"])), rows.num_rows)
+    return rows
+
+
+def printed(
+    evaluations: Sequence[Evaluation], ks: Sequence[int] = KS, *, with_intervals: bool = False
+) -> dict[str, Any]:
+    """What `mla evaluate --json` prints: a language's figures; of several, the mean beside them.
+
+    Intervals of the mean are of samples in which all languages have the same images drawn, as far
+    as their rows name the same images in the same order.
+    """
+    protocol = evaluations[0].protocol
+    figures = [each.figures(ks=ks) for each in evaluations]
+    drawn = [resampled(each.folds(), ks) for each in evaluations] if with_intervals else []
+
+    def shown(of: Figures, samples: Sequence[npt.NDArray[np.float64]]) -> dict[str, Any]:
+        named = of.named()
+        found = of.as_dict() | {"published": {name: named[name] for name in protocol.published}}
+        return found | ({"intervals": intervals(np.mean(samples, 0), ks)} if samples else {})
+
+    languages = [
+        {"language": each.language, "protocol": protocol.name, **shown(of, drawn[n : n + 1])}
+        for n, (each, of) in enumerate(zip(evaluations, figures, strict=True))
+    ]
+    if len(languages) == 1:
+        return languages[0]
+    mean = shown(Figures.mean(figures), drawn)
+    return {"protocol": protocol.name, "languages": languages, "mean": mean}
+
+
+def encode_query(
+    native: Native, packs: Mapping[str, LanguagePack], language: str, texts: list[str]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Features [B, E] of texts in a language: the native's for English, a pack's for others."""
+    if language == "en":
+        return encode_texts(native, texts)
+    return packs[language].encode_text(texts).cpu().numpy()

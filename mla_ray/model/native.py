@@ -1,0 +1,186 @@
+"""The native encoder: a frozen English image-text model (paper: CLIP), behind one face.
+
+Everything open_clip can build with a text tower of `towers` loads here, and folders of
+transformers' CLIP and SigLIP.
+
+Shapes: B batch, L tokens, E joint embedding size, S pixels of a side.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+
+from mla_ray.model.towers import BERTS, TextTower, text_tower
+from mla_ray.model.transformers_folder import DUAL_ENCODERS, load_folder, model_type
+from mla_ray.runtime.bundled import bundled
+
+__all__ = ["Native", "TextTower", "bundled_native"]
+
+OPEN_CLIP_WEIGHTS = {"open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"}
+"""The names that open_clip looks for before any pickle's."""
+
+
+class Native:
+    """A frozen English image-text model. Its fingerprint is a hash of weights and preprocessing."""
+
+    def __init__(
+        self, name: str, model: nn.Module, tokenizer: Callable[..., Tensor], device: str = "cpu"
+    ) -> None:
+        self.name = name
+        # Any: what open_clip hangs on a module is Tensor or Module to mypy.
+        self.model = cast(Any, model.eval().requires_grad_(False))
+        self.fingerprint = _fingerprint(self.model)
+        self.model.to(device)
+        hugging_face = getattr(tokenizer, "tokenizer", None)
+        self.text = text_tower(
+            self.model,
+            getattr(tokenizer, "context_length", None),
+            getattr(hugging_face, "eos_token_id", None),
+        )
+        self._tokenizer = tokenizer
+        self.preprocess: Callable[[Image.Image], Tensor] = image_transform_v2(
+            PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
+        )
+
+    @classmethod
+    def load(cls, name: str, device: str = "cpu") -> Self:
+        """A native by name.
+
+        Args:
+            name: `emoji-clip` (bundled), a local folder with safetensors weights, in open_clip's
+                layout or in that of transformers' CLIP or SigLIP, `hf-hub:owner/model`, or an
+                open_clip name and tag, `ViT-B-32/openai`.
+            device: a torch device.
+
+        Raises:
+            FileNotFoundError: there is no such folder, name or tag, or no weights; says which
+                there are.
+            ValueError: a folder of transformers that holds another kind of model.
+            TypeError: a text tower that is not supported.
+
+        """
+        folder = bundled_native(name) or Path(name)
+        if (folder / "open_clip_config.json").is_file():
+            _check_weights(folder)
+            source = f"local-dir:{folder}"
+            model = open_clip.create_model(
+                source, require_pretrained=True, **_own_text_config(folder)
+            )
+            return cls(name, model, open_clip.get_tokenizer(source), device)
+        kind = model_type(folder)
+        if kind in DUAL_ENCODERS:
+            return cls(name, *load_folder(folder), device)
+        if kind:
+            raise ValueError(
+                f"{folder}/config.json: model_type {kind!r} is not supported; "
+                f"{', '.join(DUAL_ENCODERS)} are"
+            )
+        source, pretrained, quick_gelu = name, None, False
+        if not name.startswith("hf-hub:"):
+            source, _, pretrained = name.rpartition("/")
+            if (source, pretrained) not in open_clip.list_pretrained():
+                raise FileNotFoundError(
+                    f"no native {name!r}: neither bundled, nor a folder with "
+                    "open_clip_config.json or a config.json of transformers' CLIP, nor "
+                    "hf-hub:owner/model, nor an open_clip NAME/TAG such as ViT-B-32/openai"
+                )
+            # OpenAI's weights need QuickGELU; open_clip only warns when the name lacks it.
+            quick_gelu = open_clip.get_pretrained_cfg(source, pretrained).get("quick_gelu", False)
+        try:
+            model = open_clip.create_model(
+                source, pretrained, force_quick_gelu=quick_gelu, require_pretrained=True
+            )
+        except RuntimeError as error:  # whatever went wrong on the way
+            raise FileNotFoundError(
+                f"native {name!r} cannot be fetched: {error}; without a hub, give its folder"
+            ) from error
+        return cls(name, model, open_clip.get_tokenizer(source), device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.token_embedding.weight.device
+
+    @property
+    def dim(self) -> int:
+        """E, the size of the joint embedding."""
+        return self.text.dim
+
+    @property
+    def logit_scale(self) -> float:
+        """What the native multiplies cosines by: 1 / temperature (100 for OpenAI's CLIP)."""
+        return float(self.model.logit_scale.exp())
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """English texts to native token ids [B, context length] int64."""
+        return self._tokenizer(list(texts), context_length=self.text.context_length)
+
+    def encode_text(self, ids_BL: Tensor) -> Tensor:
+        """English features [B, E], not normalised: to the byte what open_clip's own gives.
+
+        `ids_BL` may be cut at the longest text of the batch unless the tower is `fixed_length`.
+        """
+        tower = self.text
+        ids_BL = ids_BL.to(self.device)
+        return tower.encode(
+            tower.token_embedding(ids_BL),
+            tower.sentence_position(tower.english_end(ids_BL)),
+            ids_BL == tower.pad_id,
+        )
+
+    def encode_image(self, pixels_B3SS: Tensor) -> Tensor:
+        """Image features [B, E], not normalised, of images that went through `preprocess`."""
+        return self.model.encode_image(pixels_B3SS.to(self.device))  # type: ignore[no-any-return]
+
+
+def bundled_native(name: str) -> Path | None:
+    """The folder of a native that comes with mla-ray, or None if there is none of that name."""
+    folder = bundled(f"models/{name}") if "/" not in name else None
+    return folder if folder and (folder / "open_clip_config.json").is_file() else None
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder in which open_clip would take a pickle."""
+    safe = {path.name for path in folder.glob("*.safetensors")}
+    pickled = [path.name for end in ("bin", "pth") for path in folder.glob(f"*.{end}")]
+    if not safe:
+        raise FileNotFoundError(
+            f"{folder}: no *.safetensors; pickled weights are not loaded from folders"
+        )
+    if pickled and not safe & OPEN_CLIP_WEIGHTS:
+        raise FileNotFoundError(
+            f"{folder}: {', '.join(sorted(pickled))} would be loaded before {sorted(safe)[0]}; "
+            "remove the pickle, or name the weights open_clip_model.safetensors"
+        )
+
+
+def _own_text_config(folder: Path) -> dict[str, Any]:
+    """What makes open_clip read a BERT's configuration in the folder, and not ask a hub for it."""
+    if model_type(folder) not in BERTS:
+        return {}
+    path = folder / "open_clip_config.json"
+    try:
+        text: dict[str, Any] = json.loads(path.read_text())["model_cfg"]["text_cfg"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: not a configuration of open_clip: {error!r}") from error
+    if "hf_model_name" not in text:
+        return {}
+    return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
+
+
+def _fingerprint(model: Any) -> str:
+    """SHA-256 over names, shapes and float32 values of all weights, and the preprocessing."""
+    digest = hashlib.sha256()
+    preprocessing: dict[str, Any] = model.visual.preprocess_cfg
+    digest.update(json.dumps(preprocessing, sort_keys=True, default=list).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(weight.float().contiguous().cpu().numpy().data)
+    return digest.hexdigest()

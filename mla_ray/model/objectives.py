@@ -1,0 +1,43 @@
+"""The two training objectives (paper, section 3.2)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def nlt_loss(text_BE: Tensor, english_BE: Tensor) -> Tensor:
+    """Native Language Transfer: mean squared error against the frozen English features.
+
+    Neither side is L2-normalised. float32 scalar.
+    """
+    return F.mse_loss(text_BE.float(), english_BE.float())
+
+
+def le_loss(
+    text_GE: Tensor, image_GE: Tensor, group_G: Tensor, logit_scale: float | Tensor
+) -> Tensor:
+    """Language Exposure: symmetric InfoNCE of texts and their images.
+
+        (CE(s * t @ i.T) + CE(s * i @ t.T)) / 2,  t and i L2-normalised
+
+    Args:
+        text_GE: features of texts, not normalised.
+        image_GE: features of their images, row by row, not normalised.
+        group_G: int64. Rows of one group are no negatives of each other (five captions of one
+            image, two drawings of one thing) and are left out of the sums.
+        logit_scale: s, one over the temperature. The paper fixes 100, which is CLIP's own.
+
+    Returns:
+        float32 scalar.
+
+    """
+    text_GE = F.normalize(text_GE.float(), dim=-1)
+    image_GE = F.normalize(image_GE.float(), dim=-1)
+    logits_GG = logit_scale * text_GE @ image_GE.T
+    same_GG = group_G[:, None] == group_G[None, :]
+    same_GG.fill_diagonal_(False)
+    logits_GG = logits_GG.masked_fill(same_GG, float("-inf"))
+    target_G = torch.arange(len(logits_GG), device=logits_GG.device)
+    text_to_image = F.cross_entropy(logits_GG, target_G)
+    image_to_text = F.cross_entropy(logits_GG.T, target_G)
+    return (text_to_image + image_to_text) / 2

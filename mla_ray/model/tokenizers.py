@@ -1,0 +1,247 @@
+"""Tokenizers of acquired languages, and the embedding rows their tokens stand for.
+
+Two kinds: one learned from the language's own text, or that of any Hugging Face BERT (the paper
+takes M-BERT's). Either way only the tokens that the language's corpus uses get an embedding row.
+
+Shapes: B batch, L tokens, V embedding rows, W row width.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from torch import Tensor
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+Ids = npt.NDArray[np.int32]
+
+# GPT-2's, which cuts a word at every mark: in Devanagari and Thai these are its vowels.
+_WORDS = Regex(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}+"
+    r"| ?[^\s\p{L}\p{M}\p{N}\u200c\u200d]+|\s+(?!\S)|\s+"
+)
+
+
+def learn(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE vocabulary of at most `vocab_size` tokens, learned from `texts`.
+
+    Lower-cased NFKC; no text of any script is unknown to it. Every text becomes BOS ... EOS.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Strip(),
+            normalizers.Prepend(" "),  # the first word is spelled as the others
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_WORDS, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)],
+    )
+    return tokenizer
+
+
+def from_hugging_face(name: str) -> tuple[Tokenizer, Tensor]:
+    """Tokenizer and word embeddings [tokens, W] float32 of a Hugging Face BERT.
+
+    Args:
+        name: a local folder with safetensors weights, or a hub name such as
+            `bert-base-multilingual-cased`.
+
+    Raises:
+        OSError: it cannot be had (no such folder, no network, no safetensors weights).
+
+    """
+    from transformers import AutoModel  # seconds to import, and rarely needed
+
+    tokenizer = load_tokenizer(name)
+    bert = AutoModel.from_pretrained(name, use_safetensors=True)
+    return tokenizer, bert.get_input_embeddings().weight.detach().float().clone()
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """A `tokenizer.json`, or that of a Hugging Face model by folder or hub name.
+
+    Raises:
+        OSError: it cannot be had.
+        ValueError: the file is no tokenizer.
+
+    """
+    if name.endswith(".json"):
+        path = Path(name)
+        try:
+            tokenizer = Tokenizer.from_str(path.read_text())
+        except OSError:
+            raise
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+    else:
+        from transformers import AutoTokenizer  # seconds to import, and rarely needed
+
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+class LanguageTokenizer:
+    """Texts to embedding rows.
+
+    Args:
+        tokenizer: any `tokenizers.Tokenizer` that frames each text with a first and a last token;
+            None if there is none at hand: then `rows_of` works and texts do not.
+        tokens: the tokenizer's ids that have an embedding row, in row order [V] int32. Other
+            tokens are skipped: nothing was learned of them.
+        context_length: longer texts are cut, keeping the end token.
+        end: the end token's id; the tokenizer's last one of any text if not given.
+
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        tokens: Ids,
+        context_length: int,
+        end: int | None = None,
+    ) -> None:
+        self._tokenizer = None
+        size = int(tokens.max(initial=-1)) + 1
+        if tokenizer is not None:
+            self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours to configure
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            size = self._tokenizer.get_vocab_size()
+        self.tokens = tokens
+        self.context_length = context_length
+        self._end = end
+        self._row_of = np.full(size, -1, dtype=np.int32)
+        self._row_of[tokens] = np.arange(len(tokens), dtype=np.int32)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError("this language came without a tokenizer; token ids are all it takes")
+        return self._tokenizer
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends every text."""
+        return self.tokenizer.encode("").ids[-1] if self._end is None else self._end
+
+    @classmethod
+    def for_corpus(
+        cls, tokenizer: Tokenizer, texts: Iterable[str], context_length: int
+    ) -> "LanguageTokenizer":
+        """With a row for each token that `texts` use, and for padding."""
+        used = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
+        for batch in _chunks(texts, 10_000):
+            for ids in token_ids(tokenizer, batch):
+                used[ids] = True
+        return cls.with_tokens(tokenizer, used, context_length)
+
+    @classmethod
+    def with_tokens(
+        cls, tokenizer: Tokenizer, used: npt.NDArray[np.bool_], context_length: int
+    ) -> "LanguageTokenizer":
+        """With a row for each token that is used, and for padding."""
+        tokens = np.flatnonzero(used).astype(np.int32)
+        for name in (PAD, "[PAD]"):  # ours, BERT's
+            if (padding := tokenizer.token_to_id(name)) is not None:
+                # Row 0, what batches are padded with.
+                tokens = np.concatenate([[padding], tokens[tokens != padding]]).astype(np.int32)
+        return cls(tokenizer, tokens, context_length)
+
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
+        """Embedding rows of each text, at least two and at most `context_length` of them."""
+        rows = []
+        for encoding in self.tokenizer.encode_batch_fast(list(texts)):
+            row = self._row_of[encoding.ids]
+            row = row[row >= 0]
+            rows.append(shorten(row, self.context_length))
+        return rows
+
+    def rows_of(self, token_ids: npt.NDArray[np.int64]) -> list[Ids]:
+        """Embedding rows of each text of token ids [B, L], up to its first end token.
+
+        Raises:
+            ValueError: a text has no end token, or a token that the tokenizer does not know.
+
+        """
+        is_end = token_ids == self.end
+        if not is_end.any(axis=1).all():
+            row = int(np.argmin(is_end.any(axis=1)))
+            raise ValueError(f"text {row} has no end token {self.end}")
+        if token_ids.min(initial=0) < 0 or token_ids.max(initial=0) >= len(self._row_of):
+            raise ValueError(f"token ids must be from 0 to {len(self._row_of) - 1}")
+        rows = []
+        for ids, end in zip(token_ids, is_end.argmax(axis=1), strict=True):
+            row = self._row_of[ids[: end + 1]]
+            rows.append(shorten(row[row >= 0], self.context_length))
+        return rows
+
+    @property
+    def row_of(self) -> Ids:
+        """Embedding row of each token of the tokenizer, -1 where it has none."""
+        return self._row_of
+
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
+    """The tokenizer's own ids of each text."""
+    encodings = tokenizer.encode_batch_fast(list(texts))
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def shorten(ids: Ids, length: int) -> Ids:
+    """At most `length` tokens of a text, its end token among them."""
+    return ids if len(ids) <= length else np.concatenate([ids[: length - 1], ids[-1:]])
+
+
+def pad(rows: Sequence[Ids], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Ragged rows to `(ids_BL, length_B)`, int64, L the longest or `length`; row 0 pads."""
+    lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+    ids = np.zeros((len(rows), length or int(lengths.max())), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+
+def _chunks(texts: Iterable[str], size: int) -> Iterable[list[str]]:
+    chunk: list[str] = []
+    for text in texts:
+        chunk.append(text)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,246 @@
+"""Frozen text towers, shown as a list of blocks that a language acquirer can step in after.
+
+One class a kind: what open_clip builds itself (CLIP, SigLIP, MobileCLIP), and the BERTs of
+transformers that it wraps.
+
+Shapes: B batch, L tokens, D text width, E joint embedding size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import open_clip
+import torch
+from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+AfterBlock = Callable[[int, Tensor], Tensor]
+"""(block number, x_BLD) -> x_BLD: what a language acquirer does after a frozen block."""
+
+BERTS = ("bert", "roberta", "xlm-roberta")
+"""The `model_type` of configurations that `BertTower` runs."""
+
+
+def text_tower(
+    model: Any, context_length: int | None = None, eos_id: int | None = None
+) -> "TextTower":
+    """The text tower of an open_clip model.
+
+    Args:
+        model: `CLIP`, or `CustomTextCLIP` with a `TextTransformer` or `HFTextEncoder`.
+        context_length: tokens of a text, as the native's tokenizer has it. The towers of open_clip
+            know theirs; for the others the default is open_clip's, 77.
+        eos_id: what ends a text, as the native's tokenizer has it. A tower that does not pool there
+            (SigLIP's) does not know it.
+
+    Raises:
+        TypeError: the tower is of another kind; says which.
+
+    """
+    text = getattr(model, "text", None)
+    if isinstance(model, open_clip.CLIP):
+        return ClipTower(model, model.text_pool_type, model.text_eos_id)
+    if isinstance(text, TextTransformer):
+        if text.cls_emb is not None:
+            raise TypeError("a text tower with an appended class token (CoCa) is not supported")
+        if text.pool_type in ("argmax", "eos") or eos_id is None:
+            eos_id = text.eos_id
+        return ClipTower(text, text.pool_type, eos_id, text.pad_id, text.use_pad_mask)
+    if isinstance(text, HFTextEncoder):
+        return BertTower(text, context_length or DEFAULT_CONTEXT_LENGTH)
+    kind = type(model if text is None else text).__name__
+    raise TypeError(f"text tower {kind} is not supported; those of CLIP and SigLIP, and BERTs, are")
+
+
+class TextTower(ABC):
+    """A frozen text tower, from token embeddings to the sentence feature."""
+
+    token_embedding: nn.Embedding
+    blocks: Sequence[nn.Module]
+    context_length: int
+    pad_id: int
+    """The native's id of padding."""
+    dim: int
+    """E, the size of the joint embedding."""
+    fixed_length: bool
+    """Whether every text must fill the context, because its padding is seen or pooled.
+
+    Where it is not, a batch may be cut at its longest text and gives the same features.
+    """
+
+    @property
+    def width(self) -> int:
+        """D, of token embeddings and blocks."""
+        return self.token_embedding.embedding_dim
+
+    @abstractmethod
+    def sentence_position(self, end_B: Tensor) -> Tensor:
+        """Where the sentence feature is read [B], for texts whose end token is at `end_B`.
+
+        A tower that pools over all of a text's tokens does not look at it.
+        """
+
+    @abstractmethod
+    def english_end(self, ids_BL: Tensor) -> Tensor:
+        """Position of the last token [B] of native token ids, by the library's own rule."""
+
+    @abstractmethod
+    def encode(
+        self,
+        x_BLD: Tensor,
+        position_B: Tensor,
+        padding_BL: Tensor | None = None,
+        after_block: AfterBlock | None = None,
+    ) -> Tensor:
+        """Token embeddings through the frozen blocks to sentence features [B, E].
+
+        Args:
+            x_BLD: token embeddings, without positions.
+            position_B: where the sentence feature is read (`sentence_position`).
+            padding_BL: true where a token is padding, none is; only towers that mask padding look
+                at it.
+            after_block: called with the output of each block; none leaves the tower as it is.
+
+        """
+
+
+class ClipTower(TextTower):
+    """A tower of open_clip's own: causal (CLIP) or bidirectional (SigLIP, MobileCLIP-S)."""
+
+    def __init__(
+        self, tower: Any, pool: str, eos_id: int, pad_id: int = 0, masks_padding: bool = False
+    ) -> None:
+        if pool not in ("first", "last", "argmax", "eos"):
+            raise TypeError(f"pooling {pool!r} reads no single position; it is not supported")
+        self.pool, self.eos_id = pool, eos_id
+        self.pad_id, self.masks_padding = pad_id, masks_padding
+        self.token_embedding = tower.token_embedding
+        self.positional_embedding: Tensor = tower.positional_embedding
+        self.blocks = tower.transformer.resblocks
+        self.heads: int = tower.transformer.resblocks[0].attn.num_heads
+        self.causal_mask: Tensor | None = tower.attn_mask
+        self.final_norm: nn.Module = tower.ln_final
+        self.projection: nn.Linear | Tensor | None = tower.text_projection
+        self.context_length = tower.context_length
+        # Under a causal mask no position sees what comes after it.
+        self.fixed_length = self.causal_mask is None or pool == "last"
+        if self.projection is None:
+            self.dim = self.width
+        elif isinstance(self.projection, nn.Linear):
+            self.dim = self.projection.out_features
+        else:
+            self.dim = self.projection.shape[1]
+
+    def sentence_position(self, end_B: Tensor) -> Tensor:
+        match self.pool:
+            case "first":
+                return torch.zeros_like(end_B)
+            case "last":
+                return torch.full_like(end_B, self.context_length - 1)
+        return end_B
+
+    def english_end(self, ids_BL: Tensor) -> Tensor:
+        if self.pool == "argmax":
+            return ids_BL.argmax(dim=-1)
+        is_end_BL: Tensor = ids_BL == self.eos_id
+        return is_end_BL.int().argmax(dim=-1)
+
+    def encode(
+        self,
+        x_BLD: Tensor,
+        position_B: Tensor,
+        padding_BL: Tensor | None = None,
+        after_block: AfterBlock | None = None,
+    ) -> Tensor:
+        length = x_BLD.shape[1]
+        x_BLD = x_BLD + self.positional_embedding[:length].to(x_BLD.dtype)
+        mask = self._mask(length, padding_BL, x_BLD.dtype)
+        for number, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, attn_mask=mask)
+            if after_block is not None:
+                x_BLD = after_block(number, x_BLD)
+        x_BD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), position_B]
+        x_BD = cast(Tensor, self.final_norm(x_BD))
+        if isinstance(self.projection, nn.Linear):
+            return cast(Tensor, self.projection(x_BD))
+        return x_BD if self.projection is None else x_BD @ self.projection
+
+    def _mask(self, length: int, padding_BL: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if self.causal_mask is not None:
+            return self.causal_mask[:length, :length]
+        if not self.masks_padding or padding_BL is None:
+            return None
+        mask_BL = torch.zeros(padding_BL.shape, dtype=dtype, device=padding_BL.device)
+        mask_BL = mask_BL.masked_fill(padding_BL, float("-inf"))
+        return mask_BL[:, None].expand(-1, length, -1).repeat_interleave(self.heads, 0)
+
+
+class BertTower(TextTower):
+    """A BERT, RoBERTa or XLM-RoBERTa of transformers, as open_clip's `HFTextEncoder` wraps it.
+
+    Positions, token types and the norm of the embeddings are added to what comes in at
+    `inputs_embeds`. Padding is masked in every block and left out of a mean.
+    """
+
+    fixed_length = False
+
+    def __init__(self, encoder: Any, context_length: int) -> None:
+        config = encoder.config
+        if config.model_type not in BERTS or config.is_decoder:
+            raise TypeError(
+                f"text tower HFTextEncoder of {config.model_type!r} is not supported; "
+                f"those of {', '.join(BERTS)} are"
+            )
+        if not isinstance(encoder.pooler, MeanPooler | ClsPooler | ClsLastHiddenStatePooler):
+            raise TypeError(f"pooling {type(encoder.pooler).__name__} is not supported")
+        self._encoder = encoder
+        self.token_embedding = encoder.transformer.get_input_embeddings()
+        self.blocks = encoder.transformer.encoder.layer
+        self.pad_id = config.pad_token_id
+        # RoBERTa, as fairseq, numbers positions from the id of padding on.
+        self._before_first = None if config.model_type == "bert" else self.pad_id
+        first = 0 if self._before_first is None else self._before_first + 1
+        self.context_length = min(context_length, config.max_position_embeddings - first)
+        self.dim = encoder.output_dim
+
+    def sentence_position(self, end_B: Tensor) -> Tensor:
+        return torch.zeros_like(end_B)
+
+    def english_end(self, ids_BL: Tensor) -> Tensor:
+        places_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
+        return (places_L * (ids_BL != self.pad_id)).argmax(dim=-1)
+
+    def encode(
+        self,
+        x_BLD: Tensor,
+        position_B: Tensor,
+        padding_BL: Tensor | None = None,
+        after_block: AfterBlock | None = None,
+    ) -> Tensor:
+        transformer = self._encoder.transformer
+        if padding_BL is None:
+            padding_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)
+        valid_BL = (~padding_BL).long()
+        x_BLD = transformer.embeddings(
+            inputs_embeds=x_BLD, position_ids=self._position_ids(valid_BL)
+        )
+        mask = create_bidirectional_mask(transformer.config, x_BLD, valid_BL)
+        for number, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, mask)
+            if after_block is not None:
+                x_BLD = after_block(number, x_BLD)
+        output = BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=x_BLD,
+            pooler_output=None if transformer.pooler is None else transformer.pooler(x_BLD),
+        )
+        return cast(Tensor, self._encoder.proj(self._encoder.pooler(output, valid_BL)))
+
+    def _position_ids(self, valid_BL: Tensor) -> Tensor:
+        if self._before_first is None:
+            return torch.arange(valid_BL.shape[1], device=valid_BL.device)[None]
+        return valid_BL.cumsum(dim=1) * valid_BL + self._before_first

@@ -1,0 +1,1 @@
+"""Language packs: on disk, in a store, on the hub, as ONNX, and in one batch with others."""

@@ -1,0 +1,107 @@
+"""`card.json`: what a language pack is, what it was made from, and how well it does."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from upath import UPath
+
+from mla_ray.model.encoder import LanguageEncoder
+from mla_ray.model.native import Native
+from mla_ray.runtime.storage import at
+
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = {"weights.safetensors": 2 << 30, "tokenizer.json": 64 << 20, "card.json": 1 << 20}
+
+
+class Card(BaseModel):
+    """`card.json`. Sizes: V embedding rows, W row width, D text width, H acquirer hidden size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    language: str
+    native: str
+    fingerprint: str
+    rows: int = Field(gt=0, description="V")
+    row_width: int = Field(gt=0, description="W")
+    width: int = Field(gt=0, description="D")
+    hidden: int = Field(gt=0, description="H")
+    blocks: int = Field(gt=0)
+    context_length: int = Field(gt=0)
+    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
+    sha256: dict[str, str] = Field(default_factory=dict)
+    acquired_on: dict[str, str] | None = Field(
+        default=None, description="native and fingerprint, if it was plugged into another since"
+    )
+    started_from: dict[str, Any] | None = Field(
+        default=None, description="hashes and stages of the pack that training went on from"
+    )
+
+    def check(self, native: Native, where: str = "language pack") -> None:
+        """PackError, naming both natives, if the pack was made for another."""
+        if self.fingerprint != native.fingerprint:
+            raise PackError(
+                f"{where}: made for native {self.native!r} ({self.fingerprint[:12]}), but this is "
+                f"{native.name!r} ({native.fingerprint[:12]}); load {self.native!r}, or acquire "
+                f"{self.language!r} anew"
+            )
+
+
+class PackError(ValueError):
+    """A pack that is damaged, not a pack, or made for another native."""
+
+
+def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: Any) -> Card:
+    """A card for `encoder`; `rest` are `stages`, `data` and `metrics`."""
+    count, row_width = encoder.embedding.rows.weight.shape
+    return Card(
+        language=language,
+        native=native.name,
+        fingerprint=native.fingerprint,
+        rows=count,
+        row_width=row_width,
+        width=native.text.width,
+        hidden=encoder.acquirers[0].down.out_features,  # type: ignore[union-attr, arg-type]
+        blocks=len(native.text.blocks),
+        context_length=native.text.context_length,
+        libraries={n: version(n) for n in ("mla-ray", "torch", "open_clip_torch", "tokenizers")}
+        | {"python": platform.python_version()},
+        **rest,
+    )
+
+
+def read_card(folder: str | Path | UPath) -> Card:
+    """The card of the pack in `folder`; PackError if there is none, or it is not one."""
+    path = at(folder) / "card.json"
+    check_size(path)
+    return parse_card(path.read_bytes(), str(path))
+
+
+def parse_card(data: bytes, where: str) -> Card:
+    """The card in a file's bytes; PackError, with `where` they are from, if it is none."""
+    try:
+        document = json.loads(data)
+        found = document.get("schema_version") if isinstance(document, dict) else None
+        if found != SCHEMA_VERSION:
+            raise PackError(
+                f"{where}: schema version {found}, this mla-ray reads {SCHEMA_VERSION}; update one"
+            )
+        return Card.model_validate(document)
+    except ValueError as error:  # JSON and pydantic errors are ValueErrors
+        if isinstance(error, PackError):
+            raise
+        raise PackError(f"{where}: {error}") from error
+
+
+def check_size(path: Path | UPath) -> None:
+    if not path.is_file():
+        raise PackError(f"{path}: missing; a language pack is a folder with {list(MAX_FILE_BYTES)}")
+    if path.stat().st_size > MAX_FILE_BYTES[path.name]:
+        raise PackError(f"{path}: larger than {MAX_FILE_BYTES[path.name]} bytes")

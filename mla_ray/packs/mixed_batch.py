@@ -1,0 +1,90 @@
+"""Texts of several languages in one pass through the frozen blocks, each row its own acquirers.
+
+A server that acquired twenty languages holds one native, not twenty models: the blocks, by far the
+most of the work, see one batch whatever it mixes.
+
+Shapes: B batch, L tokens, D text width, E joint embedding size.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mla_ray.model.native import Native
+from mla_ray.model.tokenizers import Ids, pad
+from mla_ray.packs.pack import LanguagePack
+
+
+@dataclass(frozen=True)
+class Part:
+    """Texts of one language, side by side in the batch. `pack` is None for English."""
+
+    pack: LanguagePack | None
+    rows: slice
+    ids: Tensor | list[Ids]  # the native's [B, context length]; a pack's, ragged
+    end_B: Tensor  # position of each text's end token
+
+
+@torch.inference_mode()
+def encode_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Tensor:
+    """Features [B, E] float32, not normalised, in the order of `texts`.
+
+    Args:
+        native: the native that all the packs are made for.
+        texts: each with the pack of its language, or None for English, which goes the native way.
+
+    """
+    tower = native.text
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row, (_, pack) in enumerate(texts):
+        groups[id(pack)].append(row)
+    parts: list[Part] = []
+    start = 0
+    for rows in groups.values():
+        parts.append(_tokenize(native, texts[rows[0]][1], [texts[row][0] for row in rows], start))
+        start += len(rows)
+    order = [row for rows in groups.values() for row in rows]
+
+    length = tower.context_length
+    if not tower.fixed_length:
+        length = max(int(part.end_B.max()) for part in parts) + 1
+    embedded = [_embed(native, part, length) for part in parts]
+    x_BLD = torch.cat([x for x, _ in embedded])
+    padding_BL = torch.cat([padding for _, padding in embedded])
+    end_B = torch.cat([part.end_B for part in parts]).to(x_BLD.device)
+
+    def acquire(block: int, x_BLD: Tensor) -> Tensor:
+        for part in parts:
+            if part.pack:
+                x_BLD[part.rows] = part.pack.encoder.acquirers[block](x_BLD[part.rows])
+        return x_BLD
+
+    sorted_BE = tower.encode(x_BLD, tower.sentence_position(end_B), padding_BL, acquire)
+    features_BE = torch.empty_like(sorted_BE)
+    features_BE[order] = sorted_BE
+    return features_BE.float()
+
+
+def _tokenize(native: Native, pack: LanguagePack | None, texts: list[str], start: int) -> Part:
+    rows = slice(start, start + len(texts))
+    if pack is None:
+        ids_BL = native.tokenize(texts)
+        return Part(None, rows, ids_BL, native.text.english_end(ids_BL))
+    ragged = pack.tokenizer(texts)
+    return Part(pack, rows, ragged, torch.tensor([len(ids) - 1 for ids in ragged]))
+
+
+def _embed(native: Native, part: Part, length: int) -> tuple[Tensor, Tensor]:
+    """Token embeddings [B, L, D] and which of them are padding [B, L]."""
+    device, tower = native.device, native.text
+    if part.pack is None:
+        assert isinstance(part.ids, Tensor)  # noqa: S101  for mypy
+        ids_BL = part.ids[:, :length].to(device)
+        return tower.token_embedding(ids_BL), ids_BL == tower.pad_id
+    assert isinstance(part.ids, list)  # noqa: S101  for mypy
+    ids_BL, length_B = pad(part.ids, length)
+    padding_BL = torch.arange(length) >= length_B[:, None]
+    return part.pack.encoder.embedding(ids_BL.to(device)), padding_BL.to(device)

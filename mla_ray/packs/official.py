@@ -1,0 +1,190 @@
+"""Checkpoints of the paper's released code (github: AIM3-RUC/MLA): one state dict of an OpenAI CLIP
+with QuickGELU, the embedding that all languages share, and each language's acquirers.
+
+    multilingual_embedding.weight                                         [V, W]
+    multilingual_embedding_linear.{weight,bias}                           [D, W], [D]
+    transformer.resblocks.I.acquirer.LANGUAGE.mlp.{c_fc,c_proj}.{weight,bias}
+    transformer.resblocks.I.acquirer.LANGUAGE.ln.*                        never applied there
+    the rest                                                              the CLIP
+
+
+Shapes: V embedding rows, W row width, D text width, H acquirer hidden size.
+"""
+
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
+from mla_ray.model.native import Native, TextTower
+
+END = 102
+"""M-BERT's [SEP]: where that code reads the sentence feature."""
+OURS = {"mlp.c_fc": "down", "mlp.c_proj": "up"}
+ACQUIRER = re.compile(r"transformer\.resblocks\.(\d+)\.acquirer\.([^.]+)\.(.+)\.(weight|bias)")
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's own archives
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Its tensors, float32, sorted by whose they are."""
+
+    path: Path
+    clip: dict[str, Tensor]
+    embedding: dict[str, Tensor]
+    """By `rows.weight`, `linear.weight`, `linear.bias`."""
+    acquirers: dict[str, dict[str, Tensor]]
+    """By language, then as in `LanguageEncoder`."""
+
+    # -- languages --
+
+    def encoder(self, language: str, tower: TextTower) -> LanguageEncoder:
+        """One language, around the blocks of `tower`. ValueError if it is not there."""
+        if language not in self.acquirers:
+            raise ValueError(f"{self.path}: no language {language!r}; it has {[*self.acquirers]}")
+        weights = {f"embedding.{name}": weight for name, weight in self.embedding.items()}
+        weights |= self.acquirers[language]
+        hidden = self.acquirers[language]["acquirers.0.down.bias"].shape[0]
+        encoder = LanguageEncoder(
+            tower, EmbeddingBlock(weights["embedding.rows.weight"], tower), hidden
+        )
+        try:
+            encoder.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{self.path}: language {language!r} does not fit: {error}") from error
+        return encoder.to(tower.token_embedding.weight.device)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """ValueError unless it has a token for each embedding row, and frames texts as M-BERT's."""
+        rows, tokens = len(self.embedding["rows.weight"]), tokenizer.get_vocab_size()
+        if rows != tokens:
+            raise ValueError(f"{self.path}: {rows:,} embedding rows, the tokenizer has {tokens:,}")
+        if tokenizer.encode("").ids[-1:] != [END]:
+            raise ValueError(f"the tokenizer does not end texts with token {END} as M-BERT's does")
+
+    # -- the CLIP inside --
+
+    @cached_property
+    def model_config(self) -> dict[str, Any]:
+        """open_clip's configuration of the CLIP, read off its shapes."""
+        weights = self.clip
+        patches = weights["visual.positional_embedding"].shape[0] - 1
+        width, _, patch, _ = weights["visual.conv1.weight"].shape
+        text_width = weights["ln_final.weight"].shape[0]
+        return {
+            "embed_dim": weights["text_projection"].shape[1],
+            "quick_gelu": True,
+            "vision_cfg": {
+                "image_size": patch * round(patches**0.5),
+                "layers": _blocks(weights, "visual.transformer.resblocks."),
+                "width": width,
+                "patch_size": patch,
+            },
+            "text_cfg": {
+                "context_length": weights["positional_embedding"].shape[0],
+                "vocab_size": weights["token_embedding.weight"].shape[0],
+                "width": text_width,
+                "heads": text_width // 64,
+                "layers": _blocks(weights, "transformer.resblocks."),
+            },
+        }
+
+    @cached_property
+    def preprocess(self) -> dict[str, Any]:
+        """OpenAI's, at the size of the image tower."""
+        size = self.model_config["vision_cfg"]["image_size"]
+        return merge_preprocess_dict(PreprocessCfg(), {"size": (size, size)})  # type: ignore[no-any-return]
+
+    def native(self) -> Native:
+        """The CLIP, as a native in memory."""
+        model = open_clip.CLIP(**self.model_config)
+        model.load_state_dict(self.clip)
+        set_model_preprocess_cfg(model, self.preprocess)
+        return Native(str(self.path), model, open_clip.get_tokenizer("ViT-B-32"))
+
+    def write_native(self, folder: Path) -> None:
+        """The CLIP in open_clip's folder layout, which `Native.load` takes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileExistsError(f"{folder} is not empty; choose another folder for the native")
+        save_file(self.clip, folder / "open_clip_model.safetensors")
+        (folder / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes private files
+        document = {"model_cfg": self.model_config, "preprocess_cfg": self.preprocess}
+        # Last: the folder is a native only with it.
+        (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n")
+
+    def check_native(self, native: Native) -> None:
+        """ValueError unless the native's weights are those in the checkpoint."""
+        theirs = native.model.state_dict()
+        for name, weight in self.clip.items():
+            other = theirs.get(name)
+            if other is None or not torch.equal(other.float().cpu(), weight):
+                raise ValueError(
+                    f"{self.path}: its {name} is not that of {native.name!r}; keep the CLIP that "
+                    "is inside, with --with-native DIR"
+                )
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The tensors of a checkpoint; nothing else in the file is unpickled.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it holds more than tensors, or not those of this layout.
+
+    """
+    path = Path(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: not a state dict of tensors: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(w, Tensor) for w in found.values()):
+        raise ValueError(f"{path}: not a state dict of tensors")
+    # Saved from a model wrapped for several GPUs, all names have this in front.
+    weights = {name.removeprefix("module."): w for name, w in found.items()}
+    embedding: dict[str, Tensor] = {}
+    clip: dict[str, Tensor] = {}
+    acquirers: dict[str, dict[str, Tensor]] = {}
+    for name, weight in weights.items():
+        tensor = weight.float().contiguous()
+        if match := ACQUIRER.fullmatch(name):
+            block, language, part, kind = match.groups()
+            if part in OURS:
+                own = acquirers.setdefault(language, {})
+                own[f"acquirers.{block}.{OURS[part]}.{kind}"] = tensor
+        elif name == "multilingual_embedding.weight":
+            embedding["rows.weight"] = tensor
+        elif name.startswith("multilingual_embedding_linear."):
+            embedding[name.replace("multilingual_embedding_", "")] = tensor
+        elif name not in NOT_WEIGHTS:
+            clip[name] = tensor
+    needed = (
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "text_projection",
+        "ln_final.weight",
+    )
+    lacking = [name for name in needed if name not in clip]
+    if len(embedding) < 3:
+        lacking.append("multilingual_embedding, multilingual_embedding_linear")
+    if not acquirers:
+        lacking.append("transformer.resblocks.*.acquirer.*")
+    if lacking:
+        raise ValueError(f"{path}: not a checkpoint of the paper's code, it lacks {lacking}")
+    return Checkpoint(path, clip, embedding, acquirers)
+
+
+def _blocks(weights: dict[str, Tensor], prefix: str) -> int:
+    return len({n.removeprefix(prefix).split(".")[0] for n in weights if n.startswith(prefix)})

@@ -1,0 +1,272 @@
+"""A language pack: all that one acquired language adds to a native, in one folder of a few MB.
+
+    weights.safetensors   embedding rows, linear, acquirers; the tokenizer ids of the rows
+    tokenizer.json        the `tokenizers` library's own format
+    card.json             what it is, what it was made from, how well it does, hashes of the rest
+    README.md             the card for people
+
+Loading checks hashes, sizes, names, shapes and dtypes before it allocates, and refuses a pack made
+for another native.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from upath import UPath
+
+from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
+from mla_ray.model.native import Native
+from mla_ray.model.tokenizers import Ids, LanguageTokenizer, load_tokenizer, pad
+from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, check_size, make_card, read_card
+from mla_ray.packs.official import END, read_checkpoint
+from mla_ray.packs.readme import model_card
+from mla_ray.runtime.storage import at, download, is_local, upload
+
+
+class LanguagePack:
+    """One language on one native: texts of the language in, features in the native's space out."""
+
+    def __init__(self, card: Card, encoder: LanguageEncoder, tokenizer: LanguageTokenizer) -> None:
+        self.card = card
+        self.encoder = encoder.eval()
+        self.tokenizer = tokenizer
+
+    @property
+    def language(self) -> str:
+        return self.card.language
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts to `(ids_BL, length_B)` as the encoder takes them."""
+        return self._padded(self.tokenizer(texts))
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Features [B, E] float32, not normalised."""
+        return self._encode(self.tokenizer(texts))
+
+    @torch.inference_mode()
+    def encode_ids(self, token_ids: Tensor) -> Tensor:
+        """Features [B, E] float32, not normalised, of token ids [B, L] (`AcquisitionEncoder`)."""
+        return self._encode(self.tokenizer.rows_of(token_ids.cpu().numpy()))
+
+    def _encode(self, rows: list[Ids]) -> Tensor:
+        device = self.encoder.embedding.linear.weight.device
+        ids_BL, length_B = self._padded(rows)
+        return self.encoder(ids_BL.to(device), length_B.to(device)).float()  # type: ignore[no-any-return]
+
+    def _padded(self, rows: list[Ids]) -> tuple[Tensor, Tensor]:
+        tower = self.encoder.tower
+        return pad(rows, tower.context_length if tower.fixed_length else None)
+
+    def save(self, folder: str | Path | UPath) -> None:
+        """Write the pack to a path or URL; an older one is replaced at once or not at all.
+
+        At a URL, where files cannot be renamed together, the card comes last: until then a reader
+        finds hashes that do not fit.
+        """
+        with _place_for(at(folder)) as scratch:
+            save_file(
+                {"embedding.tokens": torch.from_numpy(self.tokenizer.tokens)}
+                | {name: w.detach().cpu().contiguous() for name, w in self._weights().items()},
+                scratch / "weights.safetensors",
+            )
+            (scratch / "weights.safetensors").chmod(0o644)  # safetensors writes private files
+            self.tokenizer.tokenizer.save(str(scratch / "tokenizer.json"))
+            hashes = {n: _sha256(scratch / n) for n in ("weights.safetensors", "tokenizer.json")}
+            self.card = self.card.model_copy(update={"sha256": hashes})
+            (scratch / "card.json").write_text(
+                self.card.model_dump_json(indent=2, exclude_none=True) + "\n"
+            )
+            (scratch / "README.md").write_text(model_card(self.card))
+
+    @classmethod
+    def load(cls, folder: str | Path | UPath, native: Native) -> Self:
+        """The pack at a path or URL, on `native` and its device.
+
+        Raises:
+            PackError: names the file and what is wrong with it.
+
+        """
+        with _on_this_machine(at(folder)) as local:
+            return cls._load(local, native)
+
+    @classmethod
+    def _load(cls, folder: Path, native: Native) -> Self:
+        card = read_card(folder)
+        card.check(native, str(folder))
+        tower = native.text
+        found = (card.width, card.blocks, card.context_length)
+        if found != (tower.width, len(tower.blocks), tower.context_length):
+            raise PackError(
+                f"{folder}/card.json: width, blocks, context {found} are not the native's"
+            )
+        for name in ("weights.safetensors", "tokenizer.json"):
+            check_size(folder / name)
+            if _sha256(folder / name) != card.sha256.get(name):
+                raise PackError(f"{folder / name}: SHA-256 is not the card's; the file is damaged")
+        weights = _read_weights(folder / "weights.safetensors", card)
+        tokens = weights.pop("embedding.tokens").numpy()
+        embedding = EmbeddingBlock(weights["embedding.rows.weight"], tower)
+        encoder = LanguageEncoder(tower, embedding, card.hidden)
+        encoder.load_state_dict(weights)
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise PackError(f"{folder / 'tokenizer.json'}: no tokenizer: {error}") from error
+        if tokens.max(initial=0) >= tokenizer.get_vocab_size() or tokens.min(initial=0) < 0:
+            raise PackError(
+                f"{folder}: embedding rows for tokens that tokenizer.json does not have"
+            )
+        return cls(
+            card,
+            encoder.to(native.device),
+            LanguageTokenizer(tokenizer, tokens, card.context_length),
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return self.encoder.state_dict()
+
+
+def import_official(
+    path: str | Path,
+    languages: Sequence[str],
+    native: str | None = None,
+    tokenizer: str | None = None,
+    with_native: Path | None = None,
+) -> tuple[Native, dict[str, LanguagePack]]:
+    """The packs in a checkpoint of the paper's released code, and the native they are for.
+
+    Args:
+        path: `pytorch_model.bin`; only tensors are read from it.
+        languages: as the checkpoint names them, `de`.
+        native: name of the native that the checkpoint was trained on, whose weights are compared
+            with those in the checkpoint; the CLIP inside if not given.
+        tokenizer: M-BERT's: a `tokenizer.json`, a folder or a hub name. Without it the packs take
+            token ids only, and cannot be saved.
+        with_native: where to write the CLIP inside as a folder that `Native.load` takes.
+
+    Raises:
+        ValueError: not such a checkpoint, a language it does not have, or another native's.
+
+    """
+    checkpoint = read_checkpoint(path)
+    known = load_tokenizer(tokenizer) if tokenizer else None
+    if known is not None:
+        checkpoint.check_tokenizer(known)
+    if with_native is not None:
+        checkpoint.write_native(with_native)
+    if native is not None:
+        frozen = Native.load(native)
+        checkpoint.check_native(frozen)
+    elif with_native is not None:
+        frozen = Native.load(str(with_native))
+    else:
+        frozen = checkpoint.native()
+    packs = {}
+    for language in languages:
+        encoder = checkpoint.encoder(language, frozen.text)
+        card = make_card(frozen, language, encoder, data={"imported": checkpoint.path.name})
+        tokens = np.arange(card.rows, dtype=np.int32)
+        language_tokenizer = LanguageTokenizer(known, tokens, card.context_length, END)
+        packs[language] = LanguagePack(card, encoder, language_tokenizer)
+    return frozen, packs
+
+
+def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
+    """The tensors of a pack, after their header has been checked against the card."""
+    expected: dict[str, tuple[list[int], str]] = {
+        "embedding.tokens": ([card.rows], "I32"),
+        "embedding.rows.weight": ([card.rows, card.row_width], "F32"),
+        "embedding.linear.weight": ([card.width, card.row_width], "F32"),
+        "embedding.linear.bias": ([card.width], "F32"),
+    }
+    for block in range(card.blocks):
+        name = f"acquirers.{block}"
+        expected[f"{name}.down.weight"] = ([card.hidden, card.width], "F32")
+        expected[f"{name}.down.bias"] = ([card.hidden], "F32")
+        expected[f"{name}.up.weight"] = ([card.width, card.hidden], "F32")
+        expected[f"{name}.up.bias"] = ([card.width], "F32")
+    try:
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+            if found != expected:
+                names = found.keys() | expected.keys()
+                wrong = sorted(name for name in names if found.get(name) != expected.get(name))
+                raise PackError(
+                    f"{path}: tensors missing, unknown or of another shape: {wrong[:5]}"
+                )
+            return {name: file.get_tensor(name) for name in expected}
+    except SafetensorError as error:
+        raise PackError(f"{path}: not a safetensors file: {error}") from error
+
+
+@contextmanager
+def _on_this_machine(folder: UPath) -> Iterator[Path]:
+    """The pack's files here, for the body of a `with`."""
+    if is_local(folder):
+        yield Path(folder.path)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in MAX_FILE_BYTES:
+            check_size(folder / name)
+            (Path(scratch) / name).write_bytes((folder / name).read_bytes())
+        yield Path(scratch)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`. A folder cannot be replaced in one call; two renames."""
+    if folder.exists():
+        if not (folder / "card.json").is_file() and any(folder.iterdir()):
+            raise FileExistsError(
+                f"{folder} exists and is not a language pack; choose another --out"
+            )
+        old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old)
+    else:
+        new.rename(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:
+    """Put a copy of the pack in `source` in the place of `folder`, either a path or a URL."""
+    with _place_for(at(folder)) as scratch:
+        download(at(source), scratch)
+
+
+@contextmanager
+def _place_for(folder: UPath) -> Iterator[Path]:
+    """A scratch folder on this machine whose files are in the place of `folder` in the end."""
+    local = is_local(folder)
+    if local:
+        Path(folder.path).parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(
+        tempfile.mkdtemp(dir=Path(folder.path).parent if local else None, prefix=f".{folder.name}-")
+    )
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp's is private
+        if local:
+            _swap(scratch, Path(folder.path))
+        else:
+            upload(scratch, folder, last="card.json")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

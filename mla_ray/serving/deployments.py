@@ -1,0 +1,260 @@
+"""The engines as Ray Serve deployments, and the app in front of them.
+
+Ingress (FastAPI) ──► TextEncoder, ImageEncoder     autoscaled, each replica the whole native
+                 └──► Index                         one replica for the embedded engine
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from mla_ray.index.collection import Entry, Hit
+from mla_ray.model.native import Native
+from mla_ray.serving.app import create_app
+from mla_ray.serving.coalescing import Overloaded
+from mla_ray.serving.engines import (
+    Encoded,
+    Identity,
+    ImageEngine,
+    IndexEngine,
+    Query,
+    Text,
+    TextEngine,
+    Vectors,
+    torch_thread,
+)
+from mla_ray.serving.settings import Settings
+
+T = TypeVar("T")
+OPEN_FOR_S = 30  # an index folder may have its former owner for as long as that takes to drain
+COMMON: dict[str, Any] = {
+    "health_check_period_s": 5,
+    "health_check_timeout_s": 15,
+    "graceful_shutdown_timeout_s": 15,
+    "ray_actor_options": {"num_cpus": 0.1},
+}
+DEPLOYMENTS: dict[str, dict[str, Any]] = {
+    # What the ingress has under way at a time is bounded by the settings; these are walls behind.
+    "Ingress": {"max_ongoing_requests": 2048},
+    "TextEncoder": {"max_ongoing_requests": 16, "max_queued_requests": 64},
+    "ImageEncoder": {"max_ongoing_requests": 32, "max_queued_requests": 64},
+    "Index": {"max_ongoing_requests": 16, "max_queued_requests": 64},
+}
+ATTEMPTS = 3  # of a call whose replica died: all calls may be made twice
+
+
+class TextEncoder:
+    def __init__(self, settings: Settings) -> None:
+        self._torch = torch_thread()
+        threads = _threads(settings)
+        self._engine = self._torch.submit(
+            TextEngine, settings.native, settings.packs, settings.max_packs, threads
+        ).result()
+        self._every_s = settings.scan_every_s
+        self._watching = asyncio.create_task(self._watch())
+
+    async def encode(self, texts: list[Text]) -> Encoded:
+        encoded: Encoded = await self._batch(texts)
+        return encoded
+
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
+    async def _batch(self, calls: list[list[Text]]) -> list[Encoded]:
+        """The calls of several ingress replicas, each of many texts, in one pass."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._torch, self._encode, calls)
+
+    async def identity(self) -> Identity:
+        return self._engine.identity
+
+    async def check_health(self) -> None:
+        if self._watching.done():
+            raise RuntimeError("the pack store is watched no longer")
+        await asyncio.get_running_loop().run_in_executor(self._torch, self._engine.check)
+
+    def _encode(self, calls: list[list[Text]]) -> list[Encoded]:
+        texts = [text for call in calls for text in call]
+        packs = self._engine.prepare({language for language, _ in texts})
+        encoded = self._engine.encode(texts, packs)
+        results, start = [], 0
+        for call in calls:
+            rows = range(start, start + len(call))
+            errors = {row - start: encoded.errors[row] for row in rows if row in encoded.errors}
+            results.append(Encoded(encoded.vectors[rows.start : rows.stop], errors))
+            start += len(call)
+        return results
+
+    async def _watch(self) -> None:
+        loop, library = asyncio.get_running_loop(), self._engine.library
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                for listed in await asyncio.to_thread(library.look):
+                    await loop.run_in_executor(self._torch, library.renew, listed)
+            except OSError:  # a store out of reach: the packs in memory go on being served
+                continue
+
+
+class ImageEncoder:
+    def __init__(self, settings: Settings) -> None:
+        self._torch = torch_thread()
+        self._engine = self._torch.submit(ImageEngine, settings.native, _threads(settings)).result()
+
+    async def encode(self, images: list[bytes]) -> Encoded:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._torch, self._engine.encode, images)
+
+    async def check_health(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._torch, self._engine.check)
+
+
+class Index:
+    """For `edge:` the one owner of its folder; for a server one of any number of clients."""
+
+    def __init__(self, settings: Settings) -> None:
+        native = Native.load(settings.native)  # its fingerprint, whose vectors these are
+        deadline = time.monotonic() + OPEN_FOR_S
+        while True:
+            try:
+                self._engine = IndexEngine(settings.index, native)
+                break
+            except RuntimeError:  # the replica before this one still holds the folder
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    async def search(self, queries: list[Query]) -> list[list[Hit]]:
+        return await asyncio.to_thread(self._engine.search, queries)
+
+    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
+        return await asyncio.to_thread(self._engine.upsert, collection, entries, vectors)
+
+    async def languages(self) -> dict[str, int]:
+        return await asyncio.to_thread(self._engine.languages)
+
+    async def check_health(self) -> None:
+        await asyncio.to_thread(self._engine.check)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()
+
+
+class HandleBackend:
+    """`mla_ray.serving.backend.Backend` over deployment handles."""
+
+    def __init__(
+        self,
+        text: DeploymentHandle,
+        image: DeploymentHandle,
+        index: DeploymentHandle,
+        timeout_s: float,
+    ) -> None:
+        self._text = text
+        self._image = image
+        self._index = index
+        self._timeout_s = timeout_s
+
+    async def identity(self) -> Identity:
+        return await self._call(lambda: self._text.identity.remote(), 120)
+
+    async def encode_texts(self, texts: list[Text]) -> Encoded:
+        return await self._call(lambda: self._text.encode.remote(texts))
+
+    async def encode_images(self, images: list[bytes]) -> Encoded:
+        return await self._call(lambda: self._image.encode.remote(images))
+
+    async def search(self, queries: list[Query]) -> Sequence[list[Hit]]:
+        return await self._call(lambda: self._index.search.remote(queries))
+
+    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
+        return await self._call(lambda: self._index.upsert.remote(collection, entries, vectors))
+
+    async def languages(self) -> dict[str, int]:
+        return await self._call(lambda: self._index.languages.remote())
+
+    async def health(self) -> dict[str, str]:
+        handles = {"text": self._text, "image": self._image, "index": self._index}
+
+        async def state(handle: DeploymentHandle) -> str:
+            try:
+                await self._call(lambda: handle.check_health.remote(), 5)
+                return "ok"
+            except Exception as error:  # whatever it is, it is this part's illness
+                return type(error).__name__
+
+        states = await asyncio.gather(*(state(handle) for handle in handles.values()))
+        return dict(zip(handles, states, strict=True))
+
+    async def refresh(self) -> None:
+        """Nothing: encoders watch the store themselves."""
+
+    async def _call(self, start: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
+        async with asyncio.timeout(timeout_s or self._timeout_s):
+            for attempt in range(ATTEMPTS):
+                try:
+                    return await start()
+                except BackPressureError as error:
+                    raise Overloaded("a deployment's queue is full") from error
+                except (RayActorError, DeploymentUnavailableError):
+                    # Its replica died with the call. Another takes it, or waits for the next one.
+                    if attempt + 1 == ATTEMPTS:
+                        raise
+                    await asyncio.sleep(0.1)
+        raise AssertionError("unreachable")
+
+
+@serve.ingress()
+class Ingress:
+    def __init__(
+        self,
+        settings: Settings,
+        text: DeploymentHandle,
+        image: DeploymentHandle,
+        index: DeploymentHandle,
+    ) -> None:
+        self._settings = settings
+        self._backend = HandleBackend(text, image, index, settings.timeout_s)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        replica = serve.get_replica_context().replica_id.unique_id
+        return create_app(self._backend, self._settings, replica)
+
+
+def _threads(settings: Settings) -> int:
+    """Of torch: as set, or the cores that Ray gave this replica; given a part of one, it may use
+    all there are (0).
+    """
+    return settings.threads or int(
+        ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+    )
+
+
+def build(settings: Settings) -> serve.Application:
+    """The application that a Serve config names, `import_path: mla_ray.serving.deployments:build`.
+
+    Its `args` are the settings; its `deployments` change what `DEPLOYMENTS` says here.
+    """
+    return assemble(settings, {})
+
+
+def assemble(settings: Settings, options: Mapping[str, Mapping[str, Any]]) -> serve.Application:
+    """The application, with options of deployments, by name, over those of `DEPLOYMENTS`."""
+    settings.token()  # refuses to be built open to the world
+    if settings.index == ":memory:":
+        raise ValueError("index :memory: belongs to one process; use edge:FOLDER or a server")
+
+    def deployed(kind: Any, *handles: serve.Application) -> serve.Application:
+        name = kind.__name__
+        chosen = COMMON | DEPLOYMENTS[name] | dict(options.get(name, {}))
+        return serve.deployment(**chosen)(kind).bind(settings, *handles)
+
+    parts = [deployed(kind) for kind in (TextEncoder, ImageEncoder, Index)]
+    return deployed(Ingress, *parts)

@@ -1,0 +1,155 @@
+"""What goes in and out over HTTP. Field names are the contract with clients; see docs/serving.md.
+
+Server and client read and write these same models.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_TEXT = 1_000  # characters of a query or caption; the longest context holds about 77 tokens
+MAX_TEXTS = 256  # texts of one embedding request
+MAX_K = 100
+MAX_OFFSET = 10_000
+MAX_ID = 512
+MAX_ERRORS = 1_000  # rejected lines that an ingest names; all are counted
+
+NOT_BLANK = r"\S"
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=NOT_BLANK)]
+Language = Annotated[
+    str,
+    StringConstraints(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9]+([-_][A-Za-z0-9]+)*$"),
+]
+"""A BCP-47 code: `de`, `pt-BR`, `zh-Hant`. `de-AT` is answered by `de` where it has no pack."""
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
+Source = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Collection = Literal["images", "captions"]
+Encoding = Literal["float", "base64"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextInput(Strict):
+    text: Text
+    language: Language = "en"
+
+
+class TextEmbeddingRequest(Strict):
+    """Texts of any languages, mixed as they come."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "inputs": [
+                        {"text": "Regenschirm", "language": "de"},
+                        {"text": "umbrella", "language": "en"},
+                    ],
+                    "encoding": "float",
+                }
+            ]
+        },
+    )
+
+    inputs: Annotated[list[TextInput], Field(min_length=1, max_length=MAX_TEXTS)]
+    encoding: Encoding = Field(
+        "float",
+        description="`base64`: the rows of float32, little-endian, one after another, in one "
+        "string; a tenth of the time to write and read, a third of the size",
+    )
+
+
+class Embeddings(BaseModel):
+    """Unit vectors in the native's joint space: dot products are cosines."""
+
+    native: str
+    fingerprint: str
+    dim: int = Field(description="E, numbers a vector")
+    embeddings: list[list[float]] | str = Field(description="[N, E] in the order of the input")
+
+
+class Hit(BaseModel):
+    id: str
+    image_id: str
+    score: float = Field(description="cosine, -1 to 1")
+    language: str = Field(description="of the caption; empty for an image")
+    caption: str = Field(description="empty for an image")
+    source: str
+    image_url: str | None = Field(description="where the picture is served, if it is kept here")
+
+
+class SearchResult(BaseModel):
+    language: str | None = Field(description="the query was read in; null for an image query")
+    detected: bool = Field(description="whether that was found out rather than said")
+    hits: list[Hit] = Field(description="best first")
+    offset: int
+    next_offset: int | None = Field(description="of the next page; null where there is none")
+
+
+class CaptionRecord(Strict):
+    """One line of a bulk ingest."""
+
+    image_id: Id
+    language: Language
+    caption: Text
+    source: Source = "http"
+    id: Id | None = Field(None, description="made of image_id and caption if not given")
+
+
+class RejectedLine(BaseModel):
+    line: int = Field(description="counted from 1, empty lines included")
+    error: str
+
+
+class IngestResult(BaseModel):
+    received: int = Field(description="lines that were not empty")
+    written: int
+    rejected: int
+    errors: list[RejectedLine] = Field(description=f"the first {MAX_ERRORS:,} rejected lines")
+
+
+class ImageWritten(BaseModel):
+    image_id: str
+    image_url: str | None
+
+
+class LanguageInfo(BaseModel):
+    language: str = Field(description="BCP-47")
+    name: str = Field(description="in English")
+    autonym: str = Field(description="in itself")
+    native: bool = Field(description="the native's own, English; no pack")
+    captions: int = Field(description="in the collection `captions`")
+    version: str | None = Field(description="hash of the pack's card; null for the native's own")
+    rows: int | None = Field(description="embedding rows of the pack")
+    metrics: dict[str, Any] = Field(description="what the pack's card says of its quality")
+
+
+class BrokenPack(BaseModel):
+    name: str
+    error: str
+
+
+class Languages(BaseModel):
+    native: str
+    fingerprint: str
+    languages: list[LanguageInfo]
+    broken: list[BrokenPack] = Field(description="packs in the store that cannot be served")
+
+
+class Health(BaseModel):
+    status: Literal["ok", "unavailable"]
+    parts: dict[str, str] = Field(description="`ok`, or what is wrong, of each deployment")
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457), sent as `application/problem+json`."""
+
+    type: str = Field(description="a URI that names the kind of problem")
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = Field(None, description="of a request that is malformed")

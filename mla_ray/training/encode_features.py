@@ -1,0 +1,242 @@
+"""Frozen features over a cluster: what the feature store lacks, computed with Ray Data."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from upath import UPath
+
+from mla_ray.data.feature_store import (
+    BATCH,
+    Features,
+    FeatureStore,
+    Progress,
+    encode_frames,
+    encode_texts,
+    key_of,
+)
+from mla_ray.data.video import frames_of
+from mla_ray.model.native import Native
+from mla_ray.runtime.storage import at, read_bytes
+
+MAX_FAILURES = 1_000
+"""Images that could not be encoded and are named; all are counted."""
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The actors that encode. `gpus` may be a fraction; None is one if the cluster has any now."""
+
+    most: int | None = None
+    """As many as there are GPUs, or cores, if not given."""
+    cpus: float = 1.0
+    gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Blocks of contents (`mla_ray.data.blocks`), and the files that their rows are from."""
+
+    folder: UPath
+    blocks: Sequence[tuple[str, int]]
+    """Prefix and rows of each."""
+    files: Sequence[str] = ()
+
+
+@dataclass
+class Filled:
+    """What `fill` found missing and computed, and which images it could not."""
+
+    computed: int = 0
+    failed: int = 0
+    failures: list["Failure"] = field(default_factory=list)
+    """Of those the first `MAX_FAILURES`."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image without a feature, and where in a table it first stands."""
+
+    file: str
+    row: int
+    reason: str
+
+
+def fill(
+    store: FeatureStore,
+    native_name: str,
+    contents: Sequence[Contents],
+    progress: Progress | None = None,
+    encoders: Encoders = Encoders(),
+) -> Filled:
+    """Compute what the store lacks of some contents with Ray Data. The caller has started Ray.
+
+    What goes to an actor is the place of a block; it reads it, encodes what the store lacks and
+    writes a part. So nothing but counts comes back, and a run that is killed loses the blocks that
+    were under way. A bad image costs one row, which is counted whenever the contents are asked for.
+    """
+    import ray
+
+    blocks = []
+    store.look()
+    for number, each in enumerate(contents):
+        for prefix, rows in each.blocks:
+            path = each.folder / f"b{prefix}.parquet"
+            if not _is_there(path, prefix, store):
+                blocks.append({"path": str(path), "prefix": prefix, "table": number})
+            elif progress:
+                progress(rows)
+    if not blocks:  # actors take seconds to start
+        return Filled()
+    # Not "ray.data" itself: Ray sets that one anew before every execution.
+    logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    resources = ray.cluster_resources()
+    gpus = encoders.gpus
+    if gpus is None:
+        gpus = 1.0 if resources.get("GPU", 0) else 0.0
+    have = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1) / encoders.cpus
+    most = min(encoders.most or max(1, int(have)), len(blocks))
+    # One block of Ray Data for each of ours, cut here: a repartition's tasks would wait for the
+    # cores that the actors hold, for ever.
+    encoded = ray.data.from_arrow([pa.Table.from_pylist([block]) for block in blocks]).map_batches(
+        _Encoder,
+        fn_constructor_kwargs={"native": native_name, "store": store},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=encoders.cpus,
+        num_gpus=gpus,
+        batch_size=None,  # a block
+        batch_format="pyarrow",
+    )
+    filled = Filled()
+    for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in batch.to_pylist():
+            filled.computed += row["computed"]
+            filled.failed += row["failed"]
+            room = MAX_FAILURES - len(filled.failures)
+            files = contents[row["table"]].files
+            filled.failures += [
+                Failure(files[failure["file"]], failure["row"], failure["reason"])
+                for failure in row["failures"][:room]
+            ]
+            if progress:
+                progress(row["rows"])
+    return filled
+
+
+def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
+    """Whether the store has every feature of a block; not if it has a reason instead of one."""
+    have = store.keys(prefix)
+    if not have:
+        return False
+    found = [have.get(key, "") for key in _keys_of(path).to_pylist()]
+    return all(reason is None for reason in found)
+
+
+def _keys_of(path: UPath) -> pa.ChunkedArray:
+    return pq.read_table(pa.BufferReader(read_bytes(path)), columns=["key"])["key"]
+
+
+OUTCOME = pa.schema(
+    {
+        "table": pa.int64(),
+        "rows": pa.int64(),
+        "computed": pa.int64(),
+        "failed": pa.int64(),
+        "failures": pa.list_(
+            pa.struct({"file": pa.int32(), "row": pa.int64(), "reason": pa.string()})
+        ),
+    }
+)
+
+
+class _Encoder:
+    """One Ray Data actor: a native, held."""
+
+    def __init__(self, native: str, store: FeatureStore) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.native = Native.load(native, device)
+        self.store = store
+        self.encode: Any = self._images if store.kind == "image" else self._texts
+
+    def __call__(self, blocks: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([self._block(row) for row in blocks.to_pylist()], OUTCOME)
+
+    def _block(self, block: dict[str, Any]) -> dict[str, Any]:
+        rows, failures = 0, []
+        self.store.look()
+        have = self.store.keys(block["prefix"])
+        keys: list[str] = []
+        features: list[Features] = []
+        reasons: list[str | None] = []
+        with at(block["path"]).open("rb") as raw, pq.ParquetFile(raw, buffer_size=1 << 20) as file:
+            for batch in file.iter_batches(BATCH if self.store.kind == "image" else BATCH * 64):
+                rows += batch.num_rows
+                missing = batch.filter(
+                    pa.array([key not in have for key in batch["key"].to_pylist()])
+                )
+                if missing.num_rows:
+                    made, why = self.encode(missing)
+                    keys += missing["key"].to_pylist()
+                    features.append(made)
+                    reasons += why
+                    have |= dict(zip(missing["key"].to_pylist(), why, strict=True))
+                failures += [
+                    {"file": row["file"], "row": row["row"], "reason": have[row["key"]]}
+                    for row in batch.select(["key", "file", "row"]).to_pylist()
+                    if have[row["key"]]
+                ]
+        if keys:
+            self.store.write(keys, np.concatenate(features), reasons, block["prefix"])
+        return {
+            "table": block["table"],
+            "rows": rows,
+            "computed": len(keys),
+            "failed": len(failures),
+            "failures": failures[:MAX_FAILURES],
+        }
+
+    def _texts(self, batch: pa.RecordBatch) -> tuple[Features, list[str | None]]:
+        texts = batch["content"].cast(pa.string()).to_pylist()
+        return encode_texts(self.native, texts), [None] * len(texts)
+
+    def _images(self, batch: pa.RecordBatch) -> tuple[Features, list[str | None]]:
+        """Images one by one until they are frames: a bad one costs no other."""
+        features = np.zeros((len(batch), self.native.dim), np.float32)
+        reasons: list[str | None] = [None] * len(batch)
+        places: list[int] = []
+
+        def decoded() -> Iterator[list[Image.Image]]:
+            for place, row in enumerate(batch.select(["key", "content", "uri"]).to_pylist()):
+                try:
+                    frames = frames_of(_content(row))
+                except ValueError as error:
+                    reasons[place] = str(error)
+                else:
+                    places.append(place)
+                    yield frames
+
+        if parts := list(encode_frames(self.native, decoded())):
+            features[places] = np.concatenate(parts)
+            for place in np.flatnonzero(~np.isfinite(features).all(1)).tolist():
+                reasons[place] = "has a feature that is not finite"
+        return features, reasons
+
+
+def _content(row: dict[str, Any]) -> bytes:
+    """The bytes of an image, from the row or from where they lie."""
+    if row["content"] is not None:
+        return row["content"]  # type: ignore[no-any-return]
+    data = read_bytes(at(row["uri"]))
+    if key_of(data) != row["key"]:  # what is stored under a key never goes stale
+        raise LookupError(
+            f"{row['uri']} is not the image that the run was prepared with; "
+            "put it back, or choose another run folder"
+        )
+    return data

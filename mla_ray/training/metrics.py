@@ -1,0 +1,388 @@
+"""What a training tells the outside world while it runs, from its process of rank 0.
+
+Every row of figures goes to
+
+    run/metrics.jsonl     one JSON object a line: stage, step, language and the figures
+    run/tensorboard/      tags <stage>/<figure>
+    Ray's metrics         mla_loss and others, at the Prometheus endpoint of the node; if Ray runs
+    MLflow                if MLFLOW_TRACKING_URI is set
+    `send`                whoever started the training
+
+A training that goes on from a checkpoint does some steps again: what was told of them is taken
+back, so each step is told once. Steps count from 1 in each stage; TensorBoard and MLflow, where
+one axis holds both stages, count on through them.
+
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from mla_ray.runtime.storage import is_local, read_json, upload, write_bytes, write_json
+
+STAGES = ("nlt", "le")
+PLACE = ("stage", "step", "language")
+"""What a line of metrics.jsonl holds beside figures."""
+PUT_EVERY = 10.0
+"""Seconds between two copies of metrics.jsonl to a remote run folder, at least."""
+MLFLOW_EVERY = 2.0
+"""Seconds for which figures are gathered before MLflow is given them."""
+MLFLOW_GOODBYE = 10.0
+"""Seconds that the end of a training waits for MLflow."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one step.
+
+    Attributes:
+        stage: nlt, le or finetune.
+        step: of the stage, from 1.
+        steps: how many the stage has.
+        language: of the step's batch; empty where the figures are of all languages.
+        figures: `loss`, `lr`, `gradient_norm`, `texts/s`, `eta_s`; of an evaluation `AR` and such.
+        texts: trained on since the last row that said so.
+
+    """
+
+    stage: str
+    step: int
+    steps: int
+    language: str
+    figures: dict[str, float]
+    texts: int = 0
+
+
+class Watch:
+    """Tells rows to all who listen.
+
+    Args:
+        run: the run folder.
+        labels: of the training, as `run` (its name), `native`, `job`.
+        send: given each row as a dict, its figures beside stage, step, steps and language.
+        resume_at: stage and step of the checkpoint the training goes on from; None if it begins
+            at the beginning, and then nothing that was told before it counts.
+        params: settings, nested as they like, for MLflow.
+        stages: of the training, in their order.
+
+    """
+
+    def __init__(
+        self,
+        run: UPath,
+        labels: Mapping[str, str],
+        send: Callable[[dict[str, Any]], None] | None = None,
+        *,
+        resume_at: tuple[str, int] | None = None,
+        params: Mapping[str, Any] | None = None,
+        stages: Sequence[str] = STAGES,
+    ) -> None:
+        name = labels.get("run", run.name)
+        mlflow = None
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            mlflow = _MLflow(run / "mlflow.json", {**labels, "run": name}, params or {})
+        resume_at = resume_at or (stages[0], 0)
+        self._send = send
+        self._count = _Count(stages)
+        self._rows = _Rows(run / "metrics.jsonl", resume_at, stages)
+        told = [(self._count(r["stage"], r["step"]), r) for r in self._rows.kept]
+        self._board = _Board(run / "tensorboard", self._count(*resume_at) + 1)
+        self._ray = _RayMetrics(name) if _ray_runs() else None
+        self._mlflow = mlflow
+        if mlflow:  # it takes what it has not got: a server may have been away
+            for number, row in told:
+                figures = {k: v for k, v in row.items() if k not in PLACE and v is not None}
+                mlflow.add(row["stage"], number, figures)
+
+    def add(self, row: Row) -> None:
+        number = self._count(row.stage, row.step)
+        self._rows.add(row)
+        self._board.add(row, number)
+        if self._ray:
+            self._ray.add(row)
+        if self._mlflow:
+            self._mlflow.add(row.stage, number, row.figures)
+        if self._send:
+            place = {"stage": row.stage, "step": row.step, "steps": row.steps}
+            self._send({**place, "language": row.language, **row.figures})
+
+    def flush(self) -> None:
+        """Before every checkpoint: a training that goes on from it finds all rows up to it."""
+        self._rows.put()
+        self._board.put()
+
+    def close(self, finished: bool = True) -> None:
+        """Flush and let go; MLflow learns whether the training came to its end."""
+        self._rows.close()
+        self._board.close()
+        if self._mlflow:
+            self._mlflow.close(finished)
+
+
+class _Count:
+    """Steps over all stages. A stage is as long as it was: it may have stopped early."""
+
+    def __init__(self, stages: Sequence[str]) -> None:
+        self.last = dict.fromkeys(stages, 0)
+
+    def __call__(self, stage: str, step: int) -> int:
+        self.last[stage] = max(self.last[stage], step)
+        earlier = list(self.last)[: list(self.last).index(stage)]
+        return sum(self.last[each] for each in earlier) + step
+
+
+class _Once:
+    """A warning that is given once, however often there is cause for it."""
+
+    def __init__(self, message: str) -> None:
+        self.message, self.given = message, False
+
+    def __call__(self, cause: object) -> None:
+        if not self.given:
+            log.warning(self.message, cause)
+        self.given = True
+
+
+def _away(path: UPath) -> _Once:
+    """Figures are not worth a training's end: if storage stays away, checkpoints will tell."""
+    return _Once(f"{path} could not be written, the training goes on: %s")
+
+
+class _Rows:
+    """metrics.jsonl. Object stores cannot append: for those a copy here is put there as a whole."""
+
+    def __init__(self, path: UPath, resume_at: tuple[str, int], stages: Sequence[str]) -> None:
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last is torn
+        rows = [json.loads(line) for line in lines]
+        order = {stage: number for number, stage in enumerate(stages)}
+        end = order[resume_at[0]], resume_at[1]
+        self.kept = [row for row in rows if (order[row["stage"]], row["step"]) <= end]
+        content = "".join(json.dumps(row) + "\n" for row in self.kept).encode()
+        write_bytes(path, content)
+        self.warn = _away(path)
+        self.remote: UPath | None = None
+        if is_local(path):
+            self.local = Path(path.path)
+        else:
+            self.remote = path
+            self.scratch = tempfile.TemporaryDirectory(prefix="mla-metrics-")
+            self.local = Path(self.scratch.name) / path.name
+            self.local.write_bytes(content)
+        self.file = self.local.open("a", encoding="utf-8")
+        self.put_at = time.monotonic()
+
+    def add(self, row: Row) -> None:
+        # JSON knows no NaN, and a loss may be one
+        figures = {k: v if math.isfinite(v) else None for k, v in row.figures.items()}
+        line = {"stage": row.stage, "step": row.step, "language": row.language, **figures}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        if time.monotonic() - self.put_at >= PUT_EVERY:
+            self.put()
+
+    def put(self) -> None:
+        if self.remote is None:
+            return
+        try:
+            write_bytes(self.remote, self.local.read_bytes())
+        except Exception as error:
+            self.warn(error)
+        self.put_at = time.monotonic()
+
+    def close(self) -> None:
+        self.put()
+        self.file.close()
+        if self.remote is not None:
+            self.scratch.cleanup()
+
+
+class _Board:
+    """TensorBoard's events. It hides those from `start` on that are in the folder already."""
+
+    def __init__(self, folder: UPath, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.warn = _away(folder)
+        self.remote: UPath | None = None
+        if is_local(folder):
+            self.local = Path(folder.path)
+        else:
+            self.remote = folder
+            self.scratch = tempfile.TemporaryDirectory(prefix="mla-tensorboard-")
+            self.local = Path(self.scratch.name)
+        # One start for all tags: so the stages must not count their steps each from 1.
+        self.writer = SummaryWriter(str(self.local), purge_step=start)
+
+    def add(self, row: Row, number: int) -> None:
+        for figure, value in row.figures.items():
+            self.writer.add_scalar(f"{row.stage}/{figure}", value, number)
+
+    def put(self) -> None:
+        self.writer.flush()
+        if self.remote is None:
+            return
+        try:
+            upload(self.local, self.remote)
+        except Exception as error:
+            self.warn(error)
+
+    def close(self) -> None:
+        self.put()
+        self.writer.close()
+        if self.remote is not None:
+            self.scratch.cleanup()
+
+
+def _ray_runs() -> bool:
+    """In this process. Where nobody imported Ray it does not, and importing it takes a second."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+GAUGES = {
+    "loss": ("mla_loss", "Loss of the last batch."),
+    "AR": ("mla_ar", "Average recall on held-out data, in per cent."),
+    "texts/s": ("mla_texts_per_second", "Texts trained on a second, by all workers."),
+    "eta_s": ("mla_eta_seconds", "Seconds to the end of the stage."),
+}
+
+
+class _RayMetrics:
+    """Gauges and a counter; Ray shows them as `ray_mla_…` some seconds later, by process."""
+
+    def __init__(self, run: str) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        keys, run_tag = ("stage", "language", "run"), {"run": run}
+
+        def gauge(name: str, description: str) -> Any:
+            return Gauge(name, description, keys).set_default_tags(run_tag)
+
+        self.gauges = {figure: gauge(*about) for figure, about in GAUGES.items()}
+        self.step = gauge("mla_step", "Step of the stage.")
+        self.texts = Counter("mla_texts_total", "Texts trained on.", keys).set_default_tags(run_tag)
+
+    def add(self, row: Row) -> None:
+        tags = {"stage": row.stage, "language": row.language}
+        for figure in self.gauges.keys() & row.figures.keys():
+            self.gauges[figure].set(row.figures[figure], tags)
+        self.step.set(row.step, tags)
+        if row.texts:
+            self.texts.inc(row.texts, tags)
+
+
+class _MLflow:
+    """One MLflow run for a training, however often that is resumed: its id is kept in `record`.
+
+    A thread speaks with the server, which may be slow or away: the training never waits for it,
+    but for `MLFLOW_GOODBYE` seconds at its end. What the server missed it is given later.
+    """
+
+    def __init__(self, record: UPath, labels: Mapping[str, str], params: Mapping[str, Any]) -> None:
+        try:
+            import mlflow  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"MLFLOW_TRACKING_URI is set, but there is no module {error.name!r}: "
+                "pip install mla-ray[mlflow], or unset it",
+                name=error.name,
+            ) from error
+        self.record, self.labels = record, dict(labels)
+        self.params = {key: str(value)[:6000] for key, value in _flat(params)}  # MLflow's limit
+        self.pending: deque[tuple[str, float, int, int]] = deque()
+        self.run_id: str | None = None
+        self.had: dict[str, int] = {}
+        self.finished = False
+        self.warn = _Once("MLflow cannot be told, the training goes on: %s")
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self.thread.start()
+
+    def add(self, stage: str, number: int, figures: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        for figure, value in figures.items():
+            self.pending.append((f"{stage}/{figure}", value, now, number))
+
+    def close(self, finished: bool) -> None:
+        self.finished = finished
+        self.ending.set()
+        self.thread.join(MLFLOW_GOODBYE)
+        if self.thread.is_alive():
+            self.warn(f"no answer in {MLFLOW_GOODBYE:.0f} seconds")
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            ended = self.ending.wait(MLFLOW_EVERY)
+            try:
+                self._tell(ended)
+            except Exception as error:  # of any kind: the server, the network, the record
+                self.warn(error)
+
+    def _tell(self, ended: bool) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        client = MlflowClient()
+        if self.run_id is None:
+            self.run_id = self._open(client)
+        while self.pending:
+            count = min(len(self.pending), 1000)  # MLflow's limit
+            batch = [self.pending[index] for index in range(count)]
+            new = [Metric(*each) for each in batch if each[3] > self.had.get(each[0], 0)]
+            client.log_batch(self.run_id, metrics=new)
+            for _ in range(count):  # not before the server has them
+                self.pending.popleft()
+        if ended:
+            client.set_terminated(self.run_id, "FINISHED" if self.finished else "KILLED")
+
+    def _open(self, client: Any) -> str:
+        """The run's id; what the server has of it already is not told again."""
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        run = None
+        if self.record.exists():
+            known = read_json(self.record)["run_id"]
+            try:
+                run = client.get_run(known)
+                client.update_run(known, "RUNNING")
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        if run is None:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "mla-ray")
+            experiment = client.get_experiment_by_name(name)
+            place = experiment.experiment_id if experiment else client.create_experiment(name)
+            run = client.create_run(place, tags=self.labels, run_name=self.labels["run"])
+            write_json(self.record, {"experiment": name, "run_id": run.info.run_id})
+        run_id: str = run.info.run_id
+        params = [Param(k, v) for k, v in self.params.items() if k not in run.data.params]
+        for start in range(0, len(params), 100):  # MLflow's limit
+            client.log_batch(run_id, params=params[start : start + 100])
+        for figure in run.data.metrics:
+            history = client.get_metric_history(run_id, figure)
+            self.had[figure] = max(metric.step for metric in history)
+        return run_id
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"nlt": {"steps": 1}}` as `nlt.steps`: 1."""
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,268 @@
+"""Train a small English image-text model on emoji: how the bundled native `emoji-clip` is made.
+
+It stands where CLIP stands in the paper: a model that knows English before any language is
+acquired. English names and keywords of *all* emoji are seen, in three drawing styles; Twemoji never
+is. One process, no Ray.
+
+Shapes: B batch, L tokens, D text width, E joint embedding size, S pixels of a side.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from mla_ray.datasets.emoji import TEST_STYLE, Emoji, Label, keyword_list
+from mla_ray.evaluation.recall import rank
+from mla_ray.model.objectives import le_loss
+from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
+from mla_ray.runtime.storage import at
+from mla_ray.training.checkpoints import Checkpoints
+from mla_ray.training.contrastive import Towers
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+"""(phase, done, total, figures)"""
+
+
+class PretrainConfig(BaseModel):
+    """Settings of the training; `model` is open_clip's own configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: dict[str, Any]
+    steps: int = Field(default=1150, ge=1)
+    batch: int = Field(default=512, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=100, ge=1)
+    """Steps."""
+    weight_decay: float = 0.2
+    average: float = Field(default=0.997, ge=0, lt=1)
+    """Momentum of the running average of the weights, which is what is saved."""
+    vocab_size: int = 8192
+    checkpoint_every: int = 100
+    """Steps; the held-out drawings are ranked as often."""
+    seed: int = 0
+
+
+class Drawings:
+    """All training drawings in memory, and their augmentation."""
+
+    def __init__(self, emoji: Emoji, size: int, progress: Callable[[int, int], None]) -> None:
+        self.size = size
+        source = size * 5 // 4  # drawn larger, so that zooming in still shows real detail
+        images: list[npt.NDArray[np.uint8]] = []
+        self.of_concept: list[range] = []
+        for done, concept in enumerate(emoji.concepts, start=1):
+            styles = emoji.styles(concept.key)
+            self.of_concept.append(range(len(images), len(images) + len(styles)))
+            for style in styles:
+                images.append(np.asarray(emoji.draw(style, concept.key, source)))
+            progress(done, len(emoji.concepts))
+        self.images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # [N, 4, S', S'] uint8
+
+    def batch(
+        self,
+        concepts: npt.NDArray[np.int64],
+        rng: np.random.Generator,
+        noise: torch.Generator,
+    ) -> Tensor:
+        """One drawing of each concept in a random style, moved, coloured, on a random ground.
+
+        Returns [B, 3, S, S] float32 in 0..1. No mirroring: 'left arrow' must stay left.
+        """
+        rows = [int(rng.choice(self.of_concept[concept])) for concept in concepts]
+        x = self.images[rows].float() / 255
+        x = torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], 1)  # premultiplied: edges stay clean
+
+        def uniform(low: float, high: float, *shape: int) -> Tensor:
+            return torch.rand(len(x), *shape, generator=noise) * (high - low) + low
+
+        angle, zoom = uniform(-0.26, 0.26), uniform(0.9, 1.3)
+        stretch, shear = uniform(0.9, 1.1), uniform(-0.1, 0.1)
+        across = [angle.cos() * zoom * stretch, -angle.sin() * zoom + shear, uniform(-0.12, 0.12)]
+        down = [angle.sin() * zoom, angle.cos() * zoom / stretch, uniform(-0.12, 0.12)]
+        theta = torch.stack([torch.stack(across, 1), torch.stack(down, 1)], 1)
+        grid = F.affine_grid(theta, [len(x), 4, self.size, self.size], align_corners=False)
+        x = F.grid_sample(x, grid, mode="bilinear", align_corners=False)
+        colour, alpha = x[:, :3], x[:, 3:]
+
+        grey = colour.mean(1, keepdim=True)
+        colour = grey + (colour - grey) * uniform(0.6, 1.4, 1, 1, 1)
+        colour = colour * uniform(0.8, 1.2, 1, 1, 1) * uniform(0.92, 1.08, 3, 1, 1)
+        ramp = torch.linspace(-1, 1, self.size)
+        ground = uniform(0, 1, 3, 1, 1)
+        ground = ground + uniform(-0.3, 0.3, 3, 1, 1) * ramp[:, None]
+        ground = ground + uniform(-0.3, 0.3, 3, 1, 1) * ramp
+        # A third stand on plain white, as the drawings of a caption table do.
+        white = torch.rand(len(x), 1, 1, 1, generator=noise) < 0.35
+        ground = torch.where(white, torch.ones(()), ground.clamp(0, 1))
+        return (colour + ground * (1 - alpha)).clamp(0, 1)
+
+
+def make_tokenizer(
+    labels: Sequence[Label], vocab_size: int, context_length: int
+) -> PreTrainedTokenizerFast:
+    """An English vocabulary learned from names and keywords, as Hugging Face's tokenizer class."""
+    texts = [text for label in labels for text in (label.name, *label.keywords)]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=learn(texts, vocab_size),
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=context_length,
+    )
+
+
+def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) -> dict[str, float]:
+    """Train, going on in `run` if it was begun there; leaves the native in `run/native`.
+
+    Returns the recall of the test concepts' English names against their held-out drawings.
+    """
+    torch.manual_seed(config.seed)
+    named = emoji.labels("en")
+    labels = [named[concept.key] for concept in emoji.concepts]
+    size = config.model["vision_cfg"]["image_size"]
+    drawings = Drawings(emoji, size, lambda done, total: report("drawing", done, total, {}))
+    context_length = config.model["text_cfg"]["context_length"]
+    tokenizer = make_tokenizer(labels, config.vocab_size, context_length)
+    model_config = deepcopy(config.model)
+    model_config["text_cfg"]["vocab_size"] = len(tokenizer)
+    model = open_clip.CLIP(**model_config).to(memory_format=torch.channels_last)
+    towers = Towers(model, config.weight_decay, clip=1.0)
+    average = towers.kept.eval()
+    checkpoints, start = Checkpoints(at(run / "checkpoints")), 0
+    run.mkdir(parents=True, exist_ok=True)
+    if found := checkpoints.load():
+        towers.load(found.tensors)
+        start = found.number
+
+    for step in range(start, config.steps):
+        rng = np.random.default_rng([config.seed, step])
+        noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        # Distinct concepts: the same one twice in a batch would be a false negative.
+        concepts = rng.permutation(len(labels))[: config.batch]
+        images = _normalise(drawings.batch(concepts, rng, noise))
+        texts = _texts(labels, concepts, rng)
+        loss = _loss(model, images, _tokenize(tokenizer, texts))
+        loss.backward()  # type: ignore[no-untyped-call]
+        towers.step(_learning_rate(config, step))
+        towers.follow(min(config.average, (step + 1) / (step + 10)))
+        figures = {"loss": loss.item()}
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            figures |= held_out(average, tokenizer, emoji)
+            checkpoints.save(step + 1, towers.tensors(), {})
+            with (run / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps({"step": step + 1, **figures}) + "\n")
+        report("training", step + 1, config.steps, figures)
+    save_native(run / "native", average, config.model, tokenizer)
+    return held_out(average, tokenizer, emoji)
+
+
+def _learning_rate(config: PretrainConfig, step: int) -> float:
+    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return config.lr * min((step + 1) / config.warmup, cosine)
+
+
+def _texts(
+    labels: Sequence[Label], concepts: npt.NDArray[np.int64], rng: np.random.Generator
+) -> list[str]:
+    """The name half the time, one to four keywords otherwise."""
+    texts = []
+    for concept in concepts:
+        label = labels[concept]
+        if rng.random() < 0.5 or not label.keywords:
+            texts.append(label.name)
+        else:
+            count = min(int(rng.integers(1, 5)), len(label.keywords))
+            texts.append(keyword_list(rng.choice(label.keywords, count, replace=False).tolist()))
+    return texts
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
+    batch = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    ids_BL: Tensor = batch["input_ids"]
+    return ids_BL
+
+
+def _normalise(pixels_B3SS: Tensor) -> Tensor:
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]
+    return ((pixels_B3SS - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def _loss(model: Any, pixels_B3SS: Tensor, ids_BL: Tensor) -> Tensor:
+    """CLIP's symmetric InfoNCE with a learned temperature."""
+    with torch.no_grad():
+        model.logit_scale.clamp_(0, math.log(100))
+    with torch.autocast("cpu", torch.bfloat16):
+        image_BE = model.encode_image(pixels_B3SS)
+        text_BE = _encode_text(model, ids_BL)
+    # No two rows are of one concept.
+    return le_loss(text_BE, image_BE, torch.arange(len(ids_BL)), model.logit_scale.exp())
+
+
+def _encode_text(model: Any, ids_BL: Tensor) -> Tensor:
+    """`encode_text` without the padding that open_clip's needs: the tower is causal."""
+    length = ids_BL.shape[1]
+    x_BLD = model.token_embedding(ids_BL) + model.positional_embedding[:length]
+    x_BLD = model.transformer(x_BLD, attn_mask=model.attn_mask[:length, :length])
+    end_B = (ids_BL == model.text_eos_id).int().argmax(-1)
+    x_BD = model.ln_final(x_BLD[torch.arange(len(ids_BL)), end_B])
+    x_BE: Tensor = x_BD @ model.text_projection
+    return x_BE
+
+
+@torch.inference_mode()
+def held_out(model: Any, tokenizer: PreTrainedTokenizerFast, emoji: Emoji) -> dict[str, float]:
+    """Recall of the test concepts' English names against their held-out drawings."""
+    named, size = emoji.labels("en"), int(np.max(model.visual.image_size))
+    keys = [concept.key for concept in emoji.concepts if concept.split == "test"]
+    pixels = np.stack([emoji.pixels(TEST_STYLE, key, size) for key in keys])
+    images = _normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
+    image_ME = torch.cat([model.encode_image(part) for part in torch.split(images, 128)])
+    text_ME = _encode_text(model, _tokenize(tokenizer, [named[key].name for key in keys]))
+    recall = rank(text_ME.numpy(), image_ME.numpy(), np.arange(len(keys))).recall()
+    return (
+        {f"t2i {k}": value for k, value in recall.t2i.items()}
+        | {f"i2t {k}": value for k, value in recall.i2t.items()}
+        | {"AR": recall.ar}
+    )
+
+
+def save_native(
+    folder: Path, model: nn.Module, model_config: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Write open_clip's folder layout: config, float16 safetensors, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model_config = deepcopy(model_config)
+    model_config["text_cfg"]["vocab_size"] = len(tokenizer)
+    document = {
+        "model_cfg": model_config,
+        "preprocess_cfg": {
+            "mean": list(open_clip.OPENAI_DATASET_MEAN),
+            "std": list(open_clip.OPENAI_DATASET_STD),
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+        },
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n")
+    weights = {
+        name: (w.half() if w.is_floating_point() else w).contiguous()
+        for name, w in model.state_dict().items()
+    }
+    path = folder / "open_clip_model.safetensors"
+    save_file(weights, path)
+    path.chmod(0o644)  # safetensors writes private files
+    tokenizer.save_pretrained(folder)

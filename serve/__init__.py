@@ -1,1 +1,0 @@
-"""mla-ray over HTTP: encoders and index as Ray Serve deployments behind one FastAPI app."""

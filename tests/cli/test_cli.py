@@ -1,0 +1,286 @@
+"""The command line's contract, on a user's own files, with a tiny native and a real Ray."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mla_ray import cli
+from mla_ray.evaluation.protocols import PROTOCOLS, Protocol
+from mla_ray.packs.card import read_card
+from tests.support.commands import Mla
+from tests.support.natives import MakePack
+
+
+@dataclass(frozen=True)
+class Files:
+    pairs: Path
+    captions: Path
+    config: Path
+
+
+@pytest.fixture(scope="session")
+def files(
+    corpus: dict[str, list[str]], pngs: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Files:
+    """A user's translation table (TSV), caption table (JSONL with image files) and settings."""
+    folder = tmp_path_factory.mktemp("user")
+    lines = [f"{en}\t{de}\tde" for en, de in zip(corpus["en"], corpus["de"], strict=True)]
+    pairs = folder / "pairs.tsv"
+    pairs.write_text("\n".join(["source\ttarget\tlanguage", *lines]) + "\n")
+    rows = []
+    for number, png in enumerate(pngs):
+        (folder / f"{number}.png").write_bytes(png)
+        for language in ("en", "de"):
+            rows.append(
+                {
+                    "image_id": f"photo {number}",
+                    "image": f"{number}.png",
+                    "language": language,
+                    "caption": corpus[language][number % 6],
+                    "split": "train" if number < 6 else "test",
+                }
+            )
+    captions = folder / "captions.jsonl"
+    captions.write_text("\n".join(json.dumps(row) for row in rows))
+    config = folder / "config.yaml"
+    stage = {"steps": 4, "batch": 4, "lr": 1e-3}
+    config.write_text(yaml.safe_dump({"nlt": stage, "le": stage, "vocab_size": 400}))
+    return Files(pairs, captions, config)
+
+
+@pytest.fixture(scope="session")
+def german_pack(
+    files: Files, native_folder: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("packs")
+    command = (
+        f"mla acquire --language de --pairs {files.pairs} --captions {files.captions} "
+        f"--native {native_folder} --config {files.config} --out de --json"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command.split())
+        with pytest.raises(SystemExit, match="0"):  # Typer's way to leave after success
+            cli.main()
+    return folder / "de"
+
+
+def test_acquire_leaves_a_pack_that_verifies(
+    mla: Mla, german_pack: Path, native_folder: Path
+) -> None:
+    assert read_card(german_pack).language == "de"
+    run = mla("pack", "verify", german_pack, "--native", native_folder, "--json")
+    assert run.code == 0
+    assert run.json == {"pack": str(german_pack), "language": "de", "ok": True}
+
+
+def test_acquiring_again_is_refused_without_resume(
+    mla: Mla, files: Files, native_folder: Path, ray_cluster: None
+) -> None:
+    arguments = ["acquire", "--language", "de", "--pairs", files.pairs, "--native", native_folder]
+    arguments += ["--config", files.config, "--out", "packs/de", "--json"]
+    first = mla(*arguments)
+    assert first.code == 0
+    assert first.json == {"language": "de", "pack": "packs/de", "dropped": 0}
+    again = mla(*arguments)
+    assert again.code == 1
+    assert "--resume" in again.err
+    assert mla(*arguments, "--resume").code == 0
+
+
+def test_evaluate_prints_the_contract_for_a_pack_and_for_the_native(
+    mla: Mla, files: Files, german_pack: Path, native_folder: Path
+) -> None:
+    common = ["--captions", files.captions, "--native", native_folder, "--json"]
+    for extra, language in ((["--pack", german_pack], "de"), (["--language", "en"], "en")):
+        run = mla("evaluate", *extra, *common)
+        assert run.code == 0, run.err
+        result = run.json
+        assert isinstance(result, dict)
+        assert set(result) >= {"language", "t2i", "i2t", "AR", "images", "captions"}
+        assert set(result["t2i"]) == set(result["i2t"]) == {"R@1", "R@5", "R@10"}
+        assert (result["language"], result["images"], result["captions"]) == (language, 6, 6)
+        assert result["t2i"]["R@10"] == 100.0  # six images: every one is among the first ten
+
+
+@pytest.fixture
+def several(
+    corpus: dict[str, list[str]], pngs: list[bytes], make_pack: MakePack, tmp_path: Path
+) -> list[object]:
+    """Arguments: a table of six images in three languages, and packs for two of them."""
+    rows = [
+        {
+            "image_id": f"photo {number}",
+            "image": png,
+            "language": language,
+            "caption": corpus[language][number],
+            "split": "test",
+        }
+        for language in ("en", "de", "hi")
+        for number, png in enumerate(pngs[:6])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "captions.parquet")
+    for language in ("de", "hi"):
+        make_pack(language).save(tmp_path / language)
+    packs = ["--pack", tmp_path / "de", "--pack", tmp_path / "hi"]
+    return ["evaluate", "--captions", tmp_path / "captions.parquet", *packs]
+
+
+def test_several_packs_are_measured_beside_each_other(
+    mla: Mla, several: list[object], native_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "threes", Protocol("threes", fold=3, published=("t2i R@1",)))
+    command = [*several, "--native", native_folder, "--english", "--protocol", "threes", "-k", 2]
+    run = mla(*command, "--intervals", "--json")
+    assert run.code == 0, run.err
+    result = run.json
+    assert isinstance(result, dict)
+    assert (result["protocol"], len(result["languages"])) == ("threes", 3)
+    assert [each["language"] for each in result["languages"]] == ["en", "de", "hi"]
+    for each in result["languages"]:
+        assert list(each["t2i"]) == ["R@1", "R@2", "R@5", "R@10"]
+        assert each["t2i"]["R@5"] == each["i2t"]["R@10"] == 100.0  # galleries of three
+        assert each["published"] == {"t2i R@1": each["t2i"]["R@1"]}
+        assert 1 <= each["median rank"]["t2i"] <= 3
+        low, high = each["intervals"]["AR"]
+        assert low <= each["AR"] <= high
+    mean = sum(each["t2i"]["R@2"] for each in result["languages"]) / 3
+    assert result["mean"]["t2i"]["R@2"] == round(mean, 2)
+    shown = mla(*command, "--intervals")
+    lines = shown.out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["en", "de", "hi", "mean"]
+    assert f"{result['mean']['AR']:.1f} [" in lines[-1]
+
+
+def test_one_language_is_said_at_length(
+    mla: Mla, several: list[object], native_folder: Path
+) -> None:
+    run = mla(*several[:5], "--native", native_folder, "--intervals")
+    assert run.code == 0, run.err
+    head, t2i, i2t = run.out.splitlines()
+    assert head.startswith("de: AR ")
+    assert head.endswith("] over 6 captions and 6 images")
+    for line in (t2i, i2t):
+        assert line.count("[") == 3
+        assert "median rank " in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "xtd"], "over 1,000 images, and there are 6 in 'de'"),
+        (["--protocol", "coco"], "no protocol 'coco'; there are full, multi30k"),
+        (["--pack", "de"], "de: 'de' is measured already"),
+        (["--language", "de"], "is a pack for 'hi', not for 'de'"),
+        (["--split", "train"], "no row of split 'train'"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(
+    mla: Mla, several: list[object], native_folder: Path, arguments: list[str], message: str
+) -> None:
+    run = mla(*several, "--native", native_folder, *arguments)
+    assert (run.code, run.out) == (1, "")
+    assert message in run.err
+
+
+def test_a_pack_of_another_language_is_not_evaluated_as_asked(
+    mla: Mla, files: Files, german_pack: Path, native_folder: Path
+) -> None:
+    run = mla(
+        *("evaluate", "--pack", german_pack, "--language", "cs"),
+        *("--captions", files.captions, "--native", native_folder),
+    )
+    assert run.code == 1
+    assert "is a pack for 'de', not for 'cs'" in run.err
+
+
+def test_index_then_search_finds_images_and_captions(
+    mla: Mla, files: Files, german_pack: Path, native_folder: Path, tmp_path: Path
+) -> None:
+    url = f"edge:{tmp_path / 'index'}"
+    common = ["--native", native_folder, "--index", url, "--json"]
+    indexed = mla("index", "--captions", files.captions, "--pack", german_pack, *common)
+    assert indexed.code == 0, indexed.err
+    assert indexed.json == {"images": 12, "captions": 24}
+    again = mla("index", "--captions", files.captions, "--pack", german_pack, *common)
+    assert again.json == indexed.json
+    query = ["search", "ein Hund", "--language", "de", "--pack", german_pack, *common]
+    images = mla(*query, "-k", "3")
+    assert images.code == 0, images.err
+    assert isinstance(images.json, list)
+    assert len(images.json) == 3
+    scores = [hit["score"] for hit in images.json]
+    assert scores == sorted(scores, reverse=True)
+    captions = mla(*query, "-k", "2", "--find", "captions").json
+    assert isinstance(captions, list)
+    assert {hit["caption"] for hit in captions} == {"ein Hund"}
+    assert captions[0]["score"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_search_for_a_language_without_a_pack_says_where_it_looked(
+    mla: Mla, native_folder: Path, tmp_path: Path
+) -> None:
+    run = mla(
+        *("search", "mbwa", "--language", "sw", "--native", native_folder),
+        *("--index", f"edge:{tmp_path / 'index'}"),
+    )
+    assert run.code == 1
+    assert "packs/sw/card.json: missing" in run.err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a dog\t\tde", "line 8: 'target' is empty"),
+        pytest.param("a dog\tein Hund\tde", "line 8: ", marks=pytest.mark.slow),
+        pytest.param("a dog\tein Köter\tklingon", "line 8: ", marks=pytest.mark.slow),
+    ],
+)
+def test_bad_pairs_are_refused_before_training_and_dropped_if_asked(
+    mla: Mla,
+    files: Files,
+    native_folder: Path,
+    ray_cluster: None,
+    tmp_path: Path,
+    line: str,
+    message: str,
+) -> None:
+    bad = tmp_path / "bad.tsv"
+    bad.write_text(files.pairs.read_text() + line + "\n")
+    arguments = ["acquire", "--language", "de", "--pairs", bad, "--native", native_folder]
+    arguments += ["--config", files.config, "--out", "packs/de", "--json"]
+    refused = mla(*arguments)
+    assert refused.code == 1
+    assert f"bad.tsv {message}" in refused.err
+    assert "--skip-invalid" in refused.err
+    assert not (tmp_path / "runs").exists()
+    kept = mla(*arguments, "--skip-invalid")
+    assert kept.code == 0, kept.err
+    assert kept.json == {"language": "de", "pack": "packs/de", "dropped": 1}
+
+
+def test_unknown_settings_are_refused_by_name(
+    mla: Mla, files: Files, native_folder: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("learning_rate: 1.0\n")
+    run = mla(
+        *("acquire", "--language", "de", "--pairs", files.pairs, "--native", native_folder),
+        *("--config", config, "--out", "packs/de"),
+    )
+    assert run.code == 1
+    assert "config.yaml" in run.err
+    assert "learning_rate" in run.err
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, mla_ray.cli; print([m for m in ('torch', 'ray') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,268 @@
+"""Promises of mla_ray.data.feature_store."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from upath import UPath
+
+from mla_ray.data.blocks import Spool, cut
+from mla_ray.data.feature_store import (
+    BATCH,
+    Features,
+    FeatureStore,
+    encode_images,
+    encode_texts,
+    hashes,
+    key_of,
+)
+from mla_ray.model.native import Native
+from mla_ray.training.encode_features import Contents, fill
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(UPath(tmp_path), "a" * 64, "text")
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    """More than one batch, of lengths in no order, some longer than the context."""
+    words = [
+        "a",
+        "dog",
+        "two",
+        "red",
+        "umbrella",
+        "cat",
+        "sun",
+        "grapes",
+        "boat",
+        "harbour",
+        "snow",
+    ]
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(words, rng.integers(0, 12))) for _ in range(BATCH + 44)]
+
+
+def rows(count: int, seed: int = 0) -> Features:
+    return np.random.default_rng(seed).normal(size=(count, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["native", "bidirectional"])
+def test_texts_have_the_features_of_the_native_at_full_length(
+    request: pytest.FixtureRequest, texts: list[str], name: str
+) -> None:
+    native: Native = request.getfixturevalue(name)
+    done: list[int] = []
+    features = encode_texts(native, texts, done.append)
+    assert features.dtype == np.float32
+    assert sum(done) == len(texts)
+    with torch.inference_mode():
+        expected = native.encode_text(native.tokenize(texts)).numpy()
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    order = np.random.default_rng(1).permutation(len(texts))
+    shuffled = encode_texts(native, [texts[i] for i in order])
+    np.testing.assert_allclose(shuffled, expected[order], atol=1e-5)
+
+
+def test_no_texts_have_no_features(native: Native) -> None:
+    assert encode_texts(native, []).shape == (0, 32)
+    assert encode_images(native, []).shape == (0, 32)
+
+
+def test_images_have_the_features_of_the_native(native: Native, pngs: list[bytes]) -> None:
+    pixels = [native.preprocess(Image.open(BytesIO(data))) for data in pngs]
+    with torch.inference_mode():
+        expected = native.encode_image(torch.stack(pixels)).numpy()
+    np.testing.assert_allclose(encode_images(native, pngs), expected, atol=1e-5)
+    backwards = encode_images(native, pngs[::-1])
+    np.testing.assert_allclose(backwards, expected[::-1], atol=1e-5)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3
+
+
+def test_images_of_any_format_and_mode_are_encoded(native: Native) -> None:
+    images = []
+    for mode, form in (("RGBA", "PNG"), ("L", "PNG"), ("P", "GIF"), ("RGB", "JPEG")):
+        buffer = BytesIO()
+        Image.new(mode, (50, 20)).save(buffer, form)
+        images.append(buffer.getvalue())
+    features = encode_images(native, images)
+    assert features.shape == (4, 32)
+    assert np.isfinite(features).all()
+
+
+def test_a_key_tells_contents_apart() -> None:
+    contents: list[str | bytes] = ["", "a", "A", "a ", "b", "ä", "a\u0308", b"\x00", b"\x00\x00"]
+    keys = [key_of(content) for content in contents]
+    assert len(set(keys)) == len(contents)
+    assert {len(key) for key in keys} == {32}
+    assert keys == [key_of(content) for content in contents]
+    assert key_of("a") == "27c35e6e9373877f29e562464e46497e"  # a store outlives a version
+
+
+def keys_of(*names: str) -> list[str]:
+    return [key_of(name) for name in names]
+
+
+def put(store: FeatureStore, names: str, features: Features, prefix: str = "") -> None:
+    store.write(keys_of(*names), features, [None] * len(names), prefix)
+
+
+def test_what_was_written_is_read_in_the_order_asked(store: FeatureStore) -> None:
+    first, second = rows(3), rows(2, seed=1)
+    put(store, "abc", first)
+    put(store, "de", second)
+    assert set(store.keys()) == set(keys_of(*"abcde"))
+    read = store.read(keys_of(*"eace"))
+    assert read.dtype == np.float32
+    assert np.array_equal(read, np.stack([second[1], first[0], first[2], second[1]]))
+    again = FeatureStore(store.folder.parents[1], "a" * 64, "text")
+    assert np.array_equal(again.read(keys_of("b")), first[1:2])
+
+
+def test_a_missing_key_is_a_keyerror_that_names_it(store: FeatureStore) -> None:
+    with pytest.raises(KeyError, match="holds no features"):
+        store.read(keys_of("a"))
+    put(store, "a", rows(1))
+    with pytest.raises(KeyError, match=rf"2 keys, e\.g\. {key_of('b')}"):
+        store.read(keys_of(*"bac"))
+
+
+def test_what_another_process_wrote_since_is_found(store: FeatureStore) -> None:
+    put(store, "a", rows(1))
+    store.read(keys_of("a"))
+    put(FeatureStore(store.folder.parents[1], "a" * 64, "text"), "b", rows(1, seed=1))
+    assert np.array_equal(store.read(keys_of("b")), rows(1, seed=1))
+
+
+def test_only_parts_that_may_hold_a_key_are_read(store: FeatureStore) -> None:
+    names = [str(number) for number in range(400)]
+    by_half: dict[str, list[str]] = {"0": [], "1": []}
+    for name in names:
+        by_half[f"{int(hashes(keys_of(name))[0]):064b}"[0]].append(name)
+    for prefix, of_half in by_half.items():
+        store.write(keys_of(*of_half), rows(len(of_half)), [None] * len(of_half), prefix)
+    (lower,) = store.folder.glob("b0-*")
+    (upper,) = store.folder.glob("b1-*")
+    upper.write_bytes(b"no Parquet file: whoever opens it fails")
+    assert np.array_equal(store.read(keys_of(*by_half["0"])), rows(len(by_half["0"])))
+    assert set(store.keys("01")) == set(keys_of(*by_half["0"]))
+    lower.write_bytes(b"")
+    with pytest.raises(pa.ArrowInvalid):
+        store.read(keys_of(by_half["0"][0]))
+
+
+def test_a_key_that_could_not_be_encoded_has_a_reason_and_no_feature(store: FeatureStore) -> None:
+    store.write(keys_of("a", "b"), rows(2), [None, "is broken"], "")
+    assert store.keys() == {key_of("a"): None, key_of("b"): "is broken"}
+    read = store.read(keys_of("b", "a"))
+    assert np.isnan(read[0]).all()
+    assert np.array_equal(read[1], rows(2)[0])
+
+
+def test_of_two_parts_that_hold_a_key_all_read_the_same(store: FeatureStore) -> None:
+    put(store, "a", rows(1))
+    put(store, "ab", rows(2, seed=1))
+    found = [
+        FeatureStore(store.folder.parents[1], "a" * 64, "text").read(keys_of("a", "b"))
+        for _ in range(3)
+    ]
+    assert all(np.array_equal(found[0], other) for other in found)
+
+
+def test_an_unfinished_part_is_not_there(store: FeatureStore) -> None:
+    put(store, "a", rows(1))
+    (part,) = store.folder.iterdir()
+    (store.folder / "b0123.tmp").write_bytes(part.read_bytes()[:50])
+    assert set(store.keys()) == {key_of("a")}
+    assert np.array_equal(store.read(keys_of("a")), rows(1))
+
+
+def test_a_write_leaves_whole_parts_only(store: FeatureStore) -> None:
+    put(store, "a", rows(1))
+    put(store, "b", rows(1))
+    parts = sorted(Path(store.folder).iterdir())
+    assert [part.suffix for part in parts] == [".parquet"] * 2
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 2
+
+
+def test_natives_and_kinds_do_not_mix(tmp_path: Path) -> None:
+    stores = [
+        FeatureStore(UPath(tmp_path), print_ * 64, kind)
+        for print_ in ("a", "b")
+        for kind in ("text", "image")
+    ]
+    for seed, store in enumerate(stores):
+        assert store.keys() == {}
+        put(store, "a", rows(1, seed))
+    for seed, store in enumerate(stores):
+        assert np.array_equal(store.read(keys_of("a")), rows(1, seed))
+
+
+def contents_of(folder: Path, contents: list[bytes], limit: int) -> Contents:
+    """Blocks of contents as `mla_ray.training.prepare` writes them, rows counted from 1."""
+    folder.mkdir()
+    count = len(contents)
+    table = pa.table(
+        {
+            "key": [key_of(content) for content in contents],
+            "content": pa.array(contents, pa.large_binary()),
+            "uri": pa.nulls(count, pa.string()),
+            "file": pa.array([0] * count, pa.int32()),
+            "row": range(1, count + 1),
+        }
+    )
+    spool = Spool(folder / "spool", table.schema)
+    spool.add(table)
+    blocks = []
+    for prefix, block in cut(spool, limit):
+        pq.write_table(block.read(), folder / f"b{prefix}.parquet")
+        blocks.append((prefix, block.rows))
+    return Contents(UPath(folder), blocks, ["captions.parquet"])
+
+
+def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
+    ray_cluster: None, native_folder: Path, tmp_path: Path
+) -> None:
+    """More blocks than cores: nothing may wait for a core that an encoder holds."""
+    native = Native.load(str(native_folder))
+    texts = [f"a dog and {number} cats" for number in range(1500)]
+    store = FeatureStore(UPath(tmp_path / "store"), native.fingerprint, "text")
+    contents = contents_of(tmp_path / "contents", [text.encode() for text in texts], limit=250)
+    assert len(contents.blocks) > 4
+    seen: list[int] = []
+    assert fill(store, str(native_folder), [contents], seen.append).computed == 1500
+    assert sum(seen) == 1500
+    asked = texts[::500]
+    expected = encode_texts(native, asked)
+    found = store.read(keys_of(*asked))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # A block that is lost is all that is done again.
+    prefix, lost = contents.blocks[1]
+    next(store.folder.glob(f"b{prefix}-*")).unlink()
+    assert fill(store, str(native_folder), [contents]).computed == lost
+    assert fill(store, str(native_folder), [contents]).computed == 0
+
+
+def test_a_bad_image_costs_its_row_and_is_told_every_time(
+    ray_cluster: None, native_folder: Path, pngs: list[bytes], tmp_path: Path
+) -> None:
+    native = Native.load(str(native_folder))
+    store = FeatureStore(UPath(tmp_path / "store"), native.fingerprint, "image")
+    images = [*pngs[:2], pngs[2][:60], b"text", *pngs[3:5]]
+    contents = contents_of(tmp_path / "contents", images, limit=4)
+    for computed in (6, 0):
+        filled = fill(store, str(native_folder), [contents])
+        assert (filled.computed, filled.failed) == (computed, 2)
+        failures = sorted(filled.failures, key=lambda failure: failure.row)
+        assert [(f.file, f.row) for f in failures] == [("captions.parquet", row) for row in (3, 4)]
+        assert failures[0].reason.startswith("is broken")
+    found = store.read([key_of(content) for content in (pngs[4], pngs[0], b"text")])
+    np.testing.assert_allclose(found[:2], encode_images(native, [pngs[4], pngs[0]]), atol=1e-5)
+    assert np.isnan(found[2]).all()

@@ -1,0 +1,437 @@
+import json
+import pickle
+import struct
+import unicodedata
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mla_ray.data.images import decode_image
+from mla_ray.data.table_reader import InvalidTable, read_captions, read_pairs
+
+PAIRS = [
+    {"source": "dog", "target": "Hund", "language": "de"},
+    {"source": "cat", "target": "chat", "language": "fr"},
+]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    """Rows as a table in the format that the file ending names."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        separator = "," if path.suffix == ".csv" else "\t"
+        lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
+        path.write_text("".join(separator.join(line) + "\n" for line in lines))
+    return path
+
+
+def text(path: Path, content: str) -> Path:
+    path.write_bytes(content.encode())
+    return path
+
+
+def png(color: str, size: int = 4) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (size, size), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def caption(image_id: str, image: object, **other: str) -> dict[str, object]:
+    return {
+        "image_id": image_id,
+        "image": image,
+        "language": "de",
+        "caption": f"Bild {image_id}",
+        "split": "train",
+        **other,
+    }
+
+
+def refusal(read: object, path: Path, **options: object) -> list[str]:
+    """The problems of a refused table, without the folder."""
+    with pytest.raises(InvalidTable) as caught:
+        read(path, **options)  # type: ignore[operator]
+    return [str(problem).replace(f"{path.parent}/", "") for problem in caught.value.problems]
+
+
+# Formats
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "jsonl", "ndjson"])
+def test_every_format_reads_the_same(tmp_path: Path, ending: str) -> None:
+    read = read_pairs(write(tmp_path / f"pairs.{ending}", PAIRS))
+    assert read.table.to_pylist() == PAIRS
+    assert read.dropped == []
+
+
+def test_the_ending_may_be_in_capitals(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.csv", PAIRS).rename(tmp_path / "PAIRS.CSV")
+    assert read_pairs(path).table.num_rows == 2
+
+
+def test_other_columns_are_left_out(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.csv", "note,target,source,language\nx,Hund,dog,de\n")
+    assert read_pairs(path).table.to_pylist() == PAIRS[:1]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.csv", "\ufeffsource,target,language\r\ndog,Hund,de\r\n")
+    assert read_pairs(path).table.to_pylist() == PAIRS[:1]
+
+
+def test_quotes_mean_something_in_csv_and_nothing_in_tsv(tmp_path: Path) -> None:
+    csv = text(tmp_path / "p.csv", 'source,target,language\n"a, b","sag ""ja""",de\n')
+    tsv = text(tmp_path / "p.tsv", 'source\ttarget\tlanguage\n"a\tb" "c\tde\n')
+    assert read_pairs(csv).table.to_pylist() == [
+        {"source": "a, b", "target": 'sag "ja"', "language": "de"}
+    ]
+    assert read_pairs(tsv).table.to_pylist() == [
+        {"source": '"a', "target": 'b" "c', "language": "de"}
+    ]
+
+
+def test_text_is_stripped_and_in_nfc(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "Tür")
+    rows = [{"source": " door ", "target": f"{decomposed}\u00a0", "language": " DE-at "}]
+    for ending in ("parquet", "jsonl"):
+        assert read_pairs(write(tmp_path / f"p.{ending}", rows)).table.to_pylist() == [
+            {"source": "door", "target": "Tür", "language": "de-AT"}
+        ]
+
+
+def test_parquet_may_hold_dictionaries_and_large_strings(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    table = pa.table(
+        {
+            "source": pa.array(["dog"]).dictionary_encode(),
+            "target": pa.array(["Hund"], pa.large_string()),
+            "language": ["de"],
+        }
+    )
+    pq.write_table(table, path)
+    assert read_pairs(path).table.to_pylist() == PAIRS[:1]
+
+
+# Language
+
+
+def test_only_the_language_asked_for_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", [*PAIRS, {"source": "a", "target": "b", "language": "pt-br"}])
+    assert read_pairs(path, language="fr").table.to_pylist() == PAIRS[1:]
+    assert read_pairs(path, language="pt-BR").table["language"].to_pylist() == ["pt-BR"]
+
+
+def test_a_table_without_languages_is_in_the_language_asked_for(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.tsv", "source\ttarget\ndog\tHund\n")
+    assert read_pairs(path, language="de").table.to_pylist() == PAIRS[:1]
+    assert refusal(read_pairs, path) == ["p.tsv: no column 'language'; found 'source', 'target'"]
+
+
+def test_a_language_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", PAIRS)
+    assert refusal(read_pairs, path, language="sw") == [
+        "p.csv: no row of language 'sw'; rows found: de (1), fr (1)"
+    ]
+
+
+def test_an_unknown_language_tag_is_refused_with_the_right_one(tmp_path: Path) -> None:
+    rows = "source\ttarget\tlanguage\na\tb\ten_US\nc\td\tdeutsch\n"
+    path = text(tmp_path / "p.tsv", rows)
+    assert refusal(read_pairs, path) == [
+        "p.tsv line 2: language 'en_US' is not BCP-47; write 'en-US'",
+        "p.tsv line 3: language 'deutsch' is unknown; write a BCP-47 tag such as 'de' or 'pt-BR'",
+    ]
+    assert refusal(read_pairs, path, language="pt_BR") == [
+        "p.tsv: language 'pt_BR' is not BCP-47; write 'pt-BR'"
+    ]
+
+
+# Whole files
+
+
+def test_a_missing_column_names_what_was_found_and_the_nearest(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.csv", "Source,traget,language\na,b,de\n")
+    found = "found 'Source', 'traget', 'language'"
+    assert refusal(read_pairs, path, skip_invalid=True) == [
+        f"p.csv: no column 'source'; {found}; is it 'Source'? Rename it to 'source'",
+        f"p.csv: no column 'target'; {found}; is it 'traget'? Rename it to 'target'",
+    ]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.csv", "source,target,target,language\na,b,c,de\n")
+    assert refusal(read_pairs, path) == ["p.csv: there are 2 columns 'target'"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.xlsx", "x", "unknown file ending; use one of .parquet, .csv, .tsv, .jsonl, .ndjson"),
+        ("p.csv", "", "the file is empty"),
+        ("p.csv", "source,target,language\n", "has no rows"),
+        ("p.jsonl", "\n\n", "no column 'source'; found none"),
+    ],
+)
+def test_a_file_of_no_use_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    assert refusal(read_pairs, text(tmp_path / name, content))[0] == f"{name}: {message}"
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert refusal(read_pairs, tmp_path / "p.csv") == ["p.csv: no such file"]
+
+
+def test_bytes_that_are_not_utf_8_are_refused_by_line_and_offset(tmp_path: Path) -> None:
+    path = tmp_path / "p.tsv"
+    path.write_bytes("source\ttarget\tlanguage\ndoor\tTür\tde\n".encode("latin-1"))
+    assert refusal(read_pairs, path) == [
+        "p.tsv: line 2, byte 29 of the file, is not UTF-8; save the file as UTF-8, "
+        "for example with `iconv -f LATIN1 -t UTF-8`"
+    ]
+
+
+def test_a_quote_that_never_closes_is_refused_where_it_opens(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.csv", 'source,target,language\na,b,de\nc,"d,de\ne,f,de\n')
+    assert refusal(read_pairs, path, skip_invalid=True) == [
+        "p.csv: line 3 can not be read (unexpected end of data); "
+        "double the quotes inside a quoted cell"
+    ]
+
+
+def test_a_parquet_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (message,) = refusal(read_pairs, text(tmp_path / "p.parquet", "source,target,language\n"))
+    assert message.startswith("p.parquet: not a sound Parquet file: ")
+
+
+def test_a_parquet_column_of_numbers_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.parquet", [{"source": 1, "target": "eins", "language": "de"}])
+    assert refusal(read_pairs, path) == ["p.parquet: column 'source' holds int64; text is needed"]
+
+
+# Rows
+
+
+def test_an_empty_cell_is_refused_by_line(tmp_path: Path) -> None:
+    path = text(tmp_path / "pairs.tsv", "source\ttarget\tlanguage\na\tb\tde\nc\t \tde\n")
+    assert refusal(read_pairs, path) == [
+        "pairs.tsv line 3: 'target' is empty; drop the row or pass --skip-invalid"
+    ]
+
+
+def test_parquet_counts_rows_from_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.parquet", [PAIRS[0], {**PAIRS[1], "target": None}])
+    assert refusal(read_pairs, path) == [
+        "p.parquet row 2: 'target' is empty; drop the row or pass --skip-invalid"
+    ]
+
+
+def test_a_row_that_repeats_another_names_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", [*PAIRS, {**PAIRS[0], "target": " Hund"}])
+    assert refusal(read_pairs, path) == [
+        "p.csv line 4: repeats line 2; drop the row or pass --skip-invalid"
+    ]
+
+
+def test_line_numbers_are_those_of_an_editor(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.csv", 'source,target,language\n"two\nlines",zwei,de\n\nc,,de\n')
+    assert refusal(read_pairs, path)[0].startswith("p.csv line 5: 'target' is empty")
+
+
+def test_a_row_with_the_wrong_number_of_fields_is_refused(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.csv", "source,target,language\na, b,c,de\nd,e,de\n")
+    assert refusal(read_pairs, path) == [
+        "p.csv line 2: 4 fields where the header has 3; mend the separators, "
+        "drop the row or pass --skip-invalid"
+    ]
+
+
+def test_every_kind_of_bad_json_line_is_refused(tmp_path: Path) -> None:
+    good = '{"source": "a", "target": "b", "language": "de"}'
+    bad = [
+        '{"source": "a"',
+        "[1]",
+        good.replace('"b"', "3"),
+        good.replace("b", "\\ud800"),
+        '{"source": "c", "language": "de"}',
+    ]
+    problems = refusal(read_pairs, text(tmp_path / "p.jsonl", "\n".join([good, *bad])))
+    starts = [
+        "line 2: not JSON (Expecting",
+        "line 3: a list where an object is needed",
+        "line 4: 'target' is of type int, not text",
+        "line 5: 'target' holds half a character",
+        "line 6: 'target' is empty",
+    ]
+    for problem, start in zip(problems, starts, strict=True):
+        assert problem.startswith(f"p.jsonl {start}")
+        assert problem.endswith("drop the row or pass --skip-invalid")
+
+
+def test_a_file_of_bad_json_alone_says_so(tmp_path: Path) -> None:
+    assert len(refusal(read_pairs, text(tmp_path / "p.jsonl", "{\n}\n"))) == 2
+
+
+def test_skip_invalid_drops_bad_rows_and_hands_them_back(tmp_path: Path) -> None:
+    rows = "a\tb\tde\na\tb\tde\n\tb\tde\nc\td\ten_US\ne\tf\ng\th\tde\n"
+    path = text(tmp_path / "p.tsv", f"source\ttarget\tlanguage\n{rows}")
+    read = read_pairs(path, skip_invalid=True)
+    assert read.table["source"].to_pylist() == ["a", "g"]
+    assert [problem.row for problem in read.dropped] == [3, 4, 5, 6]
+    assert len(refusal(read_pairs, path)) == 4
+
+
+def test_skip_invalid_does_not_accept_a_table_with_nothing_left(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.tsv", "source\ttarget\tlanguage\na\t\tde\n")
+    assert refusal(read_pairs, path, skip_invalid=True) == [
+        "p.tsv: no row is left",
+        "p.tsv line 2: 'target' is empty; drop the row or pass --skip-invalid",
+    ]
+
+
+def test_a_long_refusal_shows_ten_problems_and_the_remedy(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.tsv", "source\ttarget\tlanguage\n" + "a\t\tde\n" * 13)
+    with pytest.raises(InvalidTable) as caught:
+        read_pairs(path)
+    lines = str(caught.value).splitlines()
+    assert lines[9].startswith(f"{path} line 11: 'target' is empty")
+    assert lines[10:] == [
+        "… and 3 more",
+        "Mend the rows, or pass --skip-invalid to leave out 13.",
+    ]
+    assert len(caught.value.problems) == 13
+
+
+def test_a_refusal_survives_the_way_from_a_worker(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTable) as caught:
+        read_pairs(tmp_path / "p.csv")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
+
+
+# Captions
+
+
+def test_captions_hold_the_bytes_of_their_images(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.parquet", [caption("1", png("red")), caption("2", png("blue"))])
+    table = read_captions(path).table
+    assert table.column_names == ["image_id", "image", "language", "caption", "split"]
+    assert table["image"].to_pylist() == [png("red"), png("blue")]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "jsonl"])
+def test_images_are_found_beside_the_table_by_path_and_by_uri(tmp_path: Path, ending: str) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "red.png").write_bytes(png("red"))
+    (folder / "blue sky.png").write_bytes(png("blue"))
+    rows = [
+        caption("1", "red.png"),
+        caption("2", str(folder / "red.png")),
+        caption("3", (folder / "blue sky.png").as_uri()),
+    ]
+    table = read_captions(write(folder / f"c.{ending}", rows)).table
+    assert table["image"].to_pylist() == [png("red"), png("red"), png("blue")]
+
+
+def test_images_that_can_not_be_had_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(png("red", 64)[:60])
+    (tmp_path / "text.png").write_text("no image")
+    rows = [
+        caption("1", "missing.png"),
+        caption("2", "broken.png"),
+        caption("3", "text.png"),
+        caption("4", "memory://bucket/image.png"),
+        caption("5", "."),
+    ]
+    problems = refusal(read_captions, write(tmp_path / "c.tsv", rows))
+    starts = [
+        "line 2: image 'missing.png' is missing: there is no missing.png;",
+        "line 3: image 'broken.png' is broken: ",
+        "line 4: image 'text.png' is none of PNG, JPEG, WEBP, GIF, BMP, TIFF;",
+        "line 5: image 'memory://bucket/image.png' is missing: there is no memory://bucket/image.png;",
+        "line 6: image '.' is missing",
+    ]
+    for problem, start in zip(problems, starts, strict=True):
+        assert problem.startswith(f"c.tsv {start}")
+        assert problem.endswith("drop the row or pass --skip-invalid")
+
+
+def test_a_decompression_bomb_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0"))
+    path = write(tmp_path / "c.parquet", [caption("1", bomb), caption("2", png("red"))])
+    assert refusal(read_captions, path) == [
+        f"c.parquet row 1: image of '1' has more than {Image.MAX_IMAGE_PIXELS} pixels; "
+        "scale it down; drop the row or pass --skip-invalid"
+    ]
+    assert read_captions(path, skip_invalid=True).table["image_id"].to_pylist() == ["2"]
+
+
+def test_an_image_just_above_the_limit_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="more than 10 pixels"):
+        decode_image(png("red"))
+
+
+def test_images_may_stay_undecoded(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.parquet", [caption("1", b"no image")])
+    assert read_captions(path, check_images=False).table["image"].to_pylist() == [b"no image"]
+
+
+def test_one_id_may_not_stand_for_two_images(tmp_path: Path) -> None:
+    rows = [
+        caption("1", png("red")),
+        caption("1", png("red"), caption="noch eine"),
+        caption("1", png("blue"), caption="eine andere"),
+    ]
+    assert refusal(read_captions, write(tmp_path / "c.parquet", rows)) == [
+        "c.parquet row 3: image_id '1' has another image in row 1; give each image an id of its own"
+    ]
+
+
+def test_a_caption_that_repeats_another_names_it(tmp_path: Path) -> None:
+    rows = [caption("1", png("red")), caption("1", png("red"))]
+    assert refusal(read_captions, write(tmp_path / "c.parquet", rows)) == [
+        "c.parquet row 2: repeats row 1; drop the row or pass --skip-invalid"
+    ]
+
+
+def test_numbers_may_be_image_ids(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png("red"))
+    for name, image in (("c.parquet", png("red")), ("c.jsonl", "red.png")):
+        path = write(tmp_path / name, [{**caption("1", image), "image_id": 7}])
+        assert read_captions(path).table["image_id"].to_pylist() == ["7"]
+
+
+def test_only_the_split_asked_for_is_kept_and_decoded(tmp_path: Path) -> None:
+    rows = [caption("1", png("red")), caption("2", b"broken", split="test")]
+    path = write(tmp_path / "c.parquet", rows)
+    assert read_captions(path, split="train").table["image_id"].to_pylist() == ["1"]
+
+
+def test_a_split_without_images_names_those_that_have_some(tmp_path: Path) -> None:
+    rows = [caption("1", png("red")), caption("2", png("red")), caption("3", png("red"), split="x")]
+    path = write(tmp_path / "c.parquet", rows)
+    assert refusal(read_captions, path, split="test") == [
+        "c.parquet: no row of split 'test'; rows found: train (2), x (1)"
+    ]
+
+
+def test_a_table_without_splits_is_read_only_when_none_is_asked_for(tmp_path: Path) -> None:
+    row = caption("1", png("red"))
+    del row["split"]
+    path = write(tmp_path / "c.parquet", [row])
+    assert read_captions(path).table["split"].to_pylist() == [None]
+    (message,) = refusal(read_captions, path, split="train")
+    assert message.startswith("c.parquet: no column 'split'; found 'image_id', 'image'")

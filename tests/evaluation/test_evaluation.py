@@ -1,0 +1,104 @@
+"""Promises of mla_ray.evaluation.evaluation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mla_ray.data.feature_store import Features, encode_images, encode_texts
+from mla_ray.evaluation.evaluation import BATCH, Gallery, evaluate
+from mla_ray.evaluation.recall import rank
+from mla_ray.model.native import Native
+from tests.support.natives import MakePack
+
+DIM = 16
+
+
+@pytest.fixture
+def captions(pngs: list[bytes], corpus: dict[str, list[str]]) -> pa.Table:
+    """German: two captions of images 0 to 5. English: one of images 3 to 8. Rows in no order."""
+    rows = [
+        {"image_id": f"i{n % 6}", "image": pngs[n % 6], "language": "de", "caption": caption}
+        for n, caption in enumerate([*corpus["de"], *(f"{text} hier" for text in corpus["de"])])
+    ] + [
+        {"image_id": f"i{n + 3}", "image": pngs[n + 3], "language": "en", "caption": caption}
+        for n, caption in enumerate(corpus["en"])
+    ]
+    order = np.random.default_rng(0).permutation(len(rows))
+    return pa.Table.from_pylist([rows[i] for i in order])
+
+
+@pytest.fixture
+def gallery(native: Native, captions: pa.Table) -> Gallery:
+    return Gallery.of(native, captions)
+
+
+def test_a_gallery_holds_each_image_once(
+    native: Native, captions: pa.Table, gallery: Gallery, pngs: list[bytes]
+) -> None:
+    assert sorted(gallery.ids) == [f"i{n}" for n in range(9)]
+    expected = encode_images(native, [pngs[int(image_id[1:])] for image_id in gallery.ids])
+    np.testing.assert_allclose(gallery.features, expected, atol=1e-5)
+    done: list[int] = []
+    Gallery.of(native, captions, done.append)
+    assert sum(done) == 9
+
+
+def test_a_pack_scores_what_retrieval_by_hand_says(
+    make_pack: MakePack, captions: pa.Table, gallery: Gallery
+) -> None:
+    pack = make_pack("de")
+    found = evaluate(pack.encode_text, "de", captions, gallery)
+    rows = [row for row in captions.to_pylist() if row["language"] == "de"]
+    of = {image_id: index for index, image_id in enumerate(gallery.ids)}
+    images = sorted({row["image_id"] for row in rows})
+    features = gallery.features[[of[image_id] for image_id in images]]
+    text = pack.encode_text([row["caption"] for row in rows]).numpy()
+    image_of = np.array([images.index(row["image_id"]) for row in rows])
+    expected = rank(text, features, image_of)
+    assert found.as_dict() == {"language": "de", **expected.recall().as_dict()}
+    assert (found.as_dict()["images"], found.as_dict()["captions"]) == (6, 12)
+    assert found.captions == [row["caption"] for row in rows]
+    assert found.image_ids == [row["image_id"] for row in rows]
+    assert found.ranks.t2i.tolist() == expected.t2i.tolist()
+    mask = np.array(["hier" in text for text in found.captions])
+    assert found.as_dict(mask) == {"language": "de", **expected.recall(mask).as_dict()}
+    assert found.as_dict(mask)["captions"] == 6
+
+
+def test_the_native_is_scored_on_the_rows_of_its_language(
+    native: Native, captions: pa.Table, gallery: Gallery
+) -> None:
+    seen: list[str] = []
+
+    def encode(texts: Sequence[str]) -> Features:
+        seen.extend(texts)
+        return encode_texts(native, texts)
+
+    done: list[int] = []
+    found = evaluate(encode, "en", captions, gallery, done.append).as_dict()
+    rows = [row for row in captions.to_pylist() if row["language"] == "en"]
+    assert seen == [row["caption"] for row in rows]
+    assert sum(done) == found["captions"] == found["images"] == 6
+
+
+def test_a_perfect_encoder_scores_100_whatever_the_order_of_the_gallery() -> None:
+    count = BATCH + 20
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(count, DIM)).astype(np.float32)
+    table = pa.table(
+        {
+            "image_id": [f"i{n}" for n in range(count)],
+            "language": ["sw"] * count,
+            "caption": [f"{n}" for n in range(count)],
+        }
+    )
+    order = rng.permutation(count)
+    gallery = Gallery([f"i{n}" for n in order], features[order])
+    found = evaluate(lambda texts: features[[int(t) for t in texts]], "sw", table, gallery)
+    assert found.as_dict()["AR"] == 100.0
+    shifted = evaluate(
+        lambda texts: features[[(int(t) + 1) % count for t in texts]], "sw", table, gallery
+    )
+    assert shifted.as_dict()["t2i"]["R@1"] == 0.0

@@ -1,0 +1,190 @@
+"""Promises of mla_ray.index.bulk: from any table the points of `index_captions`, however often."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mla_ray.index.bulk import BLOCK, Indexed, IndexSink, _encode, index_table, patiently
+from mla_ray.index.collection import CaptionIndex, Hit
+from mla_ray.index.ingest import CAPTIONS, IMAGES, index_captions, space_of
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.progress import Progress
+from tests.support.natives import MakePack
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def pack(make_pack: MakePack, tmp_path: Path) -> tuple[LanguagePack, dict[str, Path]]:
+    made = make_pack("de")
+    made.save(tmp_path / "packs" / "de")
+    return made, {"de": tmp_path / "packs" / "de"}
+
+
+@pytest.fixture
+def table(pngs: list[bytes], corpus: dict[str, list[str]]) -> pa.Table:
+    """Every image with an English and a German caption."""
+    rows = [
+        (f"i{i:02}", png, language, corpus[language][i % 6] + f" {i}")
+        for i, png in enumerate(pngs)
+        for language in ("en", "de")
+    ]
+    return table_of(rows)
+
+
+def table_of(rows: list[tuple[str | None, bytes | str | None, str | None, str | None]]) -> pa.Table:
+    names = ("image_id", "image", "language", "caption")
+    return pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+
+
+def write(folder: Path, *tables: pa.Table) -> list[str]:
+    """A file a table."""
+    folder.mkdir(exist_ok=True)
+    paths = [str(folder / f"{number}.parquet") for number in range(len(tables))]
+    for path, table in zip(paths, tables, strict=True):
+        pq.write_table(table, path)
+    return paths
+
+
+def found(url: str, native: Native, collection: str) -> list[Hit]:
+    """Everything in a collection, in the order of one search."""
+    with CaptionIndex.open(url, space_of(native), collection, create=False) as index:
+        query, size = np.ones(native.dim, np.float32), index.count()
+        pages = [index.search(query, 1000, offset=offset) for offset in range(0, size, 1000)]
+        hits = [hit for page in pages for hit in page]
+        assert len(hits) == size
+        return hits
+
+
+def assert_same(url: str, other: str, native: Native) -> None:
+    for collection in (IMAGES, CAPTIONS):
+        one, two = ({h.entry: h.score for h in found(u, native, collection)} for u in (url, other))
+        assert one.keys() == two.keys()
+        assert [one[entry] for entry in two] == pytest.approx(list(two.values()), abs=1e-4)
+
+
+def test_its_points_are_those_of_index_captions(
+    native: Native,
+    native_folder: Path,
+    pack: tuple[LanguagePack, dict[str, Path]],
+    table: pa.Table,
+    tmp_path: Path,
+) -> None:
+    """Images in several rows, several files and several languages; and everything twice."""
+    plain, bulk = f"edge:{tmp_path / 'plain'}", f"edge:{tmp_path / 'bulk'}"
+    index_captions(plain, native, {"de": pack[0]}, table, "emoji")
+    tables = write(tmp_path / "tables", table.slice(0, 7), table.slice(7))
+    seen: list[Progress] = []
+    for _ in range(2):
+        done = index_table(bulk, str(native_folder), pack[1], tables, "emoji", seen.append)
+        assert (done.written[CAPTIONS], done.rejected, done.reasons) == (24, 0, [])
+        assert done.written[IMAGES] in (12, 13)  # one image has a row in both files
+        assert_same(bulk, plain, native)
+        assert (seen[-1].done, seen[-1].total) == (24, 24)
+
+
+def test_tasks_that_write_through_the_sink_write_the_same(
+    native: Native,
+    native_folder: Path,
+    pack: tuple[LanguagePack, dict[str, Path]],
+    table: pa.Table,
+    tmp_path: Path,
+) -> None:
+    """What a server gets; here one task at a time, as an `edge:` folder has one owner."""
+    plain, sunk = f"edge:{tmp_path / 'plain'}", f"edge:{tmp_path / 'sunk'}"
+    index_captions(plain, native, {"de": pack[0]}, table, "emoji")
+    tables = write(tmp_path / "tables", table, table.slice(0, 2))
+    sink = IndexSink(sunk, space_of(native))
+    _encode(str(native_folder), pack[1], tables, "emoji").write_datasink(
+        sink, concurrency=1, ray_remote_args={"num_cpus": 0}
+    )
+    assert (sink.done.written[CAPTIONS], sink.done.rejected) == (26, 0)
+    assert_same(sunk, plain, native)
+
+
+def test_a_bad_image_or_row_costs_itself_alone_and_is_reported(
+    native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path
+) -> None:
+    url = f"edge:{tmp_path / 'index'}"
+    (tmp_path / "drawing.png").write_bytes(pngs[1])
+    rows = [
+        ("good", pngs[0], "en", "a dog"),
+        ("path", str(tmp_path / "drawing.png"), "en", "a cat"),
+        ("broken", pngs[0][:200], "en", "grapes"),
+    ]
+    bad = [
+        ("good", pngs[0], "en", " "),
+        ("good", pngs[0], None, "no language"),
+        (None, pngs[0], "en", "no image_id"),
+    ]
+    nowhere = [("missing", str(tmp_path / "nowhere.png"), "en", "a boat")]
+    by_bytes = [row for row in rows + bad if isinstance(row[1], bytes)]
+    by_path = [row for row in rows + nowhere if isinstance(row[1], str)]
+    done = Indexed()
+    for name, part in (("bytes", by_bytes), ("paths", by_path)):
+        tables = write(tmp_path / name, table_of(part))
+        done.add(index_table(url, str(native_folder), {}, tables, "test"))
+    assert {hit.entry.id for hit in found(url, native, IMAGES)} == {"good", "path"}
+    captions = {hit.entry.caption for hit in found(url, native, CAPTIONS)}
+    assert captions == {"a dog", "a cat", "grapes", "a boat"}
+    assert done.rejected == len(done.reasons) == 5
+    for named in ("'broken'", "'missing'", "' '", "'no language'", "'no image_id'"):
+        assert sum(named in reason for reason in done.reasons) == 1
+
+
+def test_a_run_that_was_broken_off_is_run_again(
+    native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path
+) -> None:
+    plain, bulk = f"edge:{tmp_path / 'plain'}", f"edge:{tmp_path / 'bulk'}"
+    halves = [
+        table_of([(f"i{i % 12}", pngs[i % 12], "en", f"{part} {i}") for i in range(BLOCK)])
+        for part in ("dog", "cat")
+    ]
+    tables = write(tmp_path / "tables", *halves)
+
+    def break_off(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index_table(bulk, str(native_folder), {}, tables, "test", break_off)
+    with CaptionIndex.open(bulk, space_of(native), CAPTIONS, create=False) as index:
+        assert 0 < index.count() < 2 * BLOCK
+    index_table(bulk, str(native_folder), {}, tables, "test")
+    index_captions(plain, native, {}, pa.concat_tables(halves), "test")
+    assert_same(bulk, plain, native)
+
+
+def test_what_cannot_succeed_is_refused_before_anything_is_made(
+    native_folder: Path, pack: tuple[LanguagePack, dict[str, Path]], table: pa.Table, tmp_path: Path
+) -> None:
+    index, name = f"edge:{tmp_path / 'index'}", str(native_folder)
+    tables = write(tmp_path / "tables", table, table.drop_columns("image"))
+    with pytest.raises(KeyError, match="no pack for de"):
+        index_table(index, name, {}, tables[:1], "emoji")
+    with pytest.raises(ValueError, match="no column image"):
+        index_table(index, name, pack[1], tables, "emoji")
+    with pytest.raises(ValueError, match="pack for 'de', not for 'sw'"):
+        index_table(index, name, {"sw": pack[1]["de"]}, tables[:1], "emoji")
+    with pytest.raises(FileNotFoundError):
+        index_table(index, name, pack[1], [str(tmp_path / "none.parquet")], "emoji")
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_server_that_is_away_is_waited_for_and_then_given_up() -> None:
+    pending = [ConnectionError("away"), ConnectionError("away")]
+
+    def answer() -> str:
+        if pending:
+            raise pending.pop()
+        return "here"
+
+    assert patiently(answer, pauses=(0, 0)) == "here"
+    pending.extend([ConnectionError("first"), ConnectionError("last")][::-1])
+    with pytest.raises(ConnectionError, match="last"):
+        patiently(answer, pauses=(0,))
+    with pytest.raises(ZeroDivisionError):  # what no waiting cures is not tried again
+        patiently(lambda: 1 // 0, pauses=(60,))

@@ -1,0 +1,619 @@
+"""Promises of mla_ray.index.collection, each kept by every backend there is."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from qdrant_client import QdrantClient, models
+
+from mla_ray.index.collection import (
+    CaptionIndex,
+    Entry,
+    Hit,
+    Quantization,
+    Space,
+    _ClientBackend,
+    _connect,
+    _Kind,
+)
+
+Vectors = npt.NDArray[np.float32]
+
+SPACE = Space("emoji-clip", "0123456789abcdef", 16)
+OTHER = Space("ViT-B-32/openai", "fedcba9876543210", 16)
+
+
+class Place(Protocol):
+    """Somewhere to open collections, several times over in one test."""
+
+    def open(
+        self,
+        space: Space = SPACE,
+        collection: str = "captions",
+        *,
+        create: bool = True,
+        quantization: Quantization | None = None,
+    ) -> CaptionIndex: ...
+
+    def leave(self, index: CaptionIndex) -> None:
+        """Be done with `index`, its data staying in place."""
+
+
+class Memory:
+    """One local store shared by all that is opened: closing it would lose the data."""
+
+    def __init__(self) -> None:
+        self.client = QdrantClient(":memory:")
+
+    def open(
+        self,
+        space: Space = SPACE,
+        collection: str = "captions",
+        *,
+        create: bool = True,
+        quantization: Quantization | None = None,
+    ) -> CaptionIndex:
+        kind = _Kind(space, quantization)
+        backend = _ClientBackend.open(self.client, ":memory:", kind, collection, create)
+        return CaptionIndex(backend, space)
+
+    def leave(self, index: CaptionIndex) -> None:
+        pass
+
+
+class Url:
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def open(
+        self,
+        space: Space = SPACE,
+        collection: str = "captions",
+        *,
+        create: bool = True,
+        quantization: Quantization | None = None,
+    ) -> CaptionIndex:
+        return CaptionIndex.open(
+            self.url, space, collection, create=create, quantization=quantization
+        )
+
+    def leave(self, index: CaptionIndex) -> None:
+        index.close()
+
+
+def forget(client: QdrantClient) -> None:
+    """Delete what these tests make on a server: only names with a test fingerprint."""
+    for collection in client.get_collections().collections:
+        if any(f"-{space.fingerprint[:12]}-v" in collection.name for space in (SPACE, OTHER)):
+            client.delete_collection(collection.name)
+
+
+SERVERS = {"http": "MLA_TEST_QDRANT_URL", "grpc": "MLA_TEST_QDRANT_GRPC_URL"}
+
+
+@pytest.fixture(
+    params=["memory", "edge", *(pytest.param(s, marks=pytest.mark.server) for s in SERVERS)]
+)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    match request.param:
+        case "memory":
+            yield Memory()
+        case "edge":
+            yield Url(f"edge:{tmp_path}")
+        case scheme:
+            url = os.environ.get(SERVERS[scheme])
+            if not url:
+                pytest.skip(f"{SERVERS[scheme]} is not set")
+            client = _connect(url)
+            forget(client)
+            yield Url(url)
+            forget(client)
+
+
+def captions(n: int) -> list[Entry]:
+    """Ids c000, c001, …; every third in German; sources alternate."""
+    return [
+        Entry(f"c{i:03}", f"i{i // 2:03}", ("de", "fr", "sw")[i % 3], f"caption {i}", "ab"[i % 2])
+        for i in range(n)
+    ]
+
+
+def random_vectors(n: int, seed: int = 0) -> Vectors:
+    """[n, E] of very different lengths."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, SPACE.dim)) * rng.uniform(0.01, 100, size=(n, 1))).astype(
+        np.float32
+    )
+
+
+def cosines(query: Vectors, vectors: Vectors) -> npt.NDArray[np.float64]:
+    q, v = query.astype(np.float64), vectors.astype(np.float64)
+    scores: npt.NDArray[np.float64] = v @ q / np.linalg.norm(v, axis=1) / np.linalg.norm(q)
+    return scores
+
+
+def ids(hits: list[Hit]) -> list[str]:
+    return [hit.entry.id for hit in hits]
+
+
+ENTRIES, VECTORS = captions(600), random_vectors(600)  # more than two batches
+QUERY = random_vectors(1, seed=1)[0]
+RANKING = [ENTRIES[i] for i in np.argsort(-cosines(QUERY, VECTORS))]
+
+
+@pytest.fixture
+def filled(place: Place) -> CaptionIndex:
+    index = place.open()
+    index.upsert(ENTRIES, VECTORS)
+    return index
+
+
+def test_search_ranks_as_exact_cosines_do(filled: CaptionIndex) -> None:
+    hits = filled.search(QUERY, 50)
+    assert [hit.entry for hit in hits] == RANKING[:50]
+    expected = np.sort(cosines(QUERY, VECTORS))[::-1][:50]
+    np.testing.assert_allclose([hit.score for hit in hits], expected, atol=2e-6)
+
+
+def test_the_length_of_a_vector_changes_nothing(place: Place) -> None:
+    index = place.open()
+    scales = np.array([[1e-30], [1.0], [1e30]], np.float32)
+    index.upsert(captions(3), random_vectors(3) * scales)
+    small, large = index.search(QUERY * np.float32(1e-30)), index.search(QUERY * np.float32(1e30))
+    assert small == large
+    expected = np.sort(cosines(QUERY, random_vectors(3)))[::-1]
+    np.testing.assert_allclose([hit.score for hit in small], expected, atol=2e-6)
+
+
+def test_a_language_and_a_source_narrow_search_and_count(filled: CaptionIndex) -> None:
+    german = [entry for entry in RANKING if entry.language == "de"]
+    assert [hit.entry for hit in filled.search(QUERY, 20, language="de")] == german[:20]
+    from_a = [entry for entry in german if entry.source == "a"]
+    assert [hit.entry for hit in filled.search(QUERY, 200, language="de", source="a")] == from_a
+    assert filled.search(QUERY, language="tlh") == []
+    assert (filled.count(), filled.count(language="de"), filled.count(language="tlh")) == (
+        600,
+        200,
+        0,
+    )
+
+
+def test_pages_join_to_the_whole_ranking(filled: CaptionIndex) -> None:
+    pages = [filled.search(QUERY, 70, offset=offset) for offset in range(0, 700, 70)]
+    assert [hit.entry for page in pages for hit in page] == RANKING
+
+
+def test_equal_scores_are_ordered_by_id_across_pages(place: Place) -> None:
+    index = place.open()
+    entries = captions(60)
+    vectors = np.repeat(random_vectors(1), 60, axis=0)
+    vectors[7] = QUERY  # the only one that differs, and the best
+    shuffled = np.random.default_rng(2).permutation(60)
+    index.upsert([entries[i] for i in shuffled], vectors[shuffled])
+    expected = ["c007"] + [entry.id for entry in entries if entry.id != "c007"]
+    assert ids(index.search(QUERY, 4)) == expected[:4]
+    assert [i for o in range(0, 60, 4) for i in ids(index.search(QUERY, 4, offset=o))] == expected
+
+
+def test_languages_counts_captions_and_leaves_images_out(place: Place) -> None:
+    index = place.open()
+    images = [Entry(f"i{i}", f"i{i}", "", "", "noto") for i in range(4)]
+    index.upsert(captions(10) + images, random_vectors(14))
+    assert index.languages() == {"de": 4, "fr": 3, "sw": 3}
+    assert index.count(language="") == 4
+    assert {hit.entry for hit in index.search(QUERY, 14, language="")} == set(images)
+
+
+def test_writing_twice_changes_nothing(filled: CaptionIndex) -> None:
+    before = filled.search(QUERY, 100)
+    assert filled.upsert(ENTRIES, VECTORS) == 600
+    assert filled.count() == 600
+    assert filled.search(QUERY, 100) == before
+
+
+def test_an_id_is_one_entry_in_each_language(place: Place) -> None:
+    index = place.open()
+    german, swahili = (Entry("c1", "i1", tag, tag, "a") for tag in ("de", "sw"))
+    again = Entry("c1", "i1", "de", "corrected", "a")
+    index.upsert([german, swahili], random_vectors(2))
+    index.upsert([again], QUERY[None])
+    assert index.count() == 2
+    assert {hit.entry for hit in index.search(QUERY)} == {again, swahili}
+    assert index.search(QUERY, 1)[0] == Hit(again, 1.0)
+
+
+def test_text_of_any_script_comes_back_as_it_went_in(place: Place) -> None:
+    index = place.open()
+    entry = Entry('a/"b"\n../ü', "🖼", "zh-Hant-TW", "一隻貓 😺 قطة \x00", "quelle")
+    index.upsert([entry], QUERY[None])
+    assert index.search(QUERY, language="zh-Hant-TW") == [Hit(entry, 1.0)]
+
+
+def test_an_empty_collection_answers(place: Place) -> None:
+    index = place.open()
+    assert index.upsert([], np.empty((0, SPACE.dim), np.float32)) == 0
+    assert (index.search(QUERY), index.count(), index.languages()) == ([], 0, {})
+
+
+def test_opening_again_finds_what_was_written(place: Place) -> None:
+    index = place.open()
+    index.upsert(ENTRIES, VECTORS)
+    index.flush()
+    place.leave(index)
+    again = place.open(create=False)
+    assert ids(again.search(QUERY, 600)) == [entry.id for entry in RANKING]
+
+
+def test_collections_of_one_place_are_apart(place: Place) -> None:
+    first, second = place.open(), place.open(collection="images")
+    first.upsert(captions(3), random_vectors(3))
+    assert (first.count(), second.count()) == (3, 0)
+
+
+def test_another_native_is_refused_by_both_names_and_fingerprints(place: Place) -> None:
+    place.leave(place.open())
+    with pytest.raises(ValueError, match="collection of its own name") as refusal:
+        place.open(OTHER)
+    for name in (SPACE.native, SPACE.fingerprint, OTHER.native, OTHER.fingerprint):
+        assert name in str(refusal.value)
+    place.open(OTHER, "captions-vit").upsert(captions(1), random_vectors(1))  # the remedy
+    place.open()  # and the first is as it was
+
+
+def test_a_missing_collection_is_not_made_unasked(place: Place) -> None:
+    for _ in range(2):  # asking leaves nothing behind that would be found
+        with pytest.raises(LookupError, match=r"does not exist.*create=True"):
+            place.open(create=False)
+
+
+def test_rebuild_swaps_at_its_end_and_old_entries_vanish(place: Place) -> None:
+    index = place.open()
+    index.upsert(captions(5), random_vectors(5))
+    new = [Entry("new", "i1", "en", "a cat", "c")]
+    for _ in range(2):  # the second starts from a rebuilt collection
+        with index.rebuild() as fresh:
+            before = index.count()
+            fresh.upsert(new, QUERY[None])
+            assert (fresh.count(), index.count()) == (1, before)
+        assert index.search(QUERY) == [Hit(new[0], 1.0)]
+        assert index.languages() == {"en": 1}
+    place.leave(index)
+    assert place.open().search(QUERY) == [Hit(new[0], 1.0)]
+
+
+def test_a_failed_rebuild_changes_nothing(filled: CaptionIndex) -> None:
+    def fail() -> None:
+        with filled.rebuild() as fresh:
+            fresh.upsert(captions(1), QUERY[None])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert (filled.count(), ids(filled.search(QUERY, 3))) == (600, [e.id for e in RANKING[:3]])
+
+
+def test_of_two_rebuilds_the_first_to_end_wins(place: Place) -> None:
+    index = place.open()
+
+    def nest() -> None:
+        with index.rebuild(), index.rebuild() as inner:
+            inner.upsert(captions(3), random_vectors(3))
+
+    with pytest.raises(RuntimeError, match="another rebuild"):
+        nest()
+    assert index.count() == 3
+    place.leave(index)
+    assert place.open().count() == 3
+
+
+def test_searches_go_on_through_rebuilds(filled: CaptionIndex) -> None:
+    stop, counts, errors = threading.Event(), [0, 0], []
+
+    def search(who: int) -> None:
+        while not stop.is_set():
+            try:
+                assert len(filled.search(QUERY, 5)) == 5
+            except Exception as error:
+                errors.append(error)
+                return
+            counts[who] += 1
+
+    threads = [threading.Thread(target=search, args=(who,)) for who in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            with filled.rebuild() as fresh:
+                fresh.upsert(ENTRIES[:50], VECTORS[:50])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert min(counts) > 0
+
+
+@pytest.mark.parametrize(
+    ("k", "offset", "found"),
+    [(0, 0, "k is 0"), (1001, 0, "k is 1001"), (1, -1, "offset is -1"), (1, 10_001, "10001")],
+)
+def test_a_page_out_of_bounds_is_refused(place: Place, k: int, offset: int, found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        place.open().search(QUERY, k, offset=offset)
+
+
+def test_the_largest_page_is_served(filled: CaptionIndex) -> None:
+    assert len(filled.search(QUERY, 1000)) == 600
+    assert filled.search(QUERY, 1, offset=10_000) == []
+
+
+def spoilt(value: float) -> Vectors:
+    vectors = random_vectors(3)
+    vectors[1] = 0 if value == 0 else vectors[1]
+    vectors[1, 3] = value
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("vectors", "found"),
+    [
+        (spoilt(np.nan), "vector 1 is not finite"),
+        (spoilt(np.inf), "vector 1 is not finite"),
+        (spoilt(0.0), "vector 1 is zero"),
+        (random_vectors(3)[:, :-1], r"shape \[3, 15\].*\[N, 16\]"),
+        (random_vectors(3)[:, None], r"shape \[3, 1, 16\]"),
+        (random_vectors(2), "3 entries but 2 vectors"),
+    ],
+)
+def test_bad_vectors_are_refused_and_none_of_them_written(
+    place: Place, vectors: Vectors, found: str
+) -> None:
+    index = place.open()
+    with pytest.raises(ValueError, match=found):
+        index.upsert(captions(3), vectors)
+    assert index.count() == 0
+
+
+@pytest.mark.parametrize(
+    "query", [spoilt(np.nan)[1], spoilt(0.0)[1], QUERY[:-1], random_vectors(1)]
+)
+def test_bad_queries_are_refused(filled: CaptionIndex, query: Vectors) -> None:
+    with pytest.raises(ValueError, match=r"not finite|zero|shape"):
+        filled.search(query)
+
+
+def test_optimize_keeps_what_is_found(filled: CaptionIndex) -> None:
+    filled.optimize()
+    assert ids(filled.search(QUERY, 50)) == [entry.id for entry in RANKING[:50]]
+
+
+def test_a_collection_keeps_the_quantization_it_was_made_with(place: Place) -> None:
+    index = place.open(quantization="int8")
+    index.upsert(ENTRIES, VECTORS)
+    with index.rebuild() as fresh:
+        fresh.upsert(ENTRIES, VECTORS)
+    assert ids(index.search(QUERY, 10)) == [entry.id for entry in RANKING[:10]]
+    place.leave(index)
+    place.leave(place.open())  # without saying so
+    place.leave(place.open(quantization="int8"))
+    place.leave(place.open(collection="plain"))
+    with pytest.raises(ValueError, match="made with quantization None, not 'int8'"):
+        place.open(collection="plain", quantization="int8")
+
+
+def test_what_can_be_reached_answers_a_ping(filled: CaptionIndex) -> None:
+    filled.ping()
+
+
+# What only one backend promises
+
+
+def test_a_closed_folder_does_not_answer_a_ping(tmp_path: Path) -> None:
+    index = CaptionIndex.open(f"edge:{tmp_path}", SPACE)
+    index.close()
+    with pytest.raises(RuntimeError):
+        index.ping()
+
+
+def test_quantized_vectors_are_searched_and_the_found_ranked_by_the_whole_ones(
+    tmp_path: Path,
+) -> None:
+    wide = Space("wide", "00112233445566", 512)
+    rng = np.random.default_rng(0)
+    basis = rng.normal(size=(32, 512))  # in all 512 directions alike nobody is near to anybody
+    vectors = (rng.normal(size=(6_000, 32)) @ basis).astype(np.float32)
+    queries = (rng.normal(size=(20, 32)) @ basis).astype(np.float32)
+    recalls = []
+    with CaptionIndex.open(f"edge:{tmp_path}", wide, quantization="int8") as index:
+        index.upsert(captions(len(vectors)), vectors)
+        index.optimize()
+        assert list(tmp_path.rglob("quantized.*"))
+        for query in queries:
+            scores = cosines(query, vectors)
+            best = {f"c{i:03}" for i in np.argsort(-scores)[:10]}
+            hits = index.search(query, 10)
+            recalls.append(len(best & set(ids(hits))) / 10)
+            exact = [scores[int(hit.entry.id[1:])] for hit in hits]
+            np.testing.assert_allclose([hit.score for hit in hits], exact, atol=2e-6)
+    assert np.mean(recalls) >= 0.95
+
+
+def test_many_threads_search_a_folder_while_one_writes(tmp_path: Path) -> None:
+    queries = random_vectors(200, seed=3)
+    with CaptionIndex.open(f"edge:{tmp_path}", SPACE) as index:
+        index.upsert(ENTRIES, VECTORS)
+        expected = [index.search(query, 20) for query in queries]
+        with ThreadPoolExecutor(8) as pool:
+            again = pool.submit(lambda: [index.upsert(ENTRIES, VECTORS) for _ in range(20)])
+            found = list(pool.map(lambda query: index.search(query, 20), queries))
+            assert again.result() == [600] * 20
+        assert found == expected
+
+
+def test_a_folder_of_another_schema_is_refused(tmp_path: Path) -> None:
+    CaptionIndex.open(f"edge:{tmp_path}", SPACE).close()
+    record = tmp_path / "captions" / "space.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"schema": 1}))
+    with pytest.raises(ValueError, match="has schema 1, this version reads 2"):
+        CaptionIndex.open(f"edge:{tmp_path}", SPACE)
+
+
+def test_a_folder_has_one_owner_here_and_in_other_processes(tmp_path: Path) -> None:
+    url = f"edge:{tmp_path}"
+    attempt = (
+        "import sys; from mla_ray.index.collection import CaptionIndex, Space\n"
+        f"CaptionIndex.open({url!r}, {SPACE!r}).count()"
+    )
+    with CaptionIndex.open(url, SPACE) as owner:
+        with pytest.raises(RuntimeError, match="one owner"):
+            CaptionIndex.open(url, SPACE)
+        with owner.rebuild() as fresh:
+            fresh.upsert(captions(2), random_vectors(2))
+        other = subprocess.run([sys.executable, "-c", attempt], capture_output=True, text=True)
+        assert other.returncode == 1
+        assert "one owner" in other.stderr
+        assert owner.count() == 2
+    with CaptionIndex.open(url, SPACE) as next_owner:
+        assert next_owner.count() == 2
+
+
+def test_a_killed_owner_loses_nothing_and_frees_its_folder(tmp_path: Path) -> None:
+    url = f"edge:{tmp_path}"
+    script = (
+        "import os, numpy as np; from mla_ray.index.collection import CaptionIndex, Entry, Space\n"
+        f"index = CaptionIndex.open({url!r}, {SPACE!r})\n"
+        "index.upsert([Entry('c', 'i', 'de', 'Katze', 'a')], np.ones((1, 16), np.float32))\n"
+        "index.rebuild().__enter__()\n"
+        "os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 9
+    with CaptionIndex.open(url, SPACE, create=False) as index:
+        assert index.count() == 1
+        with index.rebuild() as fresh:
+            fresh.upsert(captions(2), random_vectors(2))
+    versions = [path for path in (tmp_path / "captions").iterdir() if path.is_dir()]
+    assert len(versions) == 1  # the one left half full by the kill is gone, too
+
+
+def test_a_pointer_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    url = f"edge:{tmp_path}"
+    CaptionIndex.open(url, SPACE).close()
+    (tmp_path / "captions" / "current").write_text("../elsewhere")
+    with pytest.raises(ValueError, match="no version in that folder"):
+        CaptionIndex.open(url, SPACE)
+
+
+def test_a_refused_folder_is_not_left_locked(tmp_path: Path) -> None:
+    url = f"edge:{tmp_path}"
+    CaptionIndex.open(url, SPACE).close()
+    with pytest.raises(ValueError, match="holds vectors of native"):
+        CaptionIndex.open(url, OTHER)
+    CaptionIndex.open(url, SPACE).close()
+
+
+def test_a_rebuild_leaves_one_version_behind_its_alias() -> None:
+    store = Memory()
+    index = store.open()
+    for _ in range(2):
+        with index.rebuild():
+            pass
+    assert [c.name for c in store.client.get_collections().collections] == [
+        f"captions-{SPACE.fingerprint[:12]}-v3"
+    ]
+
+
+def test_a_collection_of_other_software_is_refused() -> None:
+    store = Memory()
+    params = models.VectorParams(size=SPACE.dim, distance=models.Distance.COSINE)
+    store.client.create_collection("theirs", vectors_config=params)
+    alias = models.CreateAlias(collection_name="theirs", alias_name="captions")
+    store.client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+    with pytest.raises(ValueError, match="does not say whose vectors"):
+        store.open()
+
+
+# Names and addresses
+
+
+def test_memory_starts_empty_each_time() -> None:
+    with CaptionIndex.open(":memory:", SPACE) as index:
+        index.upsert(captions(1), random_vectors(1))
+        assert index.count() == 1
+    with CaptionIndex.open(":memory:", SPACE) as index:
+        assert index.count() == 0
+
+
+@pytest.mark.parametrize("name", ["", "Captions", "-a", "a.b", "../a", "a/b", "a\n", "ü", "a" * 64])
+def test_a_malformed_collection_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="collection name"):
+        CaptionIndex.open(f"edge:{tmp_path}", SPACE, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_up_to_63_characters_are_taken(place: Place) -> None:
+    assert place.open(collection="9" + "a_-" * 20 + "zz").count() == 0
+
+
+@pytest.mark.parametrize("url", ["", "edge:", "captions", "ftp://host", "grpc:", "http://", "/srv"])
+def test_an_address_of_no_backend_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="not understood"):
+        CaptionIndex.open(url, SPACE)
+
+
+def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValueError, match="QDRANT_API_KEY") as refusal:
+        CaptionIndex.open("https://me:hunter2@example.org", SPACE)
+    assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.filterwarnings("ignore:Failed to obtain server version", "ignore:Api key is used")
+@pytest.mark.parametrize("scheme", ["http", "grpc", "grpcs"])
+def test_a_silent_server_is_reported_without_the_key(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("QDRANT_API_KEY", "hunter2")
+    with pytest.raises(
+        ConnectionError, match=rf"no Qdrant server answers at {scheme}://127.0.0.1:1"
+    ) as e:
+        CaptionIndex.open(f"{scheme}://127.0.0.1:1", SPACE)
+    assert "hunter2" not in str(e.value)
+
+
+@pytest.mark.filterwarnings("ignore:Failed to obtain server version", "ignore:Api key is used")
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [(503, ConnectionError, "503"), (403, RuntimeError, "refuses")],
+)
+def test_a_server_that_is_busy_is_told_from_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch, status: int, error: type[Exception], says: str
+) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("QDRANT_API_KEY", "hunter2")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(error, match=f"(?s){says}") as e:
+            CaptionIndex.open(f"http://127.0.0.1:{server.server_port}", SPACE)
+        server.shutdown()
+    assert "hunter2" not in str(e.value)
+
+
+@pytest.mark.parametrize(("fingerprint", "dim"), [("", 16), ("xyz" * 8, 16), ("0" * 16, 0)])
+def test_a_space_without_fingerprint_or_dimensions_is_refused(fingerprint: str, dim: int) -> None:
+    with pytest.raises(ValueError, match=r"'emoji-clip'.*(fingerprint|dim)"):
+        Space("emoji-clip", fingerprint, dim)

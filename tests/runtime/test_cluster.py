@@ -1,0 +1,19 @@
+"""Promises of the private Ray that commands start."""
+
+import os
+
+from mla_ray.runtime.cluster import DASHBOARD
+
+
+def test_its_processes_know_their_own_dashboard_and_nobody_else_does(ray_cluster: None) -> None:
+    """With a second Ray on the machine, one that looks for it does not find it."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def told() -> str | None:
+        return os.environ.get(DASHBOARD)
+
+    dashboard = ray.get(told.remote())
+    assert dashboard is not None
+    assert dashboard.removeprefix("http://") == ray._private.worker.get_dashboard_url()
+    assert DASHBOARD not in os.environ

@@ -1,0 +1,264 @@
+"""The two stages on a real Ray, with a tiny native."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from mla_ray.data.corpus import Corpus
+from mla_ray.model.native import Native
+from mla_ray.packs.card import read_card
+from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.progress import Progress
+from mla_ray.training.config import AcquireConfig, Stage
+from mla_ray.training.loop import groups
+from mla_ray.training.trainer import Workers, acquire, share
+
+CONFIG = AcquireConfig(
+    nlt=Stage(steps=60, batch=8, lr=2e-3),
+    le=Stage(steps=14, batch=8, lr=1e-3),
+    vocab_size=400,
+    checkpoint_every=40,
+)
+
+
+@pytest.fixture(scope="session")
+def corpora(
+    corpus: dict[str, list[str]], pngs: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Corpus]:
+    made, folder = {}, tmp_path_factory.mktemp("tables")
+    for language in ("de", "hi"):
+        texts = corpus[language]
+        # A reading and a spelling: no row says what another says.
+        pairs = pa.table(
+            {
+                "source": corpus["en"] * 2,
+                "target": texts + [text.upper() + "!" for text in texts],
+                "language": [language] * 2 * len(texts),
+            }
+        )
+        # Each thing is drawn twice: two images share every caption.
+        captions = pa.table(
+            {
+                "image_id": [f"image {number}" for number in range(12)],
+                "image": pa.array(pngs, pa.large_binary()),
+                "caption": texts * 2,
+                "language": [language] * 12,
+                "split": ["train"] * 12,
+            }
+        )
+        pq.write_table(pairs, folder / f"pairs-{language}.parquet")
+        pq.write_table(captions, folder / f"captions-{language}.parquet")
+        made[language] = Corpus(
+            language,
+            [folder / f"pairs-{language}.parquet"],
+            folder / f"captions-{language}.parquet",
+        )
+    return made
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frozen features are a function of the native, so every run may share them."""
+    return tmp_path_factory.mktemp("features")
+
+
+RunOf = Callable[..., dict[str, Path]]
+
+
+@pytest.fixture(scope="session")
+def run_of(ray_cluster: None, native_folder: Path, store: Path) -> RunOf:
+    def run(
+        folder: Path, corpora: list[Corpus], config: AcquireConfig = CONFIG, **options: Any
+    ) -> dict[str, Path]:
+        return acquire(str(native_folder), corpora, config, folder, store=store, **options)
+
+    return run
+
+
+def weights(pack: Path) -> dict[str, np.ndarray]:
+    return load_file(pack / "weights.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    return (one / "weights.safetensors").read_bytes() == (
+        other / "weights.safetensors"
+    ).read_bytes()
+
+
+@pytest.fixture(scope="session")
+def german(
+    run_of: RunOf, corpora: dict[str, Corpus], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run folder of a finished German acquisition."""
+    folder = tmp_path_factory.mktemp("german") / "run"
+    run_of(folder, [corpora["de"]])
+    return folder
+
+
+def test_a_run_leaves_a_pack_for_every_stage_and_each_stage_changes_it(german: Path) -> None:
+    packs = [german / "packs" / stage / "de" for stage in ("fresh", "nlt", "le")]
+    for before, after in itertools.pairwise(packs):
+        assert not same(before, after)
+    up = [name for name in weights(packs[0]) if ".up." in name]
+    assert up
+    assert all(not weights(packs[0])[name].any() for name in up), "a fresh pack is the identity"
+    assert set(read_card(packs[2]).stages) == {"nlt", "le"}
+
+
+def test_nlt_brings_the_language_to_the_english_features(
+    german: Path, native_folder: Path, corpus: dict[str, list[str]]
+) -> None:
+    native = Native.load(str(native_folder))
+    with torch.no_grad():
+        english = native.encode_text(native.tokenize(corpus["en"]))
+
+    def distance(stage: str) -> float:
+        pack = LanguagePack.load(german / "packs" / stage / "de", native)
+        return float((pack.encode_text(corpus["de"]) - english).square().mean())
+
+    assert distance("nlt") < 0.9 * distance("fresh")
+
+
+def test_metrics_are_logged_for_both_stages_and_tensorboard_has_them_too(german: Path) -> None:
+    rows = [json.loads(line) for line in (german / "metrics.jsonl").read_text().splitlines()]
+    steps = [("nlt", step) for step in range(10, 61, 10)] + [("le", 10), ("le", 14)]
+    assert [(row["stage"], row["step"]) for row in rows] == steps
+    assert all(np.isfinite(row["loss"]) and row["texts/s"] > 0 for row in rows)
+    assert list((german / "tensorboard").glob("events.*"))
+
+
+def test_the_same_seed_gives_the_same_pack(
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    packs = run_of(tmp_path / "run", [corpora["de"]])
+    assert same(packs["de"], german / "packs" / "le" / "de")
+
+
+def test_two_workers_learn_what_one_does(
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    packs = run_of(tmp_path / "run", [corpora["de"]], workers=Workers(2, cpus=1))
+    one, two = weights(german / "packs" / "le" / "de"), weights(packs["de"])
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=2e-4, err_msg=name)
+
+
+def test_acquiring_another_language_leaves_a_pack_and_english_to_the_byte(
+    german: Path,
+    run_of: RunOf,
+    native_folder: Path,
+    corpora: dict[str, Corpus],
+    corpus: dict[str, list[str]],
+    tmp_path: Path,
+) -> None:
+    def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+        native = Native.load(str(native_folder))
+        pack = LanguagePack.load(german / "packs" / "le" / "de", native)
+        with torch.no_grad():
+            english = native.encode_text(native.tokenize(corpus["en"]))
+        return english, pack.encode_text(corpus["de"])
+
+    english, de = outputs()
+    run_of(tmp_path / "run", [corpora["hi"]])
+    english_after, de_after = outputs()
+    assert torch.equal(english, english_after)
+    assert torch.equal(de, de_after)
+
+
+def test_languages_trained_together_each_get_a_pack_with_only_their_own_rows(
+    run_of: RunOf, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"nlt": Stage(steps=8, batch=8, lr=1e-2)})
+    packs = run_of(tmp_path / "run", list(corpora.values()), config)
+    native = Native.load(str(native_folder))
+    loaded = {language: LanguagePack.load(folder, native) for language, folder in packs.items()}
+    tokens = {language: set(pack.tokenizer.tokens) for language, pack in loaded.items()}
+    assert tokens["de"] - tokens["hi"]
+    assert tokens["hi"] - tokens["de"]
+    acquirer = "acquirers.0.up.weight"
+    assert not np.array_equal(weights(packs["de"])[acquirer], weights(packs["hi"])[acquirer])
+
+
+def test_without_captions_nlt_alone_makes_the_pack(
+    run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"le": Stage(steps=0, batch=8, lr=1e-3)})
+    corpus = Corpus("de", corpora["de"].pairs, None)
+    packs = run_of(tmp_path / "run", [corpus], config)
+    assert packs["de"].parent.name == "nlt"
+    assert set(read_card(packs["de"]).stages) == {"nlt"}
+
+
+def test_the_vocabulary_of_a_bert_folder_is_taken_with_its_embeddings(
+    run_of: RunOf,
+    bert_folder: Path,
+    corpora: dict[str, Corpus],
+    tmp_path: Path,
+) -> None:
+    config = CONFIG.model_copy(update={"vocabulary": str(bert_folder)})
+    packs = run_of(tmp_path / "run", [corpora["de"]], config)
+    assert read_card(packs["de"]).row_width == 24
+    fresh = weights(tmp_path / "run" / "packs" / "fresh" / "de")
+    bert = load_file(bert_folder / "model.safetensors")["embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(fresh["embedding.rows.weight"], bert[fresh["embedding.tokens"]])
+
+
+def test_an_existing_run_is_refused_and_a_changed_one_is_not_resumed(
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus]
+) -> None:
+    with pytest.raises(FileExistsError, match="--resume"):
+        run_of(german, [corpora["de"]])
+    changed = CONFIG.model_copy(update={"seed": 1})
+    with pytest.raises(ValueError, match="config differ"):
+        run_of(german, [corpora["de"]], changed, resume=True)
+
+
+def test_a_batch_smaller_than_the_workers_is_refused(
+    run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"nlt.batch is 8, too small for 9 workers"):
+        run_of(tmp_path / "run", [corpora["de"]], workers=Workers(1, most=9))
+
+
+def test_frozen_features_are_computed_once(
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    notes: list[Progress] = []
+    again = CONFIG.model_copy(update={"seed": 5})
+    run_of(tmp_path / "run", [corpora["de"]], again, report=notes.append)
+    last = {note.phase: note.note for note in notes if note.phase.endswith("features")}
+    assert last == {"text features": "0 computed", "image features": "0 computed"}
+
+
+def test_rows_that_share_an_image_or_a_caption_are_one_group() -> None:
+    images = ["a", "b", "c", "c", "d"]
+    captions = ["apple", "apple", "pear", "fruit", "plum"]
+    assert groups(images, captions).tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "each"),
+    [
+        ([2], Workers(1), 2),
+        ([2], Workers(2), 1),
+        ([2, 1], Workers(1), 2),  # three cores are on no node
+        ([0, 8, 8], Workers(3), 4),
+        ([0], Workers(2), 1),  # nodes have yet to come
+        ([2, 1], Workers(1, resources={"trainer": 1}), 1),
+    ],
+)
+def test_a_worker_gets_its_share_of_a_node_not_of_the_cluster(
+    cores: list[int], workers: Workers, each: int
+) -> None:
+    nodes = [{"CPU": count, "trainer": float(count == 1)} for count in cores]
+    assert share(workers, nodes) == each

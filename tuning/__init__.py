@@ -1,1 +1,0 @@
-"""Hyperparameters for a language, found by Ray Tune. May import: everything below `cli`."""
