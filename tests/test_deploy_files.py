@@ -7,7 +7,6 @@ with what it copies and pins. Nothing here starts Ray.
 """
 
 import copy
-import importlib.util
 import json
 import re
 import time
@@ -15,7 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import boto3
@@ -55,6 +54,8 @@ from ray.core.generated.instance_manager_pb2 import NodeKind
 from ray.serve.schema import ServeDeploySchema
 from referencing import Registry, Resource
 
+from mla_ray.cli.job import JOBS
+from mla_ray.runtime.bundled import configurations
 from mla_ray.serving.settings import LOOPBACK, Settings
 from tests.support import ROOT
 
@@ -398,9 +399,9 @@ def test_a_job_brings_the_same_cluster_and_takes_it_away() -> None:
 
 def test_the_job_is_one_that_the_image_has() -> None:
     entrypoint = manifest("rayjob")["spec"]["entrypoint"]
-    module, config = re.match(r"python -m ([\w.]+) --config (\S+) ", entrypoint).groups()  # type: ignore[union-attr]
-    assert (ROOT / config).is_file()
-    assert importlib.util.find_spec(module)
+    name, config = re.match(r"mla job (\w+) --config (\S+) ", entrypoint).groups()  # type: ignore[union-attr]
+    assert name in JOBS
+    assert config in configurations()
     assert re.search(r" --run s3://\S+ --data s3://\S+$", entrypoint)
 
 
@@ -526,8 +527,10 @@ def test_what_the_image_copies_is_there_and_not_ignored() -> None:
         assert source.split("/")[0] in kept, source
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     wheel = packages["targets"]["wheel"]
-    needed = {*wheel["packages"], *wheel["force-include"], *PROJECT["license-files"], "jobs"}
-    assert needed | {PROJECT["readme"]} <= {source.rstrip("/") for source in sources}
+    needed = {*wheel["packages"], *wheel["force-include"], *PROJECT["license-files"]}
+    copied = [PurePosixPath(source) for source in sources]
+    for path in needed | {PROJECT["readme"]}:
+        assert any(PurePosixPath(path).is_relative_to(source) for source in copied), path
 
 
 def test_the_image_installs_what_is_pinned() -> None:

@@ -4,12 +4,12 @@ The key of a row is a hash of what its frozen feature is of (an English text, an
 the first bits of keys cut a table into blocks of any size, and
 
 - the order of a table is a shuffle already, whoever sorted the file before;
-- rows of a block need only the features whose keys begin with the same bits (`mla_ray.data.feature_store`);
+- rows of a block need only the features whose keys begin with the same bits (`feature_store`);
 - rows that repeat each other are in one block.
 
     <table>/index.json                  blocks and their rows
     <table>/rows/b0110.parquet          ids, key, of captions also caption: what training reads
-    <table>/contents/b0110.parquet      key, content, uri, file, row: what `features.fill` encodes
+    <table>/contents/b0110.parquet      key, content, uri, file, row: what is encoded
 
 
 Shapes: N rows, E joint embedding size.

@@ -13,7 +13,7 @@ from mla_ray.data.blocks import Rows
 
 
 class Walk(Protocol):
-    """An endless walk through the shuffled epochs of a table, as `mla_ray.data.blocks.Table` is one."""
+    """An endless walk through the shuffled epochs of a table, as `blocks.Table` is one."""
 
     def take(self, start: int, count: int) -> Rows:
         """`count` rows from position `start` on."""

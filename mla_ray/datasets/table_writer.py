@@ -1,4 +1,4 @@
-"""Rows of a public data set, checked and streamed into the two tables that `files` reads.
+"""Rows of a public data set, checked and streamed into the two tables that `table_reader` reads.
 
 A row that says what another did is left out and counted: every reader of these tables refuses it.
 Whatever else is wrong (an image that is not there, an empty caption) is collected and refused at
@@ -181,7 +181,7 @@ def _digest(source: str, target: str) -> bytes:
 
 
 def _tidy(text: str) -> str:
-    """As `files` reads it, so that texts which differ here differ there."""
+    """As `table_reader` reads it, so that texts which differ here differ there."""
     return unicodedata.normalize("NFC", text.strip())
 
 

@@ -1,4 +1,4 @@
-"""A native and a language pack as one encoder: what the paper calls the language acquisition encoder."""
+"""A native and a language pack as one: the paper's language acquisition encoder."""
 
 from collections.abc import Sequence
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "bundled"
 ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
-FOLDERS = ("configs", "jobs/configs", "kuberay", "models", "serve", "tuning/presets")
+FOLDERS = ("configs", "jobs/configs", "kuberay", "models", "serve", "tuning")
 FILES = ("ray_cluster.yaml",)
 
 

@@ -229,7 +229,7 @@ def _start(native: Native, corpora: Sequence[Corpus]) -> LanguagePack | None:
 
 
 def contents(run: UPath, corpora: Sequence[Corpus]) -> dict[Kind, list[Contents]]:
-    """What `features.fill` has to encode for a prepared run, by kind."""
+    """What `encode_features.fill` has to encode for a prepared run, by kind."""
     found: dict[Kind, list[Contents]] = {"text": [], "image": []}
     for corpus in corpora:
         for name, stage, table in corpus.tables():

@@ -19,6 +19,7 @@ from tests.cluster.nodes import wait_for
 from tests.support import ROOT
 
 pytestmark = pytest.mark.cluster
+MLA = Path(sys.executable).parent / "mla"
 LANGUAGES = ("de", "hi", "cs")
 
 
@@ -85,7 +86,7 @@ def test_three_languages_by_ray_job_submit_stopped_on_the_way_and_submitted_agai
         def submitted() -> bool:
             try:
                 client.submit_job(
-                    entrypoint=f"{sys.executable} -m jobs.pipeline --config {plan}",
+                    entrypoint=f"{MLA} job pipeline --config {plan}",
                     submission_id=job,
                     runtime_env={"working_dir": str(ROOT), "excludes": ["docs/", "tests/"]},
                 )

@@ -1,4 +1,4 @@
-"""Promises of mla_ray.packs.mixed_batch: a batch of many languages says what each language alone would."""
+"""Promises of packs.mixed_batch: a batch of many languages says what each language alone would."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Promises of mla_ray.packs.store: what is in the store is served, as it comes, changes and goes."""
+"""Promises of packs.store: what is in the store is served, as it comes, changes and goes."""
 
 import json
 import shutil

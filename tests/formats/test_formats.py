@@ -1,0 +1,100 @@
+"""What earlier versions wrote is read: packs, indexes, runs, prepared tables and features."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from mla_ray.data.corpus import Corpus
+from mla_ray.data.feature_store import FeatureStore, key_of
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.ingest import CAPTIONS, IMAGES, space_of
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.storage import at
+from mla_ray.training.loop import train
+from mla_ray.training.prepare import read_prepared
+from mla_ray.training.trainer import begin, encode, job_of
+from tests.formats.make import CONFIG, ENGLISH, GERMAN, SOURCE
+
+ARCHIVES = sorted(Path(__file__).parent.glob("*.tar.xz"))
+CORPUS = Corpus("de", ["tables/pairs.parquet"], "tables/captions.parquet")
+
+
+@pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.xz"))
+def kept(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A folder as the earlier version left it; tests run in it."""
+    with tarfile.open(request.param) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def test_a_pack_says_what_it_said(kept: Path) -> None:
+    native, expected = Native.load("native"), load_file(kept / "expected.safetensors")
+    english = native.encode_text(native.tokenize(ENGLISH)).float().numpy()
+    np.testing.assert_allclose(english, expected["english"], atol=1e-5)
+    german = LanguagePack.load("pack", native).encode_text(GERMAN).numpy()
+    np.testing.assert_allclose(german, expected["german"], atol=1e-5)
+
+
+def test_an_index_finds_what_it_held(kept: Path) -> None:
+    native = Native.load("native")
+    pack, space = LanguagePack.load("pack", native), space_of(native)
+    captions = pq.read_table("tables/captions.parquet").to_pylist()
+    with CaptionIndex.open("edge:index", space, IMAGES, create=False) as index:
+        assert index.count() == 12
+    with CaptionIndex.open("edge:index", space, CAPTIONS, create=False) as index:
+        assert index.count() == 12
+        for row in captions:
+            vector = pack.encode_text([row["caption"]])[0].numpy()
+            entries = [hit.entry for hit in index.search(vector, 2)]  # a text and its capitals
+            assert (row["caption"], row["image_id"]) in [(e.caption, e.image_id) for e in entries]
+            assert {(e.language, e.source) for e in entries} == {("de", SOURCE)}
+
+
+def test_frozen_features_are_found(kept: Path) -> None:
+    native = Native.load("native")
+    store = FeatureStore(at("features"), native.fingerprint, "text")
+    found = store.read([key_of(text) for text in ENGLISH])
+    expected = load_file(kept / "expected.safetensors")["english"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(kept: Path) -> None:
+    """Without preparing or encoding again, to the pack that it would have become."""
+    native, run, store = Native.load("native"), at("stopped"), at("features")
+    begin(native, [CORPUS], CONFIG, run, resume=True)
+    filled = encode(native, [CORPUS], run, store, lambda progress: None)
+    assert (filled.computed, filled.failed) == (0, 0)
+    before = len((kept / "stopped" / "metrics.jsonl").read_text().splitlines())
+    assert before > 0
+    prepared = (kept / "stopped" / "data" / "prepared.json").stat().st_mtime_ns
+    assert train(job_of(run, store, read_prepared(run)))
+    assert (kept / "stopped" / "data" / "prepared.json").stat().st_mtime_ns == prepared
+    assert len((kept / "stopped" / "metrics.jsonl").read_text().splitlines()) > before
+    packs = json.loads((kept / "stopped" / "done.json").read_text())["packs"]
+    german = LanguagePack.load(run / packs["de"], native).encode_text(GERMAN).numpy()
+    expected = load_file(kept / "expected.safetensors")["german"]
+    np.testing.assert_allclose(german, expected, atol=1e-4)
+
+
+def test_a_run_that_ended_is_not_begun_again(kept: Path) -> None:
+    native, run = Native.load("native"), at("ended")
+    begin(native, [CORPUS], CONFIG, run, resume=True)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        begin(native, [CORPUS], CONFIG, run, resume=False)
+    packs = json.loads((kept / "ended" / "done.json").read_text())["packs"]
+    LanguagePack.load(run / packs["de"], native)

@@ -1,0 +1,79 @@
+"""Promises of the package as a whole: what is in it, and what importing it costs.
+
+Who may import whom is checked by import-linter (pyproject.toml), which `make check` runs.
+"""
+
+import json
+import pkgutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import mla_ray
+
+MLA = str(Path(sys.executable).parent / "mla")
+HEAVY = {"torch", "ray", "transformers", "open_clip", "qdrant_client"}
+ROOMS = sorted(f"mla_ray.{m.name}" for m in pkgutil.iter_modules(mla_ray.__path__) if m.ispkg)
+
+
+def imported(code: str, *argv: str, tmp_path: Path) -> set[str]:
+    """Top-level modules in memory after `code` has run in a new process, in an empty folder."""
+    show = "import atexit, json, sys\natexit.register(lambda: open('found', 'w').write("
+    show += "json.dumps(list(sys.modules))))\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", show + code, *argv],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return {name.partition(".")[0] for name in json.loads((tmp_path / "found").read_text())}
+
+
+def test_the_ground_floor_is_small() -> None:
+    names = {m.name for m in pkgutil.iter_modules(mla_ray.__path__)} - {"__main__"}
+    assert len(names) <= 14, names
+
+
+def test_importing_the_library_or_a_room_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = "\n".join(f"import {room}" for room in ["mla_ray", *ROOMS])
+    assert not imported(code, tmp_path=tmp_path) & HEAVY
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["job", "--help"], ["acquire", "--help"], ["config"]]
+)
+def test_a_command_that_only_tells_loads_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
+    assert not imported("from mla_ray.cli import main; main()", *argv, tmp_path=tmp_path) & HEAVY
+
+
+def test_settings_and_client_load_nothing_heavy(tmp_path: Path) -> None:
+    code = "from mla_ray import AcquireConfig, AsyncClient, Client"
+    assert not imported(code, tmp_path=tmp_path) & HEAVY
+
+
+def test_public_names_are_there_and_are_listed() -> None:
+    for name in mla_ray.__all__:
+        assert getattr(mla_ray, name).__name__ == name
+        assert name in dir(mla_ray)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = mla_ray.Nothing
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for room in ROOMS:
+        documented = __import__(room, fromlist=["__doc__"]).__doc__
+        assert documented, room
+        assert documented.strip(), room
+
+
+@pytest.mark.parametrize(
+    "argv", [["-m", "mla_ray"], ["-c", "from mla_ray.cli import main; main()"]]
+)
+def test_the_version_is_told(argv: list[str]) -> None:
+    told = subprocess.run([sys.executable, *argv, "--version"], capture_output=True, text=True)
+    assert told.stdout.strip() == f"mla-ray {version('mla-ray')}"
