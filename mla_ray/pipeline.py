@@ -9,7 +9,7 @@ each has a run folder and a pack of its own, so that one that fails takes no oth
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from mla_ray.data.table_reader import InvalidTable
 from mla_ray.datasets.emoji_tables import emoji_tables
 from mla_ray.evaluation.captions import CaptionTable
 from mla_ray.evaluation.evaluation import evaluate
+from mla_ray.model.language import ENGLISH, Language
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.runtime.progress import Progress, Report, Stopped
@@ -35,6 +36,7 @@ from mla_ray.training.trainer import Workers, acquire, begin, encode
 
 log = logging.getLogger(__name__)
 
+SHOWN_REASONS = 10
 STEPS = ("prepare", "encode", "acquire", "evaluate", "index")
 
 
@@ -43,7 +45,7 @@ class Material(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    languages: list[str] = Field(min_length=1)
+    languages: list[Language] = Field(min_length=1)
     """BCP-47 codes."""
     native: str = "emoji-clip"
     """A bundled name, a folder that every node has, `hf-hub:owner/model` or `ViT-B-32/openai`."""
@@ -159,8 +161,17 @@ class Work:
 
         with ThreadPoolExecutor(self.plan.parallel) as pool:
             list(pool.map(one, self.plan.languages))
+        what = f"{len(failed)} of {len(self.plan.languages)} languages"
+        if "index" in steps and self.plan.index is not None and not self.stop.is_set():
+            try:
+                for language, done in self.index(list(results)).items():
+                    results[language]["index"] = done
+            except Exception as error:
+                log.error("index: %s", error)
+                what = f"{what}, and the index" if failed else "the index"
+                failed.append(error)
         if failed:
-            raise ExceptionGroup(f"{len(failed)} of {len(self.plan.languages)} languages", failed)
+            raise ExceptionGroup(what, failed)
         if self.stop.is_set():
             raise Stopped(f"{self.root}: stopped; run the same again to go on")
         ordered = {language: results[language] for language in self.plan.languages}
@@ -172,7 +183,7 @@ class Work:
         for name in steps:
             if self.stop.is_set():
                 raise Stopped(language)
-            if name == "index" and self.plan.index is None:
+            if name == "index":  # of all languages together
                 continue
             log.info("%s: %s", language, name)
             made[name] = getattr(self, name)(language)
@@ -250,24 +261,42 @@ class Work:
         write_json(self.root / language / "evaluation.json", found)
         return found
 
-    def index(self, language: str) -> dict[str, Any]:
-        """Images and captions into the plan's collections."""
+    def index(self, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Images and captions into the plan's collections; what was written, by language.
+
+        Languages that share a caption table are indexed together: it is read once, and each of its
+        images is encoded once. English captions of the tables are indexed, too.
+        """
         from mla_ray.index.bulk import index_table
 
-        corpus = self.corpus(language)
-        if corpus.captions is None:
-            return {}
         assert self.plan.index is not None  # noqa: S101  (asked before)
-        with self._one:  # an `edge:` folder has one owner
+        sharing: dict[str, list[str]] = {}
+        for language in languages:
+            captions, pack = self.corpus(language).captions, self.packs / language
+            if captions is None:
+                continue
+            if not (pack / "card.json").exists():
+                raise FileNotFoundError(f"{pack}: no pack of {language} yet; run `acquire` first")
+            sharing.setdefault(str(at(captions)), []).append(language)
+        found: dict[str, dict[str, Any]] = {language: {} for language in languages}
+        for table, together in sharing.items():
+            log.info("index: %s of %s", table, ", ".join(together))
             done = index_table(
                 self.plan.index,
                 self.plan.native,
-                {language: str(self.packs / language)},
-                [str(at(corpus.captions))],
+                {language: str(self.packs / language) for language in together},
+                [table],
                 self.plan.dataset or "captions",
-                self._tell(language),
+                self._tell(" ".join(together)),
+                languages={ENGLISH, *together},
+                language=together[0] if len(together) == 1 else None,
             )
-        return {"written": done.written, "rejected": done.rejected}
+            for reason in done.reasons[:SHOWN_REASONS]:
+                log.warning("index: %s", reason)
+            log.info("index: %s: %s written, %d rejected", table, done.written, done.rejected)
+            of_table = {"written": done.written, "rejected": done.rejected, "with": together}
+            found |= dict.fromkeys(together, of_table)
+        return found
 
     # -- parts --
 

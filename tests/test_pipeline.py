@@ -19,6 +19,8 @@ from pydantic import ValidationError
 
 from mla_ray.cli.job.plan import Settings
 from mla_ray.data.table_reader import InvalidTable
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.ingest import CAPTIONS, space_of
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
@@ -29,6 +31,7 @@ from mla_ray.runtime.storage import at, names_in, read_json
 from mla_ray.training import trainer as training
 from mla_ray.training.encode_features import Failure, Filled
 from tests.support import ROOT
+from tests.support.natives import MakePack
 from tests.support.s3 import s3_bucket
 
 # --- plans --------------------------------------------------------------------------------------
@@ -48,6 +51,8 @@ def plan(**settings: Any) -> Plan:
         ({"pairs": []}, "give either `pairs` or `dataset`"),
         ({"pairs": [], "dataset": "emoji", "captions": "c.csv"}, "leave `captions` out"),
         ({"languages": ["de", "cs", "de"]}, "`languages` names one twice"),
+        ({"languages": ["he", "iw"]}, "`languages` names one twice"),
+        ({"languages": ["../../x"]}, "language '../../x' is unknown"),
         ({"dataset": "flickr"}, "dataset\n  Input should be 'emoji'"),
         ({"workers": "four"}, "workers are a number such as 2"),
         ({"workers": "0"}, "workers are a number such as 2"),
@@ -78,7 +83,7 @@ def test_a_name_with_other_braces_than_the_language_is_refused(name: str) -> Non
 def test_the_language_stands_in_the_names_of_its_tables(native_folder: Path) -> None:
     work = Work(
         plan(
-            languages=["de", "pt-BR"],
+            languages=["de", "pt-br"],
             native=str(native_folder),
             pairs=["s3://b/{language}/pairs.parquet", "dictionary.tsv"],
             captions="captions-{language}.parquet",
@@ -202,6 +207,76 @@ def test_a_broken_image_is_refused_and_costs_nothing_that_was_trained(
     (error,) = failed.value.exceptions
     assert "captions.parquet row 3: image is broken; drop the row or pass" in str(error)
     assert (run / "run.json").exists() == (run / "data").exists() == trained
+
+
+# --- the index, of several languages --------------------------------------------------------------
+
+
+def documented_plan() -> dict[str, Any]:
+    """The plan that docs/jobs.md shows."""
+    block = (ROOT / "docs" / "jobs.md").read_text().split("```yaml\n")[1].split("```")[0]
+    document: dict[str, Any] = yaml.safe_load(block)
+    return document
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_languages_of_the_documented_plan_are_indexed_from_the_table_they_share(
+    native: Native,
+    native_folder: Path,
+    make_pack: MakePack,
+    corpus: dict[str, list[str]],
+    pngs: list[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And a language of the table that is not the plan's is passed over."""
+    monkeypatch.chdir(tmp_path)
+    document = documented_plan()
+    languages = document["languages"]
+    assert len(languages) > 1
+    assert "{language}" not in document["captions"]
+    texts = {language: f"de{n}" for n, language in enumerate(languages)} | {"en": "en", "fr": "fr"}
+    rows = [
+        {"image_id": n, "image": f"{n}.png", "language": language, "caption": f"{name} {n}"}
+        for language, name in texts.items()
+        for n in range(6)
+    ]
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(pngs[number])
+    document |= {
+        "native": str(native_folder),
+        "pairs": ["pairs.tsv"],
+        "captions": "tables/captions.jsonl",
+        "data": str(tmp_path / "data"),
+        "run": str(tmp_path / "run"),
+        "index": f"edge:{tmp_path / 'index'}",
+    }
+    for language in languages:
+        make_pack(language, texts=corpus["de"]).save(tmp_path / "run" / "packs" / language)
+    done = Work(Plan.model_validate(document)).run(("index",))
+    expected = {"written": {"images": 6, "captions": 24}, "rejected": 0, "with": languages}
+    assert done == {language: {"index": expected} for language in languages}
+    with CaptionIndex.open(document["index"], space_of(native), CAPTIONS, create=False) as index:
+        assert index.languages() == {"en": 6} | dict.fromkeys(languages, 6)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_index_step_without_a_pack_names_it(native_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("image_id,image,language,caption\n1,1.png,de,Hund\n")
+    work = Work(
+        plan(
+            native=str(native_folder),
+            captions=str(tmp_path / "captions.csv"),
+            run=str(tmp_path / "run"),
+            index=f"edge:{tmp_path / 'index'}",
+        )
+    )
+    with pytest.raises(ExceptionGroup, match="the index") as failed:
+        work.run(("index",))
+    assert "run `acquire` first" in str(failed.value.exceptions[0])
 
 
 # --- the whole path, all of it in S3 ------------------------------------------------------------

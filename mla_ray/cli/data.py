@@ -5,19 +5,27 @@ from typing import Annotated
 
 import typer
 
-from mla_ray.cli.options import DataFolder, Json, Skip, emit
+from mla_ray.cli.options import DataFolder, Json, Skip, emit, some_languages
 
 data_app = typer.Typer(no_args_is_help=True, help="Make the tables of a data set.")
 
 Root = Annotated[Path, typer.Option("--root", help="Where the data set lies, unpacked.")]
+Languages = Annotated[
+    str, typer.Option(callback=some_languages, help="BCP-47 codes, comma-separated.")
+]
 SomeLanguages = Annotated[
-    str | None, typer.Option("--languages", help="BCP-47, comma-separated; all if not given.")
+    str | None,
+    typer.Option(
+        "--languages",
+        callback=some_languages,
+        help="BCP-47, comma-separated; all if not given.",
+    ),
 ]
 
 
 @data_app.command("emoji")
 def data_emoji(
-    languages: Annotated[str, typer.Option(help="BCP-47 codes, comma-separated.")] = "en,de",
+    languages: Languages = "en,de",
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = Path("data/emoji/tables"),
     data: DataFolder = Path("data"),
     as_json: Json = False,
@@ -34,7 +42,7 @@ def data_emoji(
 
 @data_app.command("animated")
 def data_animated(
-    languages: Annotated[str, typer.Option(help="BCP-47 codes, comma-separated.")] = "en,de",
+    languages: Languages = "en,de",
     out: Annotated[Path, typer.Option(help="Folder for tables and animations.")] = Path(
         "data/animated/tables"
     ),
@@ -57,7 +65,7 @@ def data_animated(
 
 @data_app.command("stamps")
 def data_stamps(
-    languages: Annotated[str, typer.Option(help="BCP-47 codes, comma-separated.")] = "en,de",
+    languages: Languages = "en,de",
     out: Annotated[Path, typer.Option(help="The caption table, Parquet.")] = Path(
         "data/stamps/captions.parquet"
     ),

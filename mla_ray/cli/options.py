@@ -20,6 +20,23 @@ Captions = Annotated[
 Repo = Annotated[str, typer.Argument(help="hf-hub:owner/name, or a repository's folder or URL.")]
 
 
+def one_language(tag: str | None) -> str | None:
+    """A language as BCP-47 writes it; what is none is bad usage. For `typer.Option(callback=…)`."""
+    from mla_ray.model.language import UnknownLanguage, canonical
+
+    try:
+        return None if tag is None else canonical(tag)
+    except UnknownLanguage as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def some_languages(tags: str | None) -> str | None:
+    """Comma-separated languages in the same way, each once; `all` as it is."""
+    if tags is None or tags == "all":
+        return tags
+    return ",".join(dict.fromkeys(str(one_language(tag.strip())) for tag in tags.split(",")))
+
+
 def emit(result: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
 

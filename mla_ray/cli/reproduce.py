@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mla_ray.cli.options import DataFolder, Json, NativeName, emit
+from mla_ray.cli.options import DataFolder, Json, NativeName, emit, some_languages
 
 
 def reproduce(
@@ -13,7 +13,10 @@ def reproduce(
         list[str] | None, typer.Argument(help="Tables of the ablations; all if none is named.")
     ] = None,
     languages: Annotated[
-        str | None, typer.Option(help="Comma-separated; twelve of several scripts if not given.")
+        str | None,
+        typer.Option(
+            callback=some_languages, help="Comma-separated; twelve of several scripts if not given."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each run, from 0 on.")] = 3,
     run: Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit
+from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit, one_language
 
 if TYPE_CHECKING:
     from mla_ray.serving.schemas import Collection
@@ -17,7 +17,9 @@ def evaluate(
         list[str] | None, typer.Option(help="Language pack to evaluate; may be repeated.")
     ] = None,
     native: NativeName = "emoji-clip",
-    language: Annotated[str | None, typer.Option(help="en measures the native itself.")] = None,
+    language: Annotated[
+        str | None, typer.Option(callback=one_language, help="en measures the native itself.")
+    ] = None,
     english: Annotated[
         bool, typer.Option("--english", help="Measure the native itself beside the packs.")
     ] = False,
@@ -126,7 +128,9 @@ def index_command(
     index: Annotated[str, typer.Option(help="http(s)://host:port, or edge:folder")],
     pack: Annotated[list[str] | None, typer.Option(help="Packs of the table's languages.")] = None,
     native: NativeName = "emoji-clip",
-    language: Annotated[str | None, typer.Option(help="Index captions of this one only.")] = None,
+    language: Annotated[
+        str | None, typer.Option(callback=one_language, help="Index captions of this one only.")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="Name kept with every point.")] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Make new collections quantized: less memory.")
@@ -164,6 +168,10 @@ def index_command(
     emit(written, as_json, "\n".join(f"{name}: {n:,} points" for name, n in written.items()))
 
 
+def _of_query(tag: str | None) -> str | None:
+    return tag if tag == "auto" else one_language(tag)
+
+
 def search(
     query: Annotated[
         str | None, typer.Argument(help="A text in any acquired language, or English.")
@@ -177,7 +185,10 @@ def search(
     ] = None,
     language: Annotated[
         str | None,
-        typer.Option(help="BCP-47 code of the query; en if not given. With --url also auto."),
+        typer.Option(
+            callback=_of_query,
+            help="BCP-47 code of the query; en if not given. With --url also auto.",
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000)] = 10,
     pack: Annotated[
@@ -191,7 +202,8 @@ def search(
         typer.Option(help="images or captions; if not given, images, for --image captions."),
     ] = None,
     in_language: Annotated[
-        str | None, typer.Option(help="With --url: captions of this language only.")
+        str | None,
+        typer.Option(callback=one_language, help="With --url: captions of this language only."),
     ] = None,
     source: Annotated[
         str | None, typer.Option(help="With --url: entries of this source only.")

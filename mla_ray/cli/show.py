@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mla_ray.cli.options import DataFolder, Json, NativeName, absolute, emit
+from mla_ray.cli.options import DataFolder, Json, NativeName, absolute, emit, one_language
 
 
 def serve(
@@ -69,7 +69,9 @@ def serve(
 
 
 def demo(
-    language: Annotated[str, typer.Option(help="A language that CLDR names emoji in.")] = "de",
+    language: Annotated[
+        str, typer.Option(callback=one_language, help="A language that CLDR names emoji in.")
+    ] = "de",
     run: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
     data: DataFolder = Path("data"),
     as_json: Json = False,

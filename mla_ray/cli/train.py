@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from mla_ray.cli.options import Captions, DataFolder, Json, NativeName, Skip, absolute, emit
+from mla_ray.cli.options import (
+    Captions,
+    DataFolder,
+    Json,
+    NativeName,
+    Skip,
+    absolute,
+    emit,
+    one_language,
+    some_languages,
+)
 from mla_ray.training.config import AcquireConfig, load_config
 
 WorkerCount = Annotated[
@@ -20,7 +30,9 @@ RunFolder = Annotated[
 
 
 def acquire(
-    language: Annotated[str, typer.Option(help="BCP-47 code of the new language.")],
+    language: Annotated[
+        str, typer.Option(callback=one_language, help="BCP-47 code of the new language.")
+    ],
     out: Annotated[str, typer.Option(help="Folder for the language pack.")],
     pairs: Annotated[
         list[str] | None,
@@ -119,9 +131,14 @@ def finetune(
 
 
 def sweep(
-    language: Annotated[str | None, typer.Option(help="BCP-47 code.")] = None,
+    language: Annotated[
+        str | None, typer.Option(callback=one_language, help="BCP-47 code.")
+    ] = None,
     languages: Annotated[
-        str | None, typer.Option(help="Or several, comma-separated; all of the tables: all.")
+        str | None,
+        typer.Option(
+            callback=some_languages, help="Or several, comma-separated; all of the tables: all."
+        ),
     ] = None,
     pairs: Annotated[
         list[str] | None,

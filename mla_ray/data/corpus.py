@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mla_ray.model.language import canonical
+
 Stage = Literal["nlt", "le"]
 
 
@@ -13,7 +15,7 @@ class Corpus:
     """What one language is acquired from.
 
     Attributes:
-        language: BCP-47.
+        language: BCP-47, in any spelling; kept in the canonical one.
         pairs: translation tables, files or folders of Parquet, paths or URLs. Each has an equal
             share of every NLT batch.
         captions: a caption table, or None for NLT alone. Rows of its split `train` are learned
@@ -27,6 +29,9 @@ class Corpus:
     pairs: Sequence[str | Path]
     captions: str | Path | None = None
     start: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "language", canonical(self.language))
 
     def tables(self) -> Iterator[tuple[str, Stage, str | Path]]:
         """Name, stage and file of each table."""

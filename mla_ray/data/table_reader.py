@@ -25,10 +25,11 @@ from urllib.request import url2pathname
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from langcodes import standardize_tag, tag_is_valid
 from upath import UPath
 
 from mla_ray.data.video import frames_of
+from mla_ray.model.language import UnknownLanguage, canonical
+from mla_ray.model.text import normalized
 from mla_ray.runtime.storage import at
 
 PAIR_COLUMNS = ("source", "target", "language")
@@ -154,17 +155,32 @@ class Stream:
     @classmethod
     def pairs(cls, files: Sequence[str | Path], language: str | None = None) -> "Stream":
         """A translation table; with `language` only its rows."""
-        keep = {"language": _standard(files, language)} if language else {}
+        keep = {"language": canonical(language)} if language else {}
         return cls(files, PAIR_COLUMNS, keep, keep)
 
     @classmethod
     def captions(
-        cls, files: Sequence[str | Path], language: str | None = None, split: str | None = None
+        cls,
+        files: Sequence[str | Path],
+        language: str | None = None,
+        split: str | None = None,
+        *,
+        every_language: bool = False,
     ) -> "Stream":
-        """A caption table; `image` is bytes or a path or URL, as the table has it."""
-        keep = {"language": _standard(files, language)} if language else {}
-        defaults: dict[str, str | None] = dict(keep) if split else {**keep, "split": None}
+        """A caption table; `image` is bytes or a path or URL, as the table has it.
+
+        A file without a column `language` is all in `language`; of one with the column only those
+        rows are kept, unless `every_language` is wanted.
+        """
+        default = {"language": canonical(language)} if language else {}
+        keep = {} if every_language else default
+        defaults: dict[str, str | None] = dict(default) if split else {**default, "split": None}
         return cls(files, CAPTION_COLUMNS, defaults, keep | ({"split": split} if split else {}))
+
+    @classmethod
+    def languages(cls, files: Sequence[str | Path], language: str | None = None) -> "Stream":
+        """The column `language` alone, of any tables; a file without it is all in `language`."""
+        return cls(files, ("language",), {"language": canonical(language)} if language else {}, {})
 
     def __iter__(self) -> Iterator[pa.Table]:
         for number, file in enumerate(self.files):
@@ -182,6 +198,10 @@ class Stream:
             if (found := self._found[column]) and value not in found:
                 counts = ", ".join(f"{key} ({count})" for key, count in sorted(found.items()))
                 raise self.invalid(f"no row of {column} {value!r}; rows found: {counts}")
+
+    def place(self, file: int, row: int) -> str:
+        """Where a row is, in words."""
+        return f"{self.files[file]} {_unit(self.files[file])} {row}"
 
     def refuse(self, file: int, row: int, message: str) -> None:
         """Add a problem that somebody else found."""
@@ -533,9 +553,10 @@ def _check_cells(sheet: _Sheet, columns: Sequence[str]) -> None:
     for column in columns:
         cells = sheet.table[column]
         if pa.types.is_string(cells.type):
-            cells = pc.utf8_trim_whitespace(cells)
             # A path is what the file system says, not what Unicode prefers.
-            sheet.set(column, cells if column == "image" else pc.utf8_normalize(cells, form="NFC"))
+            tidy = str.strip if column == "image" else normalized
+            texts = [None if text is None else tidy(text) for text in cells.to_pylist()]
+            sheet.set(column, pa.array(texts, pa.string()))
     for column in columns:
         empty = pc.equal(pc.fill_null(pc.binary_length(sheet.table[column]), 0), 0)
         rows = sheet.table["row"].filter(empty).to_pylist()
@@ -544,28 +565,16 @@ def _check_cells(sheet: _Sheet, columns: Sequence[str]) -> None:
 
 def _check_languages(sheet: _Sheet) -> None:
     """Only BCP-47 tags, written as the standard does: 'DE-at' becomes 'de-AT'."""
-    tags = pc.unique(sheet.table["language"]).to_pylist()
-    faults = {tag: fault for tag in tags if (fault := _tag_fault(tag))}
+    standard: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for tag in pc.unique(sheet.table["language"]).to_pylist():
+        try:
+            standard[tag] = canonical(tag)
+        except UnknownLanguage as error:
+            faults[tag] = f"{error}; {_OR_SKIP}"
     sheet.refuse({row: faults[tag] for row, tag in sheet.cells("row", "language") if tag in faults})
-    standard = {tag: standardize_tag(tag) for tag in tags if tag not in faults}
     tidy = [standard[tag] for tag in sheet.table["language"].to_pylist()]
     sheet.set("language", pa.array(tidy, pa.string()))
-
-
-def _tag_fault(tag: str) -> str | None:
-    dashed = tag.replace("_", "-")
-    if not tag_is_valid(dashed):
-        return f"language {tag!r} is unknown; write a BCP-47 tag such as 'de' or 'pt-BR'"
-    if tag != dashed:
-        return f"language {tag!r} is not BCP-47; write {standardize_tag(dashed)!r}"
-    return None
-
-
-def _standard(files: Sequence[str | Path], language: str) -> str:
-    """The language that the caller asks for, as tables have it after `_check_languages`."""
-    if fault := _tag_fault(language):
-        raise _whole_file(", ".join(str(file) for file in files), fault)
-    return standardize_tag(language)
 
 
 def _check_repeats(sheet: _Sheet, columns: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ import resvg_py
 from PIL import Image
 
 from mla_ray.datasets.npm import Package, fetch
+from mla_ray.model.language import NOT_A_LANGUAGE
 
 TRAIN_STYLES = ("noto", "openmoji", "fluent")
 TEST_STYLE = "twemoji"
@@ -107,7 +108,8 @@ class Emoji:
         """BCP-47 codes that CLDR has annotations for."""
         with tarfile.open(self.archives["annotations"]) as archive:
             names = (Path(name).parts for name in archive.getnames())
-            return tuple(sorted({p[2] for p in names if len(p) == 4 and p[1] == "annotations"}))
+            found = {p[2] for p in names if len(p) == 4 and p[1] == "annotations"}
+            return tuple(sorted(found - NOT_A_LANGUAGE))
 
     def labels(self, language: str) -> dict[str, Label]:
         """Name and keywords by concept key; a language without any is a KeyError."""

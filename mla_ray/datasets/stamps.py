@@ -36,6 +36,7 @@ from PIL import Image
 
 from mla_ray.datasets import debian
 from mla_ray.datasets.debian import Unavailable as Unavailable
+from mla_ray.model.language import UnknownLanguage, canonical
 from mla_ray.runtime.progress import Progress, Report
 from mla_ray.runtime.storage import at, write_bytes
 
@@ -197,7 +198,10 @@ def _texts(document: str) -> dict[str, str]:
         if not (found := _LINE.fullmatch(line)):
             continue
         locale, text = found["locale"], _tidy(found["text"])
-        language = _LANGUAGES.get(locale, locale.replace("_", "-"))
+        try:
+            language = canonical(_LANGUAGES.get(locale, locale))
+        except UnknownLanguage:
+            continue
         copied = text.casefold() == english.casefold() and not language.startswith("en-")
         if text and not copied:
             texts.setdefault(language, text)

@@ -1,6 +1,6 @@
 """Caption tables of any size into index collections, on a cluster with Ray Data.
 
-    read Parquet -> encode, actors that hold a native and its packs -> write
+    read, as every table is read -> encode, actors that hold a native and its packs -> write
 
 The points are those of `ingest.index_captions`: an id is made of what it names, so a run that was
 killed is run again and neither loses nor doubles anything. Nothing is held but what is on
@@ -14,26 +14,25 @@ Shapes: N points, E joint embedding size.
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 import ray
 import torch
-from langcodes import standardize_tag, tag_is_valid
 from PIL import Image
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data.datasource import Datasink, WriteResult
+from upath import UPath
 
 from mla_ray.data.feature_store import BATCH, Features, encode_frames
+from mla_ray.data.table_reader import Stream, find_image
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import encode_query
 from mla_ray.index.collection import CaptionIndex, Entry, Quantization, Space
@@ -48,10 +47,9 @@ from mla_ray.index.ingest import (
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import patiently
+from mla_ray.runtime.storage import at, patiently
 
 FIELDS = tuple(field.name for field in fields(Entry))
-COLUMNS = ("image_id", "image", "language", "caption")
 BLOCK = 1024  # rows that an actor takes at once; of an image's rows among them one is encoded
 MAX_REASONS = 1000
 READERS, WRITERS = 2, 4  # tasks at a time
@@ -80,9 +78,11 @@ def index_table(
     source: str,
     report: Report = lambda progress: None,
     *,
+    languages: Collection[str] | None = None,
+    language: str | None = None,
     quantization: Quantization | None = None,
 ) -> Indexed:
-    """Embed the images and captions of Parquet tables into the collections at `url`.
+    """Embed the images and captions of caption tables into the collections at `url`.
 
     The caller has started Ray.
 
@@ -90,20 +90,22 @@ def index_table(
         url: of the index, as `CaptionIndex.open` takes it.
         native_name: as `Native.load` takes it, on every node.
         packs: a pack's folder by language, the same on every node.
-        tables: Parquet files or folders, paths or URLs, with the columns of a caption table. An
-            image is its bytes, or an absolute path or URL.
+        tables: caption tables, or folders of Parquet files, paths or URLs, in any format that
+            `data.table_reader` reads. Where an image's file is, is said from the table's folder.
         source: kept with every point.
         report: called as blocks are written; for a server once, at the end.
+        languages: rows of others are passed over; all if not given.
+        language: of the tables that have no column `language`.
         quantization: of collections that are made now.
 
     Returns:
-        How many points were written; an image with rows in several blocks counts in each. A bad
-        image or a bad row is left out, alone, and counted with its reason.
+        How many points were written; an image with rows in several blocks counts in each. A row
+        that is bad, or whose image is, is left out, alone, and counted with its reason.
 
     Raises:
         KeyError: a language of the tables has no pack. Found before anything is encoded, as are
-            ValueError (a missing column, a pack of another native or language, a collection that
-            does not fit) and FileNotFoundError.
+            InvalidTable (a table that is not there, cannot be read, or lacks a column) and
+            ValueError (a pack of another native or language, a collection that does not fit).
         ConnectionError: the server stayed away for longer than `storage.PAUSES`.
 
     """
@@ -112,22 +114,21 @@ def index_table(
         found = LanguagePack.load(folder, native).card.language
         if found != language:
             raise ValueError(f"{folder} is a pack for {found!r}, not for {language!r}")
-    languages, total = survey(tables)
-    require_packs(languages, packs)
+    found_languages, total = survey(tables, language)
+    wanted = found_languages if languages is None else found_languages & set(languages)
+    require_packs(wanted, packs)
     space, done = space_of(native), Indexed()
+    encoded = _encode(native_name, packs, _read(tables, language, wanted), source)
     del native  # the actors have their own
     if url.startswith(("http", "grpc")):
         with _opened(url, space, quantization):
             pass  # made once, before many tasks would
         sink = IndexSink(url, space)
-        _encode(native_name, packs, tables, source).write_datasink(
-            sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0}
-        )
+        encoded.write_datasink(sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0})
         done = sink.done
         report(Progress("indexing", total, total))
         return done
     with _opened(url, space, quantization) as collections:
-        encoded = _encode(native_name, packs, tables, source)
         rows = 0
         for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
             done.add(write(collections, block))
@@ -139,22 +140,20 @@ def index_table(
     return done
 
 
-def survey(tables: Sequence[str]) -> tuple[set[str], int]:
-    """Languages in `tables`, as BCP-47 writes them, and rows; reads that one column."""
+def survey(tables: Sequence[str], language: str | None = None) -> tuple[set[str], int]:
+    """Languages in `tables`, as BCP-47 writes them, and rows.
+
+    Reads that one column, and of every file as much of the others as tells that they are there.
+    """
     languages: set[str] = set()
     rows = 0
-    for table in tables:
-        data = pyarrow.dataset.dataset(table, format="parquet", partitioning="hive")
-        lacking = [name for name in COLUMNS if name not in data.schema.names]
-        if lacking:
-            raise ValueError(
-                f"{table} has no column {', '.join(lacking)}; a caption table has "
-                f"{', '.join(COLUMNS)}"
-            )
-        for batch in data.to_batches(columns=["language"]):
-            languages.update(_tag(tag) for tag in pc.unique(batch["language"]).to_pylist())
-            rows += batch.num_rows
-    return languages - {""}, rows
+    for file in map(str, _files(tables)):
+        next(iter(Stream.captions([file], language, every_language=True)), None)
+        stream = Stream.languages([file], language)
+        for piece in stream:
+            languages.update(pc.unique(piece["language"]).to_pylist())
+        rows += stream.rows + stream.refused
+    return languages, rows
 
 
 def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
@@ -218,19 +217,77 @@ def _opened(
         }
 
 
-def _encode(
-    native_name: str, packs: Mapping[str, str | Path], tables: Sequence[str], source: str
-) -> ray.data.Dataset:
+BLOCK_SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),
+        "content": pa.large_binary(),  # of an image whose bytes are in the table
+        "uri": pa.string(),  # of one that is elsewhere
+        "folder": pa.string(),  # of the table
+        "language": pa.string(),
+        "caption": pa.string(),
+        "place": pa.string(),  # file and row
+        "fault": pa.string(),  # of a row that is no use; the columns above are null then
+    }
+)
+
+
+def _read(tables: Sequence[str], language: str | None, wanted: Collection[str]) -> ray.data.Dataset:
+    """The rows of tables as `BLOCK_SCHEMA` has them; a task reads a file."""
     # Not "ray.data" itself: Ray sets that one anew before every execution.
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # of small tables
+    files = [pa.table({"file": [str(file)]}) for file in _files(tables)]
+    # Reading takes no core: a task that waits for one while actors hold them all waits for ever.
+    return ray.data.from_arrow(files).map_batches(
+        _rows_of,
+        fn_kwargs={"language": language, "wanted": sorted(wanted)},
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=READERS),
+        num_cpus=0,
+    )
+
+
+def _files(tables: Sequence[str]) -> list[UPath]:
+    return Stream.captions(tables).files
+
+
+def _rows_of(files: pa.Table, language: str | None, wanted: Sequence[str]) -> Iterator[pa.Table]:
+    for file in files["file"].to_pylist():
+        stream = Stream.captions([file], language, every_language=True)
+        folder = str(stream.files[0].parent)
+        for piece in stream:
+            rows = piece.filter(pc.is_in(piece["language"], pa.array(wanted, pa.string())))
+            inside = pa.types.is_large_binary(rows["image"].type)
+            nothing = pa.nulls(len(rows))
+            yield pa.table(
+                {
+                    "image_id": rows["image_id"],
+                    "content": rows["image"] if inside else nothing,
+                    "uri": nothing if inside else rows["image"],
+                    "folder": pa.array([folder] * len(rows)),
+                    "language": rows["language"],
+                    "caption": rows["caption"],
+                    "place": pa.array([stream.place(0, row) for row in rows["row"].to_pylist()]),
+                    "fault": nothing,
+                }
+            ).cast(BLOCK_SCHEMA)
+        faults = [str(problem) for problem in stream.problems]
+        faults += [f"{file}: a row like these"] * (stream.refused - len(faults))
+        empty = {name: pa.nulls(len(faults), kind) for name, kind in _kinds()}
+        yield pa.table(empty | {"fault": pa.array(faults, pa.string())}).cast(BLOCK_SCHEMA)
+
+
+def _kinds() -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in BLOCK_SCHEMA]
+
+
+def _encode(
+    native_name: str, packs: Mapping[str, str | Path], rows: ray.data.Dataset, source: str
+) -> ray.data.Dataset:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    # Reading takes no core: a task that waits for one while actors hold them all waits for ever.
-    rows = ray.data.read_parquet(
-        list(tables), columns=list(COLUMNS), concurrency=READERS, ray_remote_args={"num_cpus": 0}
-    )
     return rows.map_batches(
         _Encoder,
         fn_constructor_kwargs={
@@ -269,8 +326,14 @@ class _Encoder:
         self.source = source
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        rows = block.to_pylist()
-        made = [*self._images(rows), *self._captions(rows)]
+        rows = [row for row in block.to_pylist() if row["fault"] is None]
+        made = [_refused(CAPTIONS, fault) for fault in block["fault"].drop_null().to_pylist()]
+        images, faults = self._images(rows)
+        made += images
+        good = [row for row in rows if row["image_id"] not in faults]
+        bad = [row for row in rows if row["image_id"] in faults]
+        made += [_refused(CAPTIONS, f"{row['place']}: {faults[row['image_id']]}") for row in bad]
+        made += self._captions(good)
         columns: dict[str, pa.Array] = {
             name: pa.array([getattr(point.entry, name) for point in made], pa.string())
             for name in FIELDS
@@ -281,39 +344,41 @@ class _Encoder:
         columns["vector"] = pa.array([point.vector for point in made], of_E)
         return pa.table(columns)
 
-    def _images(self, rows: list[dict[str, Any]]) -> Iterator[_Made]:
-        contents = {row["image_id"]: row["image"] for row in rows if row["image_id"]}
+    def _images(self, rows: list[dict[str, Any]]) -> tuple[list[_Made], dict[str, str]]:
+        """Points of the distinct images of some rows, and what is wrong with the others, by id."""
+        cells: dict[str, dict[str, Any]] = {}
+        faults: dict[str, str] = {}
+        for row in rows:
+            first = cells.setdefault(row["image_id"], row)
+            if (row["content"], row["uri"]) != (first["content"], first["uri"]):
+                faults[row["image_id"]] = (
+                    f"image_id {row['image_id']!r} has another image in {first['place']}; give "
+                    "each image an id of its own"
+                )
         ids: list[str] = []
-        bad: list[_Made] = []
 
         def decoded() -> Iterator[list[Image.Image]]:
-            for image_id, content in contents.items():
+            for image_id, row in cells.items():
                 try:
-                    frames = frames_of(_bytes_of(content))
-                except (ValueError, OSError, ImportError) as error:  # the last: an unknown URL
-                    entry = image_entry(image_id, self.source)
-                    bad.append(_Made(IMAGES, entry, None, f"image {image_id!r}: {error}"))
+                    frames = frames_of(_bytes_of(row))
+                except (ValueError, OSError) as error:
+                    name = repr(row["uri"]) if row["uri"] else f"of {image_id!r}"
+                    faults.setdefault(image_id, f"image {name} {error}")
                 else:
                     ids.append(image_id)
                     yield frames
 
-        done = 0
+        made: list[_Made] = []
         for vectors in encode_frames(self.native, decoded()):
-            for image_id, vector in zip(ids[done:], vectors, strict=True):
-                yield _made(IMAGES, image_entry(image_id, self.source), vector)
-            done = len(ids)
-        yield from bad
+            for image_id, vector in zip(ids[len(made) :], vectors, strict=False):
+                made.append(_made(IMAGES, image_entry(image_id, self.source), vector))
+        return [point for point in made if point.entry.image_id not in faults], faults
 
     def _captions(self, rows: list[dict[str, Any]]) -> Iterator[_Made]:
         by_language: dict[str, list[Entry]] = {}
         for row in rows:
-            image_id, text, language = row["image_id"], row["caption"], _tag(row["language"])
-            entry = caption_entry(image_id or "", language, text or "", self.source)
-            if image_id and language and (text or "").strip():
-                by_language.setdefault(language, []).append(entry)
-            else:
-                shown = {name: row[name] for name in ("image_id", "language", "caption")}
-                yield _Made(CAPTIONS, entry, None, f"row {shown}: a cell is empty or no language")
+            entry = caption_entry(row["image_id"], row["language"], row["caption"], self.source)
+            by_language.setdefault(row["language"], []).append(entry)
         for language, entries in sorted(by_language.items()):
             for start in range(0, len(entries), BATCH):
                 batch = entries[start : start + BATCH]
@@ -330,15 +395,11 @@ def _made(collection: str, entry: Entry, vector: Features) -> _Made:
     return _Made(collection, entry, None, f"{entry.id!r}: its vector is zero or not finite")
 
 
-def _bytes_of(content: bytes | str | None) -> bytes:
-    if not content:
-        raise ValueError("is empty")
-    if isinstance(content, bytes):
-        return content
-    with fsspec.open(content, "rb") as file:
-        return file.read()  # type: ignore[no-any-return]
+def _refused(collection: str, reason: str) -> _Made:
+    return _Made(collection, Entry("", "", "", "", ""), None, reason)
 
 
-def _tag(tag: str | None) -> str:
-    """As the standard writes it: `de-AT` of `DE-at`; "" if there is no such language."""
-    return standardize_tag(tag) if tag and tag_is_valid(tag) else ""
+def _bytes_of(row: Mapping[str, Any]) -> bytes:
+    if row["content"] is not None:
+        return row["content"]  # type: ignore[no-any-return]
+    return find_image(row["uri"], at(row["folder"])).read_bytes()

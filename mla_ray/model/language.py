@@ -1,8 +1,10 @@
 """Names of languages: one spelling, that of BCP-47, wherever a user or a file may name one."""
 
 from functools import lru_cache
+from typing import Annotated
 
-from langcodes import LanguageTagError, standardize_tag, tag_is_valid
+from langcodes import standardize_tag, tag_is_valid
+from pydantic import AfterValidator
 
 ENGLISH = "en"
 NOT_A_LANGUAGE = {"mis", "mul", "und", "zxx"}
@@ -25,10 +27,14 @@ def canonical(tag: str) -> str:
     try:
         known = tag_is_valid(tag.replace("_", "-"))
         standard = standardize_tag(tag.replace("_", "-"))
-    except (LanguageTagError, ValueError):
+    except ValueError:
         known, standard = False, ""
     if not known or standard in NOT_A_LANGUAGE:
         raise UnknownLanguage(
             f"language {tag!r:.60} is unknown; write a BCP-47 tag such as 'de' or 'pt-BR'"
         )
     return standard
+
+
+Language = Annotated[str, AfterValidator(canonical)]
+"""Of a pydantic model: a tag in any spelling, kept in the canonical one."""

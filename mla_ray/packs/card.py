@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from upath import UPath
 
 from mla_ray.model.encoder import LanguageEncoder
+from mla_ray.model.language import Language
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import at
 
@@ -23,7 +24,7 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    language: str
+    language: Language
     native: str
     fingerprint: str
     rows: int = Field(gt=0, description="V")

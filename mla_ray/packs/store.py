@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import fsspec
-import langcodes
 
+from mla_ray.model.language import ENGLISH, UnknownLanguage, canonical
 from mla_ray.model.native import Native
 from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, parse_card, read_card
 from mla_ray.packs.pack import LanguagePack
 
-ENGLISH = "en"
 MAX_PACKS = 1_000  # looked at in one store
 GRACE = 2  # scans in a row that must miss a pack before it is gone: a swap is two renames
 
@@ -59,8 +58,8 @@ class Listing:
         The lookup of RFC 4647, section 3.4: subtags fall from the end until something matches.
         """
         try:
-            tag = langcodes.standardize_tag(tag)
-        except ValueError:
+            tag = canonical(tag)
+        except UnknownLanguage:
             return None
         known = {language.lower(): language for language in self.languages}
         subtags = tag.lower().split("-")
@@ -148,9 +147,7 @@ class PackStore:
                     f"made for native {card.native!r} ({card.fingerprint[:12]}), "
                     f"not for this one ({self.fingerprint[:12]})"
                 )
-            if langcodes.standardize_tag(card.language) != card.language or (
-                card.language == ENGLISH
-            ):
+            if card.language == ENGLISH:
                 raise PackError(f"{path}: language {card.language!r} is not one to acquire")
             self._cards[name] = key, Listed(name, _version(data), card)
         except FileNotFoundError:

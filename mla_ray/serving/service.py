@@ -14,7 +14,8 @@ from mla_ray.data.images import open_image
 from mla_ray.index.collection import Entry, Hit
 from mla_ray.index.ingest import CAPTIONS, IMAGES, caption_entry, image_entry
 from mla_ray.index.picture_store import PictureStore
-from mla_ray.packs.store import ENGLISH, Listing, PackStore
+from mla_ray.model.language import ENGLISH
+from mla_ray.packs.store import Listing, PackStore
 from mla_ray.serving.backend import Backend, rows_of
 from mla_ray.serving.coalescing import Coalescer
 from mla_ray.serving.engines import Identity, Query, Text, Vectors

@@ -29,6 +29,7 @@ from mla_ray.data.table_reader import InvalidTable, Stream
 from mla_ray.evaluation.captions import CaptionTable
 from mla_ray.evaluation.evaluation import evaluate
 from mla_ray.evaluation.recall import Ranks
+from mla_ray.model.language import ENGLISH, Language
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.pipeline import Material, of_language
@@ -58,7 +59,7 @@ RELATED = 2
 class SweepPlan(Material):
     """What is to be swept, how long, and where everything goes."""
 
-    languages: list[str] = Field(min_length=1)
+    languages: list[Language] = Field(min_length=1)
     """BCP-47 codes, or `all` of the tables or the data set."""
     space: str = "auto"
     """`quick`, `standard`, `low-resource`, a YAML file, or `auto`: by the number of pairs."""
@@ -115,7 +116,7 @@ def languages_of(plan: SweepPlan, report: Report) -> list[str]:
     if plan.dataset == "emoji":
         from mla_ray.datasets.emoji import Emoji
 
-        return [code for code in Emoji(Path(plan.data) / "emoji").languages if code != "en"]
+        return [code for code in Emoji(Path(plan.data) / "emoji").languages if code != ENGLISH]
     if any("{language}" in name for name in plan.pairs):
         raise ValueError("languages 'all' cannot be read off names with {language}; list them")
     found: set[str] = set()

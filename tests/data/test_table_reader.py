@@ -13,6 +13,7 @@ from PIL import Image
 
 from mla_ray.data.images import decode_image
 from mla_ray.data.table_reader import InvalidTable, read_captions, read_pairs
+from mla_ray.model.language import UnknownLanguage
 
 PAIRS = [
     {"source": "dog", "target": "Hund", "language": "de"},
@@ -143,16 +144,20 @@ def test_a_language_that_is_not_there_names_those_that_are(tmp_path: Path) -> No
     ]
 
 
-def test_an_unknown_language_tag_is_refused_with_the_right_one(tmp_path: Path) -> None:
-    rows = "source\ttarget\tlanguage\na\tb\ten_US\nc\td\tdeutsch\n"
+def test_an_unknown_language_tag_is_refused_and_a_known_one_written_as_the_standard_does(
+    tmp_path: Path,
+) -> None:
+    rows = "source\ttarget\tlanguage\na\tb\tPT_br\nc\td\tdeutsch\ne\tf\tiw\n"
     path = text(tmp_path / "p.tsv", rows)
     assert refusal(read_pairs, path) == [
-        "p.tsv line 2: language 'en_US' is not BCP-47; write 'en-US'",
-        "p.tsv line 3: language 'deutsch' is unknown; write a BCP-47 tag such as 'de' or 'pt-BR'",
+        "p.tsv line 3: language 'deutsch' is unknown; write a BCP-47 tag such as 'de' or 'pt-BR'; "
+        "drop the row or pass --skip-invalid",
     ]
-    assert refusal(read_pairs, path, language="pt_BR") == [
-        "p.tsv: language 'pt_BR' is not BCP-47; write 'pt-BR'"
-    ]
+    read = read_pairs(path, skip_invalid=True)
+    assert read.table["language"].to_pylist() == ["pt-BR", "he"]
+    assert read_pairs(path, language="pt-br", skip_invalid=True).table.num_rows == 1
+    with pytest.raises(UnknownLanguage, match="'deutsch' is unknown"):
+        read_pairs(path, language="deutsch")
 
 
 # Whole files
@@ -280,7 +285,7 @@ def test_a_file_of_bad_json_alone_says_so(tmp_path: Path) -> None:
 
 
 def test_skip_invalid_drops_bad_rows_and_hands_them_back(tmp_path: Path) -> None:
-    rows = "a\tb\tde\na\tb\tde\n\tb\tde\nc\td\ten_US\ne\tf\ng\th\tde\n"
+    rows = "a\tb\tde\na\tb\tde\n\tb\tde\nc\td\tEnglish\ne\tf\ng\th\tde\n"
     path = text(tmp_path / "p.tsv", f"source\ttarget\tlanguage\n{rows}")
     read = read_pairs(path, skip_invalid=True)
     assert read.table["source"].to_pylist() == ["a", "g"]
