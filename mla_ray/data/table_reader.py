@@ -27,9 +27,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
+from mla_ray.data.quoted_tsv import tsv_is_quoted
 from mla_ray.data.video import frames_of
 from mla_ray.model.language import UnknownLanguage, canonical
-from mla_ray.model.text import normalized
+from mla_ray.model.text import fault_of, normalized
 from mla_ray.runtime.storage import at
 
 PAIR_COLUMNS = ("source", "target", "language")
@@ -41,7 +42,6 @@ CHUNK = 16_384
 IMAGE_CHUNK = 512
 
 _OR_SKIP = "drop the row or pass --skip-invalid"
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,15 @@ def _place(name: str | Path) -> UPath:
 
 
 def _files(path: UPath) -> list[UPath]:
-    if path.is_dir() and (parts := sorted(path.glob("*.parquet"), key=str)):
+    if path.is_dir() and (parts := sorted(path.glob("*.parquet"), key=_numbers_by_size)):
         return parts
     return [path]
+
+
+def _numbers_by_size(path: UPath) -> list[tuple[int, str]]:
+    """A sort key that has part_2 before part_10."""
+    pieces = re.split("([0-9]+)", path.name)  # text and numbers in turns
+    return [(int(piece), "") if place % 2 else (0, piece) for place, piece in enumerate(pieces)]
 
 
 def _whole(stream: Stream) -> "_Sheet":
@@ -403,6 +409,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 class _Csv(csv.excel):
+    skipinitialspace = True  # `"dog", "Hund"`: the second cell is quoted as well
     strict = True
 
 
@@ -411,10 +418,19 @@ class _Tsv(csv.excel_tab):
     strict = True
 
 
+class _QuotedTsv(csv.excel_tab):
+    """As pandas and Excel write TSV (`tsv_is_quoted`)."""
+
+    strict = True
+
+
 def _read_delimited(
     path: UPath, columns: Sequence[str], defaults: Mapping[str, str | None]
 ) -> Iterator[_Sheet]:
-    dialect = _Csv if path.suffix.lower() == ".csv" else _Tsv
+    dialect: type[csv.Dialect] = _Csv
+    if path.suffix.lower() == ".tsv":
+        with _lines(path, newline="") as lines:
+            dialect = _QuotedTsv if tsv_is_quoted(lines) else _Tsv
     with _lines(path, newline="") as lines:
         reader = csv.reader(lines, dialect)
         line = 1
@@ -463,7 +479,7 @@ def _read_jsonl(
                 draft.faults[line] = f"a {kind} where an object is needed; {_OR_SKIP}"
                 continue
             found |= dict.fromkeys(record)
-            if isinstance(number := record.get("image_id"), int):
+            if isinstance(number := record.get("image_id"), int) and not isinstance(number, bool):
                 record["image_id"] = str(number)
             if fault := _json_fault(record, columns):
                 draft.faults[line] = fault
@@ -485,8 +501,8 @@ def _json_fault(record: Mapping[str, object], columns: Iterable[str]) -> str | N
         value = record.get(column)
         if value is not None and not isinstance(value, str):
             return f"{column!r} is of type {type(value).__name__}, not text; {_OR_SKIP}"
-        if value and _HALF_CHARACTER.search(value):
-            return f"{column!r} holds half a character (a lone surrogate); {_OR_SKIP}"
+        if value and (fault := fault_of(value)):
+            return f"{column!r} {fault}; {_OR_SKIP}"
     return None
 
 
@@ -549,7 +565,14 @@ class _Draft:
 
 
 def _check_cells(sheet: _Sheet, columns: Sequence[str]) -> None:
-    """Text stripped and in NFC, no cell empty."""
+    """Text as `normalized` has it, no cell empty."""
+    for column in columns:
+        faults = {
+            row: f"{column!r} {fault}; {_OR_SKIP}"
+            for row, cell in sheet.cells("row", column)
+            if isinstance(cell, str) and (fault := fault_of(cell))
+        }
+        sheet.refuse(faults)
     for column in columns:
         cells = sheet.table[column]
         if pa.types.is_string(cells.type):

@@ -14,6 +14,7 @@ from mla_ray.data.feature_store import Features, Progress, encode_images, encode
 from mla_ray.evaluation.protocols import FULL, Figures, Protocol, intervals, resampled
 from mla_ray.evaluation.recall import KS, Mask, Part, Ranks
 from mla_ray.model.native import Native
+from mla_ray.model.text import normalized
 from mla_ray.packs.pack import LanguagePack
 
 BATCH = 256
@@ -162,6 +163,7 @@ def encode_query(
     native: Native, packs: Mapping[str, LanguagePack], language: str, texts: list[str]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Features [B, E] of texts in a language: the native's for English, a pack's for others."""
+    texts = [normalized(text) for text in texts]
     if language == "en":
         return encode_texts(native, texts)
     return packs[language].encode_text(texts).cpu().numpy()

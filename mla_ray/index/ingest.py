@@ -14,6 +14,7 @@ from mla_ray.evaluation.evaluation import Gallery, encode_query
 from mla_ray.index.collection import CaptionIndex, Entry, Quantization, Space
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
+from mla_ray.model.text import normalized
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report
 
@@ -31,6 +32,7 @@ def image_entry(image_id: str, source: str) -> Entry:
 
 def caption_entry(image_id: str, language: str, caption: str, source: str) -> Entry:
     """Its id is of image and text, so that a caption written again replaces itself."""
+    caption = normalized(caption)
     return Entry(f"{image_id}#{key_of(caption)}", image_id, language, caption, source)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from mla_ray.index.collection import Entry, Hit
 from mla_ray.index.ingest import CAPTIONS, IMAGES, caption_entry, image_entry
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.language import ENGLISH
+from mla_ray.model.text import fault_of, normalized
 from mla_ray.packs.store import Listing, PackStore
 from mla_ray.serving.backend import Backend, rows_of
 from mla_ray.serving.coalescing import Coalescer
@@ -93,7 +95,7 @@ class Service:
 
     async def embed(self, texts: list[Text]) -> Vectors:
         """Unit vectors [N, E]. A pack that cannot be loaded is a 503 problem."""
-        rows = await self._texts(texts)
+        rows = await self._texts([(language, normalized(text)) for language, text in texts])
         for row in rows:
             if isinstance(row, str):
                 raise ProblemError(503, "pack-unavailable", row, Retry_After="2")
@@ -204,7 +206,12 @@ class Service:
                 f"language: no pack for {record.language!r}; there are "
                 f"{', '.join(self.listing.languages)}"
             )
+        for name, text in (("image_id", record.image_id), ("caption", record.caption)):
+            if fault := fault_of(text):
+                raise ValueError(f"{name}: {fault}")
         entry = caption_entry(record.image_id, language, record.caption, record.source)
+        if not entry.caption:
+            raise ValueError("caption: is empty")
         return replace(entry, id=record.id) if record.id else entry
 
     async def _encode(self, texts: list[Text]) -> Sequence[Vectors | str]:
@@ -213,8 +220,13 @@ class Service:
 
 async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:
     """Numbered lines of a stream; None for one that is too long, which is not kept."""
-    number, kept, overlong = 1, b"", False
+    number, kept, overlong, begun = 1, b"", False, False
     async for chunk in body:
+        if not begun:  # a body may come byte by byte
+            kept += chunk
+            if len(kept) < len(BOM_UTF8) and BOM_UTF8.startswith(kept):
+                continue
+            chunk, kept, begun = kept.removeprefix(BOM_UTF8), b"", True
         *ended, rest = chunk.split(b"\n")
         for piece in ended:
             overlong = overlong or len(kept) + len(piece) > MAX_LINE

@@ -63,7 +63,7 @@ class Training(BaseModel):
     """`auto`: bf16 where a GPU has it, else fp32."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class AcquireConfig(Training):

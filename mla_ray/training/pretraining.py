@@ -53,7 +53,7 @@ class PretrainConfig(BaseModel):
     vocab_size: int = 8192
     checkpoint_every: int = 100
     """Steps; the held-out drawings are ranked as often."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class Drawings:

@@ -144,6 +144,12 @@ def acquire(
     native = Native.load(native_name)
     for name in STAGES:
         workers.check_batch(f"{name}.batch", getattr(config, name).batch)
+    for corpus in corpora:
+        if config.nlt.steps and len(corpus.pairs) > config.nlt.batch:
+            raise ValueError(
+                f"nlt.batch is {config.nlt.batch}, too small for the {len(corpus.pairs)} "
+                f"translation tables of {corpus.language}, which share every batch"
+            )
     if config.nlt.steps and not all(corpus.pairs for corpus in corpora):
         raise ValueError("every language needs a translation table; without one set nlt.steps to 0")
     if not all(corpus.pairs or corpus.start for corpus in corpora):

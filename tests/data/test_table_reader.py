@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mla_ray.data.images import decode_image
-from mla_ray.data.table_reader import InvalidTable, read_captions, read_pairs
+from mla_ray.data.table_reader import InvalidTable, Stream, read_captions, read_pairs
 from mla_ray.model.language import UnknownLanguage
 
 PAIRS = [
@@ -440,3 +440,53 @@ def test_a_table_without_splits_is_read_only_when_none_is_asked_for(tmp_path: Pa
     assert read_captions(path).table["split"].to_pylist() == [None]
     (message,) = refusal(read_captions, path, split="train")
     assert message.startswith("c.parquet: no column 'split'; found 'image_id', 'image'")
+
+
+# What programs leave behind
+
+
+def test_a_csv_with_spaces_after_its_commas_has_no_quotes_left(tmp_path: Path) -> None:
+    rows = 'source, target, language\n"dog", "Hund", de\n"a, b", "c ""d""", "de"\n'
+    read = read_pairs(text(tmp_path / "p.csv", rows))
+    assert read.table.to_pylist() == [
+        {"source": "dog", "target": "Hund", "language": "de"},
+        {"source": "a, b", "target": 'c "d"', "language": "de"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.tsv", "p.jsonl", "p.parquet"])
+def test_a_nul_is_refused_and_a_byte_order_mark_dropped_in_every_format(
+    name: str, tmp_path: Path
+) -> None:
+    rows = [("a\0b", "x"), ("\ufeffdog", "Hu\ufeffnd"), ("\ufeff", "nothing")]
+    path = tmp_path / name
+    columns = {"source": [s for s, _ in rows], "target": [t for _, t in rows]}
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table(columns), path)
+    elif name.endswith(".jsonl"):
+        lines = [json.dumps({"source": s, "target": t}) for s, t in rows]
+        path.write_text("\n".join(lines))
+    else:
+        between = "," if name.endswith(".csv") else "\t"
+        lines = [between.join(row) for row in [("source", "target"), *rows]]
+        path.write_text("\n".join(lines))
+    refused = refusal(read_pairs, path, language="de")
+    assert len(refused) == 2
+    assert "'source' holds a NUL character" in refused[0]
+    assert "'source' is empty" in refused[1]
+    kept = read_pairs(path, language="de", skip_invalid=True).table.to_pylist()
+    assert kept == [{"source": "dog", "target": "Hund", "language": "de"}]
+
+
+def test_parts_of_a_folder_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["data_1.parquet", "data_2.parquet", "data_10.parquet", "data_11b2.parquet"]
+    for number, name in enumerate(names):
+        pq.write_table(pa.table({"source": [f"s{number}"], "target": ["t"]}), tmp_path / name)
+    rows = [row for piece in Stream.pairs([tmp_path], "de") for row in piece.to_pylist()]
+    assert [row["source"] for row in rows] == ["s0", "s1", "s2", "s3"]
+
+
+def test_a_boolean_is_no_image_id(tmp_path: Path) -> None:
+    rows = ['{"image_id": true, "image": "a.png", "caption": "x"}']
+    path = text(tmp_path / "c.jsonl", "\n".join(rows))
+    assert "'image_id' is of type bool" in refusal(read_captions, path, language="de")[0]

@@ -1,0 +1,57 @@
+"""Whether the quotes of a TSV file are quoting, or just quotes: TSV has no standard that says it.
+
+Corpora of translations hold quotes as text: `"Hello," he said`. pandas and Excel write a cell that
+holds a quote, a tab or a line break in quotes, and double the quotes inside.
+"""
+
+from collections.abc import Iterable, Iterator
+
+LONGEST = 1 << 20
+"""Characters of a cell; a quote that is not closed by then was just a quote."""
+
+
+def tsv_is_quoted(lines: Iterable[str]) -> bool:
+    """Read a file's lines as pandas and Excel would have written them, and see whether they did.
+
+    They did if every cell with a quote in it is quoted, and was in need of it: it holds a quote, a
+    tab or a line break. A cell that needed no quotes, `"Hello"`, is one of a file whose quotes are
+    text, unless the header is quoted as well, as by a program that quotes every cell.
+    """
+    found, whole_header, first = False, False, True
+    for cells in _records(lines):
+        quoted = [cell for cell in cells if '"' in cell]
+        if first:
+            whole_header, first = len(quoted) == len(cells), False
+        for cell in quoted:
+            inside = cell[1:-1]
+            if (
+                len(cell) < 2
+                or cell[0] != '"'
+                or cell[-1] != '"'
+                or '"' in inside.replace('""', "")
+            ):
+                return False
+            if not whole_header and not any(mark in inside for mark in '"\t\r\n'):
+                return False
+        found = found or bool(quoted)
+    return found
+
+
+def _records(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The cells of each record with their quotes; a quoted cell may hold tabs and line breaks."""
+    cells: list[str] = []
+    open_cell: str | None = None
+    for line in lines:
+        pieces = line.rstrip("\r\n").split("\t")
+        for place, piece in enumerate(pieces):
+            before = "" if open_cell is None else open_cell + ("\t" if place else "\n")
+            cell = before + piece
+            is_open = cell.startswith('"') and cell.count('"') % 2 == 1 and len(cell) < LONGEST
+            open_cell = cell if is_open else None
+            if not is_open:
+                cells.append(cell)
+        if open_cell is None:
+            yield cells
+            cells = []
+    if open_cell is not None:
+        yield [*cells, open_cell]
