@@ -440,8 +440,6 @@ def test_a_second_signal_ends_a_job_that_does_not_listen(toy: Path) -> None:
 
 def test_stopped_without_a_signal_is_to_be_run_again() -> None:
     assert exit_code(Stopped("enough for today")) is Exit.AGAIN
-    training = type("Stopped", (RuntimeError,), {"__module__": "mla_ray.training.trainer"})
-    assert exit_code(training("saved")) is Exit.AGAIN
 
 
 def test_the_job_that_makes_the_native_tells_of_its_keys() -> None:
