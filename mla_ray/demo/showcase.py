@@ -62,7 +62,7 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
     for number, concept in enumerate(emoji.concepts, 1):
         image_id = f"{TEST_STYLE}/{concept.key}"
         image = emoji.png(TEST_STYLE, concept.key, SIZE)
-        pictures.put(image_id, emoji.draw(TEST_STYLE, concept.key, PICTURE_SIZE))
+        pictures.put(image_id, TEST_STYLE, emoji.draw(TEST_STYLE, concept.key, PICTURE_SIZE))
         for language, known in labels.items():
             if concept.key in known:
                 rows.append(

@@ -4,7 +4,8 @@
 
 The points are those of `ingest.index_captions`: an id is made of what it names, so a run that was
 killed is run again and neither loses nor doubles anything. Nothing is held but what is on
-its way: the process that calls keeps a block of the stream, never a table.
+its way: the process that calls keeps a block of the stream, never a table. To `sync` it also keeps
+a key of each row.
 
 To a server many tasks write at once. An `edge:` folder has one owner, so there the caller's process
 writes what the cluster encodes.
@@ -45,6 +46,8 @@ from mla_ray.index.ingest import (
     require_packs,
     space_of,
 )
+from mla_ray.index.ingest import sync as remove_what_left
+from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report
@@ -64,12 +67,15 @@ class Indexed:
     written: dict[str, int] = field(default_factory=lambda: {IMAGES: 0, CAPTIONS: 0})
     rejected: int = 0
     reasons: list[str] = field(default_factory=list)  # of the first MAX_REASONS
+    removed: dict[str, int] = field(default_factory=dict)  # by a sync, as `ingest.sync` counts
+    keys: set[bytes] = field(default_factory=set, repr=False)  # of all rows, for a sync alone
 
     def add(self, other: "Indexed") -> None:
         for name, count in other.written.items():
             self.written[name] += count
         self.rejected += other.rejected
         self.reasons = (self.reasons + other.reasons)[:MAX_REASONS]
+        self.keys |= other.keys
 
 
 def index_table(
@@ -81,6 +87,8 @@ def index_table(
     report: Report = lambda progress: None,
     *,
     quantization: Quantization | None = None,
+    sync: bool = False,
+    pictures: PictureStore | None = None,
 ) -> Indexed:
     """Embed the images and captions of Parquet tables into the collections at `url`.
 
@@ -95,6 +103,9 @@ def index_table(
         source: kept with every point.
         report: called as blocks are written; for a server once, at the end.
         quantization: of collections that are made now.
+        sync: remove what `source` has in the index and the tables have no longer. A bad image or
+            row is in the tables all the same: what there is of it stays.
+        pictures: with `sync`, where small copies of images are kept; those of removed images go.
 
     Returns:
         How many points were written; an image with rows in several blocks counts in each. A bad
@@ -119,23 +130,25 @@ def index_table(
     if url.startswith(("http", "grpc")):
         with _opened(url, space, quantization):
             pass  # made once, before many tasks would
-        sink = IndexSink(url, space)
+        sink = IndexSink(url, space, keyed=sync)
         _encode(native_name, packs, tables, source).write_datasink(
             sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0}
         )
         done = sink.done
         report(Progress("indexing", total, total))
-        return done
-    with _opened(url, space, quantization) as collections:
-        encoded = _encode(native_name, packs, tables, source)
-        rows = 0
-        for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
-            done.add(write(collections, block))
-            rows += pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0
-            report(Progress("indexing", rows, total))
-        for index in collections.values():
-            index.optimize()
-            index.flush()
+    else:
+        with _opened(url, space, quantization) as collections:
+            encoded = _encode(native_name, packs, tables, source)
+            rows = 0
+            for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
+                done.add(write(collections, block, keyed=sync))
+                rows += pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0
+                report(Progress("indexing", rows, total))
+            for index in collections.values():
+                index.optimize()
+                index.flush()
+    if sync:
+        done.removed = remove_what_left(url, space, source, done.keys, pictures)
     return done
 
 
@@ -157,14 +170,18 @@ def survey(tables: Sequence[str]) -> tuple[set[str], int]:
     return languages - {""}, rows
 
 
-def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
-    """Upsert a block of `_Encoder`'s, trying again for a while where no server answers."""
+def write(
+    collections: Mapping[str, CaptionIndex], block: pa.Table, *, keyed: bool = False
+) -> Indexed:
+    """Upsert a block of `_Encoder`'s, trying again for a while where no server answers.
+
+    With `keyed` the result has the keys of all rows, those left out too.
+    """
     done = Indexed()
     good = block.filter(pc.is_null(block["reason"]))
     for collection, index in collections.items():
         rows = good.filter(pc.equal(good["collection"], collection))
-        columns = (rows[name].to_pylist() for name in FIELDS)
-        entries = [Entry(*row) for row in zip(*columns, strict=True)]
+        entries = _entries(rows)
         flat = rows["vector"].combine_chunks().flatten().to_numpy()
         vectors_NE = flat.reshape(len(entries), index.space.dim)
         done.written[collection] = patiently(
@@ -172,7 +189,14 @@ def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
         )
     reasons = block["reason"].drop_null().to_pylist()
     done.rejected, done.reasons = len(reasons), reasons[:MAX_REASONS]
+    if keyed:
+        done.keys = {entry.key for entry in _entries(block)}
     return done
+
+
+def _entries(block: pa.Table) -> list[Entry]:
+    columns = (block[name].to_pylist() for name in FIELDS)
+    return [Entry(*row) for row in zip(*columns, strict=True)]
 
 
 class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
@@ -184,9 +208,10 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
     exist already.
     """
 
-    def __init__(self, url: str, space: Space) -> None:
+    def __init__(self, url: str, space: Space, *, keyed: bool = False) -> None:
         self.url = url
         self.space = space
+        self.keyed = keyed
         self.done = Indexed()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Indexed:
@@ -197,7 +222,7 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
                 what="opening the index",
             )
             for block in blocks:
-                done.add(write(opened, block))
+                done.add(write(opened, block, keyed=self.keyed))
         return done
 
     def on_write_complete(self, write_result: WriteResult) -> None:
