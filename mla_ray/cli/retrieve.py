@@ -144,9 +144,6 @@ def index_command(
     as_json: Json = False,
 ) -> None:
     """Embed a table's images and captions into the collections `images` and `captions`."""
-    if sync:
-        # What these leave out of the table would be taken for removed from it.
-        _refuse("--sync", {"--language": language, "--skip-invalid": skip_invalid or None})
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
@@ -176,7 +173,7 @@ def index_command(
             ingest.keep_pictures(read.table, source, store, report)
     told = "\n".join(f"{name}: {n:,} points" for name, n in result.items())
     if sync:
-        kept = {entry.key for entry in ingest.entries_of(read.table, source)}
+        kept = ingest.keys_of([captions], source, language)  # all, whatever was left out above
         removed = ingest.sync(index, ingest.space_of(frozen), source, kept, store)
         result["removed"] = removed
         told += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())

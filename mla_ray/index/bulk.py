@@ -4,8 +4,7 @@
 
 The points are those of `ingest.index_captions`: an id is made of what it names, so a run that was
 killed is run again and neither loses nor doubles anything. Nothing is held but what is on
-its way: the process that calls keeps a block of the stream, never a table. To `sync` it also keeps
-a key of each row.
+its way: the process that calls keeps a block of the stream, never a table.
 
 To a server many tasks write at once. An `edge:` folder has one owner, so there the caller's process
 writes what the cluster encodes.
@@ -43,6 +42,7 @@ from mla_ray.index.ingest import (
     IMAGES,
     caption_entry,
     image_entry,
+    keys_of,
     require_packs,
     space_of,
 )
@@ -68,14 +68,12 @@ class Indexed:
     rejected: int = 0
     reasons: list[str] = field(default_factory=list)  # of the first MAX_REASONS
     removed: dict[str, int] = field(default_factory=dict)  # by a sync, as `ingest.sync` counts
-    keys: set[bytes] = field(default_factory=set, repr=False)  # of all rows, for a sync alone
 
     def add(self, other: "Indexed") -> None:
         for name, count in other.written.items():
             self.written[name] += count
         self.rejected += other.rejected
         self.reasons = (self.reasons + other.reasons)[:MAX_REASONS]
-        self.keys |= other.keys
 
 
 def index_table(
@@ -103,8 +101,8 @@ def index_table(
         source: kept with every point.
         report: called as blocks are written; for a server once, at the end.
         quantization: of collections that are made now.
-        sync: remove what `source` has in the index and the tables have no longer. A bad image or
-            row is in the tables all the same: what there is of it stays.
+        sync: remove what `source` has in the index and the tables no longer have, as
+            `ingest.sync`. What there is of an image that cannot be read stays.
         pictures: with `sync`, where small copies of images are kept; those of removed images go.
 
     Returns:
@@ -130,7 +128,7 @@ def index_table(
     if url.startswith(("http", "grpc")):
         with _opened(url, space, quantization):
             pass  # made once, before many tasks would
-        sink = IndexSink(url, space, keyed=sync)
+        sink = IndexSink(url, space)
         _encode(native_name, packs, tables, source).write_datasink(
             sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0}
         )
@@ -141,14 +139,14 @@ def index_table(
             encoded = _encode(native_name, packs, tables, source)
             rows = 0
             for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
-                done.add(write(collections, block, keyed=sync))
+                done.add(write(collections, block))
                 rows += pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0
                 report(Progress("indexing", rows, total))
             for index in collections.values():
                 index.optimize()
                 index.flush()
     if sync:
-        done.removed = remove_what_left(url, space, source, done.keys, pictures)
+        done.removed = remove_what_left(url, space, source, keys_of(tables, source), pictures)
     return done
 
 
@@ -170,18 +168,14 @@ def survey(tables: Sequence[str]) -> tuple[set[str], int]:
     return languages - {""}, rows
 
 
-def write(
-    collections: Mapping[str, CaptionIndex], block: pa.Table, *, keyed: bool = False
-) -> Indexed:
-    """Upsert a block of `_Encoder`'s, trying again for a while where no server answers.
-
-    With `keyed` the result has the keys of all rows, those left out too.
-    """
+def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
+    """Upsert a block of `_Encoder`'s, trying again for a while where no server answers."""
     done = Indexed()
     good = block.filter(pc.is_null(block["reason"]))
     for collection, index in collections.items():
         rows = good.filter(pc.equal(good["collection"], collection))
-        entries = _entries(rows)
+        columns = (rows[name].to_pylist() for name in FIELDS)
+        entries = [Entry(*row) for row in zip(*columns, strict=True)]
         flat = rows["vector"].combine_chunks().flatten().to_numpy()
         vectors_NE = flat.reshape(len(entries), index.space.dim)
         done.written[collection] = patiently(
@@ -189,14 +183,7 @@ def write(
         )
     reasons = block["reason"].drop_null().to_pylist()
     done.rejected, done.reasons = len(reasons), reasons[:MAX_REASONS]
-    if keyed:
-        done.keys = {entry.key for entry in _entries(block)}
     return done
-
-
-def _entries(block: pa.Table) -> list[Entry]:
-    columns = (block[name].to_pylist() for name in FIELDS)
-    return [Entry(*row) for row in zip(*columns, strict=True)]
 
 
 class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
@@ -208,10 +195,9 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
     exist already.
     """
 
-    def __init__(self, url: str, space: Space, *, keyed: bool = False) -> None:
+    def __init__(self, url: str, space: Space) -> None:
         self.url = url
         self.space = space
-        self.keyed = keyed
         self.done = Indexed()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Indexed:
@@ -222,7 +208,7 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
                 what="opening the index",
             )
             for block in blocks:
-                done.add(write(opened, block, keyed=self.keyed))
+                done.add(write(opened, block))
         return done
 
     def on_write_complete(self, write_result: WriteResult) -> None:

@@ -4,11 +4,13 @@
 same points with the parts here.
 """
 
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
 from mla_ray.data.feature_store import key_of
+from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery, encode_query
 from mla_ray.index.collection import RULE, CaptionIndex, Entry, Quantization, Space
@@ -41,6 +43,19 @@ def entries_of(captions: pa.Table, source: str) -> Iterator[Entry]:
         for row in batch.to_pylist():
             yield image_entry(row["image_id"], source)
             yield caption_entry(row["image_id"], row["language"], row["caption"], source)
+
+
+def keys_of(tables: Sequence[str | Path], source: str, language: str | None = None) -> set[bytes]:
+    """Keys of all images and captions in caption tables, for `sync`: about 120 bytes each.
+
+    Also of images that cannot be read: they are in the table. `language` is that of tables without
+    such a column. Raises InvalidTable if there are none at all.
+    """
+    defaults = {"language": language} if language else {}
+    stream = Stream(tables, ("image_id", "language", "caption"), defaults, {})
+    keys = {entry.key for piece in stream for entry in entries_of(piece, source)}
+    stream.check(len(keys), skip_invalid=True)
+    return keys
 
 
 def require_packs(languages: Collection[str], packs: Collection[str]) -> None:
@@ -114,8 +129,8 @@ def sync(
         url: of the index, as `CaptionIndex.open` takes it.
         space: whose vectors it holds.
         source: the one to compare.
-        kept: keys of entries (`Entry.key`) that stay: `{e.key for e in entries_of(table, source)}`.
-            A set takes about 130 bytes a key. An empty one removes the whole source.
+        kept: keys of entries (`Entry.key`) that stay, of tables by `keys_of`. If there are none,
+            the whole source is removed.
         pictures: where small copies are kept; those of removed images go, too.
 
     Returns:

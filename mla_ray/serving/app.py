@@ -284,8 +284,7 @@ def _add_collections(app: FastAPI, service: Service) -> None:
         source: Annotated[
             str | None,
             Query(
-                min_length=1,
-                max_length=128,
+                max_length=MAX_ID,
                 description="whose image it is; may be left out where only one source has that id",
             ),
         ] = None,

@@ -73,7 +73,7 @@ class Embeddings(BaseModel):
 
 
 class Hit(BaseModel):
-    id: str
+    id: str = Field(description="its own within its source and language")
     image_id: str
     score: float = Field(
         description="cosine, -1 to 1; not a probability, and not to be compared between languages "

@@ -131,7 +131,9 @@ class Service:
         store = self.pictures
         if store is None:
             return None
-        data = await asyncio.to_thread(store.get, image_id, source) if source else None
+        data = None
+        if source is not None:
+            data = await asyncio.to_thread(store.get, image_id, source)
         if data is not None:
             return data
         sources = await self.backend.sources(image_id)

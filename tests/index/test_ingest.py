@@ -11,13 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from mla_ray.data.table_reader import InvalidTable
 from mla_ray.index.collection import CaptionIndex, Entry
 from mla_ray.index.ingest import (
     CAPTIONS,
     IMAGES,
+    caption_entry,
     entries_of,
     index_captions,
     keep_pictures,
+    keys_of,
     owner,
     space_of,
     sync,
@@ -193,6 +196,23 @@ def test_an_id_alone_means_the_source_that_had_it_first(
     sources: dict[str, int], whose: str | None
 ) -> None:
     assert owner(sources) == whose
+
+
+def test_a_table_without_a_good_row_empties_no_source(tmp_path: Path) -> None:
+    lines = {
+        "no rows": "",
+        "no good row": "1,x,,a dog\n2,x,en,\n",
+        "one": "1,x,en,a dog\n,x,en,b\n",
+    }
+    for name, text in lines.items():
+        table = tmp_path / f"{name}.csv"
+        table.write_text("image_id,image,language,caption\n" + text)
+        if name == "one":
+            image, caption = Entry("1", "1", "", "", "s"), caption_entry("1", "en", "a dog", "s")
+            assert keys_of([table], "s") == {image.key, caption.key}
+        else:
+            with pytest.raises(InvalidTable):
+                keys_of([table], "s")
 
 
 def test_the_entries_of_a_table_are_its_images_and_captions() -> None:
