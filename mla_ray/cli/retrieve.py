@@ -138,12 +138,18 @@ def index_command(
     pictures: Annotated[
         str | None, typer.Option(help="Keep small copies here, for the page of mla serve.")
     ] = None,
+    sync: Annotated[
+        bool,
+        typer.Option(
+            "--sync", help="Remove what the source has in the index and the table no longer has."
+        ),
+    ] = False,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
     """Embed a table's images and captions into the collections `images` and `captions`."""
     from mla_ray.data.table_reader import read_captions
-    from mla_ray.index.ingest import index_captions, keep_pictures
+    from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
     from mla_ray.model.native import Native
     from mla_ray.packs.store import load_packs
@@ -153,19 +159,29 @@ def index_command(
     tell_dropped(len(read.dropped), read.dropped)
     frozen = Native.load(native)
     packs = load_packs(pack or [], frozen)
+    source = source or PurePosixPath(captions).stem
+    store = PictureStore(pictures) if pictures else None
     with bars() as report:
-        written = index_captions(
-            index,
-            frozen,
-            packs,
-            read.table,
-            source or PurePosixPath(captions).stem,
-            report,
-            quantization="int8" if int8 else None,
+        result: dict[str, Any] = dict(
+            ingest.index_captions(
+                index,
+                frozen,
+                packs,
+                read.table,
+                source,
+                report,
+                quantization="int8" if int8 else None,
+            )
         )
-        if pictures:
-            keep_pictures(read.table, PictureStore(pictures), report)
-    emit(written, as_json, "\n".join(f"{name}: {n:,} points" for name, n in written.items()))
+        if store:
+            ingest.keep_pictures(read.table, source, store, report)
+    told = "\n".join(f"{name}: {n:,} points" for name, n in result.items())
+    if sync:
+        kept = ingest.keys_of([captions], source, language)  # all, whatever was left out above
+        removed = ingest.sync(index, ingest.space_of(frozen), source, kept, store)
+        result["removed"] = removed
+        told += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())
+    emit(result, as_json, told)
 
 
 def _of_query(tag: str | None) -> str | None:
@@ -208,6 +224,10 @@ def search(
     source: Annotated[
         str | None, typer.Option(help="With --url: entries of this source only.")
     ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Nothing of a lower cosine; docs/serving.md on scores."),
+    ] = None,
     image: Annotated[
         Path | None, typer.Option(help="With --url: a picture to search by, instead of a text.")
     ] = None,
@@ -220,16 +240,17 @@ def search(
             raise typer.BadParameter("give a text to search for")
         if language == "auto":
             raise typer.BadParameter("--language auto needs a server: --url")
-        result = _search_index(
-            query, index, language or "en", k, pack, native or "emoji-clip", find or "images"
-        )
+        native, find = native or "emoji-clip", find or "images"
+        result = _search_index(query, index, language or "en", k, min_score, pack, native, find)
     elif url is not None and index is None:
         _refuse("--url", {"--pack": pack, "--native": native})
         if (query is None) == (image is None):
             raise typer.BadParameter("give either a text or --image to search for")
         if image is not None:
             _refuse("--image", {"--language": language})
-        result = _search_server(query, url, language, k, find, in_language, source, image)
+        result = _search_server(
+            query, url, language, k, min_score, find, in_language, source, image
+        )
     else:
         raise typer.BadParameter("give either --index, to search here, or --url, to ask a server")
     lines = [f"{hit['score']:.3f}  {hit['image_id']}  {hit['caption']}" for hit in result]
@@ -243,7 +264,14 @@ def _refuse(beside: str, options: dict[str, object]) -> None:
 
 
 def _search_index(
-    query: str, index: str, language: str, k: int, pack: Path | None, native: str, find: str
+    query: str,
+    index: str,
+    language: str,
+    k: int,
+    min_score: float | None,
+    pack: Path | None,
+    native: str,
+    find: str,
 ) -> list[dict[str, Any]]:
     from mla_ray.evaluation.evaluation import encode_query
     from mla_ray.index.collection import CaptionIndex
@@ -258,7 +286,8 @@ def _search_index(
         raise ValueError(f"{folders[0]} is a pack for {next(iter(packs))!r}, not for {language!r}")
     vector = encode_query(frozen, packs, language, [query])[0]
     with CaptionIndex.open(index, space_of(frozen), find, create=False) as collection:
-        return [_hit_row(hit.entry, hit.score) for hit in collection.search(vector, k)]
+        hits = collection.search(vector, k, min_score=min_score)
+    return [_hit_row(hit.entry, hit.score) for hit in hits]
 
 
 def _search_server(
@@ -266,6 +295,7 @@ def _search_server(
     url: str,
     language: str | None,
     k: int,
+    min_score: float | None,
     find: str | None,
     in_language: str | None,
     source: str | None,
@@ -280,6 +310,7 @@ def _search_server(
                 image.read_bytes(),
                 find=cast("Collection", find or "captions"),
                 k=k,
+                min_score=min_score,
                 in_language=in_language,
                 source=source,
             )
@@ -289,6 +320,7 @@ def _search_server(
                 language=language or "en",
                 find=cast("Collection", find or "images"),
                 k=k,
+                min_score=min_score,
                 in_language=in_language,
                 source=source,
             )

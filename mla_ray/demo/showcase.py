@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Emoji
 from mla_ray.demo import demo
-from mla_ray.index.ingest import index_captions
+from mla_ray.index.ingest import entries_of, index_captions, space_of, sync
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
@@ -62,7 +62,7 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
     for number, concept in enumerate(emoji.concepts, 1):
         image_id = f"{TEST_STYLE}/{concept.key}"
         image = emoji.png(TEST_STYLE, concept.key, SIZE)
-        pictures.put(image_id, emoji.draw(TEST_STYLE, concept.key, PICTURE_SIZE))
+        pictures.put(image_id, TEST_STYLE, emoji.draw(TEST_STYLE, concept.key, PICTURE_SIZE))
         for language, known in labels.items():
             if concept.key in known:
                 rows.append(
@@ -76,3 +76,5 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
         report(Progress("drawing emoji", number, len(emoji.concepts)))
     table = pa.Table.from_pylist(rows)
     index_captions(showcase.index, native, packs, table, TEST_STYLE, report)
+    kept = {entry.key for entry in entries_of(table, TEST_STYLE)}
+    sync(showcase.index, space_of(native), TEST_STYLE, kept, pictures)

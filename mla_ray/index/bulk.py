@@ -41,9 +41,12 @@ from mla_ray.index.ingest import (
     IMAGES,
     caption_entry,
     image_entry,
+    keys_of,
     require_packs,
     space_of,
 )
+from mla_ray.index.ingest import sync as remove_what_left
+from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report
@@ -62,6 +65,7 @@ class Indexed:
     written: dict[str, int] = field(default_factory=lambda: {IMAGES: 0, CAPTIONS: 0})
     rejected: int = 0
     reasons: list[str] = field(default_factory=list)  # of the first MAX_REASONS
+    removed: dict[str, int] = field(default_factory=dict)  # by a sync, as `ingest.sync` counts
 
     def add(self, other: "Indexed") -> None:
         for name, count in other.written.items():
@@ -81,6 +85,8 @@ def index_table(
     languages: Collection[str] | None = None,
     language: str | None = None,
     quantization: Quantization | None = None,
+    sync: bool = False,
+    pictures: PictureStore | None = None,
 ) -> Indexed:
     """Embed the images and captions of caption tables into the collections at `url`.
 
@@ -97,6 +103,9 @@ def index_table(
         languages: rows of others are passed over; all if not given.
         language: of the tables that have no column `language`.
         quantization: of collections that are made now.
+        sync: remove what `source` has in the index and the tables no longer have, as
+            `ingest.sync`. What there is of an image that cannot be read stays.
+        pictures: with `sync`, where small copies of images are kept; those of removed images go.
 
     Returns:
         How many points were written; an image with rows in several blocks counts in each. A row
@@ -127,16 +136,19 @@ def index_table(
         encoded.write_datasink(sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0})
         done = sink.done
         report(Progress("indexing", total, total))
-        return done
-    with _opened(url, space, quantization) as collections:
-        rows = 0
-        for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
-            done.add(write(collections, block))
-            rows += pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0
-            report(Progress("indexing", rows, total))
-        for index in collections.values():
-            index.optimize()
-            index.flush()
+    else:
+        with _opened(url, space, quantization) as collections:
+            rows = 0
+            for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
+                done.add(write(collections, block))
+                rows += pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0
+                report(Progress("indexing", rows, total))
+            for index in collections.values():
+                index.optimize()
+                index.flush()
+    if sync:
+        kept = keys_of(tables, source, language)
+        done.removed = remove_what_left(url, space, source, kept, pictures)
     return done
 
 

@@ -9,6 +9,10 @@
 What is searched is a name for the current version: an alias on a server, the file `current` in a
 folder. A rebuild fills the next version and moves that name; no search sees half a collection.
 
+A point's id is made of what its entry is: source, id and language (rule 2, in the payload). In
+0.1.0 it was the id and language alone (rule 1), so two tables that number their images alike took
+each other's places. Its collections are read as they are and change as they are written.
+
 Shapes: N entries, E joint embedding size.
 """
 
@@ -18,9 +22,10 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self, TextIO
@@ -34,12 +39,15 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-SCHEMA = 2  # of the stored points and of the record beside them; other schemas are refused
+SCHEMA = 3  # of the stored points and of the record beside them; all points are of RULE
+MIXED_SCHEMA = 2  # some points may be of the rule before; other schemas are refused
+RULE, FORMER_RULE = 2, 1  # of point ids: source, id, language; native, id, language
 VECTOR = "joint"  # name of a point's vector; others may be added beside it one day
 MAX_K = 1000
 MAX_OFFSET = 10_000
 MAX_TIES = 10_000  # entries of one score looked at beyond a page to order them by id
 BATCH = 256  # points a request; at E = 1024 about 5 MB of JSON, a server takes 32
+SCROLL = 1000  # payloads a request
 HNSW_EF = (
     256  # candidates kept while searching the graph: found 99.7 % of the true top 10, 128 99 %
 )
@@ -52,6 +60,8 @@ NAMESPACE = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")  # of our point id
 
 
 Quantization = Literal["int8"]
+Where = dict[str, str | None]
+"""Payload fields and the value each must have; None: the field must be missing."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,13 @@ class Entry:
     caption: str  # "" for an image
     source: str  # data set or collection it came from
 
+    @property
+    def key(self) -> bytes:
+        """16 bytes that belong to this source, id and language alone; as a UUID the point's id."""
+        # as JSON, so that no two of them run together into those of another entry
+        name = json.dumps([self.source, self.id, self.language])
+        return uuid.uuid5(NAMESPACE, name).bytes
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -96,16 +113,24 @@ class _Point(NamedTuple):
 
 
 class _Backend(Protocol):
-    """One collection somewhere. `where` maps payload fields to the values they must have."""
+    """One collection somewhere."""
+
+    kind: "_Kind"
 
     def upsert(self, points: list[_Point]) -> None: ...
 
+    def delete(self, ids: list[str], where: Where) -> None:
+        """Remove those of the points `ids` that `where` fits."""
+
     def search(
-        self, vector: list[float], limit: int, where: dict[str, str]
+        self, vector: list[float], limit: int, where: Where
     ) -> list[tuple[dict[str, Any], float]]:
         """Payloads and cosines, best first, ties in any order."""
 
-    def count(self, where: dict[str, str]) -> int: ...
+    def scroll(self, where: Where) -> Iterator[dict[str, Any]]:
+        """Payloads of all that fits, in the order of point ids."""
+
+    def count(self, where: Where) -> int: ...
 
     def facet(self, field: str) -> dict[str, int]: ...
 
@@ -127,6 +152,7 @@ class CaptionIndex:
     def __init__(self, backend: _Backend, space: Space) -> None:
         self.space = space
         self._backend = backend
+        self._mixed: bool | None = None  # whether there are points of FORMER_RULE, once it is known
 
     @classmethod
     def open(
@@ -171,8 +197,8 @@ class CaptionIndex:
     def upsert(self, entries: Sequence[Entry], vectors: npt.NDArray[np.float32]) -> int:
         """Write entries and their vectors [N, E], of any length but zero; returns N.
 
-        An entry of the same id and language is replaced, so writing twice changes nothing. What a
-        running `rebuild` has not been given is gone after it.
+        An entry of the same source, id and language is replaced, so writing twice changes nothing.
+        So is one that 0.1.0 wrote. What a running `rebuild` has not been given is gone after it.
         """
         if len(entries) != len(vectors):
             raise ValueError(
@@ -184,11 +210,19 @@ class CaptionIndex:
             units = (vectors[rows] / norms[rows, None]).astype(np.float32)
             self._backend.upsert(
                 [
-                    _Point(self._point_id(entry), unit.tolist(), asdict(entry))
+                    _Point(_point_id(entry), unit.tolist(), asdict(entry) | {"rule": RULE})
                     for entry, unit in zip(entries[rows], units, strict=True)
                 ]
             )
+            if self._is_mixed():  # after the write, so that no search misses the entry
+                self._remove(entries[rows], self._former_point_id)
         return len(entries)
+
+    def delete(self, entries: Sequence[Entry]) -> None:
+        """Remove entries, by source, id and language. One that is not there changes nothing."""
+        self._remove(entries, _point_id)
+        if self._is_mixed():
+            self._remove(entries, self._former_point_id)
 
     def search(
         self,
@@ -198,16 +232,20 @@ class CaptionIndex:
         language: str | None = None,
         source: str | None = None,
         offset: int = 0,
+        min_score: float | None = None,
     ) -> list[Hit]:
         """The `k` entries nearest to `vector` [E] after the first `offset`, best first.
 
-        `language` and `source` must match exactly; language "" finds images only. Equal scores are
-        ordered by id, then language. Raises ValueError for a bad vector, k or offset.
+        `language` and `source` must match exactly; language "" finds images only. None that is
+        found has a score below `min_score`. Equal scores are ordered by id, language, source.
+        Raises ValueError for a bad vector, k, offset or min_score.
         """
         if not 1 <= k <= MAX_K:
             raise ValueError(f"k is {k}, must be 1 to {MAX_K}; page with offset for more")
         if not 0 <= offset <= MAX_OFFSET:
             raise ValueError(f"offset is {offset}, must be 0 to {MAX_OFFSET}; narrow the search")
+        if min_score is not None and not -1 <= min_score <= 1:
+            raise ValueError(f"min_score is {min_score}, must be -1 to 1, as cosines are")
         if vector.ndim != 1:
             raise ValueError(f"query has shape {list(vector.shape)}, must be [{self.space.dim}]")
         unit = (vector / self._norms(vector[None])).astype(np.float32).tolist()
@@ -225,8 +263,23 @@ class CaptionIndex:
             if not tie_is_cut or limit >= end + MAX_TIES:
                 break
             limit = min(2 * limit, end + MAX_TIES)
-        hits.sort(key=lambda hit: (-hit.score, hit.entry.id, hit.entry.language))
-        return hits[offset:end]
+        hits.sort(key=lambda hit: (-hit.score, hit.entry.id, hit.entry.language, hit.entry.source))
+        # An engine's own threshold would compare what has not been rounded: a hit whose score is
+        # shown as the least that was asked for would come or not by chance.
+        return [hit for hit in hits[offset:end] if min_score is None or hit.score >= min_score]
+
+    def entries(self, *, language: str | None = None, source: str | None = None) -> Iterator[Entry]:
+        """Everything there is, or all of a language or source, in no order that means anything."""
+        for payload in self._backend.scroll(_where(language=language, source=source)):
+            yield _entry(payload)
+
+    def sources(self, image_id: str) -> dict[str, int]:
+        """The sources that have entries of that image, and the rule (`RULE`) each is stored by."""
+        found: dict[str, int] = {}
+        for payload in self._backend.scroll(_where(image_id=image_id)):
+            rule = payload.get("rule", FORMER_RULE)
+            found[payload["source"]] = max(rule, found.get(payload["source"], rule))
+        return found
 
     def count(self, *, language: str | None = None) -> int:
         return self._backend.count(_where(language=language))
@@ -252,6 +305,7 @@ class CaptionIndex:
         """
         with self._backend.rebuild() as fresh:
             yield CaptionIndex(fresh, self.space)
+        self._mixed = None
 
     def optimize(self) -> None:
         """Build the search graph (HNSW) now, after a bulk upsert. A server does so by itself.
@@ -280,10 +334,26 @@ class CaptionIndex:
     ) -> None:
         self.close()
 
-    def _point_id(self, entry: Entry) -> str:
-        # as JSON, so that no id and language run together into those of another entry
-        name = json.dumps([self.space.fingerprint, entry.id, entry.language])
-        return str(uuid.uuid5(NAMESPACE, name))
+    def _is_mixed(self) -> bool:
+        """Whether points of the rule before are there; asked once, of older collections only."""
+        if self._mixed is None:
+            may_be = self._backend.kind.schema == MIXED_SCHEMA
+            self._mixed = may_be and self._backend.count({"rule": None}) > 0
+        return self._mixed
+
+    def _remove(self, entries: Sequence[Entry], point_id: Callable[[Entry], str]) -> None:
+        ids = defaultdict(list)
+        for entry in entries:
+            ids[entry.source].append(point_id(entry))
+        for source, of_source in ids.items():
+            for start in range(0, len(of_source), BATCH):
+                # By the rule before an id is of any source: only that of this one is to go.
+                self._backend.delete(of_source[start : start + BATCH], {"source": source})
+
+    def _former_point_id(self, entry: Entry) -> str:
+        # by the fingerprint that the collection was made with
+        fingerprint = self._backend.kind.space.fingerprint
+        return str(uuid.uuid5(NAMESPACE, json.dumps([fingerprint, entry.id, entry.language])))
 
     def _norms(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """[N], of vectors [N, E] that are fit to be stored. The embedded engine checks only E."""
@@ -312,9 +382,14 @@ class _Kind:
 
     space: Space
     quantization: Quantization | None
+    schema: int = SCHEMA
 
     def record(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **asdict(self.space), "quantization": self.quantization}
+        return {"schema": self.schema, **asdict(self.space), "quantization": self.quantization}
+
+    def rebuilt(self) -> "_Kind":
+        """Of a version that is made now."""
+        return replace(self, schema=SCHEMA)
 
     def of_record(self, found: Any, where: str) -> "_Kind":
         """The kind that is there; ValueError if its record is of another than what was asked."""
@@ -325,10 +400,11 @@ class _Kind:
                 "other software or on a server older than Qdrant 1.16: choose another collection "
                 "name"
             )
-        if found["schema"] != SCHEMA:
+        if found["schema"] not in (MIXED_SCHEMA, SCHEMA):
             raise ValueError(
-                f"{where} has schema {found['schema']}, this version reads {SCHEMA}; use the "
-                "mla-ray that made it, or ingest again in another place or under another name"
+                f"{where} has schema {found['schema']}, this version reads {MIXED_SCHEMA} and "
+                f"{SCHEMA}; use the mla-ray that made it, or ingest again in another place or "
+                "under another name"
             )
         if (found["fingerprint"], found["dim"]) != (space.fingerprint, space.dim):
             raise ValueError(
@@ -343,7 +419,7 @@ class _Kind:
                 f"{where} was made with quantization {there!r}, not {self.quantization!r}, and "
                 "stays so; open it without, or ingest again under another collection name"
             )
-        return _Kind(space, there)
+        return _Kind(space, there, found["schema"])
 
 
 class _ClientBackend:
@@ -369,7 +445,7 @@ class _ClientBackend:
                 if not create:
                     raise _missing(f"collection {collection!r}")
                 first = _version(kind.space, collection, 1)
-                self._create(first, exist_ok=True)  # someone else may be opening it, too
+                self._create(first, kind, exist_ok=True)  # someone else may be opening it, too
                 client.update_collection_aliases([_point_alias(collection, first)])
             found = client.get_collection(collection).config.metadata
         self.kind = kind.of_record(found, f"collection {collection!r}")
@@ -383,8 +459,13 @@ class _ClientBackend:
         with self._reaching():
             self.client.upsert(self.name, rows, wait=True)
 
+    def delete(self, ids: list[str], where: Where) -> None:
+        chosen = models.FilterSelector(filter=self._filter(where, ids))
+        with self._reaching():
+            self.client.delete(self.name, chosen, wait=True)
+
     def search(
-        self, vector: list[float], limit: int, where: dict[str, str]
+        self, vector: list[float], limit: int, where: Where
     ) -> list[tuple[dict[str, Any], float]]:
         params = models.SearchParams(hnsw_ef=HNSW_EF)
         if self.kind.quantization:
@@ -402,7 +483,18 @@ class _ClientBackend:
             )
         return [(point.payload or {}, point.score) for point in found.points]
 
-    def count(self, where: dict[str, str]) -> int:
+    def scroll(self, where: Where) -> Iterator[dict[str, Any]]:
+        start: Any = None
+        while True:
+            with self._reaching():
+                found, start = self.client.scroll(
+                    self.name, scroll_filter=self._filter(where), limit=SCROLL, offset=start
+                )
+            yield from (point.payload or {} for point in found)
+            if start is None:
+                return
+
+    def count(self, where: Where) -> int:
         with self._reaching():
             return self.client.count(self.name, count_filter=self._filter(where), exact=True).count
 
@@ -414,11 +506,11 @@ class _ClientBackend:
     @contextmanager
     def rebuild(self) -> Iterator[_Backend]:
         with self._reaching():
-            space = self.kind.space
+            space, kind = self.kind.space, self.kind.rebuilt()
             fresh = _next_version(space, self.collection, self._names())
-            self._create(fresh)
+            self._create(fresh, kind)
             try:
-                yield _ClientBackend(self.client, self.url, self.kind, self.collection, fresh)
+                yield _ClientBackend(self.client, self.url, kind, self.collection, fresh)
                 _check_kept(fresh, self._names())
             except BaseException:
                 self.client.delete_collection(fresh)
@@ -430,6 +522,7 @@ class _ClientBackend:
                     _point_alias(self.collection, fresh),
                 ]
             )
+            self.kind = kind
             for name in _versions(space, self.collection, self._names()):
                 if name != fresh:  # the one replaced, and those of rebuilds that were killed
                     self.client.delete_collection(name)
@@ -447,18 +540,18 @@ class _ClientBackend:
     def close(self) -> None:
         self.client.close()
 
-    def _create(self, name: str, *, exist_ok: bool = False) -> None:
+    def _create(self, name: str, kind: "_Kind", *, exist_ok: bool = False) -> None:
         int8 = models.ScalarQuantizationConfig(
             type=models.ScalarType.INT8, quantile=QUANTILE, always_ram=True
         )
         params = models.VectorParams(
-            size=self.kind.space.dim,
+            size=kind.space.dim,
             distance=models.Distance.COSINE,
             quantization_config=models.ScalarQuantization(scalar=int8)
-            if self.kind.quantization
+            if kind.quantization
             else None,
         )
-        record = self.kind.record()
+        record = kind.record()
         try:
             self.client.create_collection(name, vectors_config={VECTOR: params}, metadata=record)
         except _ERRORS:
@@ -487,13 +580,16 @@ class _ClientBackend:
         return [collection.name for collection in self.client.get_collections().collections]
 
     @staticmethod
-    def _filter(where: dict[str, str]) -> models.Filter:
-        return models.Filter(
-            must=[
-                models.FieldCondition(key=field, match=models.MatchValue(value=value))
-                for field, value in where.items()
-            ]
-        )
+    def _filter(where: Where, ids: list[str] | None = None) -> models.Filter:
+        must: list[models.Condition] = [
+            models.IsEmptyCondition(is_empty=models.PayloadField(key=field))
+            if value is None
+            else models.FieldCondition(key=field, match=models.MatchValue(value=value))
+            for field, value in where.items()
+        ]
+        if ids is not None:
+            must.append(models.HasIdCondition(has_id=list(ids)))
+        return models.Filter(must=must)
 
 
 class _EdgeBackend:
@@ -547,8 +643,12 @@ class _EdgeBackend:
         rows = [edge.Point(p.id, {VECTOR: p.vector}, p.payload) for p in points]
         self.shard.update(edge.UpdateOperation.upsert_points(rows))
 
+    def delete(self, ids: list[str], where: Where) -> None:
+        chosen = self._filter(where, ids)
+        self.shard.update(edge.UpdateOperation.delete_points_by_filter(chosen))
+
     def search(
-        self, vector: list[float], limit: int, where: dict[str, str]
+        self, vector: list[float], limit: int, where: Where
     ) -> list[tuple[dict[str, Any], float]]:
         rescored = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
         found = self.shard.query(
@@ -564,7 +664,19 @@ class _EdgeBackend:
         )
         return [(point.payload or {}, point.score) for point in found]
 
-    def count(self, where: dict[str, str]) -> int:
+    def scroll(self, where: Where) -> Iterator[dict[str, Any]]:
+        start: Any = None
+        while True:
+            found, start = self.shard.scroll(
+                edge.ScrollRequest(
+                    offset=start, limit=SCROLL, filter=self._filter(where), with_payload=True
+                )
+            )
+            yield from (point.payload or {} for point in found)
+            if start is None:
+                return
+
+    def count(self, where: Where) -> int:
         return int(self.shard.count(edge.CountRequest(exact=True, filter=self._filter(where))))
 
     def facet(self, field: str) -> dict[str, int]:
@@ -574,9 +686,10 @@ class _EdgeBackend:
     @contextmanager
     def rebuild(self) -> Iterator[_Backend]:
         name = _next_version(self.kind.space, self.folder.name, _folders(self.folder))
-        shard = _create_shard(self.folder / name, self.kind)
+        kind = self.kind.rebuilt()
+        shard = _create_shard(self.folder / name, kind)
         try:
-            yield _EdgeBackend(self.folder, self.kind, shard, lock=None)
+            yield _EdgeBackend(self.folder, kind, shard, lock=None)
             _check_kept(name, _folders(self.folder))
             shard.flush()
         except BaseException:
@@ -585,6 +698,8 @@ class _EdgeBackend:
             raise
         shard.close()  # so that `fresh`, if someone kept it, cannot write past the swap
         _write(self.folder / "current", name)
+        _write(self.folder / "space.json", json.dumps(kind.record(), indent=2))
+        self.kind = kind
         # Not closed: searches still running in the old shard end well, then it closes itself.
         self.shard = edge.EdgeShard.load(str(self.folder / name))
         for other in _versions(self.kind.space, self.folder.name, _folders(self.folder)):
@@ -609,13 +724,16 @@ class _EdgeBackend:
             self.lock.close()
 
     @staticmethod
-    def _filter(where: dict[str, str]) -> edge.Filter:
-        return edge.Filter(
-            must=[
-                edge.FieldCondition(field, match=edge.MatchValue(value))
-                for field, value in where.items()
-            ]
-        )
+    def _filter(where: Where, ids: list[str] | None = None) -> edge.Filter:
+        must: list[Any] = [
+            edge.IsEmptyCondition(field)
+            if value is None
+            else edge.FieldCondition(field, match=edge.MatchValue(value))
+            for field, value in where.items()
+        ]
+        if ids is not None:
+            must.append(edge.HasIdCondition(set(ids)))
+        return edge.Filter(must=must)
 
 
 def _create_shard(path: Path, kind: "_Kind") -> edge.EdgeShard:
@@ -688,8 +806,13 @@ def _connect(url: str) -> QdrantClient:
     )
 
 
-def _where(**fields: str | None) -> dict[str, str]:
+def _where(**fields: str | None) -> Where:
+    """Of the fields that are asked for."""
     return {field: value for field, value in fields.items() if value is not None}
+
+
+def _point_id(entry: Entry) -> str:
+    return str(uuid.UUID(bytes=entry.key))
 
 
 def _entry(payload: dict[str, Any]) -> Entry:

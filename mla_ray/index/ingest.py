@@ -4,21 +4,23 @@
 same points with the parts here.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
 from mla_ray.data.feature_store import key_of
+from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery, encode_query
-from mla_ray.index.collection import CaptionIndex, Entry, Quantization, Space
+from mla_ray.index.collection import RULE, CaptionIndex, Entry, Quantization, Space
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
 from mla_ray.model.text import normalized
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report
 
-IMAGES, CAPTIONS = "images", "captions"
+IMAGES, CAPTIONS, PICTURES = "images", "captions", "pictures"
 BATCH = 256
 
 
@@ -34,6 +36,28 @@ def caption_entry(image_id: str, language: str, caption: str, source: str) -> En
     """Its id is of image and text, so that a caption written again replaces itself."""
     caption = normalized(caption)
     return Entry(f"{image_id}#{key_of(caption)}", image_id, language, caption, source)
+
+
+def entries_of(captions: pa.Table, source: str) -> Iterator[Entry]:
+    """Of each row of a caption table its image and its caption."""
+    rows = captions.select(["image_id", "language", "caption"])
+    for batch in rows.to_batches(max_chunksize=BATCH):
+        for row in batch.to_pylist():
+            yield image_entry(row["image_id"], source)
+            yield caption_entry(row["image_id"], row["language"], row["caption"], source)
+
+
+def keys_of(tables: Sequence[str | Path], source: str, language: str | None = None) -> set[bytes]:
+    """Keys of all images and captions in caption tables, for `sync`: about 120 bytes each.
+
+    Also of images that cannot be read: they are in the table. `language` is that of tables without
+    such a column. Raises InvalidTable if there are none at all.
+    """
+    defaults = {"language": language} if language else {}
+    stream = Stream(tables, ("image_id", "language", "caption"), defaults, {})
+    keys = {entry.key for piece in stream for entry in entries_of(piece, source)}
+    stream.check(len(keys), skip_invalid=True)
+    return keys
 
 
 def require_packs(languages: Collection[str], packs: Collection[str]) -> None:
@@ -91,9 +115,66 @@ def index_captions(
     return written
 
 
-def keep_pictures(captions: pa.Table, store: PictureStore, report: Report) -> None:
+def sync(
+    url: str,
+    space: Space,
+    source: str,
+    kept: Container[bytes],
+    pictures: PictureStore | None = None,
+) -> dict[str, int]:
+    """Remove from the collections at `url` all that `source` has there and `kept` has not.
+
+    After a table was indexed this makes the index equal to it: what left the table is gone, so is
+    the text of a caption before it was mended. Other sources stay as they are.
+
+    Args:
+        url: of the index, as `CaptionIndex.open` takes it.
+        space: whose vectors it holds.
+        source: the one to compare.
+        kept: keys of entries (`Entry.key`) that stay, of tables by `keys_of`. If there are none,
+            the whole source is removed.
+        pictures: where small copies are kept; those of removed images go, too.
+
+    Returns:
+        How many were removed: by collection, and `pictures`.
+
+    Raises:
+        LookupError: there is no such collection; for the others see `CaptionIndex.open`.
+
+    """
+    removed = {IMAGES: 0, CAPTIONS: 0, PICTURES: 0}
+    for name in (IMAGES, CAPTIONS):
+        with CaptionIndex.open(url, space, name, create=False) as index:
+            gone = {e.key: e for e in index.entries(source=source) if e.key not in kept}
+            if pictures and name == IMAGES:  # first: a run that is broken off is run again
+                for entry in gone.values():
+                    removed[PICTURES] += _forget(pictures, index, entry)
+            index.delete(list(gone.values()))
+            removed[name] = len(gone)
+    return removed
+
+
+def owner(sources: Mapping[str, int]) -> str | None:
+    """The source that an image id without one means, of `CaptionIndex.sources`; None if any.
+
+    It is the one of the rule before, under which an id belonged to one source, or the only one.
+    """
+    former = [source for source, rule in sources.items() if rule != RULE]
+    candidates = former or list(sources)
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _forget(pictures: PictureStore, images: CaptionIndex, image: Entry) -> bool:
+    """Remove the picture of an image that is still in its collection; whether there was one."""
+    removed = pictures.remove(image.id, image.source)
+    if owner(images.sources(image.id)) == image.source:
+        removed |= pictures.remove_former(image.id)
+    return removed
+
+
+def keep_pictures(captions: pa.Table, source: str, store: PictureStore, report: Report) -> None:
     """Keep a small copy of each image of a caption table, of a video a frame, for the page."""
     images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
     for done, (image_id, data) in enumerate(images.items(), 1):
-        store.put(image_id, frames_of(data, 1)[0])
+        store.put(image_id, source, frames_of(data, 1)[0])
         report(Progress("pictures", done, len(images)))

@@ -11,35 +11,59 @@ SIDE = 256  # of a kept picture
 
 
 class PictureStore:
-    """Small WebP copies of images, by image id, in a folder or at an fsspec URL.
+    """Small WebP copies of images, by source and image id, in a folder or at an fsspec URL.
 
-    The name of a file is a hash of the id, so that no id reaches the file system; the copy is drawn
+    The name of a file is a hash of each, so that no id reaches the file system; the copy is drawn
     anew, so that nothing of what was sent is served but its pixels.
+
+    Versions up to 0.1.0 named a file by the id alone. Such a picture does not say whose it is; an
+    index does (`mla_ray.index.ingest.owner`), so it has methods of its own.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._fs, self._root = fsspec.core.url_to_fs(url)
 
-    def put(self, image_id: str, image: Image.Image) -> None:
-        """Keep a copy of at most 256 x 256 pixels; one of the same id is replaced."""
+    def put(self, image_id: str, source: str, image: Image.Image) -> None:
+        """Keep a copy of at most 256 x 256 pixels; that of the same source and id is replaced."""
         small = ImageOps.exif_transpose(image).convert("RGBA")
         small.thumbnail((SIDE, SIDE))
         buffer = BytesIO()
         small.save(buffer, "WEBP", quality=85)
-        path = self._path(image_id)
+        path = self._path(image_id, source)
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         draft = f"{path}.{uuid.uuid4().hex}"  # there as a whole or not at all
         self._fs.pipe_file(draft, buffer.getvalue())
         self._fs.mv(draft, path)
 
-    def get(self, image_id: str) -> bytes | None:
-        """A WebP file, or None if there is no picture of that id."""
+    def get(self, image_id: str, source: str) -> bytes | None:
+        """A WebP file, or None if there is no picture of that image."""
+        return self._read(self._path(image_id, source))
+
+    def get_former(self, image_id: str) -> bytes | None:
+        """The picture that 0.1.0 kept of that id, whatever its source."""
+        return self._read(self._path(image_id))
+
+    def remove(self, image_id: str, source: str) -> bool:
+        """Whether there was one."""
+        return self._remove(self._path(image_id, source))
+
+    def remove_former(self, image_id: str) -> bool:
+        return self._remove(self._path(image_id))
+
+    def _read(self, path: str) -> bytes | None:
         try:
-            return self._fs.cat_file(self._path(image_id))  # type: ignore[no-any-return]
+            return self._fs.cat_file(path)  # type: ignore[no-any-return]
         except FileNotFoundError:
             return None
 
-    def _path(self, image_id: str) -> str:
-        name = hashlib.sha256(image_id.encode()).hexdigest()
-        return f"{self._root}/{name[:2]}/{name}.webp"
+    def _remove(self, path: str) -> bool:
+        there: bool = self._fs.exists(path)
+        if there:
+            self._fs.rm_file(path)
+        return there
+
+    def _path(self, *identity: str) -> str:
+        """Of an image id and a source; of an id alone as 0.1.0 named it."""
+        hashes = [hashlib.sha256(part.encode()).hexdigest() for part in identity]
+        return f"{self._root}/{hashes[0][:2]}/{'-'.join(hashes)}.webp"

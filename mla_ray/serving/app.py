@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import orjson
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 
 from mla_ray.index.collection import Hit as Found
@@ -57,6 +58,10 @@ InLanguage = Annotated[
 FromSource = Annotated[
     str | None, Query(min_length=1, max_length=128, description="entries of this source only")
 ]
+MinScore = Annotated[
+    float | None,
+    Query(ge=-1, le=1, allow_inf_nan=False, description="no hits of a lower cosine"),
+]
 
 
 def create_app(backend: Backend, settings: Settings, replica: str = "local") -> FastAPI:
@@ -78,6 +83,7 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
         summary="Search images and captions in every acquired language.",
         version=version("mla-ray"),
         lifespan=lifespan,
+        dependencies=[Depends(_check_parameters)],
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         responses=_problems(401, 413, 421, 422, 429, 500, 503, 504),
@@ -122,14 +128,17 @@ def _add_search(app: FastAPI, service: Service, metrics: Metrics) -> None:
         offset: Offset = 0,
         in_language: InLanguage = None,
         source: FromSource = None,
+        min_score: MinScore = None,
     ) -> SearchResult:
         """Images, or captions of any language, nearest to a text."""
+        wanted = _wanted(find, in_language, service)
         detected = language == AUTO
         tongue = service.detect(q) if detected else service.resolve(language)
         vector = (await service.embed([(tongue, q)]))[0]
         metrics.texts(tongue, 1)
-        query = IndexQuery(find, vector, k, offset, _wanted(find, in_language, service), source)
-        hits, next_offset = await service.search(query)
+        hits, next_offset = await service.search(
+            IndexQuery(find, vector, k, offset, wanted, source, min_score)
+        )
         return SearchResult(
             language=tongue,
             detected=detected,
@@ -151,11 +160,14 @@ def _add_search(app: FastAPI, service: Service, metrics: Metrics) -> None:
         offset: Offset = 0,
         in_language: InLanguage = None,
         source: FromSource = None,
+        min_score: MinScore = None,
     ) -> SearchResult:
         """Captions of any language, or images, nearest to an image sent as the body."""
+        wanted = _wanted(find, in_language, service)
         vector = await service.embed_image(await _image(request))
-        query = IndexQuery(find, vector, k, offset, _wanted(find, in_language, service), source)
-        hits, next_offset = await service.search(query)
+        hits, next_offset = await service.search(
+            IndexQuery(find, vector, k, offset, wanted, source, min_score)
+        )
         return SearchResult(
             language=None,
             detected=False,
@@ -259,7 +271,7 @@ def _add_collections(app: FastAPI, service: Service) -> None:
         """Embed an image sent as the body and write it to the collection `images`."""
         _check_id(image_id)
         await service.put_image(image_id, source, await _image(request))
-        return ImageWritten(image_id=image_id, image_url=_image_url(image_id, service))
+        return ImageWritten(image_id=image_id, image_url=_image_url(image_id, source, service))
 
     @app.get(
         "/v1/images/{image_id:path}",
@@ -267,12 +279,19 @@ def _add_collections(app: FastAPI, service: Service) -> None:
         response_class=Response,
         responses={200: {"content": {"image/webp": {}}}, **_problems(404)},
     )
-    async def get_image(image_id: str) -> Response:
+    async def get_image(
+        image_id: str,
+        source: Annotated[
+            str | None,
+            Query(
+                max_length=MAX_ID,
+                description="whose image it is; may be left out where only one source has that id",
+            ),
+        ] = None,
+    ) -> Response:
         """The picture of an image, at most 256 x 256 pixels."""
         _check_id(image_id)
-        data = None
-        if service.pictures:
-            data = await asyncio.to_thread(service.pictures.get, image_id)
+        data = await service.picture(image_id, source)
         if data is None:
             raise ProblemError(404, "unknown-image", "no picture of that id is kept here")
         headers = {"Cache-Control": "private, max-age=300"}
@@ -307,10 +326,10 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
         """Prometheus metrics of the replica that answers."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
+    async def page(request: Request) -> Response:
         return Response((PAGE / "index.html").read_bytes(), media_type="text/html")
 
+    app.add_route("/", page, include_in_schema=False)  # its script reads the query, none refuses it
     app.mount("/page", StaticFiles(directory=PAGE), "page")
 
 
@@ -323,19 +342,39 @@ def _hit(found: Found, service: Service) -> Hit:
         language=entry.language,
         caption=entry.caption,
         source=entry.source,
-        image_url=_image_url(entry.image_id, service),
+        image_url=_image_url(entry.image_id, entry.source, service),
     )
 
 
-def _image_url(image_id: str, service: Service) -> str | None:
-    return f"/v1/images/{quote(image_id, safe='')}" if service.pictures else None
+def _image_url(image_id: str, source: str, service: Service) -> str | None:
+    if not service.pictures:
+        return None
+    return f"/v1/images/{quote(image_id, safe='')}?source={quote(source, safe='')}"
 
 
 def _wanted(find: str, in_language: str | None, service: Service) -> str | None:
-    """The filter on an entry's language. Images have none."""
-    if in_language is None or find != CAPTIONS:
+    """The filter on an entry's language."""
+    if in_language is None:
         return None
+    if find != CAPTIONS:
+        raise _invalid("in_language", f"images have none; leave it out, or find={CAPTIONS}")
     return service.resolve(in_language)
+
+
+async def _check_parameters(request: Request) -> None:
+    """Refuse a query parameter that would be passed over: an unknown one, or one given twice."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else "there are none"
+            raise _invalid(name, f"no parameter of this endpoint; {there}")
+        if given.count(name) > 1:
+            raise _invalid(name, "given more than once")
+
+
+def _invalid(parameter: str, what: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("query", parameter), "msg": what}])
 
 
 def _check_id(image_id: str) -> None:

@@ -38,6 +38,8 @@ class Backend(Protocol):
 
     async def languages(self) -> dict[str, int]: ...
 
+    async def sources(self, image_id: str) -> dict[str, int]: ...
+
     async def health(self) -> dict[str, str]:
         """`ok`, or what is wrong, of each part."""
 
@@ -79,6 +81,9 @@ class LocalBackend:
 
     async def languages(self) -> dict[str, int]:
         return await self._in(self._searcher, self._index.languages)
+
+    async def sources(self, image_id: str) -> dict[str, int]:
+        return await self._in(self._searcher, partial(self._index.sources, image_id))
 
     async def health(self) -> dict[str, str]:
         parts: dict[str, Callable[[], None]] = {

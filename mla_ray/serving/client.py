@@ -168,7 +168,7 @@ class Call(Generic[T]):
     method: str
     path: str  # percent-encoded
     read: Callable[[httpx.Response], T]
-    params: Mapping[str, str | int] = field(default_factory=dict)
+    params: Mapping[str, str | int | float] = field(default_factory=dict)
     body: bytes | None = None
     content_type: str | None = None
     also: int | None = None  # a status, beside success, of an answer that `read` takes
@@ -262,14 +262,16 @@ class Api(ABC):
         offset: int = 0,
         in_language: str | None = None,
         source: str | None = None,
+        min_score: float | None = None,
     ) -> Call[SearchResult]:
         """Images, or captions of any language, nearest to a text: `k` hits, best first.
 
         `language` is the query's, BCP-47, or `auto` to have it detected. `in_language` and
-        `source` restrict what is found. `offset` is where the page begins: the `next_offset` of
-        the one before.
+        `source` restrict what is found, `min_score` to hits of that cosine or a higher one; it is
+        no probability, and differs between languages and natives. `offset` is where the page
+        begins: the `next_offset` of the one before, None where that was the last to be had.
         """
-        params = _page(find, k, offset, in_language, source)
+        params = _page(find, k, offset, in_language, source, min_score)
         return _get("/v1/search", SearchResult, {"q": query, "language": language} | params)
 
     @Endpoint
@@ -282,9 +284,10 @@ class Api(ABC):
         offset: int = 0,
         in_language: str | None = None,
         source: str | None = None,
+        min_score: float | None = None,
     ) -> Call[SearchResult]:
         """Captions of any language, or images, nearest to a picture (PNG, JPEG, WebP, GIF, BMP)."""
-        params = _page(find, k, offset, in_language, source)
+        params = _page(find, k, offset, in_language, source, min_score)
         return _send_image("POST", "/v1/search/image", image, _model(SearchResult), params)
 
     @Endpoint
@@ -295,14 +298,20 @@ class Api(ABC):
 
     @Endpoint
     def put_image(self, image_id: str, image: bytes, *, source: str = "http") -> Call[ImageWritten]:
-        """Embed a picture and write it to the collection `images`; one of that id is replaced."""
+        """Embed a picture and write it to the collection `images`; one of that source and id is
+        replaced.
+        """
         params = {"source": source}
         return _send_image("PUT", _image_path(image_id), image, _model(ImageWritten), params)
 
     @Endpoint
-    def get_image(self, image_id: str) -> Call[bytes]:
-        """The small copy (WebP) of a picture that was put; `NotFound` if none is kept."""
-        return Call("GET", _image_path(image_id), lambda answer: answer.content)
+    def get_image(self, image_id: str, *, source: str | None = None) -> Call[bytes]:
+        """The small copy (WebP) of a picture that was put; `NotFound` if none is kept.
+
+        Without `source` it is `Invalid` where several have an image of that id.
+        """
+        params = {} if source is None else {"source": source}
+        return Call("GET", _image_path(image_id), lambda answer: answer.content, params)
 
     @Endpoint
     def languages(self) -> Call[Languages]:
@@ -598,7 +607,7 @@ def _rows(response: httpx.Response, count: int = 1) -> _Rows:
 
 
 def _get(
-    path: str, model: type[Model], params: Mapping[str, str | int] | None = None
+    path: str, model: type[Model], params: Mapping[str, str | int | float] | None = None
 ) -> Call[Model]:
     return Call("GET", path, _model(model), params or {})
 
@@ -608,7 +617,7 @@ def _send_image(
     path: str,
     image: bytes,
     read: Callable[[httpx.Response], T],
-    params: Mapping[str, str | int],
+    params: Mapping[str, str | int | float],
 ) -> Call[T]:
     return Call(method, path, read, params, image, _image_type(image))
 
@@ -618,9 +627,14 @@ def _model(model: type[Model]) -> Callable[[httpx.Response], Model]:
 
 
 def _page(
-    find: str, k: int, offset: int, in_language: str | None, source: str | None
-) -> dict[str, str | int]:
-    wanted = {"in_language": in_language, "source": source}
+    find: str,
+    k: int,
+    offset: int,
+    in_language: str | None,
+    source: str | None,
+    min_score: float | None,
+) -> dict[str, str | int | float]:
+    wanted = {"in_language": in_language, "source": source, "min_score": min_score}
     given = {name: value for name, value in wanted.items() if value is not None}
     return {"find": find, "k": k, "offset": offset, **given}
 

@@ -139,6 +139,9 @@ class Index:
     async def languages(self) -> dict[str, int]:
         return await asyncio.to_thread(self._engine.languages)
 
+    async def sources(self, image_id: str) -> dict[str, int]:
+        return await asyncio.to_thread(self._engine.sources, image_id)
+
     async def check_health(self) -> None:
         await asyncio.to_thread(self._engine.check)
 
@@ -179,6 +182,9 @@ class HandleBackend:
 
     async def languages(self) -> dict[str, int]:
         return await self._call(lambda: self._index.languages.remote())
+
+    async def sources(self, image_id: str) -> dict[str, int]:
+        return await self._call(lambda: self._index.sources.remote(image_id))
 
     async def health(self) -> dict[str, str]:
         handles = {"text": self._text, "image": self._image, "index": self._index}

@@ -55,6 +55,7 @@ class Query(NamedTuple):
     offset: int
     language: str | None
     source: str | None
+    min_score: float | None = None
 
 
 class TextEngine:
@@ -157,6 +158,7 @@ class IndexEngine:
                 offset=query.offset,
                 language=query.language,
                 source=query.source,
+                min_score=query.min_score,
             )
             for query in queries
         ]
@@ -168,6 +170,10 @@ class IndexEngine:
     def languages(self) -> dict[str, int]:
         """Captions of each language."""
         return self.collections[CAPTIONS].languages()
+
+    def sources(self, image_id: str) -> dict[str, int]:
+        """The sources of the images of that id, as `CaptionIndex.sources` tells them."""
+        return self.collections[IMAGES].sources(image_id)
 
     def check(self) -> None:
         for index in self.collections.values():

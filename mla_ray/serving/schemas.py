@@ -73,9 +73,12 @@ class Embeddings(BaseModel):
 
 
 class Hit(BaseModel):
-    id: str
+    id: str = Field(description="its own within its source and language")
     image_id: str
-    score: float = Field(description="cosine, -1 to 1")
+    score: float = Field(
+        description="cosine, -1 to 1; not a probability, and not to be compared between languages "
+        "or natives"
+    )
     language: str = Field(description="of the caption; empty for an image")
     caption: str = Field(description="empty for an image")
     source: str
@@ -87,7 +90,9 @@ class SearchResult(BaseModel):
     detected: bool = Field(description="whether that was found out rather than said")
     hits: list[Hit] = Field(description="best first")
     offset: int
-    next_offset: int | None = Field(description="of the next page; null where there is none")
+    next_offset: int | None = Field(
+        description=f"of the next page; null where there is none, or it is past {MAX_OFFSET:,}"
+    )
 
 
 class CaptionRecord(Strict):

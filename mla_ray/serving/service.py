@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mla_ray.data.images import open_image
 from mla_ray.index.collection import Entry, Hit
-from mla_ray.index.ingest import CAPTIONS, IMAGES, caption_entry, image_entry
+from mla_ray.index.ingest import CAPTIONS, IMAGES, caption_entry, image_entry, owner
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.language import ENGLISH
 from mla_ray.model.text import fault_of, normalized
@@ -24,6 +24,7 @@ from mla_ray.serving.engines import Identity, Query, Text, Vectors
 from mla_ray.serving.problems import ProblemError
 from mla_ray.serving.schemas import (
     MAX_ERRORS,
+    MAX_OFFSET,
     BrokenPack,
     CaptionRecord,
     IngestResult,
@@ -110,18 +111,45 @@ class Service:
         return vector
 
     async def search(self, query: Query) -> tuple[list[Hit], int | None]:
-        """A page of hits, and where the next begins."""
+        """A page of hits, and where the next begins, if there is one that may be asked for."""
         # One more than asked for tells whether there is another page.
         hits = (await self._queries([query._replace(k=query.k + 1)]))[0]
-        more = len(hits) > query.k
-        return list(hits[: query.k]), query.offset + query.k if more else None
+        following = query.offset + query.k
+        more = len(hits) > query.k and following <= MAX_OFFSET
+        return list(hits[: query.k]), following if more else None
 
     async def put_image(self, image_id: str, source: str, data: bytes) -> None:
         vector = await self.embed_image(data)
         if self.pictures:
             store = self.pictures
-            await asyncio.to_thread(lambda: store.put(image_id, open_image(data)))
+            await asyncio.to_thread(lambda: store.put(image_id, source, open_image(data)))
         await self.backend.upsert(IMAGES, [image_entry(image_id, source)], vector[None])
+
+    async def picture(self, image_id: str, source: str | None) -> bytes | None:
+        """The picture of a source's image, as WebP; None if none is kept.
+
+        Without a source, or with one that has no image of that id, the only image there is of it is
+        meant. Where a source is missing and there are several, a 422 problem names theirs.
+        """
+        store = self.pictures
+        if store is None:
+            return None
+        data = None
+        if source is not None:
+            data = await asyncio.to_thread(store.get, image_id, source)
+        if data is not None:
+            return data
+        sources = await self.backend.sources(image_id)
+        if source is None and len(sources) > 1:
+            named = ", ".join(sorted(sources))
+            detail = f"query/source: images of {named} have that id; say whose is wanted"
+            raise ProblemError(422, "invalid-request", detail)
+        if source not in sources and len(sources) == 1:
+            source = next(iter(sources))
+            data = await asyncio.to_thread(store.get, image_id, source)
+        if data is None and source is not None and source == owner(sources):
+            data = await asyncio.to_thread(store.get_former, image_id)
+        return data
 
     async def languages(self) -> Languages:
         counts = await self.backend.languages()

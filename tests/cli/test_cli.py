@@ -224,6 +224,89 @@ def test_index_then_search_finds_images_and_captions(
     assert captions[0]["score"] == pytest.approx(1.0, abs=1e-4)
 
 
+def test_a_search_shows_nothing_below_the_score_asked_for(
+    mla: Mla, files: Files, native_folder: Path, tmp_path: Path
+) -> None:
+    common = ["--native", native_folder, "--index", f"edge:{tmp_path / 'index'}", "--json"]
+    mla("index", "--captions", files.captions, "--language", "en", *common)
+    query = ["search", "a dog", *common]
+    scores = [hit["score"] for hit in mla(*query).json]
+    assert scores == sorted(scores, reverse=True)
+    above = mla(*query, "--min-score", str(scores[3])).json
+    assert [hit["score"] for hit in above] == [score for score in scores if score >= scores[3]]
+    assert mla(*query, "--min-score", "1.5").code == 2
+
+
+def test_sync_makes_the_index_equal_to_the_table(
+    mla: Mla, files: Files, german_pack: Path, native_folder: Path, tmp_path: Path
+) -> None:
+    url, pictures = f"edge:{tmp_path / 'index'}", tmp_path / "pictures"
+    common = ["--native", native_folder, "--index", url, "--pack", german_pack, "--json"]
+    common += ["--pictures", pictures]
+    for source in ("ours", "theirs"):
+        run = mla("index", "--captions", files.captions, "--source", source, *common)
+        assert run.code == 0, run.err
+    rows = [json.loads(line) for line in files.captions.read_text().splitlines()]
+    there = files.captions.parent
+    left = [
+        {**row, "image": str(there / row["image"])} for row in rows if row["image_id"] != "photo 3"
+    ]
+    left[0]["caption"] = "a dog, mended"
+    table = tmp_path / "table.jsonl"
+    table.write_text("\n".join(json.dumps(row) for row in left))
+    synced = ["index", "--captions", table, "--source", "ours", "--sync"]
+    run = mla(*synced, *common)
+    assert run.code == 0, run.err
+    removed = {"images": 1, "captions": 3, "pictures": 1}
+    assert run.json == {"images": 11, "captions": 22, "removed": removed}
+    again = mla(*synced, *[option for option in common if option != "--json"])
+    assert again.out.splitlines()[-1] == "removed: 0 images, 0 captions, 0 pictures"
+
+    def found(find: str) -> list[tuple[str, str, str, str]]:
+        query = ["search", "a dog", "--find", find, "-k", 100, *common[:4], "--json"]
+        hits = mla(*query).json
+        assert isinstance(hits, list)
+        return sorted((h["source"], h["image_id"], h["language"], h["caption"]) for h in hits)
+
+    sources = [("ours", left), ("theirs", rows)]
+    captions = [
+        (source, row["image_id"], row["language"], row["caption"])
+        for source, those in sources
+        for row in those
+    ]
+    assert found("captions") == sorted(captions)
+    images = {(source, row["image_id"], "", "") for source, those in sources for row in those}
+    assert found("images") == sorted(images)
+    assert len(list(pictures.rglob("*.webp"))) == 23
+
+
+def test_sync_compares_with_the_whole_table_whatever_is_indexed_of_it(
+    mla: Mla, files: Files, native_folder: Path, tmp_path: Path
+) -> None:
+    """A language alone, and rows that cannot be read, are in the table all the same."""
+    url = f"edge:{tmp_path / 'index'}"
+    common = ["--native", native_folder, "--index", url, "--source", "s", "--language", "en"]
+    rows = [json.loads(line) for line in files.captions.read_text().splitlines()]
+    english = [row for row in rows if row["language"] == "en"]
+    table = tmp_path / "table.jsonl"
+
+    def write(rows: list[dict[str, str]]) -> None:
+        paths = [str(files.captions.parent / row["image"]) for row in rows]
+        lines = [json.dumps(row | {"image": p}) for row, p in zip(rows, paths, strict=True)]
+        table.write_text("\n".join(lines))
+
+    write(english)
+    assert mla("index", "--captions", table, *common).code == 0
+    broken = [
+        row | {"image": "nowhere.png"} if row["image_id"] == "photo 1" else row for row in rows
+    ]
+    write([row | {"language": "de"} for row in broken[:4]] + broken[4:])
+    run = mla("index", "--captions", table, *common, "--sync", "--skip-invalid", "--json")
+    assert run.code == 0, run.err
+    # Gone are the English captions of the two rows that are German now, nothing else.
+    assert run.json["removed"] == {"images": 0, "captions": 2, "pictures": 0}
+
+
 def test_search_for_a_language_without_a_pack_says_where_it_looked(
     mla: Mla, native_folder: Path, tmp_path: Path
 ) -> None:

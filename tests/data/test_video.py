@@ -265,8 +265,8 @@ def test_a_caption_table_may_have_videos(
 def test_the_search_page_gets_the_frame_in_the_middle(tmp_path: Path) -> None:
     store = PictureStore(str(tmp_path))
     table = pa.table({"image_id": ["a"], "image": [film(numbered(41))]})
-    keep_pictures(table, store, lambda progress: None)
-    kept = Image.open(BytesIO(store.get("a") or b""))
+    keep_pictures(table, "films", store, lambda progress: None)
+    kept = Image.open(BytesIO(store.get("a", "films") or b""))
     assert numbers([kept]) == [20]
 
 

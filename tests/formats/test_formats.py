@@ -14,7 +14,14 @@ from safetensors.numpy import load_file
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.feature_store import FeatureStore, key_of
 from mla_ray.index.collection import CaptionIndex
-from mla_ray.index.ingest import CAPTIONS, IMAGES, space_of
+from mla_ray.index.ingest import (
+    CAPTIONS,
+    IMAGES,
+    entries_of,
+    index_captions,
+    space_of,
+    sync,
+)
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.storage import at
@@ -62,6 +69,27 @@ def test_an_index_finds_what_it_held(kept: Path) -> None:
             entries = [hit.entry for hit in index.search(vector, 2)]  # a text and its capitals
             assert (row["caption"], row["image_id"]) in [(e.caption, e.image_id) for e in entries]
             assert {(e.language, e.source) for e in entries} == {("de", SOURCE)}
+
+
+def test_an_index_is_written_to_without_doubles(kept: Path) -> None:
+    """The same table again replaces its entries, another with the same ids is kept beside them."""
+    native = Native.load("native")
+    pack, space = LanguagePack.load("pack", native), space_of(native)
+    captions = pq.read_table("tables/captions.parquet")
+    index_captions("edge:index", native, {"de": pack}, captions.slice(0, 5), SOURCE)
+    index_captions("edge:index", native, {"de": pack}, captions, "other")
+    ids = set(captions["image_id"].to_pylist())
+    for collection in (IMAGES, CAPTIONS):
+        with CaptionIndex.open("edge:index", space, collection, create=False) as index:
+            held = [(entry.source, entry.image_id) for entry in index.entries()]
+            assert sorted(held) == sorted(
+                (source, id_) for source in (SOURCE, "other") for id_ in ids
+            )
+    kept_keys = {entry.key for entry in entries_of(captions.slice(0, 7), SOURCE)}
+    removed = sync("edge:index", space, SOURCE, kept_keys)
+    assert removed == {"images": 5, "captions": 5, "pictures": 0}
+    with CaptionIndex.open("edge:index", space, CAPTIONS, create=False) as index:
+        assert index.count() == 7 + 12
 
 
 def test_frozen_features_are_found(kept: Path) -> None:

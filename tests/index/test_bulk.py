@@ -1,5 +1,6 @@
 """Promises of mla_ray.index.bulk: from any table the points of `index_captions`, however often."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -11,8 +12,15 @@ from PIL import Image
 
 from mla_ray.data.table_reader import InvalidTable
 from mla_ray.index.bulk import BLOCK, Indexed, IndexSink, _encode, _read, index_table, patiently
-from mla_ray.index.collection import CaptionIndex, Hit
-from mla_ray.index.ingest import CAPTIONS, IMAGES, index_captions, space_of
+from mla_ray.index.collection import CaptionIndex, Hit, _connect
+from mla_ray.index.ingest import (
+    CAPTIONS,
+    IMAGES,
+    index_captions,
+    keep_pictures,
+    space_of,
+)
+from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress
@@ -108,6 +116,72 @@ def test_tasks_that_write_through_the_sink_write_the_same(
     )
     assert (sink.done.written[CAPTIONS], sink.done.rejected) == (26, 0)
     assert_same(sunk, plain, native)
+
+
+def test_sync_removes_what_left_the_tables_and_keeps_what_cannot_be_read(
+    native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path
+) -> None:
+    url, name = f"edge:{tmp_path / 'index'}", str(native_folder)
+    store = PictureStore(str(tmp_path / "pictures"))
+    before = table_of([(f"i{i}", pngs[i], "en", f"dog {i}") for i in range(6)])
+    for source in ("ours", "theirs"):
+        index_table(url, name, {}, write(tmp_path / "before", before), source)
+        keep_pictures(before, source, store, lambda progress: None)
+    after = table_of(
+        [
+            ("i0", pngs[0], "en", "dog 0"),
+            ("i1", pngs[1], "en", "dog one"),  # mended
+            ("i2", pngs[2][:100], "en", "dog 2"),  # an image that cannot be read this time
+            ("i7", pngs[7], "en", "dog 7"),  # new
+        ]
+    )
+    tables = write(tmp_path / "after", after.slice(0, 2), after.slice(2))
+    done = index_table(url, name, {}, tables, "ours", sync=True, pictures=store)
+    assert done.rejected == 1
+    assert done.removed == {"images": 3, "captions": 4, "pictures": 3}
+    images = {(hit.entry.source, hit.entry.id) for hit in found(url, native, IMAGES)}
+    assert images == {
+        *(("ours", id_) for id_ in ("i0", "i1", "i2", "i7")),
+        *(("theirs", f"i{i}") for i in range(6)),
+    }
+    captions = {(hit.entry.source, hit.entry.caption) for hit in found(url, native, CAPTIONS)}
+    assert captions == {
+        *(("ours", text) for text in ("dog 0", "dog one", "dog 2", "dog 7")),
+        *(("theirs", f"dog {i}") for i in range(6)),
+    }
+    assert [bool(store.get(f"i{i}", "ours")) for i in range(6)] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("variable", ["MLA_TEST_QDRANT_URL", "MLA_TEST_QDRANT_GRPC_URL"])
+def test_sync_makes_a_server_equal_to_the_tables(
+    native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path, variable: str
+) -> None:
+    url = os.environ.get(variable)
+    if not url:
+        pytest.skip(f"{variable} is not set")
+    client = _connect(url)
+
+    def forget() -> None:
+        for collection in client.get_collections().collections:
+            if f"-{native.fingerprint[:12]}-v" in collection.name:
+                client.delete_collection(collection.name)
+
+    forget()
+    try:
+        before = table_of([(f"i{i}", pngs[i], "en", f"dog {i}") for i in range(6)])
+        for source in ("ours", "theirs"):
+            tables = write(tmp_path / "before", before)
+            index_table(url, str(native_folder), {}, tables, source)
+        tables = write(tmp_path / "after", before.slice(2), before.slice(3))
+        done = index_table(url, str(native_folder), {}, tables, "ours", sync=True)
+        assert done.removed == {"images": 2, "captions": 2, "pictures": 0}
+        for collection in (IMAGES, CAPTIONS):
+            ids = [(hit.entry.source, hit.entry.image_id) for hit in found(url, native, collection)]
+            ours = [("ours", f"i{i}") for i in range(2, 6)]
+            assert sorted(ids) == ours + [("theirs", f"i{i}") for i in range(6)]
+    finally:
+        forget()
 
 
 def test_a_bad_image_or_row_costs_its_rows_alone_and_is_reported(

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +27,7 @@ from mla_ray.index.collection import (
     _ClientBackend,
     _connect,
     _Kind,
+    _Point,
 )
 
 Vectors = npt.NDArray[np.float32]
@@ -146,6 +149,7 @@ def ids(hits: list[Hit]) -> list[str]:
     return [hit.entry.id for hit in hits]
 
 
+ALIKE = captions(5)
 ENTRIES, VECTORS = captions(600), random_vectors(600)  # more than two batches
 QUERY = random_vectors(1, seed=1)[0]
 RANKING = [ENTRIES[i] for i in np.argsort(-cosines(QUERY, VECTORS))]
@@ -230,6 +234,127 @@ def test_an_id_is_one_entry_in_each_language(place: Place) -> None:
     assert index.count() == 2
     assert {hit.entry for hit in index.search(QUERY)} == {again, swahili}
     assert index.search(QUERY, 1)[0] == Hit(again, 1.0)
+
+
+def test_an_id_is_one_entry_in_each_source(place: Place) -> None:
+    """Two tables that number their images alike: neither takes the other's places."""
+    index = place.open()
+    ours, theirs = (
+        [replace(entry, caption=f"{entry.caption} of {source}", source=source) for entry in ALIKE]
+        for source in ("ours", "theirs")
+    )
+    index.upsert(ours, random_vectors(5))
+    index.upsert(theirs, random_vectors(5))
+    for source, entries in (("ours", ours), ("theirs", theirs)):
+        hits = index.search(QUERY, 10, source=source)
+        assert {hit.entry for hit in hits} == set(entries)
+    pairs = [entry for pair in zip(ours, theirs, strict=True) for entry in pair]
+    pages = [index.search(QUERY, 3, offset=offset) for offset in range(0, 12, 3)]
+    hits = [hit for page in pages for hit in page]
+    by_score = np.argsort(-cosines(QUERY, random_vectors(5)))
+    assert [hit.entry for hit in hits] == [
+        pairs[2 * row + second] for row in by_score for second in range(2)
+    ]  # the two of a pair tie, and are ordered by source
+
+
+def test_entries_are_told_and_removed_by_what_they_are(place: Place) -> None:
+    index = place.open()
+    index.upsert(ENTRIES, VECTORS)
+    assert set(index.entries()) == set(ENTRIES)
+    german = {entry for entry in ENTRIES if entry.language == "de"}
+    assert set(index.entries(language="de")) == german
+    assert set(index.entries(language="de", source="a")) == {e for e in german if e.source == "a"}
+    assert list(index.entries(source="none")) == []
+    there, elsewhere = ENTRIES[:300], [replace(entry, source="c") for entry in ENTRIES[300:]]
+    index.delete(there + elsewhere)
+    assert set(index.entries()) == set(ENTRIES[300:])
+    assert len(index.search(QUERY, 1000)) == index.count() == 300
+
+
+def test_no_hit_is_below_the_score_asked_for(filled: CaptionIndex) -> None:
+    scores = np.sort(cosines(QUERY, VECTORS))[::-1]
+    least = float(scores[20] + scores[21]) / 2  # 21 entries are above
+    assert [hit.entry for hit in filled.search(QUERY, 50, min_score=least)] == RANKING[:21]
+    pages = [filled.search(QUERY, 9, offset=o, min_score=least) for o in range(0, 36, 9)]
+    assert [len(page) for page in pages] == [9, 9, 3, 0]
+    shown = filled.search(QUERY, 30)[20].score
+    assert len(filled.search(QUERY, 50, min_score=shown)) == 21  # as it is shown, so it counts
+    assert len(filled.search(QUERY, 1000, min_score=-1)) == 600
+    assert filled.search(QUERY, min_score=1) == []
+    for bad in (1.1, -1.1, np.nan):
+        with pytest.raises(ValueError, match="min_score is"):
+            filled.search(QUERY, min_score=bad)
+
+
+@pytest.fixture
+def old(place: Place, monkeypatch: pytest.MonkeyPatch) -> CaptionIndex:
+    """A collection of 0.1.0: its record, and points whose ids are of native, id and language."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_Kind, "record", old_record)
+        place.leave(place.open())
+    index = place.open()
+    namespace = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")
+    names = (json.dumps([SPACE.fingerprint, entry.id, entry.language]) for entry in ENTRIES)
+    ids = [str(uuid.uuid5(namespace, name)) for name in names]
+    index._backend.upsert(
+        [
+            _Point(id_, vector.tolist(), asdict(entry))
+            for id_, entry, vector in zip(ids, ENTRIES, VECTORS, strict=True)
+        ]
+    )
+    return index
+
+
+def old_record(kind: _Kind) -> dict[str, object]:
+    return {"schema": 2, **asdict(kind.space), "quantization": kind.quantization}
+
+
+def test_what_0_1_0_wrote_is_read_as_it_is(place: Place, old: CaptionIndex) -> None:
+    place.leave(old)
+    again = place.open(create=False)
+    assert [hit.entry for hit in again.search(QUERY, 50)] == RANKING[:50]
+    assert set(again.entries(source="a")) == {e for e in ENTRIES if e.source == "a"}
+    assert again.sources("i007") == {"a": 1, "b": 1}
+
+
+def test_what_0_1_0_wrote_is_replaced_by_the_same_entry_of_the_same_source(
+    old: CaptionIndex,
+) -> None:
+    mended = [replace(entry, caption=f"{entry.caption}, mended") for entry in ENTRIES[:300]]
+    alike = [replace(entry, source="other") for entry in ENTRIES[:300]]
+    for _ in range(2):
+        old.upsert(mended, VECTORS[:300])
+        old.upsert(alike, VECTORS[:300])
+        assert set(old.entries()) == {*mended, *alike, *ENTRIES[300:]}
+        assert old.count() == 900
+    assert old.sources("i000") == {"a": 2, "b": 2, "other": 2}
+    assert old.sources("i299") == {"a": 1, "b": 1}
+    old.delete(ENTRIES[200:400])  # of either rule
+    assert set(old.entries()) == {*mended[:200], *alike, *ENTRIES[400:]}
+
+
+def test_a_rebuild_leaves_nothing_of_before(place: Place, old: CaptionIndex) -> None:
+    with old.rebuild() as fresh:
+        fresh.upsert(ENTRIES, VECTORS)
+    assert old.sources("i007") == {"a": 2, "b": 2}
+    place.leave(old)
+    again = place.open()
+    assert again._backend.kind.schema == 3
+    again.upsert(ENTRIES, VECTORS)
+    assert again.count() == 600
+
+
+def test_a_collection_made_now_is_not_asked_for_points_of_before(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = place.open()
+
+    def unwanted(*arguments: object) -> None:
+        raise AssertionError("asked")
+
+    for method in ("count", "delete", "scroll"):
+        monkeypatch.setattr(index._backend, method, unwanted)
+    index.upsert(ENTRIES, VECTORS)
 
 
 def test_text_of_any_script_comes_back_as_it_went_in(place: Place) -> None:
@@ -443,6 +568,8 @@ def test_quantized_vectors_are_searched_and_the_found_ranked_by_the_whole_ones(
             best = {f"c{i:03}" for i in np.argsort(-scores)[:10]}
             hits = index.search(query, 10)
             recalls.append(len(best & set(ids(hits))) / 10)
+            least = hits[4].score
+            assert index.search(query, 10, min_score=least) == hits[:5]
             exact = [scores[int(hit.entry.id[1:])] for hit in hits]
             np.testing.assert_allclose([hit.score for hit in hits], exact, atol=2e-6)
     assert np.mean(recalls) >= 0.95
@@ -464,7 +591,7 @@ def test_a_folder_of_another_schema_is_refused(tmp_path: Path) -> None:
     CaptionIndex.open(f"edge:{tmp_path}", SPACE).close()
     record = tmp_path / "captions" / "space.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"schema": 1}))
-    with pytest.raises(ValueError, match="has schema 1, this version reads 2"):
+    with pytest.raises(ValueError, match="has schema 1, this version reads 2 and 3"):
         CaptionIndex.open(f"edge:{tmp_path}", SPACE)
 
 

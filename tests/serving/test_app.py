@@ -1,8 +1,10 @@
 """Promises of the HTTP app, on a real engine, native, packs and index in this process."""
 
 import base64
+import hashlib
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from mla_ray.data.feature_store import encode_texts
+from mla_ray.index import collection
 from mla_ray.index.collection import CaptionIndex, Entry
 from mla_ray.index.ingest import space_of
 from mla_ray.index.picture_store import PictureStore
@@ -130,6 +133,48 @@ def test_pages_join_without_gap_or_overlap(server: Server) -> None:
         offset = page["next_offset"]
     assert pages == whole["hits"]
     assert len(pages) == 12
+
+
+def test_every_offset_that_is_handed_out_is_taken(server: Server) -> None:
+    dim = server.backend._text.native.dim
+    vectors = np.random.default_rng(0).normal(size=(10_200, dim)).astype(np.float32)
+    entries = [Entry(f"c{i}", "i", "de", f"c{i}", "many") for i in range(len(vectors))]
+    server.backend._index.collections["captions"].upsert(entries, vectors)
+
+    def page(offset: int, k: int) -> Any:
+        found = server.get("/v1/search", q="x", language="de", find="captions", k=k, offset=offset)
+        assert found.status_code == 200
+        assert len(found.json()["hits"]) == k
+        return found.json()["next_offset"]
+
+    assert [page(9_900, 100), page(9_930, 70)] == [10_000, 10_000]  # the last that is taken
+    assert [page(10_000, 50), page(9_950, 100), page(9_931, 70)] == [None] * 3
+    problem(server.get("/v1/search", q="x", offset=10_001), 422, "invalid-request")
+
+
+def test_no_hit_is_below_the_score_asked_for_and_pages_end_there(
+    server: Server, pngs: list[bytes]
+) -> None:
+    def by_text(**params: Any) -> Any:
+        return server.get("/v1/search", q="a dog", language="en", **params)
+
+    def by_image(**params: Any) -> Any:
+        path, params = "/v1/search/image", {"find": "images", **params}
+        return server.client.post(path, params=params, content=pngs[4], headers=PNG)
+
+    for search in (by_text, by_image):
+        whole = search(k=12).json()["hits"]
+        least = whole[6]["score"]  # as it is shown
+        first = search(k=4, min_score=least).json()
+        assert (first["hits"], first["next_offset"]) == (whole[:4], 4)
+        last = search(k=4, offset=4, min_score=least).json()
+        assert (last["hits"], last["next_offset"]) == (whole[4:7], None)
+        exact = search(k=7, min_score=least).json()
+        assert (exact["hits"], exact["next_offset"]) == (whole[:7], None)
+        above = search(min_score=1).json()
+        assert above["hits"] == [hit for hit in whole if hit["score"] == 1]
+        for bad in ("1.01", "-1.01", "nan", "inf", "high", ""):
+            problem(search(min_score=bad), 422, "invalid-request")
 
 
 def test_captions_are_found_across_languages_and_filtered(server: Server) -> None:
@@ -258,12 +303,106 @@ def test_ingesting_twice_changes_nothing(server: Server) -> None:
 def test_a_picture_is_kept_small_and_served(server: Server) -> None:
     wide = BytesIO()
     Image.new("RGB", (800, 400), "green").save(wide, "PNG")
-    put = server.client.put("/v1/images/a%2Fb%20c", content=wide.getvalue(), headers=PNG).json()
-    assert put == {"image_id": "a/b c", "image_url": "/v1/images/a%2Fb%20c"}
+    put = server.client.put(
+        "/v1/images/a%2Fb%20c?source=my%20set", content=wide.getvalue(), headers=PNG
+    ).json()
+    assert put == {"image_id": "a/b c", "image_url": "/v1/images/a%2Fb%20c?source=my%20set"}
     answer = server.client.get(put["image_url"])
     assert answer.headers["content-type"] == "image/webp"
     assert Image.open(BytesIO(answer.content)).size == (256, 128)
     problem(server.client.get("/v1/images/none"), 404, "unknown-image")
+
+
+def png_of(colour: str) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (40, 40), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def colour_of(answer: Any) -> str:
+    """Of a picture that is served: the name of what it was drawn in."""
+    assert answer.status_code == 200, answer.text
+    pixel = Image.open(BytesIO(answer.content)).convert("RGB").getpixel((9, 9))
+    near = {"red": (255, 0, 0), "blue": (0, 0, 255), "lime": (0, 255, 0)}
+    (name,) = [n for n, c in near.items() if np.abs(np.subtract(pixel, c)).max() < 25]  # type: ignore[arg-type]
+    return name
+
+
+def test_two_sources_with_one_image_id_keep_images_pictures_and_captions(server: Server) -> None:
+    for source in ("red", "blue"):
+        put = server.client.put(
+            f"/v1/images/1?source={source}", content=png_of(source), headers=PNG
+        )
+        assert put.json()["image_url"] == f"/v1/images/1?source={source}"
+        row = {"image_id": "1", "language": "de", "caption": "Katze", "source": source}
+        assert ingest(server, row)["written"] == 1
+    for find in ("images", "captions"):
+        for source in ("red", "blue"):
+            hits = server.get("/v1/search", q="Katze", find=find, source=source).json()["hits"]
+            assert [(hit["image_id"], hit["source"]) for hit in hits] == [("1", source)]
+            assert colour_of(server.client.get(hits[0]["image_url"])) == source
+    refused = problem(server.get("/v1/images/1"), 422, "invalid-request")
+    assert "blue, red" in refused
+    problem(server.get("/v1/images/1", source="green"), 404, "unknown-image")
+
+
+def test_an_image_id_is_enough_where_one_source_has_it(server: Server) -> None:
+    """Addresses of 0.1.0 name no source; and captions may come from elsewhere than the image."""
+    server.client.put("/v1/images/1?source=photos", content=png_of("red"), headers=PNG)
+    assert colour_of(server.get("/v1/images/1")) == "red"
+    row = {"image_id": "1", "language": "de", "caption": "Katze", "source": "translators"}
+    ingest(server, row)
+    (hit,) = server.get("/v1/search", q="Katze", find="captions", source="translators").json()[
+        "hits"
+    ]
+    assert colour_of(server.client.get(hit["image_url"])) == "red"
+    server.client.put("/v1/images/1?source=drawings", content=png_of("blue"), headers=PNG)
+    problem(server.client.get(hit["image_url"]), 404, "unknown-image")  # it may be either
+
+
+def test_pictures_of_0_1_0_are_found_by_the_source_that_they_are_of(
+    server: Server, tmp_path: Path
+) -> None:
+    index = server.backend._index.collections["images"]
+    unit = np.ones((1, index.space.dim), np.float32)
+    name = hashlib.sha256(b"1").hexdigest()
+    folder = tmp_path / "pictures" / name[:2]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.open(BytesIO(png_of("lime"))).save(folder / f"{name}.webp")
+    index.upsert([Entry("1", "1", "", "", "old")], unit)
+    for params in ({}, {"source": "old"}):
+        assert colour_of(server.get("/v1/images/1", **params)) == "lime"
+    # Another source's image of that id is without a picture; whose the old one is nobody knows.
+    index.upsert([Entry("1", "1", "", "", "new")], unit)
+    for source in ("old", "new"):
+        problem(server.get("/v1/images/1", source=source), 404, "unknown-image")
+    server.client.put("/v1/images/1?source=new", content=png_of("blue"), headers=PNG)
+    assert colour_of(server.get("/v1/images/1", source="new")) == "blue"
+
+
+def test_an_index_and_pictures_of_0_1_0_stay_together_when_another_source_comes(
+    start: Start, native_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN, "t")
+    native = Native.load(str(native_folder))
+    kind = collection._Kind(space_of(native), None, 2)  # as 0.1.0 made it
+    backend = collection._EdgeBackend.open(tmp_path / "index" / "images", kind, create=True)
+    name = json.dumps([native.fingerprint, "1", ""])
+    id_ = str(uuid.uuid5(uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11"), name))
+    payload = {"id": "1", "image_id": "1", "language": "", "caption": "", "source": "old"}
+    backend.upsert([collection._Point(id_, [1.0] * native.dim, payload)])
+    backend.close()
+    hashed = hashlib.sha256(b"1").hexdigest()
+    (tmp_path / "pictures" / hashed[:2]).mkdir(parents=True)
+    Image.open(BytesIO(png_of("lime"))).save(tmp_path / "pictures" / hashed[:2] / f"{hashed}.webp")
+    with start() as server:
+        server.client.headers["Authorization"] = "Bearer t"
+        index = server.backend._index.collections["images"]
+        index.upsert([Entry("1", "1", "", "", "new")], np.ones((1, native.dim), np.float32))
+        hits = server.get("/v1/search", q="a dog", language="en").json()["hits"]
+        shown = {hit["source"]: server.client.get(hit["image_url"]) for hit in hits}
+        assert colour_of(shown["old"]) == "lime"
+        problem(shown["new"], 404, "unknown-image")
 
 
 def test_packs_come_change_and_go_while_the_server_runs(
@@ -307,10 +446,27 @@ def test_packs_come_change_and_go_while_the_server_runs(
         {"q": "x", "offset": -1},
         {"q": "x", "find": "passwords"},
         {"q": "x", "language": "../de"},
+        {"q": "x", "find": "images", "in_language": "de"},
+        {"q": ["x", "y"]},
+        {"q": "x", "k": [5, 5]},
     ],
 )
 def test_what_is_out_of_bounds_is_refused(server: Server, params: dict[str, Any]) -> None:
     problem(server.get("/v1/search", **params), 422, "invalid-request")
+
+
+def test_a_parameter_that_nobody_knows_is_refused_by_name(server: Server) -> None:
+    answer = server.get("/v1/search", q="x", min_scor=0.3)
+    detail = problem(answer, 422, "invalid-request")
+    assert detail.startswith("query/min_scor: ")
+    known = "q, language, find, k, offset, in_language, source, min_score"
+    assert known in detail
+    assert answer.json()["errors"][0]["loc"] == ["query", "min_scor"]
+    assert "there are none" in problem(
+        server.client.post("/v1/captions?source=a", content=b"", headers=NDJSON),
+        *(422, "invalid-request"),
+    )
+    assert server.get("/", q="x", like="y").status_code == 200  # the page's own address
 
 
 def test_bodies_are_bounded(server: Server) -> None:
@@ -476,5 +632,6 @@ def test_the_index_of_another_native_is_refused(
 def test_pictures_are_found_where_the_index_command_keeps_them(
     server: Server, tmp_path: Path
 ) -> None:
-    PictureStore(str(tmp_path / "pictures")).put("elsewhere/1", Image.new("RGB", (3, 3)))
-    assert server.get("/v1/images/elsewhere%2F1").status_code == 200
+    store = PictureStore(str(tmp_path / "pictures"))
+    store.put("elsewhere/1", "table", Image.new("RGB", (3, 3)))
+    assert server.get("/v1/images/elsewhere%2F1", source="table").status_code == 200

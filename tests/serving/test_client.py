@@ -427,14 +427,17 @@ def test_a_search_says_what_was_asked_and_no_more(ask: Ask, server: Server) -> N
     assert (found.language, found.detected, found.offset) == ("en", False, 2)
     sent = "q=dog&language=en&find=captions&k=10&offset=2&in_language=de&source=a+b"
     assert server.seen[1].query == sent
+    ask("search", "dog", min_score=0)
+    assert server.seen[2].query.endswith("&k=10&offset=0&min_score=0")
 
 
 def test_a_search_by_picture_finds_captions_unless_told(
     ask: Ask, server: Server, png: bytes
 ) -> None:
     assert ask("search_image", png, k=1).hits[0].id == "captions 0"
-    assert ask("search_image", png, find="images", k=1, source="x").hits[0].id == "images 0"
-    assert server.seen[1].query == "find=images&k=1&offset=0&source=x"
+    more = {"source": "x", "min_score": 0.25}
+    assert ask("search_image", png, find="images", k=1, **more).hits[0].id == "images 0"
+    assert server.seen[1].query == "find=images&k=1&offset=0&source=x&min_score=0.25"
     assert server.seen[1].body == png
 
 
@@ -449,6 +452,8 @@ def test_a_picture_is_kept_under_any_id(
     assert written == ImageWritten(image_id=image_id, image_url=None)
     assert server.images == {image_id: ("test", png)}
     assert ask("get_image", image_id) == png
+    assert ask("get_image", image_id, source="a test") == png
+    assert [seen.query for seen in server.seen] == ["source=test", "", "source=a+test"]
 
 
 def test_an_empty_image_id_is_not_sent(ask: Ask) -> None:
@@ -905,10 +910,11 @@ def test_search_asks_a_server(mla: Mla, server: Server, monkeypatch: pytest.Monk
     assert json.loads(run.out) == [row, row | {"image_id": "photo 1", "score": 0.99}]
     assert server.seen[0].query == "q=ein+Hund&language=auto&find=images&k=2&offset=0"
     wanted = ("--find", "captions", "--in-language", "de", "--source", "test")
+    wanted += ("--min-score", "0.5")
     run = mla("search", "a dog", "--url", server.url, *wanted)
     assert run.out.splitlines()[0] == "1.000  photo 0  ein Hund"
     sent = "q=a+dog&language=en&find=captions&k=10&offset=0&in_language=de&source=test"
-    assert server.seen[1].query == sent
+    assert server.seen[1].query == f"{sent}&min_score=0.5"
 
 
 def test_search_by_picture_asks_a_server(

@@ -72,6 +72,25 @@ def test_the_schema_is_kept(schema: schemathesis.BaseSchema) -> None:
         keeps_the_schema(operation)
 
 
+def test_every_operation_refuses_what_its_schema_does_not_tell(
+    schema: schemathesis.BaseSchema,
+) -> None:
+    operations = [found.ok() for found in schema.get_all_operations()]
+    for operation in operations:
+        case = operation.Case(
+            path_parameters={"image_id": "x"} if "{" in operation.path else {},
+            query={"surprise": "1"},
+            body=b"",
+            media_type="image/png",
+        )
+        answer = case.call(headers=TOKEN_HEADER)
+        assert answer.status_code == 422, operation.label
+        detail = answer.json()["detail"]
+        assert detail.startswith("query/surprise: no parameter of this endpoint")
+        for parameter in operation.query:
+            assert parameter.name in detail, operation.label
+
+
 def keeps_the_schema(operation: schemathesis.APIOperation) -> None:
     checks = list(CHECKS)
     if operation.path != "/v1/captions":  # a wrong line there is told in the answer, not refused

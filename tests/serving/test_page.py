@@ -134,17 +134,17 @@ def search(page: Page, text: str) -> Page:
 
 def found(page: Page) -> list[str]:
     """Ids of the results, best first."""
-    ids: list[str] = cards(page).evaluate_all("all => all.map(card => card.id.slice(4))")
+    ids: list[str] = cards(page).evaluate_all("all => all.map(card => card.dataset.id)")
     return ids
 
 
 def card_of(page: Page, image_id: str) -> Locator:
-    return page.locator(f'[id="hit-{image_id}"]')
+    return page.locator(f'.card[data-id="{image_id}"]')
 
 
 def focused_id(page: Page) -> str:
-    focused: str = page.evaluate("document.activeElement.closest('.card')?.id ?? ''")
-    return focused.removeprefix("hit-")
+    focused: str = page.evaluate("document.activeElement.closest('.card')?.dataset.id ?? ''")
+    return focused
 
 
 def problem(status: int, detail: str, **headers: str) -> dict[str, Any]:
@@ -444,7 +444,7 @@ def test_a_link_to_a_result_shows_it_in_a_new_browser(open_page: OpenPage) -> No
     expect(other.get_by_label("Language of the query")).to_have_value("de")
     expect(other.get_by_role("radio", name="Captions")).to_be_checked()
     marked = other.locator(".card.marked")
-    assert marked.get_attribute("id") == f"hit-{chosen}"
+    expect(marked).to_have_attribute("data-id", chosen)
     expect(marked).to_be_in_viewport()
 
 

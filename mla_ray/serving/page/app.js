@@ -4,7 +4,6 @@
 const K = 24; // results a page
 const MAX_TEXT = 1000; // characters of a query
 const MAX_IMAGE = 8 * 2 ** 20; // bytes
-const MAX_OFFSET = 10_000;
 const MAX_WAIT = 30; // seconds that a busy server may ask for before we leave it to the reader
 const KEPT = 30; // searches that Back shows at once
 const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
@@ -30,7 +29,7 @@ const touch = matchMedia("(pointer: coarse)");
 
 const START = {
   q: "", language: "auto", find: "images", in_language: "", source: "", offset: 0,
-  like: "", // an image id: search with that picture
+  like: "", like_source: "", // an image's id and source: search with that picture
   upload: null, // key of a picture of the reader's own; it has no address
 };
 
@@ -46,13 +45,14 @@ function readSearch(href, upload = null) {
     source: given.get("source") ?? "",
     offset: offset > 0 ? offset : 0,
     like,
+    like_source: like ? (given.get("like_source") ?? "") : "",
     upload,
   };
 }
 
 function address(search, hit = "") {
   const query = new URLSearchParams();
-  for (const name of ["q", "like", "language", "find", "in_language", "source", "offset"]) {
+  for (const name of ["q", "like", "like_source", "language", "find", "in_language", "source", "offset"]) {
     if (search[name] !== START[name]) query.set(name, search[name]);
   }
   const text = query.toString().replaceAll("%2F", "/");
@@ -146,11 +146,14 @@ async function pictureOf(view, signal) {
       throw new Failure(410, "A picture of your own has no address and is not kept over a reload.");
     }
   }
-  view.image ??= await (await ask(imageUrl(view.search.like), { signal })).blob();
+  view.image ??= await (await ask(imageUrl(view.search), { signal })).blob();
   return view.image;
 }
 
-const imageUrl = (id) => `/v1/images/${encodeURIComponent(id)}`;
+function imageUrl({ like, like_source }) {
+  const source = like_source && `?source=${encodeURIComponent(like_source)}`;
+  return `/v1/images/${encodeURIComponent(like)}${source}`;
+}
 
 // ---- languages -------------------------------------------------------------------------------
 
@@ -362,18 +365,24 @@ function markSize(img) {
   };
 }
 
+/** What no other hit has: two sources may use one id, and so may two languages. */
+const keyOf = (hit) => JSON.stringify([hit.source, hit.language, hit.id]);
+
 function card(hit, search, offset, signal) {
   const images = search.find === "images";
   const item = $(images ? "image-card" : "caption-card").content.firstElementChild.cloneNode(true);
   const part = (name) => item.querySelector(`.${name}`);
-  const like = { ...START, language: search.language, like: hit.image_id, source: search.source };
+  const like = {
+    ...START, language: search.language, like: hit.image_id, like_source: hit.source, source: search.source,
+  };
   const captions = hit.image_url && address({ ...like, find: "captions" });
   const similar = hit.image_url && address({ ...like, find: "images" });
   const link = (name, href) => {
     if (href) part(name).href = href;
     else part(name).remove();
   };
-  item.id = `hit-${hit.id}`;
+  item.id = `hit-${keyOf(hit)}`;
+  item.dataset.id = hit.id;
   setPicture(item.querySelector("img"), hit.image_url, signal);
   if (images) {
     const name = part("name").firstElementChild;
@@ -407,13 +416,13 @@ function card(hit, search, offset, signal) {
   part("number").textContent = hit.score.toFixed(3);
   part("copy").setAttribute("aria-label", `Copy a link to ${hit.caption || hit.image_id}`);
   // A picture of the reader's own has no address; the picture found with it has.
-  link("copy", search.upload ? captions : address({ ...search, offset }, hit.id));
+  link("copy", search.upload ? captions : address({ ...search, offset }, keyOf(hit)));
   return item;
 }
 
 function addPage({ search }, page) {
   const present = new Set([...results.children].map((item) => item.id));
-  const fresh = page.hits.filter((hit) => !present.has(`hit-${hit.id}`));
+  const fresh = page.hits.filter((hit) => !present.has(`hit-${keyOf(hit)}`));
   const cards = fresh.map((hit) => card(hit, search, page.offset, controller.signal));
   results.append(...cards);
   return cards;
@@ -434,7 +443,7 @@ function render() {
 
 function offerMore() {
   const next = view.pages.at(-1)?.next_offset;
-  $("more").hidden = next == null || next > MAX_OFFSET;
+  $("more").hidden = next == null;
   $("more").href = address({ ...view.search, offset: next ?? 0 });
 }
 
@@ -664,9 +673,11 @@ form.addEventListener("change", (event) => {
   if (event.target === box || event.target === $("file")) return;
   $("in-option").hidden = form.elements.find.value !== "captions";
   const search = asked();
-  const { like, upload } = view.search;
+  const { like, like_source, upload } = view.search;
   if (search.q) go(search);
-  else if (event.target !== $("language") && withPicture(view.search)) go({ ...search, like, upload });
+  else if (event.target !== $("language") && withPicture(view.search)) {
+    go({ ...search, like, like_source, upload });
+  }
 });
 
 $("source").addEventListener("click", () => {
@@ -731,8 +742,9 @@ function mark({ quiet = false } = {}) {
   } catch {
     return false; // a fragment that is no percent-encoding
   }
-  const item = $(id);
-  if (!item || !results.contains(item)) return false;
+  // A link of 0.1.0 has the hit's id alone.
+  const item = [...results.children].find((each) => each.id === id || `hit-${each.dataset.id}` === id);
+  if (!item) return false;
   item.classList.add("marked");
   if (quiet) return true;
   item.scrollIntoView({ block: "center", behavior: calm.matches ? "instant" : "smooth" });
