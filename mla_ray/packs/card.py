@@ -93,8 +93,12 @@ def parse_card(data: bytes, where: str) -> Card:
             raise PackError(
                 f"{where}: schema version {found}, this mla-ray reads {SCHEMA_VERSION}; update one"
             )
-        return Card.model_validate(document)
-    except ValueError as error:  # JSON and pydantic errors are ValueErrors
+        card = Card.model_validate(document)
+        # What Python reads but no answer can hold: NaN and 1e999, half a character, a deep nest.
+        json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+        card.model_dump_json()
+        return card
+    except (ValueError, RecursionError) as error:  # JSON and pydantic errors are ValueErrors
         if isinstance(error, PackError):
             raise
         raise PackError(f"{where}: {error}") from error

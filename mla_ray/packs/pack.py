@@ -6,7 +6,7 @@
     README.md             the card for people
 
 Loading checks hashes, sizes, names, shapes and dtypes before it allocates, and refuses a pack made
-for another native.
+for another native, or with a weight that is not finite.
 """
 
 import hashlib
@@ -26,13 +26,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from upath import UPath
 
+from mla_ray.model.batches import by_length
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
-from mla_ray.model.tokenizers import Ids, LanguageTokenizer, load_tokenizer, pad
+from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer, pad
 from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, check_size, make_card, read_card
 from mla_ray.packs.official import END, read_checkpoint
 from mla_ray.packs.readme import model_card
 from mla_ray.runtime.storage import at, download, is_local, upload
+
+BATCH = 256  # texts in one pass
 
 
 class LanguagePack:
@@ -51,20 +54,31 @@ class LanguagePack:
         """Texts to `(ids_BL, length_B)` as the encoder takes them."""
         return self._padded(self.tokenizer(texts))
 
+    def unknown_tokens(self, texts: Sequence[str]) -> Shares:
+        """Share of each text's tokens of which nothing was learned [N], 0 to 1.
+
+        Such tokens are skipped. Where it is 1 the feature is that of an empty text, whatever the
+        text: it says nothing, and looks no less certain.
+        """
+        return self.tokenizer.read(texts)[1]
+
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Features [B, E] float32, not normalised."""
+        """Features [N, E] float32, not normalised; memory is that of a batch, whatever N."""
         return self._encode(self.tokenizer(texts))
 
     @torch.inference_mode()
     def encode_ids(self, token_ids: Tensor) -> Tensor:
-        """Features [B, E] float32, not normalised, of token ids [B, L] (`AcquisitionEncoder`)."""
+        """Features [N, E] float32, not normalised, of token ids [N, L] (`AcquisitionEncoder`)."""
         return self._encode(self.tokenizer.rows_of(token_ids.cpu().numpy()))
 
-    def _encode(self, rows: list[Ids]) -> Tensor:
+    def _encode(self, ids: list[Ids]) -> Tensor:
         device = self.encoder.embedding.linear.weight.device
-        ids_BL, length_B = self._padded(rows)
-        return self.encoder(ids_BL.to(device), length_B.to(device)).float()  # type: ignore[no-any-return]
+        features_NE = torch.empty(len(ids), self.encoder.tower.dim, device=device)
+        for rows in by_length([len(each) for each in ids], BATCH):
+            ids_BL, length_B = self._padded([ids[row] for row in rows])
+            features_NE[rows] = self.encoder(ids_BL.to(device), length_B.to(device)).float()
+        return features_NE
 
     def _padded(self, rows: list[Ids]) -> tuple[Tensor, Tensor]:
         tower = self.encoder.tower
@@ -73,9 +87,10 @@ class LanguagePack:
     def save(self, folder: str | Path | UPath) -> None:
         """Write the pack to a path or URL; an older one is replaced at once or not at all.
 
-        At a URL, where files cannot be renamed together, the card comes last: until then a reader
-        finds hashes that do not fit.
+        Weights that are not finite are a PackError. At a URL, where files cannot be renamed
+        together, the card comes last: until then a reader finds hashes that do not fit.
         """
+        _check_finite(self._weights(), str(folder))
         with _place_for(at(folder)) as scratch:
             save_file(
                 {"embedding.tokens": torch.from_numpy(self.tokenizer.tokens)}
@@ -208,9 +223,20 @@ def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
                 raise PackError(
                     f"{path}: tensors missing, unknown or of another shape: {wrong[:5]}"
                 )
-            return {name: file.get_tensor(name) for name in expected}
+            weights = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise PackError(f"{path}: not a safetensors file: {error}") from error
+    _check_finite(weights, str(path))
+    return weights
+
+
+def _check_finite(weights: dict[str, Tensor], where: str) -> None:
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise PackError(
+                f"{where}: {name} holds a value that is not finite, so that features would not be; "
+                "acquire the language anew, or take a copy from before"
+            )
 
 
 @contextmanager

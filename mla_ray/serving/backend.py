@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from mla_ray.index.collection import Entry, Hit
 from mla_ray.serving.engines import (
     Encoded,
+    Fault,
     Identity,
     ImageEngine,
     IndexEngine,
@@ -32,7 +33,7 @@ class Backend(Protocol):
 
     async def encode_images(self, images: list[bytes]) -> Encoded: ...
 
-    async def search(self, queries: list[Query]) -> Sequence[list[Hit]]: ...
+    async def search(self, queries: list[Query]) -> Sequence[list[Hit] | Fault]: ...
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int: ...
 
@@ -69,7 +70,7 @@ class LocalBackend:
     async def encode_images(self, images: list[bytes]) -> Encoded:
         return await self._in(self._torch, lambda: self._image.encode(images))
 
-    async def search(self, queries: list[Query]) -> Sequence[list[Hit]]:
+    async def search(self, queries: list[Query]) -> Sequence[list[Hit] | Fault]:
         return await self._in(self._searcher, lambda: self._index.search(queries))
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
@@ -109,6 +110,14 @@ class LocalBackend:
         return await asyncio.get_running_loop().run_in_executor(pool, call)
 
 
-def rows_of(encoded: Encoded) -> list[Any]:
-    """A vector, or the message of an error, a row."""
-    return [encoded.errors.get(row, encoded.vectors[row]) for row in range(len(encoded.vectors))]
+class Row(NamedTuple):
+    """One text or image."""
+
+    vector: Vectors  # [E], unit length
+    unknown_tokens: float
+
+
+def rows_of(encoded: Encoded) -> list[Row | Fault]:
+    """What came of each text or image."""
+    pairs = zip(encoded.vectors, encoded.unknown_tokens.tolist(), strict=True)
+    return [encoded.errors.get(n, Row(*pair)) for n, pair in enumerate(pairs)]

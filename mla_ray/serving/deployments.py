@@ -22,6 +22,7 @@ from mla_ray.serving.app import create_app
 from mla_ray.serving.coalescing import Overloaded
 from mla_ray.serving.engines import (
     Encoded,
+    Fault,
     Identity,
     ImageEngine,
     IndexEngine,
@@ -85,9 +86,7 @@ class TextEncoder:
         encoded = self._engine.encode(texts, packs)
         results, start = [], 0
         for call in calls:
-            rows = range(start, start + len(call))
-            errors = {row - start: encoded.errors[row] for row in rows if row in encoded.errors}
-            results.append(Encoded(encoded.vectors[rows.start : rows.stop], errors))
+            results.append(encoded.part(start, start + len(call)))
             start += len(call)
         return results
 
@@ -130,7 +129,7 @@ class Index:
                     raise
                 time.sleep(0.2)
 
-    async def search(self, queries: list[Query]) -> list[list[Hit]]:
+    async def search(self, queries: list[Query]) -> list[list[Hit] | Fault]:
         return await asyncio.to_thread(self._engine.search, queries)
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
@@ -171,7 +170,7 @@ class HandleBackend:
     async def encode_images(self, images: list[bytes]) -> Encoded:
         return await self._call(lambda: self._image.encode.remote(images))
 
-    async def search(self, queries: list[Query]) -> Sequence[list[Hit]]:
+    async def search(self, queries: list[Query]) -> Sequence[list[Hit] | Fault]:
         return await self._call(lambda: self._index.search.remote(queries))
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
