@@ -161,6 +161,7 @@ def index_command(
     tell_dropped(len(read.dropped), read.dropped)
     frozen = Native.load(native)
     packs = load_packs(pack or [], frozen)
+    rejected: list[str] = []
     with bars() as report:
         written = index_captions(
             index,
@@ -170,10 +171,13 @@ def index_command(
             source or PurePosixPath(captions).stem,
             report,
             quantization="int8" if int8 else None,
+            reject=rejected.append,
         )
         if pictures:
             keep_pictures(read.table, PictureStore(pictures), report)
-    emit(written, as_json, "\n".join(f"{name}: {n:,} points" for name, n in written.items()))
+    tell_dropped(len(rejected), rejected)
+    result = written | ({"rejected": len(rejected)} if rejected else {})
+    emit(result, as_json, "\n".join(f"{name}: {n:,} points" for name, n in written.items()))
 
 
 def search(

@@ -25,6 +25,7 @@ from mla_ray.model.tokenizers import Shares
 from mla_ray.model.towers import BERTS, TextTower, text_tower
 from mla_ray.model.transformers_folder import DUAL_ENCODERS, load_folder, model_type
 from mla_ray.runtime.bundled import bundled
+from mla_ray.runtime.place import settle
 
 __all__ = ["Native", "TextTower", "bundled_native"]
 
@@ -73,6 +74,7 @@ class Native:
 
         """
         folder = bundled_native(name) or Path(name)
+        settle(folder)
         if (folder / "open_clip_config.json").is_file():
             _check_weights(folder)
             source = f"local-dir:{folder}"

@@ -38,8 +38,13 @@ class Mixed(NamedTuple):
     unknown_tokens: Shares  # [B]: of each text's tokens the share that is unknown
 
 
+def encode_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Tensor:
+    """The features of `read_mixed` alone: [B, E] float32, not normalised, in the order given."""
+    return read_mixed(native, texts).features
+
+
 @torch.inference_mode()
-def encode_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Mixed:
+def read_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Mixed:
     """Texts of any languages in one pass.
 
     Args:

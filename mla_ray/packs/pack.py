@@ -10,8 +10,6 @@ for another native, or with a weight that is not finite.
 """
 
 import hashlib
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokeni
 from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, check_size, make_card, read_card
 from mla_ray.packs.official import END, read_checkpoint
 from mla_ray.packs.readme import model_card
+from mla_ray.runtime.place import read_whole, replacing
 from mla_ray.runtime.storage import at, download, is_local, upload
 
 BATCH = 256  # texts in one pass
@@ -114,8 +113,15 @@ class LanguagePack:
             PackError: names the file and what is wrong with it.
 
         """
-        with _on_this_machine(at(folder)) as local:
-            return cls._load(local, native)
+        place = at(folder)
+        if is_local(place):
+            local = Path(place.path)
+            return read_whole(local, lambda: cls._load(local, native))
+        with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
+            for name in MAX_FILE_BYTES:
+                check_size(place / name)
+                (Path(scratch) / name).write_bytes((place / name).read_bytes())
+            return cls._load(Path(scratch), native)
 
     @classmethod
     def _load(cls, folder: Path, native: Native) -> Self:
@@ -127,10 +133,7 @@ class LanguagePack:
             raise PackError(
                 f"{folder}/card.json: width, blocks, context {found} are not the native's"
             )
-        for name in ("weights.safetensors", "tokenizer.json"):
-            check_size(folder / name)
-            if _sha256(folder / name) != card.sha256.get(name):
-                raise PackError(f"{folder / name}: SHA-256 is not the card's; the file is damaged")
+        _check_files(folder, card)
         weights = _read_weights(folder / "weights.safetensors", card)
         tokens = weights.pop("embedding.tokens").numpy()
         embedding = EmbeddingBlock(weights["embedding.rows.weight"], tower)
@@ -230,6 +233,13 @@ def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
     return weights
 
 
+def _check_files(folder: Path, card: Card) -> None:
+    for name in ("weights.safetensors", "tokenizer.json"):
+        check_size(folder / name)
+        if _sha256(folder / name) != card.sha256.get(name):
+            raise PackError(f"{folder / name}: SHA-256 is not the card's; the file is damaged")
+
+
 def _check_finite(weights: dict[str, Tensor], where: str) -> None:
     for name, weight in weights.items():
         if not bool(torch.isfinite(weight).all()):
@@ -239,60 +249,47 @@ def _check_finite(weights: dict[str, Tensor], where: str) -> None:
             )
 
 
-@contextmanager
-def _on_this_machine(folder: UPath) -> Iterator[Path]:
-    """The pack's files here, for the body of a `with`."""
-    if is_local(folder):
-        yield Path(folder.path)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in MAX_FILE_BYTES:
-            check_size(folder / name)
-            (Path(scratch) / name).write_bytes((folder / name).read_bytes())
-        yield Path(scratch)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`. A folder cannot be replaced in one call; two renames."""
-    if folder.exists():
-        if not (folder / "card.json").is_file() and any(folder.iterdir()):
-            raise FileExistsError(
-                f"{folder} exists and is not a language pack; choose another --out"
-            )
-        old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-        folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old)
-    else:
-        new.rename(folder)
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:
-    """Put a copy of the pack in `source` in the place of `folder`, either a path or a URL."""
+    """Put a copy of the pack in `source` in the place of `folder`, either a path or a URL.
+
+    Raises:
+        PackError: the files of `source` do not belong together; `folder` is as it was.
+        FileExistsError: `folder` is something else than a pack.
+
+    """
+    origin = at(source)
     with _place_for(at(folder)) as scratch:
-        download(at(source), scratch)
+
+        def copy() -> None:
+            download(origin, scratch)
+            try:
+                _check_files(scratch, read_card(scratch))
+            except PackError as error:
+                raise PackError(str(error).replace(str(scratch), str(origin))) from error
+
+        if is_local(origin):
+            read_whole(Path(origin.path), copy)
+        else:
+            copy()
 
 
 @contextmanager
 def _place_for(folder: UPath) -> Iterator[Path]:
     """A scratch folder on this machine whose files are in the place of `folder` in the end."""
-    local = is_local(folder)
-    if local:
-        Path(folder.path).parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(
-        tempfile.mkdtemp(dir=Path(folder.path).parent if local else None, prefix=f".{folder.name}-")
-    )
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp's is private
-        if local:
-            _swap(scratch, Path(folder.path))
-        else:
-            upload(scratch, folder, last="card.json")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    if is_local(folder):
+        place = Path(folder.path)
+        with replacing(place) as scratch:
+            yield scratch
+            if place.exists() and not (place / "card.json").is_file() and any(place.iterdir()):
+                raise FileExistsError(
+                    f"{place} exists and is not a language pack; choose another --out"
+                )
+    else:
+        with tempfile.TemporaryDirectory(prefix="mla-pack-") as made:
+            yield Path(made)
+            upload(Path(made), folder, last="card.json")

@@ -39,6 +39,9 @@ class Backend(Protocol):
 
     async def languages(self) -> dict[str, int]: ...
 
+    async def broken(self) -> dict[str, str]:
+        """Why packs could not be loaded, by the name of their folder, as far as it was tried."""
+
     async def health(self) -> dict[str, str]:
         """`ok`, or what is wrong, of each part."""
 
@@ -80,6 +83,9 @@ class LocalBackend:
 
     async def languages(self) -> dict[str, int]:
         return await self._in(self._searcher, self._index.languages)
+
+    async def broken(self) -> dict[str, str]:
+        return dict(self._text.library.listing.broken)
 
     async def health(self) -> dict[str, str]:
         parts: dict[str, Callable[[], None]] = {

@@ -5,6 +5,7 @@ Ingress (FastAPI) ──► TextEncoder, ImageEncoder     autoscaled, each repli
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ from mla_ray.serving.engines import (
 from mla_ray.serving.settings import Settings
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 OPEN_FOR_S = 30  # an index folder may have its former owner for as long as that takes to drain
 COMMON: dict[str, Any] = {
     "health_check_period_s": 5,
@@ -75,6 +77,9 @@ class TextEncoder:
     async def identity(self) -> Identity:
         return self._engine.identity
 
+    async def broken(self) -> dict[str, str]:
+        return dict(self._engine.library.listing.broken)
+
     async def check_health(self) -> None:
         if self._watching.done():
             raise RuntimeError("the pack store is watched no longer")
@@ -97,8 +102,10 @@ class TextEncoder:
             try:
                 for listed in await asyncio.to_thread(library.look):
                     await loop.run_in_executor(self._torch, library.renew, listed)
-            except OSError:  # a store out of reach: the packs in memory go on being served
-                continue
+            except (
+                Exception
+            ) as error:  # a store out of reach: the packs in memory go on being served
+                log.warning("pack store: %s", error)
 
 
 class ImageEncoder:
@@ -178,6 +185,9 @@ class HandleBackend:
 
     async def languages(self) -> dict[str, int]:
         return await self._call(lambda: self._index.languages.remote())
+
+    async def broken(self) -> dict[str, str]:
+        return await self._call(lambda: self._text.broken.remote())
 
     async def health(self) -> dict[str, str]:
         handles = {"text": self._text, "image": self._image, "index": self._index}

@@ -22,7 +22,7 @@ from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import Shares
-from mla_ray.packs.mixed_batch import encode_mixed
+from mla_ray.packs.mixed_batch import read_mixed
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.store import PackLibrary, PackStore
 
@@ -141,7 +141,7 @@ class TextEngine:
         """One pass; if it fails, its halves, until the row is found that it fails for."""
         rows = [row for row, *_ in batch]
         try:
-            mixed = encode_mixed(self.native, [(text, pack) for _, _, text, pack in batch])
+            mixed = read_mixed(self.native, [(text, pack) for _, _, text, pack in batch])
         except Exception as error:  # a tokenizer's own, or of what a pass has too much of
             if len(batch) > 1:
                 half = len(batch) // 2

@@ -137,6 +137,7 @@ class Service:
     async def languages(self) -> Languages:
         counts = await self.backend.languages()
         listing = self.listing
+        broken = await self.backend.broken() | listing.broken
         infos = []
         for language in listing.languages:
             listed = listing.packs.get(language)
@@ -156,7 +157,7 @@ class Service:
             native=self.identity.native,
             fingerprint=self.identity.fingerprint,
             languages=infos,
-            broken=[BrokenPack(name=name, error=e) for name, e in listing.broken.items()],
+            broken=[BrokenPack(name=name, error=error) for name, error in sorted(broken.items())],
         )
 
     async def ingest(self, body: AsyncIterator[bytes]) -> IngestResult:
