@@ -73,6 +73,7 @@ def evaluate(
         found = []
         for tongue, size in sizes.items():
             encode: Any = partial(encode_texts, frozen)
+            unknown = (packs.get(tongue) or frozen).unknown_tokens
             if tongue in packs:
                 encode = lambda texts, of=packs[tongue]: of.encode_text(texts).cpu().numpy()  # noqa: E731
             found.append(
@@ -84,6 +85,7 @@ def evaluate(
                     counting(report, f"{tongue} captions", size),
                     protocol=chosen,
                     ranked=counting(report, f"{tongue} ranking", 2 * size),
+                    unknown=unknown,
                 )
             )
         result = printed(found, k or (), with_intervals=intervals)
@@ -104,7 +106,8 @@ def _evaluation_text(result: dict[str, Any]) -> str:
             cells = [row[way][k] for way in ("t2i", "i2t") for k in ks]
             figures = "".join(f"{cell:7.1f}" for cell in [*cells, row["AR"]])
             lines.append(f"{row['language']:12}{figures}{_interval(row, 'AR')}")
-        return "\n".join(lines)
+        told = [f"{row['language']}:{said}" for row in rows for said in _unknown_text(row)]
+        return "\n".join([*lines, *told])
     lines = [
         f"{result['language']}: AR {result['AR']:.1f}{_interval(result, 'AR')} over "
         f"{result['captions']:,} captions and {result['images']:,} images"
@@ -113,7 +116,16 @@ def _evaluation_text(result: dict[str, Any]) -> str:
         cells = [f"{k} {v:5.1f}{_interval(result, f'{way} {k}')}" for k, v in result[way].items()]
         ranks = f"median rank {result['median rank'][way]:g}"
         lines.append(f"  {title}  {'  '.join([*cells, ranks])}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_unknown_text(result)])
+
+
+def _unknown_text(row: dict[str, Any]) -> list[str]:
+    """A line on captions with unknown tokens; none if there are none."""
+    found = row.get("unknown tokens", {})
+    if not found.get("some"):
+        return []
+    some, whole = (f"{100 * found[name]:.1f} %" for name in ("some", "all"))
+    return [f"  {some} of the captions have an unknown token, {whole} no other"]
 
 
 def _interval(result: dict[str, Any], name: str) -> str:
@@ -161,21 +173,23 @@ def index_command(
     packs = load_packs(pack or [], frozen)
     source = source or PurePosixPath(captions).stem
     store = PictureStore(pictures) if pictures else None
+    rejected: list[str] = []
     with bars() as report:
-        result: dict[str, Any] = dict(
-            ingest.index_captions(
-                index,
-                frozen,
-                packs,
-                read.table,
-                source,
-                report,
-                quantization="int8" if int8 else None,
-            )
+        written = ingest.index_captions(
+            index,
+            frozen,
+            packs,
+            read.table,
+            source,
+            report,
+            quantization="int8" if int8 else None,
+            reject=rejected.append,
         )
         if store:
             ingest.keep_pictures(read.table, source, store, report)
-    told = "\n".join(f"{name}: {n:,} points" for name, n in result.items())
+    tell_dropped(len(rejected), rejected)
+    result: dict[str, Any] = written | ({"rejected": len(rejected)} if rejected else {})
+    told = "\n".join(f"{name}: {n:,} points" for name, n in written.items())
     if sync:
         kept = ingest.keys_of([captions], source, language)  # all, whatever was left out above
         removed = ingest.sync(index, ingest.space_of(frozen), source, kept, store)
@@ -241,18 +255,24 @@ def search(
         if language == "auto":
             raise typer.BadParameter("--language auto needs a server: --url")
         native, find = native or "emoji-clip", find or "images"
-        result = _search_index(query, index, language or "en", k, min_score, pack, native, find)
+        rows, unknown = _search_index(
+            query, index, language or "en", k, min_score, pack, native, find
+        )
     elif url is not None and index is None:
         _refuse("--url", {"--pack": pack, "--native": native})
         if (query is None) == (image is None):
             raise typer.BadParameter("give either a text or --image to search for")
         if image is not None:
             _refuse("--image", {"--language": language})
-        result = _search_server(
+        rows, unknown = _search_server(
             query, url, language, k, min_score, find, in_language, source, image
         )
     else:
         raise typer.BadParameter("give either --index, to search here, or --url, to ask a server")
+    if unknown:
+        what = "so that hits say nothing of it" if unknown == 1 else "the rest was searched for"
+        typer.echo(f"mla: {unknown:.0%} of the query's tokens are unknown, {what}", err=True)
+    result = [row | {"unknown_tokens": unknown} for row in rows]  # of the query
     lines = [f"{hit['score']:.3f}  {hit['image_id']}  {hit['caption']}" for hit in result]
     emit(result, as_json, "\n".join(lines))
 
@@ -272,8 +292,9 @@ def _search_index(
     pack: Path | None,
     native: str,
     find: str,
-) -> list[dict[str, Any]]:
-    from mla_ray.evaluation.evaluation import encode_query
+) -> tuple[list[dict[str, Any]], float | None]:
+    """Hits, and the share of the query's tokens that is unknown."""
+    from mla_ray.evaluation.evaluation import encode_query, unknown_in
     from mla_ray.index.collection import CaptionIndex
     from mla_ray.index.ingest import space_of
     from mla_ray.model.native import Native
@@ -285,9 +306,10 @@ def _search_index(
     if language != "en" and language not in packs:
         raise ValueError(f"{folders[0]} is a pack for {next(iter(packs))!r}, not for {language!r}")
     vector = encode_query(frozen, packs, language, [query])[0]
+    unknown = float(unknown_in(frozen, packs, language, [query])[0])
     with CaptionIndex.open(index, space_of(frozen), find, create=False) as collection:
         hits = collection.search(vector, k, min_score=min_score)
-    return [_hit_row(hit.entry, hit.score) for hit in hits]
+    return [_hit_row(hit.entry, hit.score) for hit in hits], unknown
 
 
 def _search_server(
@@ -300,7 +322,8 @@ def _search_server(
     in_language: str | None,
     source: str | None,
     image: Path | None,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], float | None]:
+    """As `_search_index`; None from a server of before it told."""
     from mla_ray.serving.client import Client, Retry
 
     with Client(url, retry=Retry(attempts=3)) as client:  # someone waits
@@ -324,7 +347,7 @@ def _search_server(
                 in_language=in_language,
                 source=source,
             )
-    return [_hit_row(hit, hit.score) for hit in page.hits]
+    return [_hit_row(hit, hit.score) for hit in page.hits], page.unknown_tokens
 
 
 def _hit_row(entry: Any, score: float) -> dict[str, Any]:

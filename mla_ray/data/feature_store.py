@@ -25,6 +25,7 @@ from PIL import Image
 from upath import UPath
 
 from mla_ray.data.video import frames_of, pooled
+from mla_ray.model.batches import by_length
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import names_in, read_bytes, write_bytes
 
@@ -53,9 +54,7 @@ def encode_texts(
 ) -> Features:
     """English features [N, E] float32, not normalised; batches cut at their longest text."""
     features = np.empty((len(texts), native.dim), dtype=np.float32)
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    for start in range(0, len(texts), BATCH):
-        rows = order[start : start + BATCH]
+    for rows in by_length([len(text) for text in texts], BATCH):
         ids_BL = native.tokenize([texts[row] for row in rows])
         if not native.text.fixed_length:
             ids_BL = ids_BL[:, : int(native.text.english_end(ids_BL).max()) + 1]

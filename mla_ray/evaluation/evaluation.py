@@ -15,10 +15,12 @@ from mla_ray.evaluation.protocols import FULL, Figures, Protocol, intervals, res
 from mla_ray.evaluation.recall import KS, Mask, Part, Ranks
 from mla_ray.model.native import Native
 from mla_ray.model.text import normalized
+from mla_ray.model.tokenizers import Shares
 from mla_ray.packs.pack import LanguagePack
 
 BATCH = 256
 EncodeText = Callable[[Sequence[str]], Features]
+UnknownTokens = Callable[[Sequence[str]], Shares]
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,17 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Ranks of one language's captions, of which captions, and by which protocol."""
+    """Ranks of one language's captions, of which captions, and by which protocol.
+
+    `unknown_tokens` [N] is the share of each caption's tokens that the language does not know.
+    """
 
     language: str
     captions: list[str]
     image_ids: list[str]
     ranks: Ranks
     protocol: Protocol = FULL
+    unknown_tokens: Shares | None = None
 
     def folds(self, mask: Mask | None = None) -> list[Ranks]:
         """The ranks of each gallery of the protocol; with a mask [N] of some captions."""
@@ -79,6 +85,13 @@ class Evaluation:
         """Its recall in short; `printed` says more."""
         return {"language": self.language, **self.figures(mask).recall.as_dict()}
 
+    def unknown(self) -> dict[str, float]:
+        """Share of the captions with an unknown token ("some"), and with no other ("all")."""
+        if self.unknown_tokens is None:
+            return {}
+        shares = {"some": self.unknown_tokens > 0, "all": self.unknown_tokens == 1}
+        return {name: round(float(mask.mean()), 4) for name, mask in shares.items()}
+
 
 def evaluate(
     encode: EncodeText,
@@ -89,6 +102,7 @@ def evaluate(
     *,
     protocol: Protocol = FULL,
     ranked: Progress | None = None,
+    unknown: UnknownTokens | None = None,
 ) -> Evaluation:
     """Rank the captions of `language` against the images that they caption.
 
@@ -100,6 +114,8 @@ def evaluate(
         progress: called with the number of captions just encoded.
         protocol: its galleries are cut by the order in which these rows first name the images.
         ranked: called with the number of captions just scored, twice for every caption.
+        unknown: texts to the share of each one's tokens that is unknown: a pack's `unknown_tokens`,
+            or the native's. They are counted if it is given.
 
     """
     rows = rows_of(captions, language, protocol)
@@ -116,7 +132,8 @@ def evaluate(
             progress(len(batch))
     image_of = np.array([place[image_id] for image_id in image_ids])
     ranks = protocol.rank(features, images, image_of, ranked)
-    return Evaluation(language, texts, image_ids, ranks, protocol)
+    shares = None if unknown is None else unknown(texts)
+    return Evaluation(language, texts, image_ids, ranks, protocol, shares)
 
 
 def rows_of(captions: pa.Table, language: str, protocol: Protocol) -> pa.Table:
@@ -151,6 +168,7 @@ def printed(
 
     languages = [
         {"language": each.language, "protocol": protocol.name, **shown(of, drawn[n : n + 1])}
+        | ({"unknown tokens": told} if (told := each.unknown()) else {})
         for n, (each, of) in enumerate(zip(evaluations, figures, strict=True))
     ]
     if len(languages) == 1:
@@ -167,3 +185,10 @@ def encode_query(
     if language == "en":
         return encode_texts(native, texts)
     return packs[language].encode_text(texts).cpu().numpy()
+
+
+def unknown_in(
+    native: Native, packs: Mapping[str, LanguagePack], language: str, texts: list[str]
+) -> Shares:
+    """Share of each text's tokens that is unknown [B], 0 to 1: to the native, or to a pack."""
+    return (native if language == "en" else packs[language]).unknown_tokens(texts)

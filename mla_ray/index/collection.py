@@ -39,6 +39,8 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from mla_ray.model.directions import faults, norms
+
 SCHEMA = 3  # of the stored points and of the record beside them; all points are of RULE
 MIXED_SCHEMA = 2  # some points may be of the rule before; other schemas are refused
 RULE, FORMER_RULE = 2, 1  # of point ids: source, id, language; native, id, language
@@ -204,10 +206,10 @@ class CaptionIndex:
             raise ValueError(
                 f"{len(entries)} entries but {len(vectors)} vectors; pass one vector an entry"
             )
-        norms = self._norms(vectors)  # of all rows first: either all are written, or a bad one none
+        lengths = self._norms(vectors)  # all rows first: either all are written, or a bad one none
         for start in range(0, len(entries), BATCH):
             rows = slice(start, start + BATCH)
-            units = (vectors[rows] / norms[rows, None]).astype(np.float32)
+            units = (vectors[rows] / lengths[rows, None]).astype(np.float32)
             self._backend.upsert(
                 [
                     _Point(_point_id(entry), unit.tolist(), asdict(entry) | {"rule": RULE})
@@ -362,18 +364,14 @@ class CaptionIndex:
                 f"vectors have shape {list(vectors.shape)}, native {self.space.native!r} makes "
                 f"[N, {self.space.dim}]; encode with that native"
             )
-        # float64, as the square of a large float32 overflows
-        norms: npt.NDArray[np.float64] = np.sqrt(
-            np.einsum("ne,ne->n", vectors, vectors, dtype=np.float64)
-        )
-        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-        if len(bad):
-            found = "zero" if norms[bad[0]] == 0 else "not finite"
+        found = norms(vectors)
+        if bad := faults(found):
+            row, fault = next(iter(bad.items()))
             raise ValueError(
-                f"vector {bad[0]} is {found} ({len(bad)} of {len(vectors)} are bad) and has no "
+                f"vector {row} is {fault} ({len(bad)} of {len(vectors)} are bad) and has no "
                 "direction; drop these rows, or look at what encoded them"
             )
-        return norms
+        return found
 
 
 @dataclass(frozen=True)

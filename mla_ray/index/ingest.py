@@ -4,7 +4,7 @@
 same points with the parts here.
 """
 
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery, encode_query
 from mla_ray.index.collection import RULE, CaptionIndex, Entry, Quantization, Space
 from mla_ray.index.picture_store import PictureStore
+from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.native import Native
 from mla_ray.model.text import normalized
 from mla_ray.packs.pack import LanguagePack
@@ -76,11 +77,14 @@ def index_captions(
     report: Report = lambda progress: None,
     *,
     quantization: Quantization | None = None,
+    reject: Callable[[str], None] = lambda reason: None,
 ) -> dict[str, int]:
     """Embed a caption table's images and captions into the collections at `url`.
 
     Captions of English go the native way, those of other languages through their pack; a language
-    without one is a KeyError. Indexing twice changes nothing. Returns points written a collection.
+    without one is a KeyError. Indexing twice changes nothing. An image or caption whose feature is
+    zero or not finite is left out, alone, and `reject` is told why. Returns points written a
+    collection.
     """
     languages = sorted(set(captions["language"].to_pylist()))
     require_packs(languages, packs)
@@ -96,7 +100,7 @@ def index_captions(
     written = {}
     with CaptionIndex.open(url, space_of(native), IMAGES, quantization=quantization) as index:
         entries = [image_entry(image_id, source) for image_id in gallery.ids]
-        written[IMAGES] = index.upsert(entries, gallery.features)
+        written[IMAGES] = _upsert(index, entries, gallery.features, reject)
         index.optimize()
     with CaptionIndex.open(url, space_of(native), CAPTIONS, quantization=quantization) as index:
         written[CAPTIONS] = 0
@@ -109,10 +113,20 @@ def index_captions(
                     caption_entry(image_id, language, text, source)
                     for image_id, text in zip(image_ids, texts, strict=True)
                 ]
-                written[CAPTIONS] += index.upsert(entries, vectors)
+                written[CAPTIONS] += _upsert(index, entries, vectors, reject)
                 advance(len(texts))
         index.optimize()
     return written
+
+
+def _upsert(
+    index: CaptionIndex, entries: list[Entry], features: Floats, reject: Callable[[str], None]
+) -> int:
+    bad = faults(norms(features))
+    for row, fault in bad.items():
+        reject(f"{entries[row].id!r}: its feature is {fault}")
+    sound = [row for row in range(len(entries)) if row not in bad]
+    return index.upsert([entries[row] for row in sound], features[sound])
 
 
 def sync(

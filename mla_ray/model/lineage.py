@@ -16,7 +16,8 @@ from torch import nn
 from upath import UPath
 
 from mla_ray.model.native import Native, bundled_native
-from mla_ray.runtime.storage import at, download, upload, write_json
+from mla_ray.runtime.place import replacing
+from mla_ray.runtime.storage import at, download, is_local, names_in, upload, write_json
 
 CONFIG = "open_clip_config.json"
 LINEAGE = "lineage.json"
@@ -104,13 +105,24 @@ def write_descendant(
 
 
 def copy_native(source: UPath, folder: str | Path | UPath) -> None:
-    """Put a copy of the native in `source` in the place of `folder`, paths or URLs."""
+    """Put a copy of the native in `source` in the place of `folder`, paths or URLs.
+
+    Raises:
+        FileExistsError: `folder` is something else than a native.
+
+    """
     target = at(folder)
-    if target.exists() and not (target / CONFIG).exists() and any(target.iterdir()):
+    there = {name for name in names_in(target) if not name.startswith(".")}
+    # One that lacks its configuration alone is what a copy left that was broken off.
+    if CONFIG not in there and not there <= set(names_in(source)):
         raise FileExistsError(f"{target} exists and is not a native; choose another --out")
-    with tempfile.TemporaryDirectory(prefix="mla-native-") as made:
-        download(source, Path(made))
-        upload(Path(made), target, last=CONFIG)
+    if is_local(target):
+        with replacing(Path(target.path)) as scratch:
+            download(source, scratch)
+    else:
+        with tempfile.TemporaryDirectory(prefix="mla-native-") as made:
+            download(source, Path(made))
+            upload(Path(made), target, last=CONFIG)
 
 
 def _open_clips(native: Native) -> tuple[dict[str, Any], Any]:

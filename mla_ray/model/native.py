@@ -9,18 +9,23 @@ Shapes: B batch, L tokens, E joint embedding size, S pixels of a side.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
+from mla_ray.model.english import text_only, unknown_id
+from mla_ray.model.tokenizers import Shares
 from mla_ray.model.towers import BERTS, TextTower, text_tower
 from mla_ray.model.transformers_folder import DUAL_ENCODERS, load_folder, model_type
 from mla_ray.runtime.bundled import bundled
+from mla_ray.runtime.place import settle
 
 __all__ = ["Native", "TextTower", "bundled_native"]
 
@@ -45,7 +50,8 @@ class Native:
             getattr(tokenizer, "context_length", None),
             getattr(hugging_face, "eos_token_id", None),
         )
-        self._tokenizer = tokenizer
+        self._tokenizer = text_only(tokenizer)
+        self._unknown = unknown_id(tokenizer)
         self.preprocess: Callable[[Image.Image], Tensor] = image_transform_v2(
             PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
         )
@@ -68,6 +74,7 @@ class Native:
 
         """
         folder = bundled_native(name) or Path(name)
+        settle(folder)
         if (folder / "open_clip_config.json").is_file():
             _check_weights(folder)
             source = f"local-dir:{folder}"
@@ -119,8 +126,35 @@ class Native:
         return float(self.model.logit_scale.exp())
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """English texts to native token ids [B, context length] int64."""
+        """English texts to native token ids [B, context length] int64.
+
+        All of a text is text: a control token that it spells is none.
+        """
         return self._tokenizer(list(texts), context_length=self.text.context_length)
+
+    def unknown_tokens(self, texts: Sequence[str]) -> Shares:
+        """Share of each text's tokens that are unknown [B], 0 to 1, of the part that is read.
+
+        Those are what the tokenizer has one token for, as it does not know it; a tokenizer of bytes
+        knows all. Of a text without any token all is unknown.
+        """
+        return self.unknown_of(self.tokenize(texts))
+
+    def unknown_of(self, ids_BL: Tensor) -> Shares:
+        """As `unknown_tokens`, of native token ids [B, L]."""
+        length_B = self.text.english_end(ids_BL) + 1
+        is_unknown_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
+        if self._unknown is not None:
+            is_unknown_BL = ids_BL == self._unknown
+            is_unknown_BL &= torch.arange(ids_BL.shape[1]) < length_B[:, None]
+        said_B = (length_B - self._frame).numpy()
+        unknown_B = is_unknown_BL.sum(dim=1).numpy()
+        return np.where(said_B > 0, unknown_B / np.maximum(said_B, 1), 1.0)
+
+    @cached_property
+    def _frame(self) -> int:
+        """Tokens of an empty text."""
+        return int(self.text.english_end(self.tokenize([""]))) + 1
 
     def encode_text(self, ids_BL: Tensor) -> Tensor:
         """English features [B, E], not normalised: to the byte what open_clip's own gives.

@@ -6,7 +6,9 @@ takes M-BERT's). Either way only the tokens that the language's corpus uses get 
 Shapes: B batch, L tokens, V embedding rows, W row width.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from torch import Tensor
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 Ids = npt.NDArray[np.int32]
+Shares = npt.NDArray[np.float64]
 
 # GPT-2's, which cuts a word at every mark: in Devanagari and Thai these are its vowels.
 _WORDS = Regex(
@@ -116,7 +119,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 class LanguageTokenizer:
-    """Texts to embedding rows.
+    """Texts to embedding rows. All of a text is text: `<eos>` in one ends nothing.
 
     Args:
         tokenizer: any `tokenizers.Tokenizer` that frames each text with a first and a last token;
@@ -136,11 +139,15 @@ class LanguageTokenizer:
         end: int | None = None,
     ) -> None:
         self._tokenizer = None
+        self._text: Callable[[str], str] = str
+        self._unknown: int | None = None
         size = int(tokens.max(initial=-1)) + 1
         if tokenizer is not None:
             self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours to configure
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
+            self._text = text_of(self._tokenizer)
+            self._unknown = unknown_id(self._tokenizer)
             size = self._tokenizer.get_vocab_size()
         self.tokens = tokens
         self.context_length = context_length
@@ -184,12 +191,26 @@ class LanguageTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
         """Embedding rows of each text, at least two and at most `context_length` of them."""
-        rows = []
-        for encoding in self.tokenizer.encode_batch_fast(list(texts)):
-            row = self._row_of[encoding.ids]
-            row = row[row >= 0]
-            rows.append(shorten(row, self.context_length))
-        return rows
+        return self.read(texts)[0]
+
+    def read(self, texts: Sequence[str]) -> tuple[list[Ids], Shares]:
+        """Embedding rows of each text, and the share of its tokens that is unknown [B], 0 to 1.
+
+        A token is unknown if it has no row, or is the one that the tokenizer has for what it does
+        not know. Of a text without any token all is unknown. The whole text counts, also what is
+        cut.
+        """
+        rows: list[Ids] = []
+        shares = np.ones(len(texts))
+        given = [self._text(text) for text in texts]
+        for index, encoding in enumerate(self.tokenizer.encode_batch_fast(given)):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            row = self._row_of[ids]
+            said = np.array(encoding.special_tokens_mask) == 0  # not the frame's
+            if said.any():
+                shares[index] = ((row < 0) | (ids == self._unknown))[said].mean()
+            rows.append(shorten(row[row >= 0], self.context_length))
+        return rows, shares
 
     def rows_of(self, token_ids: npt.NDArray[np.int64]) -> list[Ids]:
         """Embedding rows of each text of token ids [B, L], up to its first end token.
@@ -217,9 +238,56 @@ class LanguageTokenizer:
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    """The tokenizer's own ids of each text."""
-    encodings = tokenizer.encode_batch_fast(list(texts))
+    """The tokenizer's own ids of each text, of which all is text, as in `LanguageTokenizer`."""
+    text = text_of(tokenizer)
+    encodings = tokenizer.encode_batch_fast([text(each) for each in texts])
     return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def text_of(tokenizer: Tokenizer) -> Callable[[str], str]:
+    """What a tokenizer is to be given for a text, so that none of it becomes a control token."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    return spelled_out([token.content for token in added if token.special], tokenizer.normalizer)
+
+
+def spelled_out(
+    control: Collection[str], normalizer: normalizers.Normalizer | None = None
+) -> Callable[[str], str]:
+    """A function that puts a space into whatever in a text spells a control token: `< eos>`.
+
+    All other texts it returns as they are. Libraries can be told to take such a word for text, but
+    a vocabulary that has it as a piece (sentencepiece's) gives its token all the same, and a
+    normaliser may make the word of others: `＜eos＞`.
+
+    Args:
+        control: the tokens' names. One of a single character cannot be told from text and is none.
+        normalizer: the tokenizer's.
+
+    """
+    names = sorted({re.escape(name) for name in control if len(name) > 1}, key=len, reverse=True)
+    if not names:
+        return str
+    pattern = re.compile("|".join(names))
+
+    def spell(text: str) -> str:
+        return pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    def given(text: str) -> str:
+        text = spell(text)
+        if normalizer is not None and pattern.search(plain := normalizer.normalize_str(text)):
+            return spell(plain)
+        return text
+
+    return given
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Id of the token for what the tokenizer does not know; None if it has none."""
+    model = tokenizer.model
+    if isinstance(model, models.Unigram):
+        known: int | None = json.loads(tokenizer.to_str())["model"]["unk_id"]
+        return known
+    return None if model.unk_token is None else tokenizer.token_to_id(model.unk_token)
 
 
 def shorten(ids: Ids, length: int) -> Ids:

@@ -12,7 +12,8 @@ from upath import UPath
 from mla_ray.model.encoder import LanguageEncoder
 from mla_ray.model.language import Language
 from mla_ray.model.native import Native
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.place import read_whole
+from mla_ray.runtime.storage import at, is_local
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = {"weights.safetensors": 2 << 30, "tokenizer.json": 64 << 20, "card.json": 1 << 20}
@@ -81,8 +82,12 @@ def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: A
 def read_card(folder: str | Path | UPath) -> Card:
     """The card of the pack in `folder`; PackError if there is none, or it is not one."""
     path = at(folder) / "card.json"
-    check_size(path)
-    return parse_card(path.read_bytes(), str(path))
+
+    def read() -> Card:
+        check_size(path)
+        return parse_card(path.read_bytes(), str(path))
+
+    return read_whole(Path(path.parent.path), read) if is_local(path) else read()
 
 
 def parse_card(data: bytes, where: str) -> Card:
@@ -94,8 +99,12 @@ def parse_card(data: bytes, where: str) -> Card:
             raise PackError(
                 f"{where}: schema version {found}, this mla-ray reads {SCHEMA_VERSION}; update one"
             )
-        return Card.model_validate(document)
-    except ValueError as error:  # JSON and pydantic errors are ValueErrors
+        card = Card.model_validate(document)
+        # What Python reads but no answer can hold: NaN and 1e999, half a character, a deep nest.
+        json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+        card.model_dump_json()
+        return card
+    except (ValueError, RecursionError) as error:  # JSON and pydantic errors are ValueErrors
         if isinstance(error, PackError):
             raise
         raise PackError(f"{where}: {error}") from error

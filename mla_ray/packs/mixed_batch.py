@@ -9,12 +9,14 @@ Shapes: B batch, L tokens, D text width, E joint embedding size.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mla_ray.model.native import Native
-from mla_ray.model.tokenizers import Ids, pad
+from mla_ray.model.tokenizers import Ids, Shares, pad
 from mla_ray.packs.pack import LanguagePack
 
 
@@ -26,11 +28,24 @@ class Part:
     rows: slice
     ids: Tensor | list[Ids]  # the native's [B, context length]; a pack's, ragged
     end_B: Tensor  # position of each text's end token
+    unknown_B: Shares
+
+
+class Mixed(NamedTuple):
+    """In the order of the texts. A row may hold what is no number, and costs no other row."""
+
+    features: Tensor  # [B, E] float32, not normalised
+    unknown_tokens: Shares  # [B]: of each text's tokens the share that is unknown
+
+
+def encode_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Tensor:
+    """The features of `read_mixed` alone: [B, E] float32, not normalised, in the order given."""
+    return read_mixed(native, texts).features
 
 
 @torch.inference_mode()
-def encode_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Tensor:
-    """Features [B, E] float32, not normalised, in the order of `texts`.
+def read_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Mixed:
+    """Texts of any languages in one pass.
 
     Args:
         native: the native that all the packs are made for.
@@ -65,16 +80,18 @@ def encode_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]
     sorted_BE = tower.encode(x_BLD, tower.sentence_position(end_B), padding_BL, acquire)
     features_BE = torch.empty_like(sorted_BE)
     features_BE[order] = sorted_BE
-    return features_BE.float()
+    unknown_B = np.empty(len(texts))
+    unknown_B[order] = np.concatenate([part.unknown_B for part in parts])
+    return Mixed(features_BE.float(), unknown_B)
 
 
 def _tokenize(native: Native, pack: LanguagePack | None, texts: list[str], start: int) -> Part:
     rows = slice(start, start + len(texts))
     if pack is None:
         ids_BL = native.tokenize(texts)
-        return Part(None, rows, ids_BL, native.text.english_end(ids_BL))
-    ragged = pack.tokenizer(texts)
-    return Part(pack, rows, ragged, torch.tensor([len(ids) - 1 for ids in ragged]))
+        return Part(None, rows, ids_BL, native.text.english_end(ids_BL), native.unknown_of(ids_BL))
+    ragged, unknown_B = pack.tokenizer.read(texts)
+    return Part(pack, rows, ragged, torch.tensor([len(ids) - 1 for ids in ragged]), unknown_B)
 
 
 def _embed(native: Native, part: Part, length: int) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,10 @@
     README.md             the card for people
 
 Loading checks hashes, sizes, names, shapes and dtypes before it allocates, and refuses a pack made
-for another native.
+for another native, or with a weight that is not finite.
 """
 
 import hashlib
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,13 +24,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from upath import UPath
 
+from mla_ray.model.batches import by_length
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
-from mla_ray.model.tokenizers import Ids, LanguageTokenizer, load_tokenizer, pad
+from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer, pad
 from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, check_size, make_card, read_card
 from mla_ray.packs.official import END, read_checkpoint
 from mla_ray.packs.readme import model_card
+from mla_ray.runtime.place import read_whole, replacing
 from mla_ray.runtime.storage import at, download, is_local, upload
+
+BATCH = 256  # texts in one pass
 
 
 class LanguagePack:
@@ -51,20 +53,31 @@ class LanguagePack:
         """Texts to `(ids_BL, length_B)` as the encoder takes them."""
         return self._padded(self.tokenizer(texts))
 
+    def unknown_tokens(self, texts: Sequence[str]) -> Shares:
+        """Share of each text's tokens of which nothing was learned [N], 0 to 1.
+
+        Such tokens are skipped. Where it is 1 the feature is that of an empty text, whatever the
+        text: it says nothing, and looks no less certain.
+        """
+        return self.tokenizer.read(texts)[1]
+
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Features [B, E] float32, not normalised."""
+        """Features [N, E] float32, not normalised; memory is that of a batch, whatever N."""
         return self._encode(self.tokenizer(texts))
 
     @torch.inference_mode()
     def encode_ids(self, token_ids: Tensor) -> Tensor:
-        """Features [B, E] float32, not normalised, of token ids [B, L] (`AcquisitionEncoder`)."""
+        """Features [N, E] float32, not normalised, of token ids [N, L] (`AcquisitionEncoder`)."""
         return self._encode(self.tokenizer.rows_of(token_ids.cpu().numpy()))
 
-    def _encode(self, rows: list[Ids]) -> Tensor:
+    def _encode(self, ids: list[Ids]) -> Tensor:
         device = self.encoder.embedding.linear.weight.device
-        ids_BL, length_B = self._padded(rows)
-        return self.encoder(ids_BL.to(device), length_B.to(device)).float()  # type: ignore[no-any-return]
+        features_NE = torch.empty(len(ids), self.encoder.tower.dim, device=device)
+        for rows in by_length([len(each) for each in ids], BATCH):
+            ids_BL, length_B = self._padded([ids[row] for row in rows])
+            features_NE[rows] = self.encoder(ids_BL.to(device), length_B.to(device)).float()
+        return features_NE
 
     def _padded(self, rows: list[Ids]) -> tuple[Tensor, Tensor]:
         tower = self.encoder.tower
@@ -73,9 +86,10 @@ class LanguagePack:
     def save(self, folder: str | Path | UPath) -> None:
         """Write the pack to a path or URL; an older one is replaced at once or not at all.
 
-        At a URL, where files cannot be renamed together, the card comes last: until then a reader
-        finds hashes that do not fit.
+        Weights that are not finite are a PackError. At a URL, where files cannot be renamed
+        together, the card comes last: until then a reader finds hashes that do not fit.
         """
+        _check_finite(self._weights(), str(folder))
         with _place_for(at(folder)) as scratch:
             save_file(
                 {"embedding.tokens": torch.from_numpy(self.tokenizer.tokens)}
@@ -99,8 +113,15 @@ class LanguagePack:
             PackError: names the file and what is wrong with it.
 
         """
-        with _on_this_machine(at(folder)) as local:
-            return cls._load(local, native)
+        place = at(folder)
+        if is_local(place):
+            local = Path(place.path)
+            return read_whole(local, lambda: cls._load(local, native))
+        with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
+            for name in MAX_FILE_BYTES:
+                check_size(place / name)
+                (Path(scratch) / name).write_bytes((place / name).read_bytes())
+            return cls._load(Path(scratch), native)
 
     @classmethod
     def _load(cls, folder: Path, native: Native) -> Self:
@@ -112,10 +133,7 @@ class LanguagePack:
             raise PackError(
                 f"{folder}/card.json: width, blocks, context {found} are not the native's"
             )
-        for name in ("weights.safetensors", "tokenizer.json"):
-            check_size(folder / name)
-            if _sha256(folder / name) != card.sha256.get(name):
-                raise PackError(f"{folder / name}: SHA-256 is not the card's; the file is damaged")
+        _check_files(folder, card)
         weights = _read_weights(folder / "weights.safetensors", card)
         tokens = weights.pop("embedding.tokens").numpy()
         embedding = EmbeddingBlock(weights["embedding.rows.weight"], tower)
@@ -208,37 +226,27 @@ def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
                 raise PackError(
                     f"{path}: tensors missing, unknown or of another shape: {wrong[:5]}"
                 )
-            return {name: file.get_tensor(name) for name in expected}
+            weights = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise PackError(f"{path}: not a safetensors file: {error}") from error
+    _check_finite(weights, str(path))
+    return weights
 
 
-@contextmanager
-def _on_this_machine(folder: UPath) -> Iterator[Path]:
-    """The pack's files here, for the body of a `with`."""
-    if is_local(folder):
-        yield Path(folder.path)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in MAX_FILE_BYTES:
-            check_size(folder / name)
-            (Path(scratch) / name).write_bytes((folder / name).read_bytes())
-        yield Path(scratch)
+def _check_files(folder: Path, card: Card) -> None:
+    for name in ("weights.safetensors", "tokenizer.json"):
+        check_size(folder / name)
+        if _sha256(folder / name) != card.sha256.get(name):
+            raise PackError(f"{folder / name}: SHA-256 is not the card's; the file is damaged")
 
 
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`. A folder cannot be replaced in one call; two renames."""
-    if folder.exists():
-        if not (folder / "card.json").is_file() and any(folder.iterdir()):
-            raise FileExistsError(
-                f"{folder} exists and is not a language pack; choose another --out"
+def _check_finite(weights: dict[str, Tensor], where: str) -> None:
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise PackError(
+                f"{where}: {name} holds a value that is not finite, so that features would not be; "
+                "acquire the language anew, or take a copy from before"
             )
-        old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-        folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old)
-    else:
-        new.rename(folder)
 
 
 def _sha256(path: Path) -> str:
@@ -247,26 +255,41 @@ def _sha256(path: Path) -> str:
 
 
 def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:
-    """Put a copy of the pack in `source` in the place of `folder`, either a path or a URL."""
+    """Put a copy of the pack in `source` in the place of `folder`, either a path or a URL.
+
+    Raises:
+        PackError: the files of `source` do not belong together; `folder` is as it was.
+        FileExistsError: `folder` is something else than a pack.
+
+    """
+    origin = at(source)
     with _place_for(at(folder)) as scratch:
-        download(at(source), scratch)
+
+        def copy() -> None:
+            download(origin, scratch)
+            try:
+                _check_files(scratch, read_card(scratch))
+            except PackError as error:
+                raise PackError(str(error).replace(str(scratch), str(origin))) from error
+
+        if is_local(origin):
+            read_whole(Path(origin.path), copy)
+        else:
+            copy()
 
 
 @contextmanager
 def _place_for(folder: UPath) -> Iterator[Path]:
     """A scratch folder on this machine whose files are in the place of `folder` in the end."""
-    local = is_local(folder)
-    if local:
-        Path(folder.path).parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(
-        tempfile.mkdtemp(dir=Path(folder.path).parent if local else None, prefix=f".{folder.name}-")
-    )
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp's is private
-        if local:
-            _swap(scratch, Path(folder.path))
-        else:
-            upload(scratch, folder, last="card.json")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    if is_local(folder):
+        place = Path(folder.path)
+        with replacing(place) as scratch:
+            yield scratch
+            if place.exists() and not (place / "card.json").is_file() and any(place.iterdir()):
+                raise FileExistsError(
+                    f"{place} exists and is not a language pack; choose another --out"
+                )
+    else:
+        with tempfile.TemporaryDirectory(prefix="mla-pack-") as made:
+            yield Path(made)
+            upload(Path(made), folder, last="card.json")

@@ -3,8 +3,9 @@
     STORE/de/card.json  STORE/de/weights.safetensors  …      one folder a pack; any folder name
 
 `PackStore` lists what is there; `PackLibrary` holds the packs in use, loaded on demand, the least
-recently used leaving first. Writers need no lock: a pack that is half written, or changes while it
-is read, fails its card's hashes, and what was served before stays until it is whole.
+recently used leaving first. Readers need no lock: a pack that is half written, or changes while it
+is read, fails its card's hashes, and what was served before stays until it is whole. What is found
+wrong holds for the bytes it was found in, and is looked at again when they change.
 """
 
 import hashlib
@@ -14,15 +15,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from mla_ray.model.language import ENGLISH, UnknownLanguage, canonical
 from mla_ray.model.native import Native
 from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, parse_card, read_card
 from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.place import settle, unsettled
 
 MAX_PACKS = 1_000  # looked at in one store
 GRACE = 2  # scans in a row that must miss a pack before it is gone: a swap is two renames
@@ -39,6 +42,16 @@ class Listed:
     name: str
     version: str
     card: Card
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the bytes of a card said. With a fault, `listed` is what those before them said."""
+
+    key: str  # of the file in an object store
+    version: str | None  # of the bytes; None if there were none to be had
+    listed: Listed | None
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,13 +90,16 @@ class PackStore:
         self.url = url
         self.fingerprint = fingerprint
         self._fs, self._root = fsspec.core.url_to_fs(url)
-        self._cards: dict[str, tuple[str, Listed | str]] = {}  # by name: file's key, what it says
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._cards: dict[str, _Seen] = {}  # by name
         self._missed: dict[str, int] = {}
 
     def scan(self) -> Listing:
-        """List the store anew; only cards that changed are read.
+        """List the store anew; of an object store only cards that changed are read.
 
-        Raises OSError if the store cannot be reached. A store that does not exist is empty.
+        A card that cannot be read counts as not yet changed: what it said before is listed, and the
+        fault told. Raises OSError if the store cannot be reached. A store that does not exist is
+        empty.
         """
         self._fs.invalidate_cache()
         names = self._names()
@@ -94,14 +110,18 @@ class PackStore:
             if self._missed[name] >= GRACE:
                 del self._cards[name], self._missed[name]
         listing = Listing()
-        for name, (_, found) in sorted(self._cards.items()):
-            if isinstance(found, str):
-                listing.broken[name] = found
-            elif found.card.language in listing.packs:
-                other = listing.packs[found.card.language].name
-                listing.broken[name] = f"a second pack for {found.card.language!r}, after {other}"
+        for name, seen in sorted(self._cards.items()):
+            if seen.fault:
+                before = "; the version before it is served" if seen.listed else ""
+                listing.broken[name] = seen.fault + before
+            if seen.listed is None:
+                continue
+            language = seen.listed.card.language
+            if language in listing.packs:
+                other = listing.packs[language].name
+                listing.broken[name] = f"a second pack for {language!r}, after {other}"
             else:
-                listing.packs[found.card.language] = found
+                listing.packs[language] = seen.listed
         return listing
 
     def load(self, listed: Listed, native: Native) -> LanguagePack:
@@ -117,44 +137,86 @@ class PackStore:
                     self._fs.get_file(path, str(folder / file))
                 except FileNotFoundError as error:
                     raise PackError(f"{path}: missing") from error
+            there = f"{self._root}/{listed.name}"
             if _version((folder / "card.json").read_bytes()) != listed.version:
-                raise PackError(f"{self._root}/{listed.name}: replaced while it was read")
-            return LanguagePack.load(folder, native)
+                raise PackError(f"{there}: replaced while it was read")
+            try:
+                return LanguagePack.load(folder, native)
+            except PackError as error:
+                raise PackError(str(error).replace(str(folder), there)) from error
+
+    def state(self, listed: Listed) -> tuple[str, ...]:
+        """Of a pack's files now: another one when any of them has changed, come or gone."""
+        return tuple(self._key(f"{self._root}/{listed.name}/{file}") for file in MAX_FILE_BYTES)
+
+    def _key(self, path: str) -> str:
+        try:
+            return str(self._fs.ukey(path))
+        except FileNotFoundError:
+            return ""
 
     def _names(self) -> set[str]:
+        names = self._folders()
+        if self._local and (places := unsettled(names)):
+            for place in places:
+                settle(Path(self._root) / place)
+            names = self._folders()
+        # A name with a dot in front is a pack being written (`LanguagePack.save`).
+        return set(sorted(name for name in names if not name.startswith("."))[:MAX_PACKS])
+
+    def _folders(self) -> set[str]:
         try:
             entries = self._fs.ls(self._root, detail=True)
         except FileNotFoundError:
             return set()
         folders = (entry["name"] for entry in entries if entry["type"] == "directory")
-        names = {folder.rstrip("/").rpartition("/")[2] for folder in folders}
-        # A name with a dot in front is a pack being written (`LanguagePack.save`).
-        return set(sorted(name for name in names if not name.startswith("."))[:MAX_PACKS])
+        return {folder.rstrip("/").rpartition("/")[2] for folder in folders}
 
     def _read(self, name: str) -> None:
         path = f"{self._root}/{name}/card.json"
+        seen = self._cards.get(name)
+        key, version = "", None
         try:
-            key = self._fs.ukey(path)
-            if name in self._cards and self._cards[name][0] == key:
-                self._missed.pop(name, None)
-                return
-            if self._fs.size(path) > MAX_FILE_BYTES["card.json"]:
-                raise PackError(f"{path}: larger than {MAX_FILE_BYTES['card.json']} bytes")
-            data = self._fs.cat_file(path)
-            card = parse_card(data, path)
-            if card.fingerprint != self.fingerprint:
-                raise PackError(
-                    f"made for native {card.native!r} ({card.fingerprint[:12]}), "
-                    f"not for this one ({self.fingerprint[:12]})"
-                )
-            if card.language == ENGLISH:
-                raise PackError(f"{path}: language {card.language!r} is not one to acquire")
-            self._cards[name] = key, Listed(name, _version(data), card)
+            # A disk's key is of size and times, and a clock has steps: two writes may be in one.
+            if not self._local:
+                key = self._fs.ukey(path)
+                if seen and seen.key == key and not seen.fault:
+                    self._missed.pop(name, None)
+                    return
+            limit = MAX_FILE_BYTES["card.json"]
+            data = self._fs.cat_file(path, end=limit + 1)
+            version = _version(data)
+            if seen and seen.version == version:
+                self._cards[name] = replace(seen, key=key)
+            else:
+                if len(data) > limit:
+                    raise PackError(f"{path}: larger than {limit} bytes")
+                self._cards[name] = _Seen(key, version, self._listed(name, data, path))
         except FileNotFoundError:
             return  # no pack, or one in the middle of a swap: counted as missed if it was known
-        except ValueError as error:
-            self._cards[name] = key, str(error)
+        except (ValueError, OSError) as error:
+            before = seen.listed if seen else None
+            self._cards[name] = _Seen(key, version, before, str(error))
         self._missed.pop(name, None)
+
+    def _listed(self, name: str, data: bytes, path: str) -> Listed:
+        card = parse_card(data, path)
+        if card.fingerprint != self.fingerprint:
+            raise PackError(
+                f"made for native {card.native!r} ({card.fingerprint[:12]}), "
+                f"not for this one ({self.fingerprint[:12]})"
+            )
+        if card.language == ENGLISH:
+            raise PackError(f"{path}: language {card.language!r} is not one to acquire")
+        return Listed(name, _version(data), card)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a pack could not be loaded, and the files of which that is true."""
+
+    files: tuple[str, tuple[str, ...]]
+    why: str
 
 
 class PackLibrary:
@@ -166,7 +228,8 @@ class PackLibrary:
         self.capacity = capacity
         self.listing = Listing()
         self._loaded: OrderedDict[str, tuple[str, LanguagePack]] = OrderedDict()  # version and pack
-        self._lock = threading.Lock()  # of the two above; never held while loading
+        self._refused: dict[str, _Refusal] = {}  # by the pack's name
+        self._lock = threading.Lock()  # of listing and loaded; never held while loading
         self._loading: dict[str, threading.Lock] = {}
         self._scanning = threading.Lock()
 
@@ -188,16 +251,21 @@ class PackLibrary:
                         del self._loaded[language]
                     elif listed.version != version:
                         changed.append(listed)
+            named = {listed.name for listed in listing.packs.values()}
+            for name, refusal in list(self._refused.items()):
+                if name in named:
+                    listing.broken.setdefault(name, refusal.why)
+                else:
+                    self._refused.pop(name, None)
             self.listing = listing
             return changed
 
     def renew(self, listed: Listed) -> None:
         """Load a pack that changed. If it does not load, the one before stays in service."""
         try:
-            pack = self.store.load(listed, self.native)
+            pack = self._try(listed)
         except (PackError, OSError) as error:
             self.listing.broken[listed.name] = f"{error}; the version before it is served"
-            log.warning("pack %s: %s", listed.name, error)
             return
         with self._lock:
             if listed.card.language in self._loaded:
@@ -238,14 +306,34 @@ class PackLibrary:
     def _load(self, language: str) -> tuple[str, LanguagePack]:
         for attempt in range(ATTEMPTS):
             listed = self.listing.packs[language]
+            before = self._refused.get(listed.name)
             try:
-                return listed.version, self.store.load(listed, self.native)
+                return listed.version, self._try(listed)
             except PackError:
-                if attempt + 1 == ATTEMPTS:
+                nothing_new = before and before is self._refused.get(listed.name)
+                if nothing_new or attempt + 1 == ATTEMPTS:
                     raise
                 time.sleep(0.1)  # it is being replaced, most likely
                 self.refresh()
         raise AssertionError("unreachable")
+
+    def _try(self, listed: Listed) -> LanguagePack:
+        """The pack; PackError at once for files that were refused before, until they change."""
+        files = listed.version, self.store.state(listed)
+        refusal = self._refused.get(listed.name)
+        if refusal and refusal.files == files:
+            raise PackError(refusal.why)
+        try:
+            pack = self.store.load(listed, self.native)
+        except OSError:  # a store out of reach says nothing of the pack
+            raise
+        except Exception as error:  # whatever it is, it is this pack's
+            self._refused[listed.name] = _Refusal(files, str(error))
+            self.listing.broken[listed.name] = str(error)
+            log.warning("pack %s: %s", listed.name, error)
+            raise PackError(str(error)) from error
+        self._refused.pop(listed.name, None)
+        return pack
 
     def _held(self, language: str) -> LanguagePack | None:
         with self._lock:

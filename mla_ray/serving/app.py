@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import numpy as np
 import orjson
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,9 +17,8 @@ from fastapi.staticfiles import StaticFiles
 
 from mla_ray.index.collection import Hit as Found
 from mla_ray.index.ingest import CAPTIONS
-from mla_ray.serving.backend import Backend
+from mla_ray.serving.backend import Backend, Row
 from mla_ray.serving.engines import Query as IndexQuery
-from mla_ray.serving.engines import Vectors
 from mla_ray.serving.guard import Guard
 from mla_ray.serving.metrics import Metrics
 from mla_ray.serving.problems import MEDIA_TYPE, ProblemError, install
@@ -134,7 +134,7 @@ def _add_search(app: FastAPI, service: Service, metrics: Metrics) -> None:
         wanted = _wanted(find, in_language, service)
         detected = language == AUTO
         tongue = service.detect(q) if detected else service.resolve(language)
-        vector = (await service.embed([(tongue, q)]))[0]
+        vector, unknown_tokens = (await service.embed([(tongue, q)]))[0]
         metrics.texts(tongue, 1)
         hits, next_offset = await service.search(
             IndexQuery(find, vector, k, offset, wanted, source, min_score)
@@ -142,6 +142,7 @@ def _add_search(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return SearchResult(
             language=tongue,
             detected=detected,
+            unknown_tokens=unknown_tokens,
             hits=[_hit(hit, service) for hit in hits],
             offset=offset,
             next_offset=next_offset,
@@ -164,13 +165,14 @@ def _add_search(app: FastAPI, service: Service, metrics: Metrics) -> None:
     ) -> SearchResult:
         """Captions of any language, or images, nearest to an image sent as the body."""
         wanted = _wanted(find, in_language, service)
-        vector = await service.embed_image(await _image(request))
+        vector, unknown_tokens = await service.embed_image(await _image(request))
         hits, next_offset = await service.search(
             IndexQuery(find, vector, k, offset, wanted, source, min_score)
         )
         return SearchResult(
             language=None,
             detected=False,
+            unknown_tokens=unknown_tokens,
             hits=[_hit(hit, service) for hit in hits],
             offset=offset,
             next_offset=next_offset,
@@ -178,7 +180,8 @@ def _add_search(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 def _add_embeddings(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    def answer(vectors: Vectors, encoding: str) -> Response:
+    def answer(found: list[Row], encoding: str) -> Response:
+        vectors = np.stack([row.vector for row in found])
         rows: Any = vectors
         if encoding == "base64":
             rows = base64.b64encode(vectors.astype("<f4").tobytes()).decode()
@@ -188,6 +191,7 @@ def _add_embeddings(app: FastAPI, service: Service, metrics: Metrics) -> None:
             "fingerprint": who.fingerprint,
             "dim": who.dim,
             "embeddings": rows,
+            "unknown_tokens": [row.unknown_tokens for row in found],
         }
         # orjson writes float32 as it is: shortest, and many times as fast as a list of floats.
         return Response(
@@ -207,10 +211,10 @@ def _add_embeddings(app: FastAPI, service: Service, metrics: Metrics) -> None:
             if given.language not in tongues:
                 tongues[given.language] = service.resolve(given.language)
         texts = [(tongues[given.language], given.text) for given in request.inputs]
-        vectors = await service.embed(texts)
+        found = await service.embed(texts)
         for tongue in set(tongues.values()):
             metrics.texts(tongue, sum(language == tongue for language, _ in texts))
-        return answer(vectors, request.encoding)
+        return answer(found, request.encoding)
 
     @app.post(
         "/v1/embeddings/image",
@@ -226,8 +230,7 @@ def _add_embeddings(app: FastAPI, service: Service, metrics: Metrics) -> None:
         ] = "float",
     ) -> Response:
         """The vector of an image sent as the body."""
-        vector = await service.embed_image(await _image(request))
-        return answer(vector[None], encoding)
+        return answer([await service.embed_image(await _image(request))], encoding)
 
 
 def _add_collections(app: FastAPI, service: Service) -> None:

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from mla_ray.index.collection import Entry, Hit
 from mla_ray.serving.engines import (
     Encoded,
+    Fault,
     Identity,
     ImageEngine,
     IndexEngine,
@@ -32,13 +33,16 @@ class Backend(Protocol):
 
     async def encode_images(self, images: list[bytes]) -> Encoded: ...
 
-    async def search(self, queries: list[Query]) -> Sequence[list[Hit]]: ...
+    async def search(self, queries: list[Query]) -> Sequence[list[Hit] | Fault]: ...
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int: ...
 
     async def languages(self) -> dict[str, int]: ...
 
     async def sources(self, image_id: str) -> dict[str, int]: ...
+
+    async def broken(self) -> dict[str, str]:
+        """Why packs could not be loaded, by the name of their folder, as far as it was tried."""
 
     async def health(self) -> dict[str, str]:
         """`ok`, or what is wrong, of each part."""
@@ -71,7 +75,7 @@ class LocalBackend:
     async def encode_images(self, images: list[bytes]) -> Encoded:
         return await self._in(self._torch, lambda: self._image.encode(images))
 
-    async def search(self, queries: list[Query]) -> Sequence[list[Hit]]:
+    async def search(self, queries: list[Query]) -> Sequence[list[Hit] | Fault]:
         return await self._in(self._searcher, lambda: self._index.search(queries))
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
@@ -84,6 +88,9 @@ class LocalBackend:
 
     async def sources(self, image_id: str) -> dict[str, int]:
         return await self._in(self._searcher, partial(self._index.sources, image_id))
+
+    async def broken(self) -> dict[str, str]:
+        return dict(self._text.library.listing.broken)
 
     async def health(self) -> dict[str, str]:
         parts: dict[str, Callable[[], None]] = {
@@ -114,6 +121,14 @@ class LocalBackend:
         return await asyncio.get_running_loop().run_in_executor(pool, call)
 
 
-def rows_of(encoded: Encoded) -> list[Any]:
-    """A vector, or the message of an error, a row."""
-    return [encoded.errors.get(row, encoded.vectors[row]) for row in range(len(encoded.vectors))]
+class Row(NamedTuple):
+    """One text or image."""
+
+    vector: Vectors  # [E], unit length
+    unknown_tokens: float
+
+
+def rows_of(encoded: Encoded) -> list[Row | Fault]:
+    """What came of each text or image."""
+    pairs = zip(encoded.vectors, encoded.unknown_tokens.tolist(), strict=True)
+    return [encoded.errors.get(n, Row(*pair)) for n, pair in enumerate(pairs)]

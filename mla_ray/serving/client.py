@@ -96,6 +96,15 @@ Model = TypeVar("Model", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
+class Embedded(NamedTuple):
+    """What a server makes of texts."""
+
+    vectors: Vectors  # [N, E], unit length
+    unknown_tokens: npt.NDArray[np.float64] | None
+    """[N]: of each text's tokens the share that its language does not know. At 1 the vector is that
+    of an empty text, whatever the text. None if the server is of before it told."""
+
+
 class ApiError(RuntimeError):
     """The server answered, but not with what was asked for. `problem` is its account, if any."""
 
@@ -384,12 +393,16 @@ class Client(Api):
             time.sleep(self._wait_s(call, came, attempt))
             attempt += 1
 
-    def embed_texts(self, texts: Sequence[str | TextInput], language: str = "en") -> Vectors:
-        """Unit vectors [N, E] of any number of texts.
+    def embed(self, texts: Sequence[str | TextInput], language: str = "en") -> Embedded:
+        """Unit vectors [N, E] of any number of texts, and how much of each text is unknown [N].
 
         `language` is that of the plain strings; a `TextInput` says its own.
         """
         return _stack([self.run(call) for call in _text_calls(texts, language)])
+
+    def embed_texts(self, texts: Sequence[str | TextInput], language: str = "en") -> Vectors:
+        """The vectors of `embed` alone: [N, E]."""
+        return self.embed(texts, language).vectors
 
     def ingest(self, records: Iterable[Record], *, chunk: int = CHUNK) -> IngestResult:
         """Embed captions and write them to the collection `captions`, `chunk` at a time.
@@ -439,9 +452,13 @@ class AsyncClient(Api):
             await asyncio.sleep(self._wait_s(call, came, attempt))
             attempt += 1
 
+    async def embed(self, texts: Sequence[str | TextInput], language: str = "en") -> Embedded:
+        """As `Client.embed`."""
+        return _stack([await self.run(call) for call in _text_calls(texts, language)])
+
     async def embed_texts(self, texts: Sequence[str | TextInput], language: str = "en") -> Vectors:
         """As `Client.embed_texts`: [N, E]."""
-        return _stack([await self.run(call) for call in _text_calls(texts, language)])
+        return (await self.embed(texts, language)).vectors
 
     async def ingest(
         self, records: Iterable[Record] | AsyncIterable[Record], *, chunk: int = CHUNK
@@ -547,6 +564,7 @@ class _Ingest:
 class _Rows(NamedTuple):
     fingerprint: str
     vectors: Vectors  # [N, E]
+    unknown_tokens: list[float] | None  # [N]
 
 
 def _line(record: Record) -> bytes:
@@ -590,10 +608,14 @@ def _text_calls(texts: Sequence[str | TextInput], language: str) -> list[Call[_R
     return calls
 
 
-def _stack(parts: list[_Rows]) -> Vectors:
+def _stack(parts: list[_Rows]) -> Embedded:
     if len({part.fingerprint for part in parts}) > 1:
         raise RuntimeError("the server changed its native in the middle; embed the texts again")
-    return np.concatenate([part.vectors for part in parts])
+    told = [part.unknown_tokens for part in parts if part.unknown_tokens is not None]
+    return Embedded(
+        np.concatenate([part.vectors for part in parts]),
+        np.concatenate(told) if len(told) == len(parts) else None,
+    )
 
 
 def _rows(response: httpx.Response, count: int = 1) -> _Rows:
@@ -603,7 +625,8 @@ def _rows(response: httpx.Response, count: int = 1) -> _Rows:
         flat = np.frombuffer(base64.b64decode(rows, validate=True), "<f4")
     else:
         flat = np.asarray(rows, np.float32).ravel()
-    return _Rows(answer.fingerprint, flat.reshape(count, answer.dim).astype(np.float32))
+    vectors = flat.reshape(count, answer.dim).astype(np.float32)
+    return _Rows(answer.fingerprint, vectors, answer.unknown_tokens)
 
 
 def _get(

@@ -5,6 +5,7 @@ Ingress (FastAPI) ──► TextEncoder, ImageEncoder     autoscaled, each repli
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from mla_ray.serving.app import create_app
 from mla_ray.serving.coalescing import Overloaded
 from mla_ray.serving.engines import (
     Encoded,
+    Fault,
     Identity,
     ImageEngine,
     IndexEngine,
@@ -34,6 +36,7 @@ from mla_ray.serving.engines import (
 from mla_ray.serving.settings import Settings
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 OPEN_FOR_S = 30  # an index folder may have its former owner for as long as that takes to drain
 COMMON: dict[str, Any] = {
     "health_check_period_s": 5,
@@ -74,6 +77,9 @@ class TextEncoder:
     async def identity(self) -> Identity:
         return self._engine.identity
 
+    async def broken(self) -> dict[str, str]:
+        return dict(self._engine.library.listing.broken)
+
     async def check_health(self) -> None:
         if self._watching.done():
             raise RuntimeError("the pack store is watched no longer")
@@ -85,9 +91,7 @@ class TextEncoder:
         encoded = self._engine.encode(texts, packs)
         results, start = [], 0
         for call in calls:
-            rows = range(start, start + len(call))
-            errors = {row - start: encoded.errors[row] for row in rows if row in encoded.errors}
-            results.append(Encoded(encoded.vectors[rows.start : rows.stop], errors))
+            results.append(encoded.part(start, start + len(call)))
             start += len(call)
         return results
 
@@ -98,8 +102,10 @@ class TextEncoder:
             try:
                 for listed in await asyncio.to_thread(library.look):
                     await loop.run_in_executor(self._torch, library.renew, listed)
-            except OSError:  # a store out of reach: the packs in memory go on being served
-                continue
+            except (
+                Exception
+            ) as error:  # a store out of reach: the packs in memory go on being served
+                log.warning("pack store: %s", error)
 
 
 class ImageEncoder:
@@ -130,7 +136,7 @@ class Index:
                     raise
                 time.sleep(0.2)
 
-    async def search(self, queries: list[Query]) -> list[list[Hit]]:
+    async def search(self, queries: list[Query]) -> list[list[Hit] | Fault]:
         return await asyncio.to_thread(self._engine.search, queries)
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
@@ -174,7 +180,7 @@ class HandleBackend:
     async def encode_images(self, images: list[bytes]) -> Encoded:
         return await self._call(lambda: self._image.encode.remote(images))
 
-    async def search(self, queries: list[Query]) -> Sequence[list[Hit]]:
+    async def search(self, queries: list[Query]) -> Sequence[list[Hit] | Fault]:
         return await self._call(lambda: self._index.search.remote(queries))
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
@@ -185,6 +191,9 @@ class HandleBackend:
 
     async def sources(self, image_id: str) -> dict[str, int]:
         return await self._call(lambda: self._index.sources.remote(image_id))
+
+    async def broken(self) -> dict[str, str]:
+        return await self._call(lambda: self._text.broken.remote())
 
     async def health(self) -> dict[str, str]:
         handles = {"text": self._text, "image": self._image, "index": self._index}

@@ -1,25 +1,28 @@
 """What the deployments do, without Ray: encode texts, encode images, search and write the index.
 
-One bad text or image costs its own row only: engines answer with vectors and the errors by row.
+One bad text, image or pack costs its own rows only: engines answer with vectors and the errors by
+row. No vector is other than a unit vector.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
 from mla_ray.data.images import BadImage, open_image
 from mla_ray.index.collection import CaptionIndex, Entry, Hit
 from mla_ray.index.ingest import CAPTIONS, IMAGES, space_of
+from mla_ray.model.batches import by_length
+from mla_ray.model.directions import units
 from mla_ray.model.native import Native
-from mla_ray.packs.card import PackError
-from mla_ray.packs.mixed_batch import encode_mixed
+from mla_ray.model.tokenizers import Shares
+from mla_ray.packs.mixed_batch import read_mixed
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.store import PackLibrary, PackStore
 
@@ -27,8 +30,13 @@ from mla_ray.packs.store import PackLibrary, PackStore
 # passes of 32, 2,150 in passes of 128 (emoji-clip, two cores). A GPU wants large ones.
 ROWS_A_PASS = {"cpu": 32, "cuda": 1024}
 
+NO_PACK, NOT_ENCODED, BAD_IMAGE = "pack-unavailable", "not-encoded", "bad-image"
+BAD_QUERY = "invalid-request"
+
 Vectors = npt.NDArray[np.float32]
 Text = tuple[str, str]  # language, text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,37 @@ class Identity:
     dim: int
 
 
+class Fault(NamedTuple):
+    """Why a row has no result."""
+
+    kind: str  # of problem, in the words of `problems`
+    detail: str
+
+
 @dataclass
 class Encoded:
     """Unit vectors [N, E] float32; the rows in `errors` hold nothing."""
 
     vectors: Vectors
-    errors: dict[int, str] = field(default_factory=dict)
+    unknown_tokens: Shares  # [N]: of each text's tokens the share that is unknown; 0 of an image
+    errors: dict[int, Fault] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, rows: int, dim: int) -> Self:
+        return cls(np.zeros((rows, dim), np.float32), np.zeros(rows))
+
+    def put(self, rows: Sequence[int], features: torch.Tensor, whose: Sequence[str]) -> None:
+        """Features [n, E] of some rows, of any length; one that has no direction is an error."""
+        vectors, faults = units(features.float().cpu().numpy())
+        self.vectors[rows] = vectors
+        for place, fault in faults.items():
+            detail = f"{whose[place]} gives a feature that is {fault}"
+            self.errors[rows[place]] = Fault(NOT_ENCODED, detail)
+            log.warning(detail)
+
+    def part(self, start: int, stop: int) -> Self:
+        errors = {row - start: self.errors[row] for row in range(start, stop) if row in self.errors}
+        return type(self)(self.vectors[start:stop], self.unknown_tokens[start:stop], errors)
 
 
 class Query(NamedTuple):
@@ -56,6 +89,10 @@ class Query(NamedTuple):
     language: str | None
     source: str | None
     min_score: float | None = None
+
+
+Packed = LanguagePack | Fault | None
+"""A language's pack, or why there is none; English needs none."""
 
 
 class TextEngine:
@@ -71,37 +108,55 @@ class TextEngine:
     def identity(self) -> Identity:
         return Identity(self.native.name, self.native.fingerprint, self.native.dim)
 
-    def prepare(self, languages: set[str]) -> dict[str, LanguagePack | str | None]:
+    def prepare(self, languages: set[str]) -> dict[str, Packed]:
         """The packs of `languages`, loaded if need be; instead of one, why there is none."""
-        found: dict[str, LanguagePack | str | None] = {}
+        found: dict[str, Packed] = {}
         for language in languages:
             try:
                 found[language] = self.library.get(language)
             except KeyError:
-                found[language] = f"no pack for {language!r} in the store"
-            except (PackError, OSError) as error:
-                found[language] = f"the pack for {language!r} cannot be loaded: {error}"
+                found[language] = Fault(NO_PACK, f"no pack for {language!r} in the store")
+            except Exception as error:  # whatever it is, it is this language's alone
+                said = f"the pack for {language!r} cannot be loaded: {error}"
+                found[language] = Fault(NO_PACK, said)
         return found
 
-    def encode(self, texts: Sequence[Text], packs: dict[str, LanguagePack | str | None]) -> Encoded:
+    def encode(self, texts: Sequence[Text], packs: Mapping[str, Packed]) -> Encoded:
         """Texts of any languages, mixed as they are. `packs` is what `prepare` gave."""
-        result = Encoded(np.zeros((len(texts), self.native.dim), np.float32))
-        rows: list[int] = []
-        batch: list[tuple[str, LanguagePack | None]] = []
-        # By length, as a pass is as long as its longest text.
-        for row in sorted(range(len(texts)), key=lambda row: len(texts[row][1])):
-            language, text = texts[row]
+        result = Encoded.empty(len(texts), self.native.dim)
+        good: list[tuple[int, str, str, LanguagePack | None]] = []
+        for row, (language, text) in enumerate(texts):
             pack = packs[language]
-            if isinstance(pack, str):
+            if isinstance(pack, Fault):
                 result.errors[row] = pack
             else:
-                rows.append(row)
-                batch.append((text, pack))
-        size = ROWS_A_PASS[self.native.device.type]
-        for start in range(0, len(batch), size):
-            features = F.normalize(encode_mixed(self.native, batch[start : start + size]), dim=-1)
-            result.vectors[rows[start : start + size]] = features.cpu().numpy()
+                good.append((row, language, text, pack))
+        lengths = [len(text) for _, _, text, _ in good]
+        for places in by_length(lengths, ROWS_A_PASS[self.native.device.type]):
+            self._encode([good[place] for place in places], result)
         return result
+
+    def _encode(
+        self, batch: Sequence[tuple[int, str, str, LanguagePack | None]], result: Encoded
+    ) -> None:
+        """One pass; if it fails, its halves, until the row is found that it fails for."""
+        rows = [row for row, *_ in batch]
+        try:
+            mixed = read_mixed(self.native, [(text, pack) for _, _, text, pack in batch])
+        except Exception as error:  # a tokenizer's own, or of what a pass has too much of
+            if len(batch) > 1:
+                half = len(batch) // 2
+                self._encode(batch[:half], result)
+                self._encode(batch[half:], result)
+            else:
+                detail = f"{batch[0][1]!r} cannot encode this text: {type(error).__name__}"
+                result.errors[rows[0]] = Fault(NOT_ENCODED, detail)
+                log.warning(detail)
+            return
+        result.unknown_tokens[rows] = mixed.unknown_tokens
+        result.put(
+            rows, mixed.features, [f"the pack for {language!r}" for _, language, *_ in batch]
+        )
 
     def check(self) -> None:
         """Raise unless a text comes out as a unit vector."""
@@ -117,17 +172,17 @@ class ImageEngine:
     @torch.inference_mode()
     def encode(self, images: Sequence[bytes]) -> Encoded:
         """Encoded images (PNG, JPEG, …) to vectors."""
-        result = Encoded(np.zeros((len(images), self.native.dim), np.float32))
+        result = Encoded.empty(len(images), self.native.dim)
         rows, pixels = [], []
         for row, data in enumerate(images):
             try:
                 pixels.append(self.native.preprocess(open_image(data)))
                 rows.append(row)
             except BadImage as error:
-                result.errors[row] = str(error)
+                result.errors[row] = Fault(BAD_IMAGE, str(error))
         if pixels:
-            features = self.native.encode_image(torch.stack(pixels)).float()
-            result.vectors[rows] = F.normalize(features, dim=-1).cpu().numpy()
+            features = self.native.encode_image(torch.stack(pixels))
+            result.put(rows, features, [f"native {self.native.name!r}"] * len(rows))
         return result
 
     def check(self) -> None:
@@ -150,9 +205,13 @@ class IndexEngine:
             self.close()
             raise
 
-    def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
-        return [
-            self.collections[query.collection].search(
+    def search(self, queries: Sequence[Query]) -> list[list[Hit] | Fault]:
+        """Hits, or why there are none, of each query."""
+        return [self._search(query) for query in queries]
+
+    def _search(self, query: Query) -> list[Hit] | Fault:
+        try:
+            return self.collections[query.collection].search(
                 query.vector,
                 query.k,
                 offset=query.offset,
@@ -160,8 +219,8 @@ class IndexEngine:
                 source=query.source,
                 min_score=query.min_score,
             )
-            for query in queries
-        ]
+        except ValueError as error:  # of this query alone
+            return Fault(BAD_QUERY, str(error))
 
     def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
         """Write and return how many; all are on disk, or in the engine's log, on return."""

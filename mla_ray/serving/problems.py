@@ -21,11 +21,19 @@ log = logging.getLogger(__name__)
 class ProblemError(Exception):
     """Answered as it is."""
 
-    def __init__(self, status: int, kind: str, detail: str, **headers: str) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        errors: list[dict[str, Any]] | None = None,
+        **headers: str,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.kind = kind
         self.detail = detail
+        self.errors = errors
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
@@ -57,7 +65,7 @@ def install(app: FastAPI) -> None:
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)  # noqa: S101  as registered below
-        return respond(error.status, error.kind, error.detail, error.headers)
+        return respond(error.status, error.kind, error.detail, error.headers, error.errors)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101

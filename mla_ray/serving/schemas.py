@@ -70,6 +70,11 @@ class Embeddings(BaseModel):
     fingerprint: str
     dim: int = Field(description="E, numbers a vector")
     embeddings: list[list[float]] | str = Field(description="[N, E] in the order of the input")
+    unknown_tokens: list[float] | None = Field(
+        None,
+        description="[N], 0 to 1: of each text's tokens the share that its language does not know; "
+        "at 1 the vector says nothing of the text. 0 of an image. Null: a server before it told",
+    )
 
 
 class Hit(BaseModel):
@@ -88,6 +93,11 @@ class Hit(BaseModel):
 class SearchResult(BaseModel):
     language: str | None = Field(description="the query was read in; null for an image query")
     detected: bool = Field(description="whether that was found out rather than said")
+    unknown_tokens: float | None = Field(
+        None,
+        description="of the query's tokens the share that its language does not know, 0 to 1; at "
+        "1 the hits say nothing of the query. 0 of an image. Null: a server before it told",
+    )
     hits: list[Hit] = Field(description="best first")
     offset: int
     next_offset: int | None = Field(
@@ -157,4 +167,6 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    errors: list[dict[str, Any]] | None = Field(None, description="of a request that is malformed")
+    errors: list[dict[str, Any]] | None = Field(
+        None, description="where a request is malformed, or what of it has no answer"
+    )

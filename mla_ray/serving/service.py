@@ -5,6 +5,7 @@ import logging
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import langcodes
 import numpy as np
@@ -18,9 +19,19 @@ from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.language import ENGLISH
 from mla_ray.model.text import fault_of, normalized
 from mla_ray.packs.store import Listing, PackStore
-from mla_ray.serving.backend import Backend, rows_of
+from mla_ray.serving.backend import Backend, Row, rows_of
 from mla_ray.serving.coalescing import Coalescer
-from mla_ray.serving.engines import Identity, Query, Text, Vectors
+from mla_ray.serving.engines import (
+    BAD_IMAGE,
+    BAD_QUERY,
+    NO_PACK,
+    NOT_ENCODED,
+    Fault,
+    Identity,
+    Query,
+    Text,
+    Vectors,
+)
 from mla_ray.serving.problems import ProblemError
 from mla_ray.serving.schemas import (
     MAX_ERRORS,
@@ -37,6 +48,7 @@ from mla_ray.serving.settings import Settings
 AUTO = "auto"
 INGEST_BATCH = 128
 MAX_LINE = 64 << 10  # bytes of one NDJSON line
+STATUS = {NO_PACK: 503, NOT_ENCODED: 500, BAD_IMAGE: 422, BAD_QUERY: 422}
 log = logging.getLogger(__name__)
 
 
@@ -50,10 +62,10 @@ class Service:
         self.pictures = PictureStore(settings.pictures) if settings.pictures else None
         self.identity: Identity
         self._store: PackStore
-        self._texts: Coalescer[Text, Vectors | str] = Coalescer(
+        self._texts: Coalescer[Text, Row | Fault] = Coalescer(
             self._encode, settings.max_batch, settings.max_queue, settings.calls
         )
-        self._queries: Coalescer[Query, list[Hit]] = Coalescer(
+        self._queries: Coalescer[Query, list[Hit] | Fault] = Coalescer(
             backend.search, settings.max_batch, settings.max_queue, settings.calls
         )
 
@@ -94,32 +106,34 @@ class Service:
                     return codes[code]
         return ENGLISH
 
-    async def embed(self, texts: list[Text]) -> Vectors:
-        """Unit vectors [N, E]. A pack that cannot be loaded is a 503 problem."""
+    async def embed(self, texts: list[Text]) -> list[Row]:
+        """A unit vector a text; a problem that names every text which has none."""
         rows = await self._texts([(language, normalized(text)) for language, text in texts])
-        for row in rows:
-            if isinstance(row, str):
-                raise ProblemError(503, "pack-unavailable", row, Retry_After="2")
-        return np.stack(rows)
+        faults = {number: row for number, row in enumerate(rows) if isinstance(row, Fault)}
+        if faults:
+            named = [{"loc": ["inputs", str(n)], "msg": f.detail} for n, f in faults.items()]
+            raise _problem(next(iter(faults.values())), named if len(texts) > 1 else None)
+        return [row for row in rows if isinstance(row, Row)]
 
-    async def embed_image(self, data: bytes) -> Vectors:
-        """A unit vector [E]. Bytes that are no image are a 422 problem."""
+    async def embed_image(self, data: bytes) -> Row:
+        """A unit vector. Bytes that are no image are a 422 problem."""
         row = rows_of(await self.backend.encode_images([data]))[0]
-        if isinstance(row, str):
-            raise ProblemError(422, "bad-image", row)
-        vector: Vectors = row
-        return vector
+        if isinstance(row, Fault):
+            raise _problem(row)
+        return row
 
     async def search(self, query: Query) -> tuple[list[Hit], int | None]:
         """A page of hits, and where the next begins, if there is one that may be asked for."""
         # One more than asked for tells whether there is another page.
         hits = (await self._queries([query._replace(k=query.k + 1)]))[0]
+        if isinstance(hits, Fault):
+            raise _problem(hits)
         following = query.offset + query.k
         more = len(hits) > query.k and following <= MAX_OFFSET
         return list(hits[: query.k]), following if more else None
 
     async def put_image(self, image_id: str, source: str, data: bytes) -> None:
-        vector = await self.embed_image(data)
+        vector = (await self.embed_image(data)).vector
         if self.pictures:
             store = self.pictures
             await asyncio.to_thread(lambda: store.put(image_id, source, open_image(data)))
@@ -154,6 +168,7 @@ class Service:
     async def languages(self) -> Languages:
         counts = await self.backend.languages()
         listing = self.listing
+        broken = await self.backend.broken() | listing.broken
         infos = []
         for language in listing.languages:
             listed = listing.packs.get(language)
@@ -173,7 +188,7 @@ class Service:
             native=self.identity.native,
             fingerprint=self.identity.fingerprint,
             languages=infos,
-            broken=[BrokenPack(name=name, error=e) for name, e in listing.broken.items()],
+            broken=[BrokenPack(name=name, error=error) for name, error in sorted(broken.items())],
         )
 
     async def ingest(self, body: AsyncIterator[bytes]) -> IngestResult:
@@ -194,10 +209,10 @@ class Service:
             rows = await self._texts([(entry.language, entry.caption) for _, entry in batch])
             good: list[tuple[Entry, Vectors]] = []
             for (line, entry), row in zip(batch, rows, strict=True):
-                if isinstance(row, str):
-                    reject(line, row)
+                if isinstance(row, Fault):
+                    reject(line, row.detail)
                 else:
-                    good.append((entry, row))
+                    good.append((entry, row.vector))
             if good:
                 vectors = np.stack([vector for _, vector in good])
                 entries = [entry for entry, _ in good]
@@ -242,8 +257,14 @@ class Service:
             raise ValueError("caption: is empty")
         return replace(entry, id=record.id) if record.id else entry
 
-    async def _encode(self, texts: list[Text]) -> Sequence[Vectors | str]:
+    async def _encode(self, texts: list[Text]) -> Sequence[Row | Fault]:
         return rows_of(await self.backend.encode_texts(texts))
+
+
+def _problem(fault: Fault, errors: list[dict[str, Any]] | None = None) -> ProblemError:
+    status = STATUS[fault.kind]
+    headers = {"Retry_After": "2"} if status == 503 else {}
+    return ProblemError(status, fault.kind, fault.detail, errors, **headers)
 
 
 async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:

@@ -105,6 +105,7 @@ def test_evaluate_prints_the_contract_for_a_pack_and_for_the_native(
         result = run.json
         assert isinstance(result, dict)
         assert set(result) >= {"language", "t2i", "i2t", "AR", "images", "captions"}
+        assert set(result["unknown tokens"]) == {"some", "all"}
         assert set(result["t2i"]) == set(result["i2t"]) == {"R@1", "R@5", "R@10"}
         assert (result["language"], result["images"], result["captions"]) == (language, 6, 6)
         assert result["t2i"]["R@10"] == 100.0  # six images: every one is among the first ten
@@ -218,6 +219,10 @@ def test_index_then_search_finds_images_and_captions(
     assert len(images.json) == 3
     scores = [hit["score"] for hit in images.json]
     assert scores == sorted(scores, reverse=True)
+    assert {hit["unknown_tokens"] for hit in images.json} == {0}
+    nothing = mla("search", "犬", *query[2:], "-k", "1")
+    assert "100% of the query's tokens are unknown" in nothing.err
+    assert [hit["unknown_tokens"] for hit in nothing.json] == [1]
     captions = mla(*query, "-k", "2", "--find", "captions").json
     assert isinstance(captions, list)
     assert {hit["caption"] for hit in captions} == {"ein Hund"}

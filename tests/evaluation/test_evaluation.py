@@ -1,13 +1,14 @@
 """Promises of mla_ray.evaluation.evaluation."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from mla_ray.data.feature_store import Features, encode_images, encode_texts
-from mla_ray.evaluation.evaluation import BATCH, Gallery, evaluate
+from mla_ray.evaluation.evaluation import BATCH, Gallery, evaluate, printed
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.native import Native
 from tests.support.natives import MakePack
@@ -65,6 +66,32 @@ def test_a_pack_scores_what_retrieval_by_hand_says(
     mask = np.array(["hier" in text for text in found.captions])
     assert found.as_dict(mask) == {"language": "de", **expected.recall(mask).as_dict()}
     assert found.as_dict(mask)["captions"] == 6
+
+
+def test_captions_with_unknown_tokens_are_counted(
+    make_pack: MakePack, native: Native, captions: pa.Table, gallery: Gallery
+) -> None:
+    pack = make_pack("de")
+    rows = captions.to_pylist()
+    german = [row for row in rows if row["language"] == "de"]
+    for row, said in zip(german, ["犬", "犬", "Hund 犬"], strict=False):
+        row["caption"] = said
+    table = pa.Table.from_pylist(rows, captions.schema)
+    found = evaluate(pack.encode_text, "de", table, gallery, unknown=pack.unknown_tokens)
+    known = set(pack.tokenizer.tokens.tolist())
+    tokens = [pack.tokenizer.tokenizer.encode(row["caption"]).ids for row in german]
+    some = sum(not known >= set(ids) for ids in tokens)
+    assert 3 <= some < 12
+    expected = {"some": round(some / 12, 4), "all": round(2 / 12, 4)}
+    assert found.unknown() == expected
+    (first, second) = (printed([found]), printed([found, found]))
+    assert first["unknown tokens"] == expected
+    assert [row["unknown tokens"] for row in second["languages"]] == [expected] * 2
+    without = evaluate(pack.encode_text, "de", table, gallery)
+    assert printed([without]) == {k: v for k, v in first.items() if k != "unknown tokens"}
+    english = partial(encode_texts, native)
+    found = evaluate(english, "en", table, gallery, unknown=native.unknown_tokens)
+    assert printed([found])["unknown tokens"] == {"some": 0.0, "all": 0.0}
 
 
 def test_the_native_is_scored_on_the_rows_of_its_language(

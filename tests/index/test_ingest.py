@@ -1,4 +1,5 @@
-"""Promises of mla_ray.index.ingest: an index can be made equal to a table, source by source."""
+"""Promises of mla_ray.index.ingest: an index can be made equal to a table, source by
+source; what has no direction is left out, alone, and told."""
 
 import hashlib
 from io import BytesIO
@@ -225,3 +226,45 @@ def test_the_entries_of_a_table_are_its_images_and_captions() -> None:
     ]
     assert len({image.key, english.key, german.key}) == 3
     assert {len(entry.key) for entry in (image, english, german)} == {16}
+
+
+def test_an_ill_caption_costs_itself_alone(
+    native: Native, make_pack: MakePack, pngs: list[bytes], tmp_path: Path
+) -> None:
+    pack = make_pack("sv", texts=["en hund", "katt"])
+    with torch.no_grad():
+        pack.encoder.embedding.rows.weight[pack.tokenizer(["katt"])[0][1:-1]] = 3e38
+    rows = [
+        {"image_id": f"i{number}", "image": png, "language": language, "caption": caption}
+        for number, png in enumerate(pngs[:3])
+        for language, caption in (("sv", "en hund"), ("sv", "katt"), ("en", "a dog"))
+    ]
+    url, rejected = f"edge:{tmp_path / 'index'}", list[str]()
+    written = index_captions(
+        url, native, {"sv": pack}, pa.Table.from_pylist(rows), "set", reject=rejected.append
+    )
+    assert written == {IMAGES: 3, CAPTIONS: 6}
+    assert [reason.partition("#")[0].strip("'") for reason in rejected] == ["i0", "i1", "i2"]
+    assert all("not finite" in reason for reason in rejected)
+    with CaptionIndex.open(url, space_of(native), CAPTIONS, create=False) as index:
+        assert index.languages() == {"en": 3, "sv": 3}
+        found = index.search(np.ones(native.dim, np.float32), 10)
+        assert {hit.entry.caption for hit in found} == {"en hund", "a dog"}
+
+
+def test_an_ill_image_costs_itself_alone(
+    native_folder: Path, white_and_grey: list[bytes], tmp_path: Path
+) -> None:
+    native = Native.load(str(native_folder))
+    with torch.no_grad():  # so that white is too much, and a middle grey is not
+        native.model.visual.conv1.weight.fill_(1e36)
+    rows = [
+        {"image_id": name, "image": png, "language": "en", "caption": f"a {name} dog"}
+        for name, png in zip(("white", "grey"), white_and_grey, strict=True)
+    ]
+    url, rejected = f"edge:{tmp_path / 'index'}", list[str]()
+    written = index_captions(
+        url, native, {}, pa.Table.from_pylist(rows), "set", reject=rejected.append
+    )
+    assert written == {IMAGES: 1, CAPTIONS: 2}
+    assert rejected == ["'white': its feature is not finite"]

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertModel
 
-from mla_ray.model.tokenizers import BOS, EOS, PAD, LanguageTokenizer, from_hugging_face, learn, pad
+from mla_ray.model.tokenizers import (
+    BOS,
+    EOS,
+    PAD,
+    LanguageTokenizer,
+    from_hugging_face,
+    learn,
+    pad,
+    spelled_out,
+    token_ids,
+)
 
 SCRIPTS = {
     "German": "Übergrößenträger küsst Ärztin",
@@ -180,3 +191,76 @@ def test_a_bert_with_pickled_weights_only_is_an_oserror(bert_folder: Path, tmp_p
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         from_hugging_face(str(folder))
+
+
+def sentencepiece() -> Tokenizer:
+    """As XLM-RoBERTa's: its control tokens are pieces of the vocabulary, which a text may hold."""
+    letters = [(letter, -9.0) for letter in "▁abcdefghijklmnopqrstuvwxyz<>/"]
+    control = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
+    tokenizer = Tokenizer(models.Unigram([*control, *letters], unk_id=3))
+    tokenizer.add_special_tokens([name for name, _ in control])
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(params=["learned", "bert", "sentencepiece"])
+def any_tokenizer(
+    request: pytest.FixtureRequest, corpus: dict[str, list[str]], bert_folder: Path
+) -> Tokenizer:
+    if request.param == "learned":
+        return learn(corpus["de"] * 2, 400)
+    if request.param == "bert":
+        return Tokenizer.from_file(str(bert_folder / "tokenizer.json"))
+    return sentencepiece()
+
+
+def special(tokenizer: Tokenizer) -> dict[str, int]:
+    added = tokenizer.get_added_tokens_decoder().items()
+    return {token.content: number for number, token in added if token.special}
+
+
+@pytest.mark.parametrize(
+    "shape", ["{}", "Hund {} Katze", "{0}{0}", "x{}", "{} Hund", "﹤{rest}", "{half}\u0000{rest}"]
+)
+def test_a_control_token_that_a_text_spells_is_text(any_tokenizer: Tokenizer, shape: str) -> None:
+    everything = np.arange(any_tokenizer.get_vocab_size(), dtype=np.int32)
+    ours = LanguageTokenizer(any_tokenizer, everything, 64)
+    control = special(any_tokenizer)
+    unknown = {control.get("<unk>"), control.get("[UNK]")}
+    for name in control:
+        text = shape.format(name, half=name[0], rest=name[1:])
+        for ids in (token_ids(any_tokenizer, [text])[0], ours([text])[0]):
+            inside = set(ids[1:-1].tolist()) - unknown
+            assert not inside & set(control.values()), text
+
+
+def test_ordinary_texts_keep_their_tokens(
+    any_tokenizer: Tokenizer, corpus: dict[str, list[str]]
+) -> None:
+    texts = [text for texts in corpus.values() for text in texts] + list(SCRIPTS.values())
+    texts += ["", "a < b > c", "<eos", "eos>", "[sep] < pad >", "it's <b>bold</b> [1]", "  \t x "]
+    expected = [encoding.ids for encoding in any_tokenizer.encode_batch(texts)]
+    everything = np.arange(any_tokenizer.get_vocab_size(), dtype=np.int32)
+    ours = LanguageTokenizer(any_tokenizer, everything, 10_000)
+    assert [ids.tolist() for ids in ours(texts)] == expected
+    assert [ids.tolist() for ids in token_ids(any_tokenizer, texts)] == expected
+
+
+def test_a_token_of_one_character_is_text_already() -> None:
+    """There are vocabularies that pad with "!"."""
+    assert spelled_out(["!", "<eos>"])("Hund! <eos>") == "Hund! < eos>"
+    assert spelled_out(["!"])("Hund! <eos>") == "Hund! <eos>"
+
+
+def test_the_token_for_what_is_unknown_has_a_row_and_is_unknown(bert_folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(bert_folder / "tokenizer.json"))
+    ours = LanguageTokenizer.for_corpus(tokenizer, ["Hund 犬", "Katze"], 64)
+    unknown = tokenizer.token_to_id("[UNK]")
+    assert unknown in ours.tokens
+    rows, shares = ours.read(["Hund", "Hund 犬", "犬", "Schnee Katze", ""])
+    assert shares.tolist() == [0, 0.5, 1, 0.5, 1]
+    assert [len(row) for row in rows] == [3, 4, 3, 3, 2]

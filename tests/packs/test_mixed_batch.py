@@ -8,7 +8,7 @@ from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer, learn
 from mla_ray.packs.card import make_card
-from mla_ray.packs.mixed_batch import encode_mixed
+from mla_ray.packs.mixed_batch import encode_mixed, read_mixed
 from mla_ray.packs.pack import LanguagePack
 from tests.support.natives import CONTEXT, MakePack
 
@@ -75,3 +75,28 @@ def test_a_bidirectional_tower_sees_its_padding_in_every_language(
         mixed[[0, 2]], pack.encode_text(["ein Hund", "Katze"]), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(mixed[1], alone(bidirectional, None, "a dog"), rtol=0, atol=1e-5)
+
+
+def test_a_row_that_is_no_number_costs_no_other_row(
+    native: Native, packs: dict[str, LanguagePack | None], make_pack: MakePack
+) -> None:
+    ill = make_pack("de", 3)
+    with torch.no_grad():
+        ill.encoder.embedding.rows.weight[ill.tokenizer(["Katze"])[0][1]] = 3e38
+    rows = [("cat", None), ("Katze", ill), ("ein Hund", packs["de"]), ("ein Hund", ill)]
+    mixed = encode_mixed(native, rows)
+    assert not mixed[1].isfinite().all()
+    for row in (0, 2, 3):
+        text, pack = rows[row]
+        torch.testing.assert_close(mixed[row], alone(native, pack, text), rtol=0, atol=1e-5)
+
+
+def test_unknown_tokens_are_told_in_the_order_of_the_texts(
+    native: Native, packs: dict[str, LanguagePack | None]
+) -> None:
+    rows = [(text, packs[tongue]) for text in ("ein Hund", "犬", "एक 7") for tongue in packs]
+    features, shares = read_mixed(native, rows)
+    torch.testing.assert_close(features, encode_mixed(native, rows), rtol=0, atol=0)
+    expected = [(pack or native).unknown_tokens([text])[0] for text, pack in rows]
+    assert shares.tolist() == expected
+    assert len({*expected}) > 2

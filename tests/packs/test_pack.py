@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from mla_ray.model.native import Native
 from mla_ray.packs import pack as module
 from mla_ray.packs.card import PackError, read_card
-from mla_ray.packs.pack import LanguagePack, copy_pack
+from mla_ray.packs.pack import BATCH, LanguagePack, copy_pack
+from tests.support import ROOT
+from tests.support.commands import Mla
 from tests.support.natives import MakePack
 from tests.support.trap import Trap
 
@@ -285,3 +291,230 @@ def test_a_pickle_in_disguise_is_never_read(
     with pytest.raises(Exception, match=r"."):  # which one, another test says
         LanguagePack.load(saved, native)
     assert not (tmp_path / "sprung").exists()
+
+
+# --- weights and cards that are no numbers ------------------------------------------------------
+
+
+def spoil(folder: Path, name: str, value: float) -> None:
+    """Put a value into the middle of a tensor."""
+    path = folder / "weights.safetensors"
+    weights = load_file(path)
+    flat = weights[name].flatten()
+    flat[len(flat) // 2] = value
+    save_file(weights | {name: flat.view(weights[name].shape)}, path)
+    sign(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "name", ["embedding.rows.weight", "embedding.linear.bias", "acquirers.1.down.weight"]
+)
+def test_a_weight_that_is_not_finite_is_refused(
+    saved: Path, native: Native, name: str, value: float
+) -> None:
+    spoil(saved, name, value)
+    refuse(saved, native, "weights.safetensors", name, "not finite")
+
+
+def test_a_pack_with_a_nan_does_not_verify(saved: Path, native_folder: Path, mla: Mla) -> None:
+    edit_card(saved, fingerprint=Native.load(str(native_folder)).fingerprint)
+    assert mla("pack", "verify", saved, "--native", native_folder).code == 0
+    spoil(saved, "acquirers.0.up.bias", float("nan"))
+    run = mla("pack", "verify", saved, "--native", native_folder)
+    assert (run.code, run.out) == (1, "")
+    assert f"{saved}/weights.safetensors" in run.err
+    assert "acquirers.0.up.bias" in run.err
+
+
+def test_a_pack_with_a_nan_is_not_saved(
+    saved: Path, make_pack: MakePack, native: Native, corpus: dict[str, list[str]]
+) -> None:
+    features = LanguagePack.load(saved, native).encode_text(corpus["de"])
+    new = make_pack("de", seed=1)
+    with torch.no_grad():
+        new.encoder.embedding.linear.bias[0] = float("nan")
+    with pytest.raises(PackError, match=r"embedding\.linear\.bias .*not finite"):
+        new.save(saved)
+    assert torch.equal(LanguagePack.load(saved, native).encode_text(corpus["de"]), features)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        '{"AR": NaN}',
+        '{"AR": [1, Infinity]}',
+        '{"AR": 1e999}',
+        '{"AR": "\\ud800"}',
+        '{"\\udfff": 1}',
+        '{"a":' * 400 + "1" + "}" * 400,
+        "[" * 100_000,
+    ],
+)
+def test_a_card_that_no_answer_could_hold_is_refused(
+    saved: Path, native: Native, metrics: str
+) -> None:
+    text = json.dumps(json.loads((saved / "card.json").read_text()) | {"metrics": {}})
+    (saved / "card.json").write_text(text.replace('"metrics": {}', f'"metrics": {metrics}'))
+    refuse(saved, native, "card.json")
+
+
+# --- many texts, and texts that say nothing -----------------------------------------------------
+
+
+@pytest.fixture
+def many(corpus: dict[str, list[str]]) -> list[str]:
+    """More than two batches, in no order, some empty and some longer than the context."""
+    words = [word for line in corpus["de"] for word in line.split()]
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(words, rng.integers(0, 14))) for _ in range(2 * BATCH + 37)]
+
+
+def test_many_texts_have_the_features_of_each_alone_and_go_in_batches(
+    make_pack: MakePack, many: list[str]
+) -> None:
+    pack = make_pack("de")
+    with torch.inference_mode():
+        expected = pack.encoder(*pack.tokenize(many))  # all in one pass
+    seen: list[int] = []
+    with pack.encoder.embedding.register_forward_hook(lambda *call: seen.append(len(call[1][0]))):
+        features = pack.encode_text(many)
+    assert sum(seen) == len(many)
+    assert max(seen) == BATCH
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+    ids = torch.zeros(len(many), 100, dtype=torch.int64)
+    for row, encoding in enumerate(pack.tokenizer.tokenizer.encode_batch(many)):
+        ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
+    torch.testing.assert_close(pack.encode_ids(ids), features, rtol=0, atol=1e-6)
+    assert pack.encode_text([]).shape == (0, 32)
+
+
+def test_the_share_of_unknown_tokens_is_told(
+    make_pack: MakePack, corpus: dict[str, list[str]]
+) -> None:
+    pack = make_pack("de", texts=["ein Hund", "ein Hund"])  # its vocabulary has all bytes
+    texts = ["ein Hund", "ein Hund 犬", "犬", "собака", "12345", "Hund?", "", "\u200d", "ein 7"]
+    rows = set(pack.tokenizer.tokens.tolist())
+    for text, share in zip(texts, pack.unknown_tokens(texts).tolist(), strict=True):
+        tokens = pack.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
+        unknown = sum(token not in rows for token in tokens)
+        assert share == pytest.approx(unknown / len(tokens) if tokens else 1), text
+    assert pack.unknown_tokens(["ein Hund", "犬", ""]).tolist() == [0, 1, 1]
+    empty, *features = pack.encode_text(["", *texts])
+    nothing = [torch.allclose(feature, empty, atol=1e-6) for feature in features]
+    assert nothing == (pack.unknown_tokens(texts) == 1).tolist()
+    assert pack.unknown_tokens([]).shape == (0,)
+
+
+def test_a_control_token_in_a_text_is_text(make_pack: MakePack) -> None:
+    pack = make_pack("de", texts=["ein Hund < eos > pad bos", "ein Hund <eos> <pad> <bos>"])
+    texts = ["ein Hund", "ein <eos> Hund", "<pad> ein Hund", "Hund <bos>"]
+    plain, *marked = pack.encode_text(texts)
+    ids, lengths = pack.tokenize(["ein <eos> Hund <pad>"])
+    names = ("<pad>", "<bos>", "<eos>")
+    control = pack.tokenizer.row_of[[pack.tokenizer.tokenizer.token_to_id(n) for n in names]]
+    inside = ids[0, 1 : lengths[0] - 1].tolist()
+    assert not set(control.tolist()) & set(inside)
+    assert all(torch.dist(each, plain) > 1e-2 for each in marked)
+
+
+# --- writers that are killed, and several at a time ---------------------------------------------
+
+WRITER = """
+import sys
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
+native, pack, place, rounds = sys.argv[1:]
+made = LanguagePack.load(pack, Native.load(native))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(int(rounds)):
+    made.save(place)
+"""
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_a_pack_whose_writer_was_killed_loads_and_is_saved_again(
+    saved: Path, make_pack: MakePack, native: Native, corpus: dict[str, list[str]], renames: int
+) -> None:
+    new = make_pack("de", seed=1)
+    features = [pack.encode_text(corpus["de"]) for pack in (LanguagePack.load(saved, native), new)]
+    new.save(saved.parent / "new")
+    code = """
+import os, signal, sys
+from pathlib import Path
+from mla_ray.packs.pack import copy_pack
+rename, left = Path.rename, int(sys.argv[3])
+def rename_or_die(self, target):
+    global left
+    made = rename(self, target)
+    left -= self.parent == Path(sys.argv[2]).parent
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
+Path.rename = rename_or_die
+copy_pack(sys.argv[1], sys.argv[2])
+"""
+    command = [sys.executable, "-c", code, str(saved.parent / "new"), str(saved), str(renames)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, check=False, env=environment).returncode == -9
+    assert saved.exists() == (renames > 1)
+    assert read_card(saved).language == "de"
+    loaded = LanguagePack.load(saved, native)
+    assert torch.equal(loaded.encode_text(corpus["de"]), features[renames > 1])
+    new.save(saved)
+    assert torch.equal(LanguagePack.load(saved, native).encode_text(corpus["de"]), features[1])
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["de", "new"]
+
+
+def test_two_save_and_one_loads_and_none_fails(
+    make_pack: MakePack, native_folder: Path, corpus: dict[str, list[str]], tmp_path: Path
+) -> None:
+    native, place = Native.load(str(native_folder)), tmp_path / "store" / "de"
+    features, writers = [], []
+    for seed in range(2):
+        pack = make_pack("de", seed)
+        pack.card = pack.card.model_copy(update={"fingerprint": native.fingerprint})
+        pack.save(tmp_path / str(seed))
+        pack.save(place)
+        features.append(LanguagePack.load(place, native).encode_text(corpus["de"]))
+        given = [str(native_folder), str(tmp_path / str(seed)), str(place), "60"]
+        writers.append(
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, *given],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                text=True,
+            )
+        )
+    for writer in writers:
+        assert writer.stdout
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    loads = 0
+    while loads < 50 or any(writer.poll() is None for writer in writers):
+        found = LanguagePack.load(place, native).encode_text(corpus["de"])
+        assert any(torch.equal(found, each) for each in features)
+        copy_pack(place, tmp_path / "copy")
+        loads += 1
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert [path.name for path in place.parent.iterdir()] == ["de"]
+
+
+def test_files_that_do_not_belong_together_are_not_copied(
+    saved: Path, make_pack: MakePack, native: Native, tmp_path: Path
+) -> None:
+    target = tmp_path / "copy"
+    make_pack("de", seed=1).save(target)
+    before = (target / "card.json").read_bytes()
+    (saved / "weights.safetensors").write_bytes((target / "weights.safetensors").read_bytes())
+    with pytest.raises(PackError, match="SHA-256") as raised:
+        copy_pack(saved, target)
+    assert str(raised.value).startswith(str(saved))
+    assert (target / "card.json").read_bytes() == before
+    copy_pack(target, target)  # nothing changes
+    assert (target / "card.json").read_bytes() == before

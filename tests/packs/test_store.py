@@ -1,17 +1,27 @@
 """Promises of packs.store: what is in the store is served, as it comes, changes and goes."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mla_ray.model.native import Native
 from mla_ray.packs.card import PackError
 from mla_ray.packs.store import GRACE, PackLibrary, PackStore
 from tests.support.natives import MakePack
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """In its place, as a copy over it does, with the times of before."""
+    times = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @pytest.fixture
@@ -172,3 +182,176 @@ def test_a_store_may_be_anywhere_fsspec_reaches(store: Path, native: Native) -> 
 
 def test_a_store_that_is_not_there_is_empty(tmp_path: Path, native: Native) -> None:
     assert PackStore(str(tmp_path / "none"), native.fingerprint).scan().languages == ["en"]
+
+
+# --- cards that cannot be read ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["half", "none", "garbage", "forbidden", "a folder"])
+def test_a_card_that_cannot_be_read_leaves_the_version_before_in_service(
+    library: PackLibrary, store: Path, make_pack: MakePack, part: str
+) -> None:
+    old, card = library.get("de"), store / "de" / "card.json"
+    assert old is not None
+    version, whole = library.listing.packs["de"].version, card.read_bytes()
+    if part == "a folder":
+        card.unlink()
+        card.mkdir()
+    elif part == "forbidden":
+        if os.geteuid() == 0:
+            pytest.skip("root may read everything")
+        card.chmod(0)
+    else:
+        given = {"half": whole[: len(whole) // 2], "none": b"", "garbage": b"[" * 100_000}
+        card.write_bytes(given[part])
+    for _ in range(GRACE + 2):
+        listing = library.refresh()
+        assert listing.languages == ["de", "en", "hi"]
+        assert listing.packs["de"].version == version
+        assert listing.broken["de"].endswith("the version before it is served")
+        assert library.get("de") is old
+    # Another store, which knows of no version before, has none to serve.
+    fresh = PackStore(str(store), library.native.fingerprint).scan()
+    assert fresh.languages == ["en", "hi"]
+    assert "card.json" in fresh.broken["de"]
+    make_pack("de", seed=7).save(store / "new")
+    if part == "a folder":
+        card.rmdir()
+    for path in (store / "new").iterdir():
+        (store / "de" / path.name).unlink(missing_ok=True)
+        path.rename(store / "de" / path.name)
+    (store / "new").rmdir()
+    assert not library.refresh().broken
+    assert library.get("de") is not old
+
+
+@pytest.mark.parametrize("first", ["garbage", "whole"])
+def test_what_a_card_says_holds_for_its_bytes_alone(
+    store: Path, native: Native, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size and times may be the same: a clock has steps, and a copy may set the time."""
+    packs = PackStore(str(store), native.fingerprint)
+    monkeypatch.setattr(packs._fs, "ukey", lambda path: "of a disk whose clock stands still")
+    path = store / "de" / "card.json"
+    whole = path.read_bytes()
+    garbage = whole[:-2] + b"]\n"
+    assert len(garbage) == len(whole)
+    before, after = (garbage, whole) if first == "garbage" else (whole, garbage)
+    rewrite(path, before)
+    assert ("de" in packs.scan().broken) == (first == "garbage")
+    assert ("de" in packs.scan().broken) == (first == "garbage")
+    rewrite(path, after)
+    assert ("de" in packs.scan().broken) == (first != "garbage")
+
+
+def test_a_card_of_another_native_leaves_the_version_before_in_service(
+    library: PackLibrary, store: Path
+) -> None:
+    old, path = library.get("de"), store / "de" / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 64}))
+    listing = library.refresh()
+    assert library.get("de") is old
+    assert "not for this one" in listing.broken["de"]
+
+
+def test_a_card_that_is_unreadable_elsewhere_is_read_again(
+    store: Path, native: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an object store a sound card is read once, another at every look."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(store), "/cards", recursive=True)
+    read: list[str] = []
+    packs = PackStore("memory://cards", native.fingerprint)
+    cat, whole = packs._fs.cat_file, memory.cat_file("/cards/de/card.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(packs._fs, "cat_file", lambda path, **k: read.append(path) or cat(path, **k))
+        try:
+            memory.pipe_file("/cards/de/card.json", whole[:100])
+            assert packs.scan().languages == ["en", "hi"]
+            packs.scan()
+            assert [path.rpartition("/cards/")[2] for path in sorted(read)] == [
+                "de/card.json",
+                "de/card.json",
+                "hi/card.json",
+            ]
+            memory.pipe_file("/cards/de/card.json", whole)
+            assert packs.scan().languages == ["de", "en", "hi"]
+        finally:
+            memory.rm("/cards", recursive=True)
+
+
+# --- packs that cannot be loaded ----------------------------------------------------------------
+
+
+def spoil(store: Path, make_pack: MakePack) -> Path:
+    """A German pack with a NaN, signed as if nothing were wrong; where its weights are."""
+    path = store / "de" / "weights.safetensors"
+    make_pack("de", seed=7).save(store / "de")
+    weights = load_file(path)
+    weights["acquirers.0.up.bias"][0] = float("nan")
+    save_file(weights, path)
+    card = json.loads((store / "de" / "card.json").read_text())
+    card["sha256"]["weights.safetensors"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (store / "de" / "card.json").write_text(json.dumps(card))
+    return path
+
+
+def test_a_refused_pack_is_not_loaded_again_until_its_files_change(
+    library: PackLibrary, store: Path, make_pack: MakePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try costs all languages, as one thread encodes and loads."""
+    tries: list[str] = []
+    load = library.store.load
+    monkeypatch.setattr(
+        library.store, "load", lambda *given: tries.append(given[0].name) or load(*given)
+    )
+    path = spoil(store, make_pack)
+    library.refresh()
+    for _ in range(5):
+        with pytest.raises(PackError, match=r"acquirers\.0\.up\.bias") as raised:
+            library.get("de")
+        assert str(raised.value).startswith(f"{path}: ")
+    assert tries == ["de"]
+    assert "acquirers.0.up.bias" in library.refresh().broken["de"]
+    assert library.get("hi") is not None
+    make_pack("de", seed=8).save(store / "de")
+    assert library.get("de") is not None
+    assert "de" not in library.refresh().broken
+
+
+def test_a_refused_replacement_leaves_the_old_one_and_is_not_loaded_again(
+    library: PackLibrary, store: Path, make_pack: MakePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = library.get("de")
+    tries: list[str] = []
+    load = library.store.load
+    monkeypatch.setattr(
+        library.store, "load", lambda *given: tries.append(given[0].name) or load(*given)
+    )
+    path = spoil(store, make_pack)
+    for _ in range(5):
+        listing = library.refresh()
+        assert library.get("de") is old
+        assert "acquirers.0.up.bias" in listing.broken["de"]
+    assert tries == ["de"]
+    weights = load_file(path)
+    weights["acquirers.0.up.bias"][0] = 0  # not what the card says, but another file
+    save_file(weights, path)
+    assert "SHA-256" in library.refresh().broken["de"]
+    assert library.get("de") is old
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_what_a_killed_writer_left_is_put_back_by_a_look(
+    library: PackLibrary, store: Path, make_pack: MakePack, renames: int
+) -> None:
+    """As if one were killed after so many renames (what a writer leaves, test_place says)."""
+    make_pack("de", seed=7).save(store / ".de-new-0a0a0a0a")
+    (store / "de").rename(store / ".de-old-0b0b0b0b")
+    if renames == 2:
+        (store / ".de-new-0a0a0a0a").rename(store / "de")
+    before = library.listing.packs["de"].version
+    assert library.refresh().languages == ["de", "en", "hi"]
+    assert (library.listing.packs["de"].version == before) == (renames == 1)
+    assert library.get("de") is not None
+    assert sorted(path.name for path in store.iterdir()) == ["de", "hi"]

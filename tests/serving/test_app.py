@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -256,6 +257,128 @@ def test_an_image_is_embedded(server: Server, pngs: list[bytes]) -> None:
     answer = server.client.post("/v1/embeddings/image", content=pngs[0], headers=PNG).json()
     expected = server.backend._image.encode([pngs[0]]).vectors
     np.testing.assert_allclose(answer["embeddings"], expected, atol=1e-6)
+
+
+# --- what a language does not know, and what has no answer --------------------------------------
+
+
+def test_answers_tell_how_much_of_a_text_is_unknown(server: Server, pngs: list[bytes]) -> None:
+    library = server.backend._text.library
+    pack = library.get("de")
+    assert pack is not None
+    texts = ["ein Hund", "ein Hund 犬", "犬", "собака"]
+    shares = pack.unknown_tokens(texts).tolist()
+    assert shares[0] == 0 < shares[1] < 1 == shares[2]
+    for text, share in zip(texts, shares, strict=True):
+        found = server.get("/v1/search", q=text, language="de").json()
+        assert found["unknown_tokens"] == pytest.approx(share)
+    body = {"inputs": [{"text": text, "language": "de"} for text in texts] + [{"text": "a dog"}]}
+    for encoding in ("float", "base64"):
+        answer = server.client.post("/v1/embeddings/text", json=body | {"encoding": encoding})
+        assert answer.json()["unknown_tokens"] == pytest.approx([*shares, 0])
+    answer = server.client.post("/v1/embeddings/image", content=pngs[0], headers=PNG)
+    assert answer.json()["unknown_tokens"] == [0]
+    answer = server.client.post("/v1/search/image", content=pngs[0], headers=PNG)
+    assert answer.json()["unknown_tokens"] == 0
+
+
+def test_control_tokens_in_texts_are_text(server: Server) -> None:
+    body = {
+        "inputs": [
+            {"text": text, "language": language}
+            for language in ("de", "en")
+            for text in ("ein", "ein <eos> Hund", "<pad>", "ein <eos> Katze")
+        ]
+    }
+    rows = np.array(server.client.post("/v1/embeddings/text", json=body).json()["embeddings"])
+    for language in (rows[:4], rows[4:]):
+        # What stands behind it counts, so it has ended nothing.
+        assert np.abs(language[1] - language[3]).max() > 1e-3
+        assert np.abs(language[0] - language[1]).max() > 1e-3
+
+
+@pytest.fixture
+def ill(server: Server, make_pack: MakePack, tmp_path: Path) -> Server:
+    """Beside German and Hindi: Swedish, whose "katt" is too much for a float32."""
+    pack = make_pack("sv", texts=["en hund", "katt"])
+    with torch.no_grad():
+        pack.encoder.embedding.rows.weight[pack.tokenizer(["katt"])[0][1:-1]] = 3e38
+    fingerprint = server.backend._text.native.fingerprint
+    pack.card = pack.card.model_copy(update={"fingerprint": fingerprint})
+    pack.save(tmp_path / "packs" / "sv")
+    for _ in range(100):
+        if server.get("/v1/search", q="en hund", language="sv").status_code == 200:
+            return server
+        threading.Event().wait(0.1)
+    raise AssertionError("no Swedish within 10 s")
+
+
+def test_an_ill_language_costs_nobody_else_a_search(ill: Server) -> None:
+    asked = [
+        {"q": q, "language": language, "find": "images"}
+        for q, language in (("katt", "sv"), ("ein Hund", "de"), ("en hund", "sv"), ("a dog", "en"))
+    ] * 12
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda params: ill.get("/v1/search", **params), asked))
+    for params, answer in zip(asked, answers, strict=True):
+        if params["q"] == "katt":
+            assert "'sv'" in problem(answer, 500, "not-encoded")
+            assert "katt" not in answer.text
+        else:
+            assert answer.status_code == 200
+            assert len(answer.json()["hits"]) == 10
+            assert "null" not in str([hit["score"] for hit in answer.json()["hits"]])
+
+
+def test_embeddings_that_cannot_be_are_named_by_row(ill: Server) -> None:
+    post = ill.client.post
+    good = [{"text": "ein Hund", "language": "de"}, {"text": "en hund", "language": "sv"}]
+    bad = {"text": "katt", "language": "sv"}
+    answer = post("/v1/embeddings/text", json={"inputs": [good[0], bad, good[1], bad]})
+    problem(answer, 500, "not-encoded")
+    assert [error["loc"] for error in answer.json()["errors"]] == [["inputs", "1"], ["inputs", "3"]]
+    with ThreadPoolExecutor(8) as pool:
+        bodies = [{"inputs": good}, {"inputs": [bad]}] * 8
+        answers = list(pool.map(lambda body: post("/v1/embeddings/text", json=body), bodies))
+    assert [answer.status_code for answer in answers] == [200, 500] * 8
+    for answer in answers[::2]:
+        assert "null" not in answer.text
+        np.testing.assert_allclose(
+            np.linalg.norm(answer.json()["embeddings"], axis=1), [1, 1], atol=1e-5
+        )
+
+
+def test_an_ill_line_of_an_ingest_costs_itself_alone(ill: Server) -> None:
+    languages = [("de", "ein Hund"), ("sv", "katt"), ("en", "a dog"), ("sv", "en hund")] * 3
+    lines = [
+        {"image_id": f"set/{number:02}", "language": language, "caption": caption}
+        for number, (language, caption) in enumerate(languages)
+    ]
+    result = ingest(ill, *lines)
+    assert (result["received"], result["written"], result["rejected"]) == (12, 9, 3)
+    assert [error["line"] for error in result["errors"]] == [2, 6, 10]
+    assert all("not finite" in error["error"] for error in result["errors"])
+    counts = {row["language"]: row for row in ill.get("/v1/languages").json()["languages"]}
+    assert [counts[tongue]["captions"] for tongue in ("de", "sv", "en")] == [3, 3, 3]
+
+
+def test_a_pack_that_was_refused_is_told(ill: Server, tmp_path: Path) -> None:
+    path = tmp_path / "packs" / "sv" / "weights.safetensors"
+    weights = path.read_bytes()
+    card = (path.parent / "card.json").read_text()
+    path.write_bytes(weights[:-4] + b"\0\0\xc0\x7f")  # a NaN
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    document = json.loads(card)
+    document["sha256"]["weights.safetensors"] = digest
+    (path.parent / "card.json").write_text(json.dumps(document))
+    for _ in range(100):
+        broken = {row["name"]: row["error"] for row in ill.get("/v1/languages").json()["broken"]}
+        if "sv" in broken:
+            break
+        threading.Event().wait(0.1)
+    assert "not finite" in broken["sv"]
+    assert broken["sv"].endswith("the version before it is served")
+    assert ill.get("/v1/search", q="en hund", language="sv").status_code == 200
 
 
 # --- collections -------------------------------------------------------------------------------

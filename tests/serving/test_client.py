@@ -113,6 +113,7 @@ class Server:
         self.images: dict[str, tuple[str, bytes]] = {}
         self.token = ""
         self.well = True
+        self.tells = True  # of unknown tokens: one of before does not
         self.on_request: Callable[[], None] = lambda: None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,6 +161,10 @@ class Server:
         )
 
 
+def text_unknown(text: str) -> float:
+    return text.count("犬") / len(text)
+
+
 async def nowhere(message: Message) -> None:
     pass
 
@@ -168,7 +173,9 @@ def contract(server: Server) -> FastAPI:
     """The server's role in the protocol, without models or an index."""
     app = FastAPI()
 
-    def embeddings(rows: list[np.ndarray], encoding: str) -> Embeddings:
+    def embeddings(
+        rows: list[np.ndarray], encoding: str, unknown: list[float] | None = None
+    ) -> Embeddings:
         stacked = np.stack(rows).astype("<f4")
         packed = base64.b64encode(stacked.tobytes()).decode()
         return Embeddings(
@@ -176,9 +183,12 @@ def contract(server: Server) -> FastAPI:
             fingerprint="ab" * 8,
             dim=DIM,
             embeddings=packed if encoding == "base64" else stacked.tolist(),
+            unknown_tokens=unknown,
         )
 
-    def page(language: str | None, detected: bool, find: str, k: int, offset: int) -> SearchResult:
+    def page(
+        language: str | None, detected: bool, find: str, k: int, offset: int, unknown: float = 0
+    ) -> SearchResult:
         hits = [
             Hit(
                 id=f"{find} {n}",
@@ -193,7 +203,12 @@ def contract(server: Server) -> FastAPI:
         ]
         following = offset + k
         return SearchResult(
-            language=language, detected=detected, hits=hits, offset=offset, next_offset=following
+            language=language,
+            detected=detected,
+            unknown_tokens=unknown if server.tells else None,
+            hits=hits,
+            offset=offset,
+            next_offset=following,
         )
 
     def check_image(request: Request, body: bytes) -> None:
@@ -204,7 +219,8 @@ def contract(server: Server) -> FastAPI:
     @app.post("/v1/embeddings/text")
     async def embed_text(request: TextEmbeddingRequest) -> Embeddings:
         rows = [vector(f"{given.language} {given.text}") for given in request.inputs]
-        return embeddings(rows, request.encoding)
+        unknown = [text_unknown(given.text) for given in request.inputs] if server.tells else None
+        return embeddings(rows, request.encoding, unknown)
 
     @app.post("/v1/embeddings/image")
     async def embed_image(request: Request, encoding: str = "float") -> Embeddings:
@@ -216,7 +232,8 @@ def contract(server: Server) -> FastAPI:
         q: str, language: str = "auto", find: str = "images", k: int = 10, offset: int = 0
     ) -> SearchResult:
         detected = language == "auto"
-        return page("de" if detected else language, detected, find, k, offset)
+        tongue = "de" if detected else language
+        return page(tongue, detected, find, k, offset, text_unknown(q))
 
     @app.post("/v1/search/image")
     async def search_image(
@@ -381,6 +398,20 @@ def test_texts_are_vectors_in_their_order_however_many(ask: Ask, server: Server)
 def test_texts_of_several_languages_may_be_mixed(ask: Ask) -> None:
     vectors = ask("embed_texts", ["a dog", TextInput(text="ein Hund", language="de")])
     np.testing.assert_array_equal(vectors, np.stack([vector("en a dog"), vector("de ein Hund")]))
+
+
+def test_how_much_of_each_text_is_unknown_is_told(ask: Ask, server: Server) -> None:
+    texts = [("犬" * (n % 3)).ljust(4, "a") for n in range(MAX_TEXTS + 2)]
+    found = ask("embed", texts, language="de")
+    np.testing.assert_array_equal(found.vectors, ask("embed_texts", texts, language="de"))
+    assert found.unknown_tokens.tolist() == [n % 3 / 4 for n in range(MAX_TEXTS + 2)]
+    assert ask("search", "犬a").unknown_tokens == 0.5
+    assert ask("search_image", picture("PNG")).unknown_tokens == 0
+    server.tells = False  # a server of before
+    found = ask("embed", ["犬"])
+    assert found.vectors.shape == (1, DIM)
+    assert found.unknown_tokens is None
+    assert ask("search", "犬a").unknown_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -907,6 +938,7 @@ def test_search_asks_a_server(mla: Mla, server: Server, monkeypatch: pytest.Monk
     run = mla("search", "ein Hund", "--url", server.url, "--language", "auto", "-k", 2, "--json")
     assert run.code == 0, run.err
     row = {"image_id": "photo 0", "score": 1.0, "language": "", "caption": "", "source": "test"}
+    row |= {"unknown_tokens": 0.0}
     assert json.loads(run.out) == [row, row | {"image_id": "photo 1", "score": 0.99}]
     assert server.seen[0].query == "q=ein+Hund&language=auto&find=images&k=2&offset=0"
     wanted = ("--find", "captions", "--in-language", "de", "--source", "test")
@@ -915,6 +947,17 @@ def test_search_asks_a_server(mla: Mla, server: Server, monkeypatch: pytest.Monk
     assert run.out.splitlines()[0] == "1.000  photo 0  ein Hund"
     sent = "q=a+dog&language=en&find=captions&k=10&offset=0&in_language=de&source=test"
     assert server.seen[1].query == f"{sent}&min_score=0.5"
+
+
+def test_search_says_how_much_of_the_query_is_unknown(mla: Mla, server: Server) -> None:
+    for query, share, said in (("犬犬aa", 0.5, "50% of the query"), ("犬", 1, "say nothing of it")):
+        run = mla("search", query, "--url", server.url, "-k", 2, "--json")
+        assert [row["unknown_tokens"] for row in json.loads(run.out)] == [share, share]
+        assert said in run.err
+        assert run.err.count("\n") == 1
+    server.tells = False
+    run = mla("search", "犬", "--url", server.url, "-k", 1, "--json")
+    assert (json.loads(run.out)[0]["unknown_tokens"], run.err) == (None, "")
 
 
 def test_search_by_picture_asks_a_server(

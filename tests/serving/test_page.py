@@ -157,10 +157,13 @@ def problem(status: int, detail: str, **headers: str) -> dict[str, Any]:
     }
 
 
-def answer(*hits: dict[str, Any], language: str | None = "en") -> dict[str, Any]:
+def answer(
+    *hits: dict[str, Any], language: str | None = "en", unknown_tokens: float = 0
+) -> dict[str, Any]:
     found = {
         "language": language,
         "detected": True,
+        "unknown_tokens": unknown_tokens,
         "hits": [{"source": "x", "score": 0.5, "image_url": None, **hit} for hit in hits],
         "offset": 0,
         "next_offset": None,
@@ -508,6 +511,24 @@ def test_captions_run_in_the_direction_of_their_script(open_page: OpenPage) -> N
         "all => all.map(c => [c.lang, getComputedStyle(c).direction])"
     )
     assert directions == [["ar", "rtl"], ["he", "rtl"], ["de", "ltr"]]
+
+
+@pytest.mark.parametrize(
+    ("unknown", "said"), [(0, ""), (0.5, ""), (0.51, "Most of the query"), (1, "All of the query")]
+)
+def test_a_query_of_unknown_words_is_told(open_page: OpenPage, unknown: float, said: str) -> None:
+    hit = {"id": "a", "image_id": "a", "language": "", "caption": ""}
+    page = open_page(
+        "/?q=a",
+        prepare=lambda page: page.route(
+            "**/v1/search?*",
+            lambda route: route.fulfill(**answer(hit, unknown_tokens=unknown)),
+        ),
+    )
+    settled(page)
+    line = page.locator("#status").inner_text()
+    assert said in line
+    assert ("is unknown to this language" in line) == bool(said)
 
 
 def test_the_page_is_served_with_a_strict_policy_and_nothing_inline(served: Served) -> None:

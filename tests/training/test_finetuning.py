@@ -434,3 +434,22 @@ def test_a_native_does_not_replace_what_is_no_native(tuned: Path, tmp_path: Path
     copy_native(at(tuned / "native"), tmp_path / "new")
     copied, made = (Native.load(str(folder)) for folder in (tmp_path / "new", tuned / "native"))
     assert copied.fingerprint == made.fingerprint
+
+
+def test_a_native_is_copied_as_a_whole_and_after_a_copy_that_was_killed(
+    tuned: Path, native_folder: Path, tmp_path: Path
+) -> None:
+    made = Native.load(str(tuned / "native")).fingerprint
+    target = tmp_path / "new"
+    copy_native(at(native_folder), target)
+    (target / "notes.txt").write_text("of the native before")
+    copy_native(at(tuned / "native"), target)
+    names = sorted(path.name for path in (tuned / "native").iterdir())
+    assert sorted(path.name for path in target.iterdir()) == names
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    (target / "open_clip_config.json").unlink()  # as 0.1.0 left it when it was killed
+    copy_native(at(tuned / "native"), target)
+    assert Native.load(str(target)).fingerprint == made
+    target.rename(tmp_path / ".new-old-0a1b2c3d")  # killed between two renames
+    assert Native.load(str(target)).fingerprint == made
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -269,10 +269,11 @@ function summarise() {
   if (!count) return say("");
   const first = pages[0].offset;
   const range = first ? `${noun[0].toUpperCase()}${noun.slice(1)}s ${first + 1} to ${first + count}` : plural(count, noun);
-  const { language, detected } = pages[0];
+  const { language, detected, unknown_tokens: unknown } = pages[0];
   if (!language) return say(range);
   const name = make("bdi", { textContent: languageName(language), lang: language });
-  say(`${range} · `, name, detected ? " (detected)" : "");
+  const little = `. ${unknown === 1 ? "All" : "Most"} of the query is unknown to this language`;
+  say(`${range} · `, name, detected ? " (detected)" : "", unknown > 0.5 ? little : "");
 }
 
 function notice(title, detail, ...actions) {

@@ -1,0 +1,34 @@
+"""Features as directions, which is all that a cosine sees. Some have none; rows say so themselves.
+
+Shapes: N rows, E joint embedding size.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+def norms(features_NE: Floats) -> npt.NDArray[np.float64]:
+    """Lengths [N]. In float64, as the square of a large float32 overflows."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        found: npt.NDArray[np.float64] = np.sqrt(
+            np.einsum("ne,ne->n", features_NE, features_NE, dtype=np.float64)
+        )
+    return found
+
+
+def faults(norms_N: npt.NDArray[np.float64]) -> dict[int, str]:
+    """What is wrong with the rows that have no direction: "zero" or "not finite", by row."""
+    bad = np.flatnonzero(~np.isfinite(norms_N) | (norms_N == 0))
+    return {int(row): "zero" if norms_N[row] == 0 else "not finite" for row in bad}
+
+
+def units(features_NE: Floats) -> tuple[Floats, dict[int, str]]:
+    """Unit vectors [N, E] float32, and the faults of rows that have no direction; they are zero."""
+    norms_N = norms(features_NE)
+    found = faults(norms_N)
+    units_NE = np.zeros(features_NE.shape, dtype=np.float32)
+    sound = np.setdiff1d(np.arange(len(features_NE)), list(found))
+    units_NE[sound] = features_NE[sound] / norms_N[sound, None]
+    return units_NE, found

@@ -1,0 +1,164 @@
+"""Folders of this machine that are replaced as one: a reader finds the old one or the new one.
+
+No call replaces a folder that is not empty, so it takes two renames, of `de` to `.de-old-…` and of
+`.de-new-…` to `de`, and between them nothing is in the place. What a writer leaves who is killed
+there, the next one who writes or reads the folder, or lists the one around it, puts back. Writers
+of one place come one after another; a reader waits for one only if it found something wrong.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal, TypeVar
+
+# In mla-ray 0.1.0 the last word was the id of the process.
+_BESIDE = re.compile(r"\.(?P<place>.+)(\.lock|-(?P<kind>old|new)-([0-9a-f]{8}|[0-9]+))")
+
+T = TypeVar("T")
+
+_mine = threading.local()
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder for the body of a `with`, which in the end stands in the place of `folder`.
+
+    An exception leaves `folder` as it was. Another writer of the same place waits.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder) as alone:
+        if alone:
+            _clear(folder)
+        scratch = _beside(folder, "new")
+        scratch.mkdir()
+        try:
+            yield scratch
+            scratch.chmod(0o755)
+            if folder.exists():
+                scratch = _exchanged(folder, scratch)
+            else:
+                scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Put back, or clear away, what a killed writer of `folder` left; nothing while one writes."""
+    if next(_left(folder), None):
+        with _alone(folder, wait=False) as alone:
+            if alone:
+                _clear(folder)
+
+
+def unsettled(names: Iterable[str]) -> set[str]:
+    """The places that files and folders of these names belong to while a writer is at work there.
+
+    Or was: whether it still is, `settle` finds out.
+    """
+    return {match["place"] for name in names if (match := _BESIDE.fullmatch(name))}
+
+
+def read_whole(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` finds in a folder that others may replace meanwhile.
+
+    If it raises a ValueError or an OSError it is called once more, with no writer at work.
+    """
+    settle(folder)
+    with suppress(ValueError, OSError):
+        return read()
+    with _alone(folder) as alone:
+        if alone:
+            _clear(folder)
+        return read()
+
+
+def _exchanged(folder: Path, new: Path) -> Path:
+    """Put `new` in the place of `folder`; where the old one is then, not to be put back."""
+    old = folder.rename(_beside(folder, "old"))
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    return old.rename(_beside(folder, "new"))
+
+
+def _clear(folder: Path) -> None:
+    """What is beside a place where no writer is: back into it if it is empty, else away."""
+    left = list(_left(folder))
+    old = [path for path, kind in left if kind == "old"]
+    if old and not folder.exists():
+        max(old, key=lambda path: path.stat().st_ctime).rename(folder)
+    for path, kind in left:
+        if kind:  # the lock's file goes with its owner
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _left(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """What writers of a place have beside it: "old" and "new", and None, the lock's file."""
+    try:
+        beside = list(folder.parent.iterdir())
+    except OSError:
+        return
+    for path in beside:
+        match = _BESIDE.fullmatch(path.name)
+        if match and match["place"] == folder.name:
+            yield path, match["kind"]
+
+
+def _beside(folder: Path, kind: Literal["old", "new"]) -> Path:
+    return folder.with_name(f".{folder.name}-{kind}-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def _alone(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """The lock of a place, for the body of a `with`.
+
+    False if there is none to be had: this thread has it already, or another writer who is not
+    waited for; the folder around is missing or not ours to write in; the file system has no locks.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    ours: set[Path] = _mine.__dict__.setdefault("locks", set())
+    lock = None if path in ours else _lock(path, wait)
+    if lock is None:
+        yield False
+        return
+    ours.add(path)
+    try:
+        yield True
+    finally:
+        ours.discard(path)
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock(path: Path, wait: bool) -> int | None:
+    """The lock's file, opened and locked.
+
+    It goes with its owner, so whoever waited for it has the lock of a file that is gone, and begins
+    anew.
+    """
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except OSError:  # no locks here
+            path.unlink(missing_ok=True)
+            os.close(file)
+            return None
+        os.close(file)

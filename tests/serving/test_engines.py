@@ -1,0 +1,181 @@
+"""Promises of serving.engines: a row's answer is its own, whoever shares the pass with it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from mla_ray.index.collection import Entry
+from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
+from mla_ray.model.native import Native
+from mla_ray.model.tokenizers import LanguageTokenizer
+from mla_ray.packs.card import make_card
+from mla_ray.packs.pack import LanguagePack
+from mla_ray.serving.engines import (
+    BAD_IMAGE,
+    BAD_QUERY,
+    NO_PACK,
+    NOT_ENCODED,
+    Encoded,
+    ImageEngine,
+    IndexEngine,
+    Query,
+    TextEngine,
+)
+from tests.support.natives import CONTEXT, MakePack
+
+PutPack = Callable[[LanguagePack], None]
+
+
+@pytest.fixture
+def put_pack(tmp_path: Path, native_folder: Path) -> PutPack:
+    native = Native.load(str(native_folder))
+
+    def put(pack: LanguagePack) -> None:
+        pack.card = pack.card.model_copy(update={"fingerprint": native.fingerprint})
+        pack.save(tmp_path / "packs" / pack.language)
+
+    return put
+
+
+@pytest.fixture
+def engine(
+    tmp_path: Path, native_folder: Path, make_pack: MakePack, put_pack: PutPack, native: Native
+) -> TextEngine:
+    """German and Hindi are sound; Swedish has a huge weight, Danish a tokenizer that gives up."""
+    for language in ("de", "hi"):
+        put_pack(make_pack(language))
+    swedish = make_pack("sv", texts=["en hund", "katt"])
+    with torch.no_grad():
+        (ids,) = swedish.tokenizer(["katt"])
+        swedish.encoder.embedding.rows.weight[ids[1:-1]] = 3e38
+    put_pack(swedish)
+    put_pack(gives_up("da", native))
+    return TextEngine(str(native_folder), str(tmp_path / "packs"), 8, 1)
+
+
+def gives_up(language: str, native: Native) -> LanguagePack:
+    """A pack whose tokenizer raises for each word that it does not know."""
+    words = {"<bos>": 0, "<eos>": 1, "hund": 2, "<pad>": 3}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106  it has none
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 0), ("<eos>", 1)]
+    )
+    with pytest.raises(Exception, match="WordLevel"):
+        tokenizer.encode("kat")
+    rows = LanguageTokenizer(tokenizer, np.arange(4, dtype=np.int32), CONTEXT)
+    generator = torch.Generator().manual_seed(0)
+    embedding = EmbeddingBlock(learned_rows(4, native.text, generator), native.text)
+    encoder = LanguageEncoder(native.text, embedding, hidden=16)
+    return LanguagePack(make_card(native, language, encoder), encoder, rows)
+
+
+def encode(engine: TextEngine, *texts: tuple[str, str]) -> Encoded:
+    return engine.encode(texts, engine.prepare({language for language, _ in texts}))
+
+
+def test_an_ill_row_costs_itself_alone(engine: TextEngine) -> None:
+    good = [("de", "ein Hund"), ("en", "a dog"), ("sv", "en hund"), ("da", "hund"), ("hi", "बिल्ली")]
+    bad = [("sv", "katt"), ("da", "kat"), ("cs", "pes")]
+    texts = [*bad, *good, *bad, *good, *good * 20]  # more than one pass
+    found = encode(engine, *texts)
+    assert set(found.errors) == {0, 1, 2, 8, 9, 10}
+    kinds = [found.errors[row].kind for row in range(3)]
+    assert kinds == [NOT_ENCODED, NOT_ENCODED, NO_PACK]
+    assert "'sv'" in found.errors[0].detail
+    assert "not finite" in found.errors[0].detail
+    assert "'da'" in found.errors[1].detail
+    assert np.isfinite(found.vectors).all()
+    for row, text in enumerate(texts):
+        if row not in found.errors:
+            alone = encode(engine, text)
+            assert not alone.errors
+            np.testing.assert_allclose(found.vectors[row], alone.vectors[0], atol=1e-5)
+            assert np.linalg.norm(found.vectors[row]) == pytest.approx(1, abs=1e-5)
+            assert found.unknown_tokens[row] == alone.unknown_tokens[0]
+    part = found.part(5, 10)
+    assert set(part.errors) == {3, 4}
+    np.testing.assert_array_equal(part.vectors, found.vectors[5:10])
+    engine.check()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_does_not_depend_on_its_batch(engine: TextEngine, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    words = ["hund", "katt", "kat", "dog", "cat", "Katze", "बिल्ली", "犬", "<eos>", "7", "x" * 60]
+    tongues = ["de", "hi", "sv", "da", "en", "cs"]
+    texts = [
+        (
+            str(generator.choice(tongues)),
+            " ".join(generator.choice(words, generator.integers(1, 5))),
+        )
+        for _ in range(70)
+    ]
+    found = encode(engine, *texts)
+    for row, text in enumerate(texts):
+        alone = encode(engine, text)
+        assert (row in found.errors) == (0 in alone.errors), text
+        np.testing.assert_allclose(found.vectors[row], alone.vectors[0], atol=1e-5)
+        assert found.unknown_tokens[row] == alone.unknown_tokens[0]
+
+
+def test_large_features_have_a_direction_as_long_as_they_are_finite(
+    engine: TextEngine, make_pack: MakePack, put_pack: PutPack
+) -> None:
+    """The square of 1e20 overflows a float32, so its norm in float32 is infinite."""
+    projection = engine.native.text.projection  # type: ignore[attr-defined]
+    before = encode(engine, ("en", "a dog"))
+    with torch.no_grad():
+        projection.mul_(1e25)
+    after = encode(engine, ("en", "a dog"))
+    assert not after.errors
+    np.testing.assert_allclose(after.vectors, before.vectors, atol=1e-5)
+
+
+def test_a_pack_that_is_refused_costs_its_language_alone(
+    engine: TextEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "packs" / "de" / "weights.safetensors").write_bytes(b"no such format")
+    found = encode(engine, ("de", "ein Hund"), ("hi", "बिल्ली"), ("en", "a dog"))
+    assert set(found.errors) == {0}
+    assert found.errors[0].kind == NO_PACK
+    assert "SHA-256" in found.errors[0].detail
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), [0, 1, 1], atol=1e-5)
+
+
+def test_an_ill_image_costs_itself_alone(native_folder: Path, white_and_grey: list[bytes]) -> None:
+    engine = ImageEngine(str(native_folder), 1)
+    with torch.no_grad():  # so that white is too much, and a middle grey is not
+        engine.native.model.visual.conv1.weight.fill_(1e36)
+    white, grey = white_and_grey
+    found = engine.encode([grey, white, b"hello", grey])
+    assert {row: fault.kind for row, fault in found.errors.items()} == {
+        1: NOT_ENCODED,
+        2: BAD_IMAGE,
+    }
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), [1, 0, 0, 1], atol=1e-5)
+    assert found.unknown_tokens.tolist() == [0, 0, 0, 0]
+
+
+def test_an_ill_query_costs_itself_alone(native: Native, tmp_path: Path) -> None:
+    engine = IndexEngine(f"edge:{tmp_path / 'index'}", native)
+    try:
+        unit = np.eye(native.dim, dtype=np.float32)
+        engine.upsert("images", [Entry("a", "a", "", "", "s")], unit[:1])
+        queries = [
+            Query("images", vector, k, 0, None, None)
+            for vector, k in ((unit[0], 1), (unit[0] * np.nan, 1), (unit[0], 10**6), (unit[1], 1))
+        ]
+        first, second, third, fourth = engine.search(queries)
+        assert isinstance(first, list)
+        assert isinstance(fourth, list)
+        assert [hit.entry.id for hit in (*first, *fourth)] == ["a", "a"]
+        for fault in (second, third):
+            assert not isinstance(fault, list)
+            assert fault.kind == BAD_QUERY
+    finally:
+        engine.close()
