@@ -321,6 +321,35 @@ def test_a_loss_that_is_no_number_ends_the_training_with_its_remedy(
     assert (row["stage"], row["step"], row["loss"]) == ("nlt", ASK, None)
 
 
+@pytest.mark.parametrize("stage", ["nlt", "le"])
+def test_under_autocast_the_features_alone_are_in_bfloat16(
+    make: Make, tmp_path: Path, stage: str
+) -> None:
+    """Gradients are those of a loss that is worked out where nothing is cast."""
+    state = loop.State(make(tmp_path / "run"), CONFIG, torch.device("cpu"))
+    encode, weights = state._encode, list(state.encoders.parameters())
+    for acquirer in state.encoders["de"].acquirers:  # type: ignore[union-attr]
+        torch.nn.init.normal_(acquirer.up.weight, std=0.1)
+
+    def gradients(whole: bool) -> list[Tensor]:
+        """With autocast around the whole objective, as the loop has it, or the encoder alone."""
+
+        def encode_in_bfloat16(language: str, texts: Any) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                features = encode(language, texts)
+            assert features.dtype == torch.bfloat16
+            return features
+
+        state._encode = encode_in_bfloat16  # type: ignore[method-assign]
+        with torch.autocast("cpu", torch.bfloat16, enabled=whole):
+            loss, _ = state.objective(stage)(0)
+        assert loss.dtype == torch.float32
+        return [g.to_dense() for g in torch.autograd.grad(loss, weights)]
+
+    for found, wanted in zip(gradients(whole=True), gradients(whole=False), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_runs_that_differ_in_training_alone_share_their_tables(
     make: Make, tables: dict[str, Corpus], native_folder: Path, tmp_path: Path
 ) -> None:
