@@ -20,7 +20,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self, TextIO
@@ -33,6 +33,8 @@ import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from mla_ray.model.recognition import recognised
 
 SCHEMA = 2  # of the stored points and of the record beside them; other schemas are refused
 VECTOR = "joint"  # name of a point's vector; others may be added beside it one day
@@ -51,6 +53,9 @@ MAX_LANGUAGES = 10_000
 NAMESPACE = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")  # of our point ids; never change it
 
 
+STAYS = "It stays so; index again under another collection name for the fingerprint of today."
+"""What to do about a collection with a fingerprint of the rule of before."""
+
 Quantization = Literal["int8"]
 
 
@@ -61,6 +66,7 @@ class Space:
     native: str  # "emoji-clip"
     fingerprint: str  # hex
     dim: int  # E
+    fingerprint_v1: str = ""  # by the rule of before, which collections may have
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{12,}", self.fingerprint):
@@ -97,6 +103,8 @@ class _Point(NamedTuple):
 
 class _Backend(Protocol):
     """One collection somewhere. `where` maps payload fields to the values they must have."""
+
+    kind: "_Kind"
 
     def upsert(self, points: list[_Point]) -> None: ...
 
@@ -156,17 +164,19 @@ class CaptionIndex:
         kind = _Kind(space, quantization)
         if url == ":memory:":
             local = QdrantClient(":memory:")
-            return cls(_ClientBackend.open(local, url, kind, collection, create), space)
+            backend: _Backend = _ClientBackend.open(local, url, kind, collection, create)
+            return cls(backend, backend.kind.space)
         scheme, _, rest = url.partition(":")
         if scheme == "edge" and rest:
             folder = Path(rest).expanduser().resolve() / collection
-            return cls(_EdgeBackend.open(folder, kind, create), space)
+            backend = _EdgeBackend.open(folder, kind, create)
+            return cls(backend, backend.kind.space)
         client = _connect(url)
         with ExitStack() as undo:
             undo.callback(client.close)
             backend = _ClientBackend.open(client, url, kind, collection, create)
             undo.pop_all()
-        return cls(backend, space)
+        return cls(backend, backend.kind.space)
 
     def upsert(self, entries: Sequence[Entry], vectors: npt.NDArray[np.float32]) -> int:
         """Write entries and their vectors [N, E], of any length but zero; returns N.
@@ -314,12 +324,17 @@ class _Kind:
     quantization: Quantization | None
 
     def record(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **asdict(self.space), "quantization": self.quantization}
+        return {"schema": SCHEMA, **_owner(self.space), "quantization": self.quantization}
 
     def of_record(self, found: Any, where: str) -> "_Kind":
-        """The kind that is there; ValueError if its record is of another than what was asked."""
+        """The kind that is there; ValueError if its record is of another than what was asked.
+
+        A collection keeps the fingerprint that it was made with, whatever its rebuilds: it is in
+        the names of its versions and the ids of its points, which processes that have it open go on
+        with.
+        """
         space = self.space
-        if not isinstance(found, dict) or not {"schema", *asdict(space)} <= found.keys():
+        if not isinstance(found, dict) or not {"schema", *_owner(space)} <= found.keys():
             raise ValueError(
                 f"{where} does not say whose vectors it holds (found {found!r}); it was made by "
                 "other software or on a server older than Qdrant 1.16: choose another collection "
@@ -330,7 +345,8 @@ class _Kind:
                 f"{where} has schema {found['schema']}, this version reads {SCHEMA}; use the "
                 "mla-ray that made it, or ingest again in another place or under another name"
             )
-        if (found["fingerprint"], found["dim"]) != (space.fingerprint, space.dim):
+        ours = space.fingerprint, space.fingerprint_v1
+        if found["dim"] != space.dim or not recognised(found["fingerprint"], *ours, where, STAYS):
             raise ValueError(
                 f"{where} holds vectors of native {found['native']!r} (fingerprint "
                 f"{found['fingerprint']}, {found['dim']} dimensions), not of {space.native!r} "
@@ -343,7 +359,12 @@ class _Kind:
                 f"{where} was made with quantization {there!r}, not {self.quantization!r}, and "
                 "stays so; open it without, or ingest again under another collection name"
             )
-        return _Kind(space, there)
+        return _Kind(replace(space, fingerprint=found["fingerprint"]), there)
+
+
+def _owner(space: Space) -> dict[str, Any]:
+    """What a record says of whose vectors a collection holds."""
+    return {"native": space.native, "fingerprint": space.fingerprint, "dim": space.dim}
 
 
 class _ClientBackend:

@@ -92,20 +92,26 @@ class LanguagePack:
             (scratch / "README.md").write_text(model_card(self.card))
 
     @classmethod
-    def load(cls, folder: str | Path | UPath, native: Native) -> Self:
+    def load(cls, folder: str | Path | UPath, native: Native, called: str = "") -> Self:
         """The pack at a path or URL, on `native` and its device.
+
+        Args:
+            folder: a path or URL.
+            native: the pack's.
+            called: how to call the pack when it is of another native, if not by `folder`.
 
         Raises:
             PackError: names the file and what is wrong with it.
 
         """
         with _on_this_machine(at(folder)) as local:
-            return cls._load(local, native)
+            return cls._load(local, native, called or str(folder))
 
     @classmethod
-    def _load(cls, folder: Path, native: Native) -> Self:
+    def _load(cls, folder: Path, native: Native, called: str) -> Self:
         card = read_card(folder)
-        card.check(native, str(folder))
+        card.check(native, called)
+        card = card.renewed(native)
         tower = native.text
         found = (card.width, card.blocks, card.context_length)
         if found != (tower.width, len(tower.blocks), tower.context_length):

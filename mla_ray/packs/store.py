@@ -21,7 +21,8 @@ import fsspec
 import langcodes
 
 from mla_ray.model.native import Native
-from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, parse_card, read_card
+from mla_ray.model.recognition import recognised
+from mla_ray.packs.card import MAX_FILE_BYTES, RENEW, Card, PackError, parse_card, read_card
 from mla_ray.packs.pack import LanguagePack
 
 ENGLISH = "en"
@@ -72,11 +73,18 @@ class Listing:
 
 
 class PackStore:
-    """The packs under `url` that are made for the native of `fingerprint`."""
+    """The packs under `url` that are made for the native of `fingerprint`.
 
-    def __init__(self, url: str, fingerprint: str) -> None:
+    Args:
+        url: a folder or fsspec URL.
+        fingerprint: the native's.
+        fingerprint_v1: the native's by the rule of before; packs that have it are taken, too.
+
+    """
+
+    def __init__(self, url: str, fingerprint: str, fingerprint_v1: str = "") -> None:
         self.url = url
-        self.fingerprint = fingerprint
+        self.fingerprint, self.fingerprint_v1 = fingerprint, fingerprint_v1
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._cards: dict[str, tuple[str, Listed | str]] = {}  # by name: file's key, what it says
         self._missed: dict[str, int] = {}
@@ -120,7 +128,7 @@ class PackStore:
                     raise PackError(f"{path}: missing") from error
             if _version((folder / "card.json").read_bytes()) != listed.version:
                 raise PackError(f"{self._root}/{listed.name}: replaced while it was read")
-            return LanguagePack.load(folder, native)
+            return LanguagePack.load(folder, native, f"{self._root}/{listed.name}")
 
     def _names(self) -> set[str]:
         try:
@@ -143,7 +151,8 @@ class PackStore:
                 raise PackError(f"{path}: larger than {MAX_FILE_BYTES['card.json']} bytes")
             data = self._fs.cat_file(path)
             card = parse_card(data, path)
-            if card.fingerprint != self.fingerprint:
+            ours = self.fingerprint, self.fingerprint_v1
+            if not recognised(card.fingerprint, *ours, f"{self._root}/{name}", RENEW):
                 raise PackError(
                     f"made for native {card.native!r} ({card.fingerprint[:12]}), "
                     f"not for this one ({self.fingerprint[:12]})"

@@ -23,7 +23,8 @@ from mla_ray.packs.mixed_batch import encode_mixed
 from mla_ray.packs.pack import LanguagePack
 from tests.support.natives import CONTEXT, VISION, BuildModel, MakePack, Train
 
-EMOJI_CLIP = "3957be81daab2cfa334e8c9e4b4c1d948a4182edaba359f01f16b0cda59b7cd1"
+EMOJI_CLIP = "NEW"
+EMOJI_CLIP_V1 = "3957be81daab2cfa334e8c9e4b4c1d948a4182edaba359f01f16b0cda59b7cd1"
 SENTENCES = [
     "a dog",
     "two small dogs play in deep snow behind the old house by the river",
