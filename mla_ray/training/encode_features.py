@@ -129,6 +129,7 @@ def fill(
             ]
             if progress:
                 progress(row["rows"])
+    store.look()
     return filled
 
 

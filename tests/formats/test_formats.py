@@ -66,7 +66,7 @@ def test_an_index_finds_what_it_held(kept: Path) -> None:
 
 def test_frozen_features_are_found(kept: Path) -> None:
     native = Native.load("native")
-    store = FeatureStore(at("features"), native.fingerprint, "text")
+    store = FeatureStore(at("features"), native.fingerprint, "text", native.fingerprint_v1)
     found = store.read([key_of(text) for text in ENGLISH])
     expected = load_file(kept / "expected.safetensors")["english"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
