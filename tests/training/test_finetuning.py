@@ -340,6 +340,28 @@ def test_what_is_decoded_already_is_not_decoded_again(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_what_was_decoded_in_another_way_is_not_mixed_in(
+    native: Native, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an upgrade that turns pictures: a table that was whole stays, a part is not used."""
+    monkeypatch.setattr(decoded, "SHARD", 5)
+    keep = decoded.frames_of
+    for name in ("whole", "part"):
+        decode(native, table.path, TRAIN, at(tmp_path / name))
+    for name in ("index.json", "rows.parquet", "pixels-00002.json", "pixels-00002.safetensors"):
+        (tmp_path / "part" / name).unlink()
+    before = Shots(at(tmp_path / "whole"), native).pixels(np.arange(12))
+    monkeypatch.setattr(decoded, "DECODING", 2)
+    monkeypatch.setattr(
+        decoded, "frames_of", lambda data: [frame.rotate(180) for frame in keep(data)]
+    )
+    for name in ("whole", "part"):
+        decode(native, table.path, TRAIN, at(tmp_path / name))
+    after = Shots(at(tmp_path / "part"), native).pixels(np.arange(12))
+    assert Shots(at(tmp_path / "whole"), native).pixels(np.arange(12)).equal(before)
+    assert after.equal(before.flip(-1, -2))
+
+
 def test_bad_rows_are_refused_with_their_place_or_left_out(
     native: Native, table: Table, tmp_path: Path
 ) -> None:
