@@ -239,7 +239,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     console, corpus, clip = Console(), Corpus(args.batch), open_clip.create_model("ViT-B-32")
-    ours = Ours(Native("ViT-B-32, random", clip, open_clip.tokenize), corpus)
+    ours = Ours(Native("ViT-B-32, random", clip, open_clip.get_tokenizer("ViT-B-32")), corpus)
     theirs = Theirs(clip, corpus, ours)
     for stage in USES:
         console.print(verify(stage, ours, theirs), highlight=False)

@@ -1,5 +1,6 @@
 """A tiny English native with random weights, packs on it, and texts: made here, fetched nowhere."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from mla_ray import cli
+from mla_ray.model import recognition
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
 from mla_ray.model.objectives import nlt_loss
@@ -172,6 +174,21 @@ def train(native: Native) -> Train:
             optimizer.step(1e-2)
 
     return run
+
+
+@pytest.fixture
+def recognitions() -> Iterator[list[str]]:
+    """What was told of fingerprints by the rule of before."""
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    said: list[str] = []
+    handler = Keep()
+    recognition.log.addHandler(handler)
+    yield said
+    recognition.log.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@
 
 A frozen image has a feature that can be kept; the image tower trains here, so pixels are kept in
 its place. They are what the native's own preprocessing gives, to the byte, but for the
-normalisation, which is left to each step.
+normalisation, which is left to each step. A table that was read stays as it was read; what was
+decoded in another way (`video.DECODING`) before it was whole is not gone on from.
 
 Shapes: N rows, B rows of a batch, S pixels of a side.
 """
@@ -34,7 +35,7 @@ from upath import UPath
 from mla_ray.data.blocks import read_parquet
 from mla_ray.data.feature_store import key_of
 from mla_ray.data.table_reader import Stream, find_image
-from mla_ray.data.video import frames_of
+from mla_ray.data.video import DECODING, frames_of
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import download, is_local, read_json, write_bytes, write_json
 
@@ -56,6 +57,7 @@ class Decoded:
         rows: that are left.
         images: distinct ones.
         dropped: rows left out; `problems` tells of the first.
+        decoding: version of how the images were decoded.
 
     """
 
@@ -63,6 +65,7 @@ class Decoded:
     images: int
     dropped: int = 0
     problems: list[str] = field(default_factory=list)
+    decoding: int = 1
 
 
 def decode(
@@ -120,7 +123,7 @@ def decode(
     pq.write_table(pa.table(rows), sink)
     write_bytes(folder / "rows.parquet", sink.getvalue())
     problems = [str(problem) for problem in stream.problems[:SHOWN]]
-    made = Decoded(len(first), len(set(numbers)), stream.refused, problems)
+    made = Decoded(len(first), len(set(numbers)), stream.refused, problems, DECODING)
     write_json(done, asdict(made))
     return made
 
@@ -135,6 +138,7 @@ class Shots:
     """
 
     def __init__(self, folder: UPath, native: Native) -> None:
+        self._decoding = Decoded(**read_json(folder / "index.json")).decoding
         rows = read_parquet(folder / "rows.parquet")
         self.image: Ints = rows["image"].to_numpy()
         self.caption: list[str] = rows["caption"].to_pylist()
@@ -159,13 +163,14 @@ class Shots:
     def _pixels(self, image: int) -> Tensor:
         shard, place = divmod(image, SHARD)
         if shard not in self._open:  # mapped, not read
-            file = safe_open(self._folder / f"{_name(shard)}.safetensors", "pt")
+            path = self._folder / f"{_name(shard, self._decoding)}.safetensors"
+            file = safe_open(path, "pt")
             self._open[shard] = file.get_slice("pixels")  # type: ignore[no-untyped-call]
         return self._open[shard][place]  # type: ignore[no-any-return]
 
 
-def _name(shard: int) -> str:
-    return f"pixels-{shard:05d}"
+def _name(shard: int, decoding: int) -> str:
+    return f"pixels-{shard:05d}" if decoding == 1 else f"pixels-{decoding}-{shard:05d}"
 
 
 def _normalisation(native: Native) -> tuple[Tensor, Tensor]:
@@ -246,14 +251,15 @@ class _Shards:
         return (pixels * 255).round().to(torch.uint8)
 
     def _is_there(self) -> bool:
-        return bool((self.folder / f"{_name(self._shard)}.json").exists())
+        return bool((self.folder / f"{_name(self._shard, DECODING)}.json").exists())
 
     def _write(self) -> None:
         self._decode()
-        record = self.folder / f"{_name(self._shard)}.json"
+        name = _name(self._shard, DECODING)
+        record = self.folder / f"{name}.json"
         if not self._there:
             data = save({"pixels": torch.stack(self._pixels)})
-            write_bytes(self.folder / f"{_name(self._shard)}.safetensors", data)
+            write_bytes(self.folder / f"{name}.safetensors", data)
             write_json(record, self._reasons)
         reasons: dict[str, str] = read_json(record)
         start = self._shard * SHARD

@@ -1,11 +1,11 @@
 """Frozen features: what a native says of an image or an English text, computed once.
 
-A store holds Parquet parts keyed by content (a hash of the text, or of the image's bytes) and by
-the native's fingerprint, so nothing in it can go stale and what is there is never computed again.
-A part is named after the bits that its keys begin with, so that who needs a block of keys reads a
-few parts, however large the store. An image may be a video: what it is then, `video` says.
-`encode_texts` and `encode_images` are the plain functions; `fill` runs them over a cluster with Ray
-Data.
+A store holds Parquet parts keyed by content (a hash of the text, or of the image's bytes), by the
+native's fingerprint and by how images are decoded (`video.DECODING`), so no feature in it can go
+stale and what is there is never computed again. A part is named after the bits that its keys begin
+with, so that who needs a block of keys reads a few parts, however large the store. An image may be
+a video: what it is then, `video` says. `encode_texts` and `encode_images` are the plain functions;
+`fill` runs them over a cluster with Ray Data.
 
 Shapes: N rows, E joint embedding size.
 """
@@ -24,16 +24,19 @@ import torch
 from PIL import Image
 from upath import UPath
 
-from mla_ray.data.video import frames_of, pooled
+from mla_ray.data.video import DECODING, frames_of, pooled
 from mla_ray.model.batches import by_length
 from mla_ray.model.native import Native
-from mla_ray.runtime.storage import names_in, read_bytes, write_bytes
+from mla_ray.model.recognition import recognised
+from mla_ray.runtime.storage import names_in, read_bytes, read_json, write_bytes, write_json
 
 Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
 Progress = Callable[[int], None]
 """Called with the number of rows just done."""
 BATCH = 256
+CLAIM = "native.json"
+"""In a folder that is named by the rule of before: whose it is by the rule of today."""
 
 
 def key_of(content: str | bytes) -> str:
@@ -108,12 +111,23 @@ def _pooled(native: Native, pixels: list[torch.Tensor], counts: list[int]) -> Fe
 class FeatureStore:
     """Features of one kind by one native, in `root/<fingerprint>/<kind>/b<bits>-*.parquet`.
 
-    An image that cannot be decoded is kept too, as a row without a feature and with the reason.
+    An image that cannot be decoded is kept too, as a row without a feature and with the reason,
+    until somebody writes a feature of it.
+
+    Args:
+        root: of all stores.
+        fingerprint: the native's.
+        kind: of what the features are.
+        fingerprint_v1: the native's by the rule of before. What is in its folder is read, too,
+            unless another native has claimed it: to that rule two natives may be one.
+
     """
 
-    def __init__(self, root: UPath, fingerprint: str, kind: Kind) -> None:
+    def __init__(self, root: UPath, fingerprint: str, kind: Kind, fingerprint_v1: str = "") -> None:
         self.kind = kind
-        self.folder = root / fingerprint[:16] / kind
+        self.folder = root / fingerprint[:16] / _leaf(kind)
+        self._fingerprint = fingerprint
+        self._before = root / fingerprint_v1[:16] if fingerprint_v1 else None
         self._listed: list[tuple[UPath, str]] | None = None
 
     def read(self, keys: Sequence[str]) -> Features:
@@ -134,7 +148,7 @@ class FeatureStore:
     def _lookup(self, keys: list[str]) -> Features:
         place = pa.array(keys, pa.string())
         found: Features | None = None
-        seen = np.zeros(len(keys), dtype=bool)
+        seen, has = np.zeros((2, len(keys)), dtype=bool)
         ordered = np.sort(hashes(keys))
         for part, bits in self._parts():
             first = int(bits.ljust(64, "0"), 2)
@@ -151,15 +165,18 @@ class FeatureStore:
             index = rows.drop_null().to_numpy()
             if found is None:
                 found = np.full((len(keys), column.type.list_size), np.nan, dtype=np.float32)
-            # The first of two parts that both hold a key counts, for all readers alike.
-            new = ~seen[index]
+            # A feature goes before a reason, and else the first part, for all readers alike.
+            new = column.is_valid().to_numpy(zero_copy_only=False) & ~has[index]
             values = column.fill_null([float("nan")] * column.type.list_size).flatten()
             found[index[new]] = values.to_numpy().reshape(len(column), -1)[new]
+            has[index[new]] = True
             seen[index] = True
-            if seen.all():
+            if has.all():
                 return found
         if found is None:
             raise KeyError(f"{self.folder} holds no features of these keys")
+        if seen.all():
+            return found
         missing = np.flatnonzero(~seen)
         raise KeyError(
             f"{self.folder}: no features for {len(missing)} keys, e.g. {keys[missing[0]]}"
@@ -178,7 +195,10 @@ class FeatureStore:
             for key, reason in zip(
                 table["key"].to_pylist(), table["reason"].to_pylist(), strict=True
             ):
-                found.setdefault(key, reason)
+                if reason is None:  # goes before a reason, whichever is in the first part
+                    found[key] = None
+                else:
+                    found.setdefault(key, reason)
         return found
 
     def look(self) -> None:
@@ -198,12 +218,39 @@ class FeatureStore:
         write_bytes(self.folder / f"b{prefix}-{uuid.uuid4().hex}.parquet", sink.getvalue())
         self.look()
 
+    def claim(self) -> None:
+        """Have no other native read what the rule of before takes for this one's; for writers."""
+        if self._before and not (self._before / CLAIM).exists() and self._parts_before():
+            write_json(self._before / CLAIM, {"fingerprint": self._fingerprint})
+
     def _parts(self) -> list[tuple[UPath, str]]:
-        """Every part with the bits that its keys begin with."""
+        """Every part with the bits that its keys begin with; those of before come last."""
         if self._listed is None:
-            parts = [name for name in names_in(self.folder) if name.endswith(".parquet")]
-            self._listed = [(self.folder / name, name[1:].partition("-")[0]) for name in parts]
+            self._listed = _parts_in(self.folder) + self._parts_before()
         return self._listed
+
+    def _parts_before(self) -> list[tuple[UPath, str]]:
+        """Those in the folder by the rule of before, if they are this native's; that is told."""
+        if self._before is None:
+            return []
+        parts, claim = _parts_in(self._before / _leaf(self.kind)), self._before / CLAIM
+        if parts and claim.exists() and read_json(claim)["fingerprint"] != self._fingerprint:
+            return []
+        if parts:
+            name = self._before.name
+            remedy = "Delete it if settings or tokenizer of the native were mended since."
+            recognised(name, self._fingerprint, name, self._before, remedy)
+        return parts
+
+
+def _parts_in(folder: UPath) -> list[tuple[UPath, str]]:
+    parts = [name for name in names_in(folder) if name.endswith(".parquet")]
+    return [(folder / name, name[1:].partition("-")[0]) for name in parts]
+
+
+def _leaf(kind: Kind) -> str:
+    """The folder of a kind; images decoded in another way are others."""
+    return kind if kind == "text" or DECODING == 1 else f"{kind}-{DECODING}"
 
 
 def _read(path: UPath, columns: list[str]) -> pa.Table:

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+DECODING = 1
+"""Version of how bytes become pictures, here and in `images`; in the key of what is kept of images.
+
+Raise it when pictures that were read come out as other pixels, turned upright say, or as other
+frames: what is kept is then made anew. Not for formats that are read in addition: pictures that
+were refused are tried again anyway.
+"""
 FRAMES = 12
 ANIMATED = ("GIF", "WEBP", "PNG")
 """Formats whose frames move; those of a TIFF are pages."""

@@ -40,6 +40,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from mla_ray.model.directions import faults, norms
+from mla_ray.model.recognition import recognised
 
 SCHEMA = 3  # of the stored points and of the record beside them; all points are of RULE
 MIXED_SCHEMA = 2  # some points may be of the rule before; other schemas are refused
@@ -61,6 +62,9 @@ MAX_LANGUAGES = 10_000
 NAMESPACE = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")  # of our point ids; never change it
 
 
+STAYS = "It stays so; index again under another collection name for the fingerprint of today."
+"""What to do about a collection with a fingerprint of the rule of before."""
+
 Quantization = Literal["int8"]
 Where = dict[str, str | None]
 """Payload fields and the value each must have; None: the field must be missing."""
@@ -73,6 +77,7 @@ class Space:
     native: str  # "emoji-clip"
     fingerprint: str  # hex
     dim: int  # E
+    fingerprint_v1: str = ""  # by the rule of before, which collections may have
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{12,}", self.fingerprint):
@@ -184,17 +189,19 @@ class CaptionIndex:
         kind = _Kind(space, quantization)
         if url == ":memory:":
             local = QdrantClient(":memory:")
-            return cls(_ClientBackend.open(local, url, kind, collection, create), space)
+            backend: _Backend = _ClientBackend.open(local, url, kind, collection, create)
+            return cls(backend, backend.kind.space)
         scheme, _, rest = url.partition(":")
         if scheme == "edge" and rest:
             folder = Path(rest).expanduser().resolve() / collection
-            return cls(_EdgeBackend.open(folder, kind, create), space)
+            backend = _EdgeBackend.open(folder, kind, create)
+            return cls(backend, backend.kind.space)
         client = _connect(url)
         with ExitStack() as undo:
             undo.callback(client.close)
             backend = _ClientBackend.open(client, url, kind, collection, create)
             undo.pop_all()
-        return cls(backend, space)
+        return cls(backend, backend.kind.space)
 
     def upsert(self, entries: Sequence[Entry], vectors: npt.NDArray[np.float32]) -> int:
         """Write entries and their vectors [N, E], of any length but zero; returns N.
@@ -383,16 +390,21 @@ class _Kind:
     schema: int = SCHEMA
 
     def record(self) -> dict[str, Any]:
-        return {"schema": self.schema, **asdict(self.space), "quantization": self.quantization}
+        return {"schema": self.schema, **_owner(self.space), "quantization": self.quantization}
 
     def rebuilt(self) -> "_Kind":
         """Of a version that is made now."""
         return replace(self, schema=SCHEMA)
 
     def of_record(self, found: Any, where: str) -> "_Kind":
-        """The kind that is there; ValueError if its record is of another than what was asked."""
+        """The kind that is there; ValueError if its record is of another than what was asked.
+
+        A collection keeps the fingerprint that it was made with, whatever its rebuilds: it is in
+        the names of its versions and the ids of its points, which processes that have it open go on
+        with.
+        """
         space = self.space
-        if not isinstance(found, dict) or not {"schema", *asdict(space)} <= found.keys():
+        if not isinstance(found, dict) or not {"schema", *_owner(space)} <= found.keys():
             raise ValueError(
                 f"{where} does not say whose vectors it holds (found {found!r}); it was made by "
                 "other software or on a server older than Qdrant 1.16: choose another collection "
@@ -404,7 +416,8 @@ class _Kind:
                 f"{SCHEMA}; use the mla-ray that made it, or ingest again in another place or "
                 "under another name"
             )
-        if (found["fingerprint"], found["dim"]) != (space.fingerprint, space.dim):
+        ours = space.fingerprint, space.fingerprint_v1
+        if found["dim"] != space.dim or not recognised(found["fingerprint"], *ours, where, STAYS):
             raise ValueError(
                 f"{where} holds vectors of native {found['native']!r} (fingerprint "
                 f"{found['fingerprint']}, {found['dim']} dimensions), not of {space.native!r} "
@@ -417,7 +430,12 @@ class _Kind:
                 f"{where} was made with quantization {there!r}, not {self.quantization!r}, and "
                 "stays so; open it without, or ingest again under another collection name"
             )
-        return _Kind(space, there, found["schema"])
+        return _Kind(replace(space, fingerprint=found["fingerprint"]), there, found["schema"])
+
+
+def _owner(space: Space) -> dict[str, Any]:
+    """What a record says of whose vectors a collection holds."""
+    return {"native": space.native, "fingerprint": space.fingerprint, "dim": space.dim}
 
 
 class _ClientBackend:

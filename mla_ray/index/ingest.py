@@ -26,7 +26,7 @@ BATCH = 256
 
 
 def space_of(native: Native) -> Space:
-    return Space(native.name, native.fingerprint, native.dim)
+    return Space(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
 
 
 def image_entry(image_id: str, source: str) -> Entry:

@@ -32,6 +32,7 @@ class Ancestor(BaseModel):
 
     native: str
     fingerprint: str
+    fingerprint_v1: str | None = Field(default=None, description="By the rule of mla-ray 0.1.0.")
 
 
 class Lineage(BaseModel):
@@ -60,6 +61,16 @@ def read_lineage(name: str) -> Lineage | None:
         return Lineage.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def lineage_of(native: Native) -> Lineage | None:
+    """The lineage beside a native; None if there is none, or it is of other weights."""
+    lineage = read_lineage(native.name)
+    where = (bundled_native(native.name) or Path(native.name)) / LINEAGE
+    remedy = f'Write "fingerprint": "{native.fingerprint}" there for the one of today.'
+    if lineage and native.goes_by(lineage.fingerprint, where, remedy):
+        return lineage
+    return None
 
 
 def write_descendant(
@@ -94,12 +105,16 @@ def write_descendant(
         child = Native.load(made)
         if not child.tokenize(PROBE).equal(parent.tokenize(PROBE)):
             raise ValueError(f"{parent.name}: its tokenizer cannot be kept in a folder")
-        ancestors = [Ancestor(native=parent.name, fingerprint=parent.fingerprint)]
-        before = read_lineage(parent.name)
-        if before and before.fingerprint == parent.fingerprint:
+        own = Ancestor(
+            native=parent.name,
+            fingerprint=parent.fingerprint,
+            fingerprint_v1=parent.fingerprint_v1,
+        )
+        ancestors = [own]
+        if before := lineage_of(parent):
             ancestors += before.ancestors
         lineage = Lineage(fingerprint=child.fingerprint, ancestors=ancestors, trained=trained)
-        write_json(at(scratch / LINEAGE), lineage.model_dump())
+        write_json(at(scratch / LINEAGE), lineage.model_dump(exclude_none=True))
         upload(scratch, folder, last=CONFIG)  # it is a native only with that
     return lineage
 

@@ -6,7 +6,6 @@ transformers' CLIP and SigLIP.
 Shapes: B batch, L tokens, E joint embedding size, S pixels of a side.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -21,6 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mla_ray.model.english import text_only, unknown_id
+from mla_ray.model.fingerprint import fingerprint, weights_and_preprocessing
+from mla_ray.model.recognition import recognised
 from mla_ray.model.tokenizers import Shares
 from mla_ray.model.towers import BERTS, TextTower, text_tower
 from mla_ray.model.transformers_folder import DUAL_ENCODERS, load_folder, model_type
@@ -34,7 +35,16 @@ OPEN_CLIP_WEIGHTS = {"open_clip_model.safetensors", "open_clip_pytorch_model.saf
 
 
 class Native:
-    """A frozen English image-text model. Its fingerprint is a hash of weights and preprocessing."""
+    """A frozen English image-text model.
+
+    Attributes:
+        name: as it was loaded.
+        fingerprint: hash of all that changes what it makes of a text or an image, in hex.
+        fingerprint_v1: by the rule of mla-ray 0.1.0, which saw weights and preprocessing alone.
+        text: its text tower.
+        preprocess: a picture to pixels [3, S, S].
+
+    """
 
     def __init__(
         self, name: str, model: nn.Module, tokenizer: Callable[..., Tensor], device: str = "cpu"
@@ -42,8 +52,7 @@ class Native:
         self.name = name
         # Any: what open_clip hangs on a module is Tensor or Module to mypy.
         self.model = cast(Any, model.eval().requires_grad_(False))
-        self.fingerprint = _fingerprint(self.model)
-        self.model.to(device)
+        self.fingerprint_v1 = weights_and_preprocessing(self.model)
         hugging_face = getattr(tokenizer, "tokenizer", None)
         self.text = text_tower(
             self.model,
@@ -52,6 +61,10 @@ class Native:
         )
         self._tokenizer = text_only(tokenizer)
         self._unknown = unknown_id(tokenizer)
+        self.fingerprint = fingerprint(
+            self.fingerprint_v1, self.model, self.text, tokenizer, self.tokenize
+        )
+        self.model.to(device)
         self.preprocess: Callable[[Image.Image], Tensor] = image_transform_v2(
             PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
         )
@@ -110,6 +123,10 @@ class Native:
                 f"native {name!r} cannot be fetched: {error}; without a hub, give its folder"
             ) from error
         return cls(name, model, open_clip.get_tokenizer(source), device)
+
+    def goes_by(self, found: str, what: object, remedy: str) -> bool:
+        """Whether a fingerprint found in `what` is this native's, as `recognised` has it."""
+        return recognised(found, self.fingerprint, self.fingerprint_v1, what, remedy)
 
     @property
     def device(self) -> torch.device:
@@ -207,14 +224,3 @@ def _own_text_config(folder: Path) -> dict[str, Any]:
     if "hf_model_name" not in text:
         return {}
     return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
-
-
-def _fingerprint(model: Any) -> str:
-    """SHA-256 over names, shapes and float32 values of all weights, and the preprocessing."""
-    digest = hashlib.sha256()
-    preprocessing: dict[str, Any] = model.visual.preprocess_cfg
-    digest.update(json.dumps(preprocessing, sort_keys=True, default=list).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {list(weight.shape)}".encode())
-        digest.update(weight.float().contiguous().cpu().numpy().data)
-    return digest.hexdigest()

@@ -1,4 +1,8 @@
-"""The two training objectives (paper, section 3.2)."""
+"""The two training objectives (paper, section 3.2).
+
+Both are computed in float32, under autocast as well: cosines in bfloat16, times a logit scale of
+100, are off by up to 0.4 in the exponent of the softmax, and gradients by 5 % and more.
+"""
 
 import torch
 from torch import Tensor
@@ -10,7 +14,8 @@ def nlt_loss(text_BE: Tensor, english_BE: Tensor) -> Tensor:
 
     Neither side is L2-normalised. float32 scalar.
     """
-    return F.mse_loss(text_BE.float(), english_BE.float())
+    with torch.autocast(text_BE.device.type, enabled=False):
+        return F.mse_loss(text_BE.float(), english_BE.float())
 
 
 def le_loss(
@@ -31,13 +36,14 @@ def le_loss(
         float32 scalar.
 
     """
-    text_GE = F.normalize(text_GE.float(), dim=-1)
-    image_GE = F.normalize(image_GE.float(), dim=-1)
-    logits_GG = logit_scale * text_GE @ image_GE.T
-    same_GG = group_G[:, None] == group_G[None, :]
-    same_GG.fill_diagonal_(False)
-    logits_GG = logits_GG.masked_fill(same_GG, float("-inf"))
-    target_G = torch.arange(len(logits_GG), device=logits_GG.device)
-    text_to_image = F.cross_entropy(logits_GG, target_G)
-    image_to_text = F.cross_entropy(logits_GG.T, target_G)
-    return (text_to_image + image_to_text) / 2
+    with torch.autocast(text_GE.device.type, enabled=False):
+        text_GE = F.normalize(text_GE.float(), dim=-1)
+        image_GE = F.normalize(image_GE.float(), dim=-1)
+        logits_GG = logit_scale * text_GE @ image_GE.T
+        same_GG = group_G[:, None] == group_G[None, :]
+        same_GG.fill_diagonal_(False)
+        logits_GG = logits_GG.masked_fill(same_GG, float("-inf"))
+        target_G = torch.arange(len(logits_GG), device=logits_GG.device)
+        text_to_image = F.cross_entropy(logits_GG, target_G)
+        image_to_text = F.cross_entropy(logits_GG.T, target_G)
+        return (text_to_image + image_to_text) / 2

@@ -6,6 +6,7 @@ transformers that it wraps.
 Shapes: B batch, L tokens, D text width, E joint embedding size.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -86,6 +87,13 @@ class TextTower(ABC):
         """
 
     @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """As JSON has it, what changes features and is not to be seen from weights or modules.
+
+        Where texts end is not in it: `english_end` and `sentence_position` show that.
+        """
+
+    @abstractmethod
     def english_end(self, ids_BL: Tensor) -> Tensor:
         """Position of the last token [B] of native token ids, by the library's own rule."""
 
@@ -135,6 +143,16 @@ class ClipTower(TextTower):
             self.dim = self.projection.out_features
         else:
             self.dim = self.projection.shape[1]
+
+    def description(self) -> dict[str, Any]:
+        mask = self.causal_mask
+        return {
+            "reads": self.pool if self.pool in ("first", "last") else "the end",
+            "context": self.context_length,
+            "heads": self.heads,
+            "mask": None if mask is None else _hash(mask),
+            "masked padding": self.pad_id if self.masks_padding else None,
+        }
 
     def sentence_position(self, end_B: Tensor) -> Tensor:
         match self.pool:
@@ -208,6 +226,20 @@ class BertTower(TextTower):
         self.context_length = min(context_length, config.max_position_embeddings - first)
         self.dim = encoder.output_dim
 
+    def description(self) -> dict[str, Any]:
+        config = self._encoder.config
+        # Releases differ in which settings there are: what is not said is as ever.
+        return {
+            "kind": config.model_type,
+            "pooler": type(self._encoder.pooler).__name__,
+            "context": self.context_length,
+            "heads": config.num_attention_heads,
+            "activation": config.hidden_act,
+            "eps": float(f"{config.layer_norm_eps:.9g}"),
+            "padding": self.pad_id,
+            "positions": getattr(config, "position_embedding_type", None) or "absolute",
+        }
+
     def sentence_position(self, end_B: Tensor) -> Tensor:
         return torch.zeros_like(end_B)
 
@@ -244,3 +276,7 @@ class BertTower(TextTower):
         if self._before_first is None:
             return torch.arange(valid_BL.shape[1], device=valid_BL.device)[None]
         return valid_BL.cumsum(dim=1) * valid_BL + self._before_first
+
+
+def _hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.float().contiguous().cpu().numpy().data).hexdigest()

@@ -18,6 +18,11 @@ from mla_ray.runtime.storage import at, is_local
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = {"weights.safetensors": 2 << 30, "tokenizer.json": 64 << 20, "card.json": 1 << 20}
 
+RENEW = (
+    "Load the pack and save it again for the fingerprint of today: LanguagePack.load(…).save(…)."
+)
+"""What to do about a card with a fingerprint of the rule of before."""
+
 
 class Card(BaseModel):
     """`card.json`. Sizes: V embedding rows, W row width, D text width, H acquirer hidden size."""
@@ -28,6 +33,9 @@ class Card(BaseModel):
     language: Language
     native: str
     fingerprint: str
+    fingerprint_v1: str | None = Field(
+        default=None, description="of the native, by the rule of mla-ray 0.1.0"
+    )
     rows: int = Field(gt=0, description="V")
     row_width: int = Field(gt=0, description="W")
     width: int = Field(gt=0, description="D")
@@ -48,12 +56,17 @@ class Card(BaseModel):
 
     def check(self, native: Native, where: str = "language pack") -> None:
         """PackError, naming both natives, if the pack was made for another."""
-        if self.fingerprint != native.fingerprint:
+        if not native.goes_by(self.fingerprint, where, RENEW):
             raise PackError(
                 f"{where}: made for native {self.native!r} ({self.fingerprint[:12]}), but this is "
                 f"{native.name!r} ({native.fingerprint[:12]}); load {self.native!r}, or acquire "
                 f"{self.language!r} anew"
             )
+
+    def renewed(self, native: Native) -> "Card":
+        """The card of a pack that is the native's, with the native's fingerprints of today."""
+        now = {"fingerprint": native.fingerprint, "fingerprint_v1": native.fingerprint_v1}
+        return self.model_copy(update=now)
 
 
 class PackError(ValueError):
@@ -67,6 +80,7 @@ def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: A
         language=language,
         native=native.name,
         fingerprint=native.fingerprint,
+        fingerprint_v1=native.fingerprint_v1,
         rows=count,
         row_width=row_width,
         width=native.text.width,

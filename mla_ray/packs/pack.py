@@ -106,27 +106,33 @@ class LanguagePack:
             (scratch / "README.md").write_text(model_card(self.card))
 
     @classmethod
-    def load(cls, folder: str | Path | UPath, native: Native) -> Self:
+    def load(cls, folder: str | Path | UPath, native: Native, called: str = "") -> Self:
         """The pack at a path or URL, on `native` and its device.
+
+        Args:
+            folder: a path or URL.
+            native: the pack's.
+            called: how to call the pack when it is of another native, if not by `folder`.
 
         Raises:
             PackError: names the file and what is wrong with it.
 
         """
-        place = at(folder)
+        place, called = at(folder), called or str(folder)
         if is_local(place):
             local = Path(place.path)
-            return read_whole(local, lambda: cls._load(local, native))
+            return read_whole(local, lambda: cls._load(local, native, called))
         with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
             for name in MAX_FILE_BYTES:
                 check_size(place / name)
                 (Path(scratch) / name).write_bytes((place / name).read_bytes())
-            return cls._load(Path(scratch), native)
+            return cls._load(Path(scratch), native, called)
 
     @classmethod
-    def _load(cls, folder: Path, native: Native) -> Self:
+    def _load(cls, folder: Path, native: Native, called: str) -> Self:
         card = read_card(folder)
-        card.check(native, str(folder))
+        card.check(native, called)
+        card = card.renewed(native)
         tower = native.text
         found = (card.width, card.blocks, card.context_length)
         if found != (tower.width, len(tower.blocks), tower.context_length):

@@ -43,8 +43,8 @@ pack = LanguagePack.load({folder_literal}, native)
 features = pack.encode_text(["…"])  # [B, E], not normalised; compare with native.encode_image
 ```
 
-The pack fits one native alone, known by the fingerprint of its weights and preprocessing; loading
-refuses any other:
+The pack fits one native alone, known by the fingerprint of its weights, settings, preprocessing and
+tokenizer; loading refuses any other:
 
     {fingerprint}
 

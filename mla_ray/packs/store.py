@@ -23,7 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from mla_ray.model.language import ENGLISH, UnknownLanguage, canonical
 from mla_ray.model.native import Native
-from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, parse_card, read_card
+from mla_ray.model.recognition import recognised
+from mla_ray.packs.card import MAX_FILE_BYTES, RENEW, Card, PackError, parse_card, read_card
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.place import settle, unsettled
 
@@ -84,11 +85,18 @@ class Listing:
 
 
 class PackStore:
-    """The packs under `url` that are made for the native of `fingerprint`."""
+    """The packs under `url` that are made for the native of `fingerprint`.
 
-    def __init__(self, url: str, fingerprint: str) -> None:
+    Args:
+        url: a folder or fsspec URL.
+        fingerprint: the native's.
+        fingerprint_v1: the native's by the rule of before; packs that have it are taken, too.
+
+    """
+
+    def __init__(self, url: str, fingerprint: str, fingerprint_v1: str = "") -> None:
         self.url = url
-        self.fingerprint = fingerprint
+        self.fingerprint, self.fingerprint_v1 = fingerprint, fingerprint_v1
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._cards: dict[str, _Seen] = {}  # by name
@@ -141,7 +149,7 @@ class PackStore:
             if _version((folder / "card.json").read_bytes()) != listed.version:
                 raise PackError(f"{there}: replaced while it was read")
             try:
-                return LanguagePack.load(folder, native)
+                return LanguagePack.load(folder, native, there)
             except PackError as error:
                 raise PackError(str(error).replace(str(folder), there)) from error
 
@@ -201,7 +209,8 @@ class PackStore:
 
     def _listed(self, name: str, data: bytes, path: str) -> Listed:
         card = parse_card(data, path)
-        if card.fingerprint != self.fingerprint:
+        ours = self.fingerprint, self.fingerprint_v1
+        if not recognised(card.fingerprint, *ours, f"{self._root}/{name}", RENEW):
             raise PackError(
                 f"made for native {card.native!r} ({card.fingerprint[:12]}), "
                 f"not for this one ({self.fingerprint[:12]})"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from upath import UPath
 
-from mla_ray.model.lineage import LINEAGE, read_lineage
+from mla_ray.model.lineage import LINEAGE, Ancestor, lineage_of
 from mla_ray.model.native import Native
-from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, read_card
+from mla_ray.model.recognition import recognised
+from mla_ray.packs.card import MAX_FILE_BYTES, RENEW, Card, PackError, read_card
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.storage import at, read_bytes
 
@@ -33,23 +34,23 @@ def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> C
 
     """
     card = read_card(pack)
-    if card.fingerprint == native.fingerprint:
+    if native.goes_by(card.fingerprint, pack, RENEW):
         raise PackError(f"{pack}: is for {native.name!r} already; there is nothing to plug")
-    lineage = read_lineage(native.name)
-    if lineage is None or lineage.fingerprint != native.fingerprint:
+    lineage = lineage_of(native)
+    if lineage is None:
         raise PackError(
             f"{native.name}: no {LINEAGE} of its weights; only a native that `mla finetune` made "
             f"takes packs of the one it was made from; acquire {card.language!r} anew"
         )
-    if card.fingerprint not in {ancestor.fingerprint for ancestor in lineage.ancestors}:
+    if not any(_is_of(card, ancestor, pack) for ancestor in lineage.ancestors):
         known = ", ".join(f"{a.native!r} ({a.fingerprint[:12]})" for a in lineage.ancestors)
         raise PackError(
             f"{pack}: made for native {card.native!r} ({card.fingerprint[:12]}), but "
             f"{native.name!r} comes from {known}; acquire {card.language!r} anew"
         )
     origin = card.acquired_on or {"native": card.native, "fingerprint": card.fingerprint}
-    changed = {"native": native.name, "fingerprint": native.fingerprint, "acquired_on": origin}
-    moved = card.model_copy(update=changed | {"metrics": {}})
+    changed = {"native": native.name, "acquired_on": origin, "metrics": {}}
+    moved = card.renewed(native).model_copy(update=changed)
     with tempfile.TemporaryDirectory(prefix="mla-plug-") as made:
         scratch = Path(made)
         for name, most in MAX_FILE_BYTES.items():
@@ -61,3 +62,12 @@ def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> C
         plugged = LanguagePack.load(scratch, native)  # hashes, shapes, dimensions
         plugged.save(out)
     return plugged.card
+
+
+def _is_of(card: Card, ancestor: Ancestor, pack: str | Path | UPath) -> bool:
+    """Whether a pack was made for an ancestor; one of the two may know the rule of before alone."""
+    if recognised(
+        card.fingerprint, ancestor.fingerprint, ancestor.fingerprint_v1 or "", pack, RENEW
+    ):
+        return True
+    return card.fingerprint_v1 is not None and card.fingerprint_v1 == ancestor.fingerprint

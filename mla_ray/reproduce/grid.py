@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_ray.model.native import Native
+from mla_ray.model.recognition import recognised
 from mla_ray.reproduce.ablations import FULL, Run
 from mla_ray.reproduce.material import Material
 from mla_ray.reproduce.runs import BESIDE, REWORDED, Prepared, english, measure
@@ -29,6 +30,9 @@ ENGLISH = "English"
 
 SCRATCH = "scratch"
 
+KEPT = "Delete the file to measure anew."
+"""What to do about records with a fingerprint of the rule of before."""
+
 Record = dict[str, Any]
 
 
@@ -37,7 +41,7 @@ class Records:
 
     def __init__(self, folder: Path, material: Material) -> None:
         self.path = folder / "records.jsonl"
-        self.common = [Native.load(material.native).fingerprint, material.digest()]
+        self.native, self.tables = Native.load(material.native), material.digest()
         self.every: dict[str, Record] = {}
         if self.path.exists():
             lines = self.path.read_bytes().splitlines(keepends=True)
@@ -48,16 +52,20 @@ class Records:
                 record = json.loads(line)
                 self.every[record["run"]] = record
 
-    def made_of(self, run: Run | None) -> str:
-        """Of what a run's figures are."""
+    def made_of(self, run: Run | None, fingerprint: str) -> str:
+        """Of what a run's figures are, on the native of this fingerprint."""
         config = run.variant.config(run.seed, len(run.languages)).model_dump() if run else None
         variant = run.variant.as_dict() if run else [REWORDED, BESIDE]
-        what = json.dumps([self.common, variant, config], sort_keys=True)
+        what = json.dumps([[fingerprint, self.tables], variant, config], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()[:16]
 
     def get(self, run: Run | None) -> Record | None:
         record = self.every.get(run.key if run else ENGLISH)
-        return record if record and record["of"] == self.made_of(run) else None
+        if record is None:
+            return None
+        today = self.made_of(run, self.native.fingerprint)
+        before = self.made_of(run, self.native.fingerprint_v1)
+        return record if recognised(record["of"], today, before, self.path, KEPT) else None
 
     def of(self, runs: Sequence[Run]) -> dict[str, Record]:
         """The records of the native and of those runs that have one, by run."""
@@ -66,7 +74,7 @@ class Records:
 
     def add(self, run: Run | None, found: Record) -> None:
         key = run.key if run else ENGLISH
-        self.every[key] = {"run": key, "of": self.made_of(run), **found}
+        self.every[key] = {"run": key, "of": self.made_of(run, self.native.fingerprint), **found}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(self.every[key]) + "\n")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mla_ray.data.corpus import Corpus
+from mla_ray.data.video import DECODING
 from mla_ray.datasets import stamps
 from mla_ray.datasets.emoji_tables import local_tables
 from mla_ray.evaluation.evaluation import Gallery
@@ -81,10 +82,10 @@ def gather(
         emoji.append(made.split("test"))
         for pairs in made.pairs:
             texts.update(pairs["target"].to_pylist())
-    if not _kept(tests / "emoji", tags):
+    if not _kept(native, tests / "emoji", tags):
         _keep(native, emoji, tests / "emoji", tags, report)
     try:
-        if not _kept(tests / "stamps", tags):
+        if not _kept(native, tests / "stamps", tags):
             found = stamps.stamps(stamps.fetch(data / "stamps"), report)
             _keep(native, [stamps.captions(found, tags)], tests / "stamps", tags, report)
         sets.append("stamps")
@@ -103,13 +104,21 @@ def gather(
     )
 
 
-def _kept(path: Path, languages: Sequence[str]) -> bool:
-    """Whether a test set of these languages is there."""
+def _kept(native: Native, path: Path, languages: Sequence[str]) -> bool:
+    """Whether a test set of these languages is there, with features that the native gives."""
     table = path.with_suffix(".parquet")
     if not table.exists():
         return False
     about = pq.read_schema(table).metadata or {}
-    return about.get(b"languages") == ",".join(languages).encode()
+    if about.get(b"languages") != ",".join(languages).encode():
+        return False
+    kept = np.load(path.with_suffix(".npz"))
+    return "of" in kept and str(kept["of"]) == _of(native)
+
+
+def _of(native: Native) -> str:
+    """What features depend on, beside the images."""
+    return f"{native.fingerprint} {DECODING}"
 
 
 def _keep(
@@ -127,7 +136,12 @@ def _keep(
     whole = pa.concat_tables([table.select(["image_id", "image"]) for table in tables])
     count = len(pa.compute.unique(whole["image_id"]))
     gallery = Gallery.of(native, whole, counting(report, f"{path.name} images", count))
-    np.savez(path.with_suffix(".npz"), ids=np.array(gallery.ids), features=gallery.features)
+    np.savez(
+        path.with_suffix(".npz"),
+        of=np.array(_of(native)),
+        ids=np.array(gallery.ids),
+        features=gallery.features,
+    )
     scratch = path.with_suffix(".tmp")
     pq.write_table(rows.replace_schema_metadata({"languages": ",".join(languages)}), scratch)
     scratch.replace(path.with_suffix(".parquet"))  # last: where it is, all is

@@ -46,6 +46,8 @@ class Identity:
     native: str
     fingerprint: str
     dim: int
+    fingerprint_v1: str = ""
+    """By the rule of before, which packs may have."""
 
 
 class Fault(NamedTuple):
@@ -100,13 +102,14 @@ class TextEngine:
 
     def __init__(self, native: str, store: str, max_packs: int, threads: int) -> None:
         self.native = _load(native, threads)
-        packs = PackStore(store, self.native.fingerprint)
+        packs = PackStore(store, self.native.fingerprint, self.native.fingerprint_v1)
         self.library = PackLibrary(packs, self.native, max_packs)
         self.library.refresh()
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.native.name, self.native.fingerprint, self.native.dim)
+        native = self.native
+        return Identity(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
 
     def prepare(self, languages: set[str]) -> dict[str, Packed]:
         """The packs of `languages`, loaded if need be; instead of one, why there is none."""

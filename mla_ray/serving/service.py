@@ -71,7 +71,8 @@ class Service:
 
     async def start(self) -> None:
         self.identity = await self.backend.identity()
-        self._store = PackStore(self.settings.packs, self.identity.fingerprint)
+        who = self.identity
+        self._store = PackStore(self.settings.packs, who.fingerprint, who.fingerprint_v1)
         self.listing = await asyncio.to_thread(self._store.scan)
 
     async def watch(self) -> None:

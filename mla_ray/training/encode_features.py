@@ -1,7 +1,7 @@
 """Frozen features over a cluster: what the feature store lacks, computed with Ray Data."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,12 +79,14 @@ def fill(
 
     What goes to an actor is the place of a block; it reads it, encodes what the store lacks and
     writes a part. So nothing but counts comes back, and a run that is killed loses the blocks that
-    were under way. A bad image costs one row, which is counted whenever the contents are asked for.
+    were under way. A bad image costs one row, which is tried again, and counted, whenever the
+    contents are asked for.
     """
     import ray
 
     blocks = []
     store.look()
+    store.claim()
     for number, each in enumerate(contents):
         for prefix, rows in each.blocks:
             path = each.folder / f"b{prefix}.parquet"
@@ -127,6 +129,7 @@ def fill(
             ]
             if progress:
                 progress(row["rows"])
+    store.look()
     return filled
 
 
@@ -142,6 +145,9 @@ def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
 def _keys_of(path: UPath) -> pa.ChunkedArray:
     return pq.read_table(pa.BufferReader(read_bytes(path)), columns=["key"])["key"]
 
+
+Reasons = Mapping[str, str | None]
+"""By key: why it has no feature, or None if it has one."""
 
 OUTCOME = pa.schema(
     {
@@ -163,7 +169,7 @@ class _Encoder:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.native = Native.load(native, device)
         self.store = store
-        self.encode: Any = self._images if store.kind == "image" else self._texts
+        self.encode = self._images if store.kind == "image" else self._texts
 
     def __call__(self, blocks: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._block(row) for row in blocks.to_pylist()], OUTCOME)
@@ -172,21 +178,32 @@ class _Encoder:
         rows, failures = 0, []
         self.store.look()
         have = self.store.keys(block["prefix"])
+        before, tried = dict(have), set[str]()
         keys: list[str] = []
         features: list[Features] = []
         reasons: list[str | None] = []
         with at(block["path"]).open("rb") as raw, pq.ParquetFile(raw, buffer_size=1 << 20) as file:
             for batch in file.iter_batches(BATCH if self.store.kind == "image" else BATCH * 64):
                 rows += batch.num_rows
-                missing = batch.filter(
-                    pa.array([key not in have for key in batch["key"].to_pylist()])
-                )
+                lacking = [
+                    key not in tried and have.get(key, "") is not None
+                    for key in batch["key"].to_pylist()
+                ]
+                missing = batch.filter(pa.array(lacking))
                 if missing.num_rows:
-                    made, why = self.encode(missing)
-                    keys += missing["key"].to_pylist()
-                    features.append(made)
-                    reasons += why
-                    have |= dict(zip(missing["key"].to_pylist(), why, strict=True))
+                    asked = missing["key"].to_pylist()
+                    made, why = self.encode(missing, before)
+                    # Of those tried again only what came out otherwise is news.
+                    new = [
+                        place
+                        for place, key in enumerate(asked)
+                        if before.get(key, "") != why[place]
+                    ]
+                    keys += [asked[place] for place in new]
+                    features.append(made[new])
+                    reasons += [why[place] for place in new]
+                    have |= dict(zip(asked, why, strict=True))
+                    tried.update(asked)
                 failures += [
                     {"file": row["file"], "row": row["row"], "reason": have[row["key"]]}
                     for row in batch.select(["key", "file", "row"]).to_pylist()
@@ -202,12 +219,15 @@ class _Encoder:
             "failures": failures[:MAX_FAILURES],
         }
 
-    def _texts(self, batch: pa.RecordBatch) -> tuple[Features, list[str | None]]:
+    def _texts(self, batch: pa.RecordBatch, before: Reasons) -> tuple[Features, list[str | None]]:
         texts = batch["content"].cast(pa.string()).to_pylist()
         return encode_texts(self.native, texts), [None] * len(texts)
 
-    def _images(self, batch: pa.RecordBatch) -> tuple[Features, list[str | None]]:
-        """Images one by one until they are frames: a bad one costs no other."""
+    def _images(self, batch: pa.RecordBatch, before: Reasons) -> tuple[Features, list[str | None]]:
+        """Images one by one until they are frames: a bad one costs no other.
+
+        One that was bad and is gone keeps its reason, which is all that anybody asked of it.
+        """
         features = np.zeros((len(batch), self.native.dim), np.float32)
         reasons: list[str | None] = [None] * len(batch)
         places: list[int] = []
@@ -218,6 +238,10 @@ class _Encoder:
                     frames = frames_of(_content(row))
                 except ValueError as error:
                     reasons[place] = str(error)
+                except (LookupError, OSError):
+                    if not (reason := before.get(row["key"])):
+                        raise
+                    reasons[place] = reason
                 else:
                     places.append(place)
                     yield frames

@@ -50,6 +50,7 @@ from mla_ray.training.contrastive import Towers
 from mla_ray.training.loop import ASK, DONE, Diverged, Outside, Wish, accelerator_of, gather, groups
 from mla_ray.training.metrics import Row, Watch
 from mla_ray.training.optimizer import learning_rate
+from mla_ray.training.prepare import as_begun
 from mla_ray.training.trainer import Workers, fit
 
 STAGE = "finetune"
@@ -121,7 +122,7 @@ def finetune(
         "config": config.model_dump(),
         "captions": [fingerprint(file) for file in Stream.captions([captions]).files],
     }
-    _begin(run, spec, resume)
+    _begin(run, spec, native, resume)
     read = _decode(native, captions, config, run, skip_invalid, report)
     if not (run / DONE).exists():  # written as the very last
         spec["rows"] = {split: each.rows for split, each in read.items()}
@@ -140,7 +141,7 @@ def finetune(
     )
 
 
-def _begin(run: UPath, spec: dict[str, Any], resume: bool) -> None:
+def _begin(run: UPath, spec: dict[str, Any], native: Native, resume: bool) -> None:
     """See that there is no run yet, or one of the same native, data and settings."""
     path = run / "run.json"
     if not path.exists():
@@ -150,7 +151,7 @@ def _begin(run: UPath, spec: dict[str, Any], resume: bool) -> None:
         raise FileExistsError(
             f"{run} holds a run already; pass --resume to go on with it, or delete it"
         )
-    before = read_json(path)
+    before = as_begun(read_json(path), native, run)
     if changed := [key for key in spec if before.get(key) != spec[key]]:
         raise ValueError(
             f"{run}: cannot resume, {' and '.join(changed)} differ from the run begun there; "

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from upath import UPath
 
 from mla_ray.data.blocks import Table, read_parquet
-from mla_ray.data.feature_store import BATCH, Features, FeatureStore
+from mla_ray.data.feature_store import BATCH, Features, FeatureStore, Kind
 from mla_ray.data.sampling import Batches, turn
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
@@ -41,7 +41,7 @@ from mla_ray.training.checkpoints import Checkpoints
 from mla_ray.training.config import AcquireConfig, Stage, Training
 from mla_ray.training.metrics import STAGES, Row, Watch
 from mla_ray.training.optimizer import Optimizer, learning_rate
-from mla_ray.training.prepare import HELD_OUT, KIND
+from mla_ray.training.prepare import GOES_ON, HELD_OUT, KIND
 
 ASK = 10
 """Steps between two looks at what is wished; of metrics, too."""
@@ -243,7 +243,7 @@ class State:
         self.data = at(job.tables) / "data"
         # One that is given trains, too: ablations do that, in a subclass.
         self.native = native or Native.load(spec["native"], str(device))
-        if self.native.fingerprint != spec["fingerprint"]:
+        if not self.native.goes_by(spec["fingerprint"], self.run, GOES_ON):
             raise ValueError(f"native {spec['native']!r} here is not the one the run began with")
         self.languages: list[str] = sorted(spec["tables"])
         init = load(read_bytes(self.data / "init.safetensors"))
@@ -350,7 +350,7 @@ class State:
         return torch.cat(parts)[torch.from_numpy(np.argsort(shortest_first)).to(self.device)]
 
     def _tables(self, language: str, stage: str) -> list[Table]:
-        store = FeatureStore(self.store, self.native.fingerprint, KIND[stage])  # type: ignore[index]
+        store = self._features(KIND[stage])  # type: ignore[index]
         names = sorted(n for n in self.job.spec["tables"][language] if n.startswith(stage))
         row_of = self.tokenizer_of(np.arange(len(self.tokens))).row_of
         folder = self.data / language
@@ -358,6 +358,10 @@ class State:
             Table(folder / name, row_of, store, self.config.seed, number)
             for number, name in enumerate(names)
         ]
+
+    def _features(self, kind: Kind) -> FeatureStore:
+        native = self.native
+        return FeatureStore(self.store, native.fingerprint, kind, native.fingerprint_v1)
 
     def tokenizer_of(self, rows: npt.NDArray[np.int64]) -> LanguageTokenizer:
         return LanguageTokenizer(self.tokenizer, self.tokens[rows], self.native.text.context_length)
@@ -385,8 +389,7 @@ class State:
     @torch.inference_mode()
     def _evaluate(self, language: str) -> float:
         table = read_parquet(self.data / language / HELD_OUT / "rows.parquet")
-        kind = KIND["le" if self.config.held_out.of == "captions" else "nlt"]
-        store = FeatureStore(self.store, self.native.fingerprint, kind)
+        store = self._features(KIND["le" if self.config.held_out.of == "captions" else "nlt"])
         keys, of = np.unique(np.array(table["key"].to_pylist()), return_inverse=True)
         frozen = store.read(keys.tolist())
         sound = np.flatnonzero(np.isfinite(frozen[of, 0]))  # a broken image is no image

@@ -90,6 +90,17 @@ def spec_of(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) ->
     }
 
 
+GOES_ON = "The run goes on, and what it saves has the fingerprint of today."
+"""What to do about a run with a fingerprint of the rule of before: nothing."""
+
+
+def as_begun(spec: dict[str, Any], native: Native, run: UPath) -> dict[str, Any]:
+    """A spec as it was written, with today's fingerprint if it has the native's of before."""
+    if native.goes_by(spec.get("fingerprint", ""), run, GOES_ON):
+        return spec | {"fingerprint": native.fingerprint}
+    return spec
+
+
 def _told(pack: str | Path) -> dict[str, Any]:
     """What is told of a pack that a run starts from: which it is, and how it was made."""
     card = read_card(pack)

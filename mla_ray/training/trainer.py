@@ -35,7 +35,14 @@ from mla_ray.training.config import AcquireConfig
 from mla_ray.training.encode_features import Encoders, Filled, fill
 from mla_ray.training.loop import DONE, Diverged, Job, Outside, Wish, train
 from mla_ray.training.metrics import STAGES
-from mla_ray.training.prepare import Prepared, contents, prepare, spec_of, tables_spec
+from mla_ray.training.prepare import (
+    Prepared,
+    as_begun,
+    contents,
+    prepare,
+    spec_of,
+    tables_spec,
+)
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +202,8 @@ def begin(
     """
     tables = run if tables is None else tables
     if tables != run and (tables / "run.json").exists():
-        theirs, ours = read_json(tables / "run.json"), spec_of(native, corpora, config)
+        theirs = as_begun(read_json(tables / "run.json"), native, tables)
+        ours = spec_of(native, corpora, config)
         if tables_spec(theirs) != tables_spec(ours):
             raise ValueError(f"{tables}: prepared from other data or settings than {run} has")
     path = run / "run.json"
@@ -207,7 +215,7 @@ def begin(
         )
     if not (tables / "data" / "prepared.json").exists():  # nothing was made yet
         return
-    before, spec = read_json(path), spec_of(native, corpora, config)
+    before, spec = as_begun(read_json(path), native, run), spec_of(native, corpora, config)
     changed = [key for key in spec if before.get(key) != spec[key]]
     if changed:
         raise ValueError(
@@ -264,9 +272,8 @@ def encode(
             done += count
             report(Progress(phase, done, total))
 
-        filled = fill(
-            FeatureStore(store, native.fingerprint, kind), native.name, of_kind, advance, encoders
-        )
+        features = FeatureStore(store, native.fingerprint, kind, native.fingerprint_v1)
+        filled = fill(features, native.name, of_kind, advance, encoders)
         report(Progress(f"{kind} features", total, total, f"{filled.computed:,} computed"))
         every.computed += filled.computed
         every.failed += filled.failed

@@ -217,7 +217,7 @@ class LanguageSweep:
 
     def _begin(self, held_out: HeldOut) -> None:
         """See that the folder is of this sweep, or of none yet."""
-        from mla_ray.training.prepare import sources
+        from mla_ray.training.prepare import as_begun, sources
 
         spec = {
             "fingerprint": self.native.fingerprint,
@@ -231,7 +231,7 @@ class LanguageSweep:
         if not path.exists():
             write_json(path, spec)
             return
-        before = read_json(path)
+        before = as_begun(read_json(path), self.native, self.root)
         if changed := [key for key in spec if before.get(key) != spec[key]]:
             raise ValueError(
                 f"{self.root}: {' and '.join(changed)} differ from the sweep begun there; "

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from upath import UPath
 
+from mla_ray.data import feature_store as module
 from mla_ray.data.blocks import Spool, cut
 from mla_ray.data.feature_store import (
     BATCH,
@@ -205,6 +206,76 @@ def test_natives_and_kinds_do_not_mix(tmp_path: Path) -> None:
         assert np.array_equal(store.read(keys_of("a")), rows(1, seed))
 
 
+# --- reasons, decoding, and the rule of before --------------------------------------------------
+
+
+@pytest.mark.parametrize("reason_first", [True, False])
+def test_a_feature_goes_before_a_reason_whatever_the_order_of_parts(
+    store: FeatureStore, reason_first: bool
+) -> None:
+    """Parts are read by name, and names are random."""
+    store.write(keys_of("a", "b"), rows(2), ["is broken", "is broken"], "")
+    put(store, "a", rows(1, seed=1))
+    parts = {pq.read_metadata(part).num_rows: part for part in Path(store.folder).iterdir()}
+    parts[2].rename(parts[2].with_name("b-0.parquet" if reason_first else "b-2.parquet"))
+    parts[1].rename(parts[1].with_name("b-1.parquet"))
+    store.look()
+    assert store.keys() == {key_of("a"): None, key_of("b"): "is broken"}
+    read = store.read(keys_of("b", "a"))
+    assert np.isnan(read[0]).all()
+    assert np.array_equal(read[1:], rows(1, seed=1))
+
+
+def test_another_decoding_is_another_folder_of_images_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for decoding, folders in ((1, ["image", "text"]), (2, ["image-2", "text"])):
+        monkeypatch.setattr(module, "DECODING", decoding)
+        stores = [FeatureStore(UPath(tmp_path), "a" * 64, kind) for kind in ("image", "text")]
+        assert [store.folder.name for store in stores] == folders
+        for seed, store in enumerate(stores):
+            if not store.keys():
+                put(store, "a", rows(1, 10 * decoding + seed))
+    assert np.array_equal(stores[0].read(keys_of("a")), rows(1, 20))
+    assert np.array_equal(stores[1].read(keys_of("a")), rows(1, 11))
+
+
+def test_a_store_by_the_rule_of_before_is_read_and_told_and_written_beside(
+    tmp_path: Path, recognitions: list[str]
+) -> None:
+    old = FeatureStore(UPath(tmp_path), "1" * 64, "text")
+    old.write(keys_of("a", "b"), rows(2), [None, "is broken"], "")
+    for _ in range(2):
+        store = FeatureStore(UPath(tmp_path), "2" * 64, "text", "1" * 64)
+        assert store.keys() == {key_of("a"): None, key_of("b"): "is broken"}
+        assert np.array_equal(store.read(keys_of("a")), rows(1))
+    (said,) = recognitions
+    assert said.startswith(f"{tmp_path / ('1' * 16)}: has the fingerprint of mla-ray 0.1.0")
+    assert "Delete it if" in said
+    put(store, "b", rows(1, seed=1))
+    assert np.array_equal(store.read(keys_of("b")), rows(1, seed=1))
+    assert old.keys() == {key_of("a"): None, key_of("b"): "is broken"}
+    assert FeatureStore(UPath(tmp_path), "2" * 64, "text").keys() == {key_of("b"): None}
+
+
+def test_a_store_by_the_rule_of_before_is_of_the_first_native_that_claims_it(
+    tmp_path: Path,
+) -> None:
+    """To that rule two natives were one: a native whose configuration was mended is the other."""
+    FeatureStore(UPath(tmp_path), "1" * 64, "image").claim()  # nothing to claim
+    put(FeatureStore(UPath(tmp_path), "1" * 64, "image"), "a", rows(1))
+    first, mended = (FeatureStore(UPath(tmp_path), n * 64, "image", "1" * 64) for n in "23")
+    assert set(mended.keys()) == set(keys_of("a"))
+    first.claim()
+    mended.claim()
+    for store in (first, mended):
+        store.look()
+    assert set(first.keys()) == set(keys_of("a"))
+    assert mended.keys() == {}
+    with pytest.raises(KeyError):
+        mended.read(keys_of("a"))
+
+
 def contents_of(folder: Path, contents: list[bytes], limit: int) -> Contents:
     """Blocks of contents as `mla_ray.training.prepare` writes them, rows counted from 1."""
     folder.mkdir()
@@ -266,3 +337,35 @@ def test_a_bad_image_costs_its_row_and_is_told_every_time(
     found = store.read([key_of(content) for content in (pngs[4], pngs[0], b"text")])
     np.testing.assert_allclose(found[:2], encode_images(native, [pngs[4], pngs[0]]), atol=1e-5)
     assert np.isnan(found[2]).all()
+    assert len(list(Path(store.folder).iterdir())) == len(contents.blocks), "nothing was new"
+
+
+def test_what_was_refused_is_tried_again_at_each_fill(
+    ray_cluster: None, native_folder: Path, pngs: list[bytes], tmp_path: Path
+) -> None:
+    """As after an upgrade that reads more: one is readable now, one is not, one is gone."""
+    native = Native.load(str(native_folder))
+    store = FeatureStore(UPath(tmp_path / "store"), native.fingerprint, "image")
+    broken = pngs[1][:60]
+    (tmp_path / "gone.png").write_bytes(pngs[2])
+    contents = contents_of(tmp_path / "contents", [pngs[0], broken], limit=9)
+    place = tmp_path / "contents" / "b.parquet"
+    table = pq.read_table(place)
+    gone = {"key": key_of(pngs[2]), "content": None, "uri": str(tmp_path / "gone.png")}
+    row = pa.Table.from_pylist([gone | {"file": 0, "row": 3}], table.schema)
+    pq.write_table(pa.concat_tables([table, row]), place)
+    (tmp_path / "gone.png").unlink()
+    keys = [key_of(content) for content in (pngs[0], broken, pngs[2])]
+    no_feature = np.zeros((3, native.dim), np.float32)
+    store.write(keys, no_feature, ["was none of our formats", "is cut off", "was unknown"], "")
+    filled = fill(store, str(native_folder), [contents])
+    assert (filled.computed, filled.failed) == (2, 2)  # a feature, and a reason that is new
+    have = store.keys()
+    assert have[keys[0]] is None
+    assert have[keys[2]] == "was unknown"
+    found = store.read(keys)
+    np.testing.assert_allclose(found[:1], encode_images(native, [pngs[0]]), atol=1e-5)
+    assert np.isnan(found[1:]).all()
+    told = {failure.row: failure.reason for failure in filled.failures}
+    assert told[2].startswith("is broken")
+    assert told[3] == "was unknown"

@@ -94,7 +94,7 @@ def test_an_index_is_written_to_without_doubles(kept: Path) -> None:
 
 def test_frozen_features_are_found(kept: Path) -> None:
     native = Native.load("native")
-    store = FeatureStore(at("features"), native.fingerprint, "text")
+    store = FeatureStore(at("features"), native.fingerprint, "text", native.fingerprint_v1)
     found = store.read([key_of(text) for text in ENGLISH])
     expected = load_file(kept / "expected.safetensors")["english"]
     np.testing.assert_allclose(found, expected, atol=1e-5)

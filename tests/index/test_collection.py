@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -68,7 +69,7 @@ class Memory:
     ) -> CaptionIndex:
         kind = _Kind(space, quantization)
         backend = _ClientBackend.open(self.client, ":memory:", kind, collection, create)
-        return CaptionIndex(backend, space)
+        return CaptionIndex(backend, backend.kind.space)
 
     def leave(self, index: CaptionIndex) -> None:
         pass
@@ -393,6 +394,42 @@ def test_another_native_is_refused_by_both_names_and_fingerprints(place: Place) 
         assert name in str(refusal.value)
     place.open(OTHER, "captions-vit").upsert(captions(1), random_vectors(1))  # the remedy
     place.open()  # and the first is as it was
+
+
+def test_a_collection_of_the_rule_of_before_goes_on_and_that_is_told_once(
+    place: Place, recognitions: list[str]
+) -> None:
+    """Under the names and the ids that it has: writing again what is there changes nothing."""
+    collection = f"captions-{secrets.token_hex(4)}"  # a message is told once a process
+    old = place.open(SPACE, collection)
+    old.upsert(captions(5), random_vectors(5))
+    place.leave(old)
+    today = Space(SPACE.native, OTHER.fingerprint, SPACE.dim, SPACE.fingerprint)
+    for _ in range(2):
+        index = place.open(today, collection, create=False)
+        hits = index.search(random_vectors(5)[3], 1)
+        assert [hit.entry for hit in hits] == captions(5)[3:4]
+        index.upsert(captions(6), random_vectors(6))
+        assert index.count() == 6
+        with index.rebuild() as fresh:
+            fresh.upsert(captions(6), random_vectors(6))
+        index.upsert(captions(6), random_vectors(6))
+        assert index.count() == 6
+        place.leave(index)
+    (said,) = recognitions
+    assert collection in said
+    assert "another collection name" in said
+    place.leave(place.open(SPACE, collection, create=False))  # whoever has not moved on, too
+    another = Space(SPACE.native, OTHER.fingerprint, SPACE.dim, "0" * 16)
+    with pytest.raises(ValueError, match="holds vectors of native"):
+        place.open(another, collection)
+
+
+def test_a_new_collection_has_the_fingerprint_of_today(place: Place) -> None:
+    today = Space(SPACE.native, OTHER.fingerprint, SPACE.dim, SPACE.fingerprint)
+    place.leave(place.open(today))
+    with pytest.raises(ValueError, match="holds vectors of native"):
+        place.open(SPACE)
 
 
 def test_a_missing_collection_is_not_made_unasked(place: Place) -> None:

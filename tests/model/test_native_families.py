@@ -59,7 +59,8 @@ def text_cfg(name: str, folder: Path, rows: int | None = None) -> dict[str, Any]
 
 
 def no_tokenizer(texts: list[str], context_length: int) -> Tensor:
-    raise AssertionError("those of some families are on a hub")
+    """Those of some families are on a hub."""
+    return torch.full((len(texts), context_length), 2)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -6,10 +6,12 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,9 +22,10 @@ from mla_ray.packs.card import PackError, read_card
 from mla_ray.packs.pack import BATCH, LanguagePack, copy_pack
 from tests.support import ROOT
 from tests.support.commands import Mla
-from tests.support.natives import MakePack
+from tests.support.natives import BuildModel, MakePack
 from tests.support.trap import Trap
 
+Tokenize = Callable[..., torch.Tensor]
 FILES = {"weights.safetensors", "tokenizer.json", "card.json", "README.md"}
 
 
@@ -77,6 +80,38 @@ def test_a_pack_for_another_native_is_refused_naming_both(
 ) -> None:
     prints = native.fingerprint[:12], other_native.fingerprint[:12]
     refuse(saved, other_native, "'tiny-clip'", "'other-clip'", *prints)
+
+
+def test_a_pack_of_the_rule_of_before_is_taken_told_once_and_saved_with_the_rule_of_today(
+    saved: Path, native: Native, tmp_path: Path, recognitions: list[str]
+) -> None:
+    card = json.loads((saved / "card.json").read_text())
+    assert (card["fingerprint"], card.pop("fingerprint_v1")) == (
+        native.fingerprint,
+        native.fingerprint_v1,
+    )
+    card["fingerprint"] = native.fingerprint_v1  # as mla-ray 0.1.0 wrote it
+    (saved / "card.json").write_text(json.dumps(card))
+    for _ in range(2):
+        old = LanguagePack.load(saved, native)
+    (said,) = recognitions
+    assert str(saved) in said
+    assert "save it again" in said
+    old.save(tmp_path / "anew")
+    anew = read_card(tmp_path / "anew")
+    assert (anew.fingerprint, anew.fingerprint_v1) == (native.fingerprint, native.fingerprint_v1)
+    LanguagePack.load(tmp_path / "anew", native)
+    assert len(recognitions) == 1
+
+
+def test_natives_that_differ_in_heads_alone_refuse_each_others_packs(
+    saved: Path, native: Native, build_model: BuildModel, tokenize: Tokenize
+) -> None:
+    """By the rule of before they were one."""
+    model = build_model(open_clip.CLIP, heads=4)
+    other = Native("other-heads", model, tokenize)
+    assert other.fingerprint_v1 == native.fingerprint_v1
+    refuse(saved, other, "'tiny-clip'", "'other-heads'")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "tokenizer.json"])

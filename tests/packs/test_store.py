@@ -141,6 +141,25 @@ def test_packs_of_another_native_and_no_packs_are_listed_as_broken(
     assert "made for native 'tiny-clip'" in other.broken["de"]
 
 
+def test_packs_of_the_rule_of_before_are_served_and_that_is_told_once(
+    store: Path, native: Native, recognitions: list[str]
+) -> None:
+    path = store / "de" / "card.json"
+    card = json.loads(path.read_text()) | {"fingerprint": native.fingerprint_v1}
+    path.write_text(json.dumps(card))
+    packs = PackStore(str(store), native.fingerprint, native.fingerprint_v1)
+    library = PackLibrary(packs, native)
+    for _ in range(2):
+        library.refresh()
+        assert library.listing.languages == ["de", "en", "hi"]
+        assert library.get("de") is not None
+    assert library.listing.broken == {}
+    (said,) = recognitions
+    assert said.startswith(f"{store / 'de'}: has the fingerprint of mla-ray 0.1.0")
+    without = PackStore(str(store), native.fingerprint).scan()
+    assert set(without.broken) == {"de"}
+
+
 def test_a_pack_that_calls_itself_english_is_refused(store: Path, native: Native) -> None:
     path = store / "hi" / "card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"language": "en"}))

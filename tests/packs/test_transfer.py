@@ -1,6 +1,7 @@
 """Promises of mla_ray.packs.transfer."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,45 @@ def test_a_native_that_does_not_descend_from_the_packs_is_refused(
     with pytest.raises(ValueError, match=LINEAGE):
         plug(pack, sibling, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def as_before(file: Path, native: Native, *places: str | int) -> None:
+    """Give a document, or what is at a place in it, the native's fingerprint of before."""
+    document = json.loads(file.read_text())
+    part = document
+    for place in places:
+        part = part[place]
+    part["fingerprint"] = native.fingerprint_v1
+    part.pop("fingerprint_v1", None)
+    file.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("old", ["pack", "native", "pack and native"])
+def test_packs_and_lineages_of_the_rule_of_before_fit_each_other_and_those_of_today(
+    pack: Path,
+    parent: Native,
+    child: Native,
+    tmp_path: Path,
+    old: str,
+    recognitions: list[str],
+) -> None:
+    shutil.copytree(pack, tmp_path / "pack")
+    shutil.copytree(child.name, tmp_path / "child")
+    lineage, card = tmp_path / "child" / LINEAGE, tmp_path / "pack" / "card.json"
+    if "pack" in old:
+        as_before(card, parent)
+    if "native" in old:
+        as_before(lineage, child)
+        as_before(lineage, parent, "ancestors", 0)
+    native = Native.load(str(tmp_path / "child"))
+    made = plug(tmp_path / "pack", native, tmp_path / "out")
+    assert (made.fingerprint, made.fingerprint_v1) == (child.fingerprint, child.fingerprint_v1)
+    told = {str(lineage) if "native" in old else str(tmp_path / "pack")}
+    assert {said.partition(": has the fingerprint")[0] for said in recognitions} == told
+    grandchild = descend(native, tmp_path / "grandchild", seed=3)
+    plug(tmp_path / "pack", grandchild, tmp_path / "further")
+    with pytest.raises(PackError, match="already"):
+        plug(tmp_path / "out", native, tmp_path / "twice")
 
 
 def test_a_damaged_pack_is_not_plugged(pack: Path, child: Native, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import from_hugging_face
 from mla_ray.reproduce import ablations as ab
 from mla_ray.reproduce import bert, grid, page
+from mla_ray.reproduce import material as material_module
 from mla_ray.reproduce.claims import claims, verdict, verdict_of_loss
 from mla_ray.reproduce.figures import Figure, Results, figure, per_image
 from mla_ray.reproduce.material import Material, part_of
@@ -199,6 +200,44 @@ def test_somebody_elses_records_are_gone_on_from(
     assert grid.Records(tmp_path / "mine", material).of(runs) == records.of(runs)
     with pytest.raises(FileExistsError, match="leave --from out"):
         grid.begin_with(records.path, tmp_path / "mine")
+
+
+def test_records_of_the_rule_of_before_count_and_that_is_told_once(
+    material: Material, tmp_path: Path, recognitions: list[str]
+) -> None:
+    native, runs = Native.load(material.native), ab.runs([TABLE], LANGUAGES, [0])
+    made = grid.Records(tmp_path, material)
+    for run in (None, *runs):
+        made.add(run, {"places": {}})
+    lines = [json.loads(line) for line in made.path.read_text().splitlines()]
+    for line, run in zip(lines, (None, *runs), strict=True):
+        assert line["of"] == made.made_of(run, native.fingerprint)
+        line["of"] = made.made_of(run, native.fingerprint_v1)
+    made.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = grid.Records(tmp_path, material).of(runs)
+    assert len(found) == 1 + len(runs)
+    (said,) = recognitions
+    assert said.startswith(f"{made.path}: has the fingerprint of mla-ray 0.1.0")
+    made.path.write_text(json.dumps(lines[0] | {"of": "0" * 16}) + "\n")
+    assert grid.Records(tmp_path, material).get(None) is None
+
+
+def test_features_of_a_test_set_are_of_the_native_and_of_how_images_are_decoded(
+    native: Native,
+    other_native: Native,
+    pngs: list[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = {"image_id": "one", "image": pngs[0], "language": "en", "caption": "a dog"}
+    path, table = tmp_path / "emoji", pa.Table.from_pylist([row])
+    assert not material_module._kept(native, path, ["en"])
+    material_module._keep(native, [table], path, ["en"], lambda step: None)
+    assert material_module._kept(native, path, ["en"])
+    assert not material_module._kept(native, path, ["en", "de"])
+    assert not material_module._kept(other_native, path, ["en"])
+    monkeypatch.setattr(material_module, "DECODING", 2)
+    assert not material_module._kept(native, path, ["en"])
 
 
 # --- without Ray ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mla_ray.evaluation.recall import rank
 from mla_ray.model.lineage import LINEAGE, copy_native, read_lineage
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import at, read_json
+from mla_ray.training import finetuning
 from mla_ray.training.config import Evaluations, FinetuneConfig
 from mla_ray.training.contrastive import Towers
 from mla_ray.training.finetuning import TRAIN, VALIDATION, Job, finetune, train
@@ -234,6 +236,33 @@ def test_the_first_steps_loss_is_clips_own(make: Make, table: Table, tmp_path: P
     assert told(tmp_path)[-1]["loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
+def test_under_autocast_the_features_alone_are_in_bfloat16(make: Make, tmp_path: Path) -> None:
+    """Gradients are those of a loss that is worked out where nothing is cast."""
+    state = finetuning._State(make(tmp_path / "run"), torch.device("cpu"))
+    native = state.native
+    towers = {name: getattr(native, name) for name in ("encode_text", "encode_image")}
+    weights = [w for n, w in native.model.named_parameters() if n != "logit_scale"]
+
+    def gradients(whole: bool) -> list[torch.Tensor]:
+        """With autocast around the whole loss, as the loop has it, or each tower alone."""
+
+        def in_bfloat16(name: str, batch: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                features: torch.Tensor = towers[name](batch)
+            assert features.dtype == torch.bfloat16
+            return features
+
+        for name in towers:
+            setattr(native, name, partial(in_bfloat16, name))
+        with torch.autocast("cpu", torch.bfloat16, enabled=whole):
+            loss = state.loss(0)
+        assert loss.dtype == torch.float32
+        return list(torch.autograd.grad(loss, weights))
+
+    for found, wanted in zip(gradients(whole=True), gradients(whole=False), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_every_row_is_seen_once_in_an_epoch(make: Make, tmp_path: Path) -> None:
     from mla_ray.training.finetuning import _State
 
@@ -309,6 +338,28 @@ def test_what_is_decoded_already_is_not_decoded_again(
     decode(native, table.path, TRAIN, at(tmp_path))
     assert len(opened) == 2  # of twelve images
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_what_was_decoded_in_another_way_is_not_mixed_in(
+    native: Native, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an upgrade that turns pictures: a table that was whole stays, a part is not used."""
+    monkeypatch.setattr(decoded, "SHARD", 5)
+    keep = decoded.frames_of
+    for name in ("whole", "part"):
+        decode(native, table.path, TRAIN, at(tmp_path / name))
+    for name in ("index.json", "rows.parquet", "pixels-00002.json", "pixels-00002.safetensors"):
+        (tmp_path / "part" / name).unlink()
+    before = Shots(at(tmp_path / "whole"), native).pixels(np.arange(12))
+    monkeypatch.setattr(decoded, "DECODING", 2)
+    monkeypatch.setattr(
+        decoded, "frames_of", lambda data: [frame.rotate(180) for frame in keep(data)]
+    )
+    for name in ("whole", "part"):
+        decode(native, table.path, TRAIN, at(tmp_path / name))
+    after = Shots(at(tmp_path / "part"), native).pixels(np.arange(12))
+    assert Shots(at(tmp_path / "whole"), native).pixels(np.arange(12)).equal(before)
+    assert after.equal(before.flip(-1, -2))
 
 
 def test_bad_rows_are_refused_with_their_place_or_left_out(

@@ -308,6 +308,48 @@ def test_another_native_is_refused(make: Make, tmp_path: Path) -> None:
         train(other)
 
 
+def test_a_run_of_the_rule_of_before_goes_on_and_that_is_told(
+    make: Make,
+    whole: dict[bool, Path],
+    tables: dict[str, Corpus],
+    native_folder: Path,
+    tmp_path: Path,
+    recognitions: list[str],
+) -> None:
+    """Its run.json and its features are as mla-ray 0.1.0 wrote them; its packs are as today."""
+    native, run = Native.load(str(native_folder)), tmp_path / "run"
+    job = make(run)
+    assert not train(job, wishing(Wish.STOP))
+    spec = json.loads((run / "run.json").read_text())
+    assert spec["fingerprint"] == native.fingerprint
+    (run / "run.json").write_text(json.dumps(spec | {"fingerprint": native.fingerprint_v1}))
+    features = run / "features"
+    (features / native.fingerprint[:16]).rename(features / native.fingerprint_v1[:16])
+    for resume in (True, True):
+        begin(native, [tables["de"]], CONFIG, at(run), resume)
+    assert train(job_of(at(run), at(features), read_prepared(run)))
+    assert sorted(said.partition(": has the fingerprint")[0] for said in recognitions) == [
+        str(run),
+        str(features / native.fingerprint_v1[:16]),
+    ]
+    assert left(run) == left(whole[False])
+    assert read_card(run / "packs" / "le" / "de").fingerprint == native.fingerprint
+    other = spec | {"fingerprint": "0" * 64}
+    (run / "run.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="fingerprint differ"):
+        begin(native, [tables["de"]], CONFIG, at(run), resume=True)
+
+
+def test_prepared_tables_of_the_rule_of_before_are_shared(
+    make: Make, tables: dict[str, Corpus], native_folder: Path, tmp_path: Path
+) -> None:
+    native, folder = Native.load(str(native_folder)), tmp_path / "tables"
+    make(folder)
+    spec = json.loads((folder / "run.json").read_text()) | {"fingerprint": native.fingerprint_v1}
+    (folder / "run.json").write_text(json.dumps(spec))
+    begin(native, [tables["de"]], CONFIG, at(tmp_path / "run"), False, at(folder))
+
+
 def test_a_loss_that_is_no_number_ends_the_training_with_its_remedy(
     make: Make, tmp_path: Path
 ) -> None:
@@ -319,6 +361,35 @@ def test_a_loss_that_is_no_number_ends_the_training_with_its_remedy(
     assert not (tmp_path / "run" / DONE).exists()
     (row,) = told(tmp_path / "run")  # of the last try
     assert (row["stage"], row["step"], row["loss"]) == ("nlt", ASK, None)
+
+
+@pytest.mark.parametrize("stage", ["nlt", "le"])
+def test_under_autocast_the_features_alone_are_in_bfloat16(
+    make: Make, tmp_path: Path, stage: str
+) -> None:
+    """Gradients are those of a loss that is worked out where nothing is cast."""
+    state = loop.State(make(tmp_path / "run"), CONFIG, torch.device("cpu"))
+    encode, weights = state._encode, list(state.encoders.parameters())
+    for acquirer in state.encoders["de"].acquirers:  # type: ignore[union-attr]
+        torch.nn.init.normal_(acquirer.up.weight, std=0.1)
+
+    def gradients(whole: bool) -> list[Tensor]:
+        """With autocast around the whole objective, as the loop has it, or the encoder alone."""
+
+        def encode_in_bfloat16(language: str, texts: Any) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                features = encode(language, texts)
+            assert features.dtype == torch.bfloat16
+            return features
+
+        state._encode = encode_in_bfloat16  # type: ignore[method-assign]
+        with torch.autocast("cpu", torch.bfloat16, enabled=whole):
+            loss, _ = state.objective(stage)(0)
+        assert loss.dtype == torch.float32
+        return [g.to_dense() for g in torch.autograd.grad(loss, weights)]
+
+    for found, wanted in zip(gradients(whole=True), gradients(whole=False), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_runs_that_differ_in_training_alone_share_their_tables(

@@ -18,7 +18,7 @@ from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.job import load
 from mla_ray.runtime.progress import Progress, Report, Stopped
-from mla_ray.runtime.storage import at, read_json
+from mla_ray.runtime.storage import at, read_json, write_json
 from mla_ray.training.config import load_config
 from mla_ray.training.trainer import Workers
 from mla_ray.tuning.outcome import Outcome
@@ -203,6 +203,18 @@ def test_a_finished_sweep_is_read_not_run(swept: Outcome, plan_of: PlanOf) -> No
     again = run(plan_of(), lambda step: phases.add(step.phase))
     assert again == [swept]
     assert not any("trials" in phase for phase in phases)
+
+
+def test_a_sweep_of_the_rule_of_before_is_the_same_sweep(
+    swept: Outcome, plan_of: PlanOf, native_folder: Path, recognitions: list[str]
+) -> None:
+    path = at(plan_of().run) / "de" / "spec.json"
+    spec, native = read_json(path), Native.load(str(native_folder))
+    write_json(path, spec | {"fingerprint": native.fingerprint_v1})
+    assert run(plan_of(), lambda step: None) == [swept]
+    write_json(path, spec)
+    (said,) = recognitions
+    assert said.startswith(f"{path.parent}: has the fingerprint of mla-ray 0.1.0")
 
 
 def test_another_sweep_in_the_same_folder_is_refused(swept: Outcome, plan_of: PlanOf) -> None:
