@@ -1,10 +1,13 @@
-"""How a text is written before anything else looks at it: the same on every road.
+"""How a text is written before anything else looks at it, and when two texts are the same.
 
 A caption has one identity, whether it comes from a table, by HTTP, from Python or as a query, since
 all of them call `normalized`. A tokenizer may normalise further; that is its own matter.
 """
 
-from unicodedata import is_normalized, normalize
+from unicodedata import category, is_normalized, normalize
+
+SPOKEN = "#%&*@"
+"""Signs among Unicode's punctuation that are read out: C# is not C."""
 
 
 def normalized(text: str) -> str:
@@ -14,3 +17,27 @@ def normalized(text: str) -> str:
         # NFC keeps what `strip` strips at the ends: no composition begins or ends with a space.
         text = normalize("NFC", text)
     return text
+
+
+def identity(text: str) -> str:
+    """What two texts have in common that say the same: equal for "Dog", "dog." and " DOG ".
+
+    Tokenizers fold case and compatible characters, so whoever holds texts apart (a split, held-out
+    pairs, negatives) compares identities. It is NFKC and casefolded, white space is single spaces,
+    and white space and punctuation at the ends are dropped, unless nothing is left: "?" is itself.
+    Punctuation is Unicode's P but for `SPOKEN`. Idempotent. It is a key to compare by, never a text
+    to encode or to show.
+    """
+    # Folding may undo a normalisation: the Greek iota subscript becomes a letter.
+    folded = normalize("NFKC", normalize("NFKC", text).casefold())
+    words = " ".join(folded.split())
+    start, end = 0, len(words)
+    while start < end and _is_outer(words[start]):
+        start += 1
+    while start < end and _is_outer(words[end - 1]):
+        end -= 1
+    return words[start:end] or words
+
+
+def _is_outer(character: str) -> bool:
+    return character == " " or (category(character)[0] == "P" and character not in SPOKEN)
