@@ -89,10 +89,13 @@ class Material(BaseModel):
         Workers.parse(self.workers)
         return self
 
-    def corpus(self, language: str, report: Report) -> Corpus:
-        """The tables of a language; those of a `dataset` are made unless they are there."""
+    def corpus(self, language: str, report: Report, begun: UPath | None = None) -> Corpus:
+        """The tables of a language; those of a `dataset` are made unless they are there.
+
+        `begun` is a file that names what a run is made of, if it has begun: the run keeps it.
+        """
         if self.dataset == "emoji":
-            tables = emoji_tables(language, at(self.data), report)
+            tables = emoji_tables(language, at(self.data), report, begun)
             return Corpus(language, [str(table) for table in tables[1:]], str(tables[0]))
         pairs = [name.format(language=language) for name in self.pairs]
         captions = self.captions.format(language=language) if self.captions else None
@@ -302,7 +305,8 @@ class Work:
 
     def corpus(self, language: str) -> Corpus:
         with self._one:  # languages share the downloads of a data set
-            return self.plan.corpus(language, self._tell(language))
+            run = self.root / language / "run.json"
+            return self.plan.corpus(language, self._tell(language), run)
 
     def _config(self, corpus: Corpus) -> AcquireConfig:
         config = self.plan.train

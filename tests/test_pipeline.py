@@ -31,6 +31,7 @@ from mla_ray.runtime.storage import at, names_in, read_json
 from mla_ray.training import trainer as training
 from mla_ray.training.encode_features import Failure, Filled
 from tests.support import ROOT
+from tests.support.emoji import Dictionaries, only_a_few
 from tests.support.natives import MakePack
 from tests.support.s3 import s3_bucket
 
@@ -277,6 +278,27 @@ def test_an_index_step_without_a_pack_names_it(native_folder: Path, tmp_path: Pa
     with pytest.raises(ExceptionGroup, match="the index") as failed:
         work.run(("index",))
     assert "run `acquire` first" in str(failed.value.exceptions[0])
+
+
+def test_a_run_that_has_begun_goes_on_when_a_dictionary_comes_back(
+    native_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(run: str) -> Work:
+        settings = {
+            "dataset": "emoji",
+            "data": str(tmp_path / "data"),
+            "train": {"vocab_size": 400},
+        }
+        place = {"native": str(native_folder), "run": str(tmp_path / run)}
+        return Work(plan(pairs=[], **settings, **place))
+
+    only_a_few(monkeypatch)
+    dictionaries = Dictionaries(monkeypatch)
+    made = work("begun").run(("prepare",))
+    assert made["de"]["prepare"]["rows"]["nlt-0001"] == 1
+    dictionaries.away = False
+    assert work("new").run(("prepare",))["de"]["prepare"]["rows"]["nlt-0001"] == 4
+    assert work("begun").run(("prepare",)) == made
 
 
 # --- the whole path, all of it in S3 ------------------------------------------------------------

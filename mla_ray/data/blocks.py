@@ -53,7 +53,7 @@ class Rows:
         ids: embedding rows of the tokens.
         frozen: the feature to meet [N, E], of the English text or the image.
         key: what that feature is of [N] uint64.
-        caption: a hash of the text [N] uint64, of captions; zeros otherwise.
+        caption: a hash of the text's identity [N] uint64, of captions; zeros otherwise.
 
     """
 

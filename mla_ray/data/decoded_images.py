@@ -2,7 +2,7 @@
 
     <folder>/pixels-00000.safetensors   uint8 [n, 3, S, S], n at most `SHARD`
     <folder>/pixels-00000.json          which of them are broken, and why; written after it
-    <folder>/rows.parquet               image (a number), caption
+    <folder>/rows.parquet               image (a number), caption, identity (of the caption's text)
     <folder>/index.json                 what was read; written last
 
 A frozen image has a feature that can be kept; the image tower trains here, so pixels are kept in
@@ -37,6 +37,7 @@ from mla_ray.data.feature_store import key_of
 from mla_ray.data.table_reader import Stream, find_image
 from mla_ray.data.video import DECODING, frames_of
 from mla_ray.model.native import Native
+from mla_ray.model.text import identity
 from mla_ray.runtime.storage import download, is_local, read_json, write_bytes, write_json
 
 LANGUAGE = "en"
@@ -119,7 +120,11 @@ def decode(
     stream.check(len(first), skip_invalid)
     numbers, captions = zip(*first, strict=True)
     sink = BytesIO()
-    rows = {"image": pa.array(numbers, pa.int64()), "caption": pa.array(captions, pa.string())}
+    rows = {
+        "image": pa.array(numbers, pa.int64()),
+        "caption": pa.array(captions, pa.string()),
+        "identity": pa.array([identity(caption) for caption in captions], pa.string()),
+    }
     pq.write_table(pa.table(rows), sink)
     write_bytes(folder / "rows.parquet", sink.getvalue())
     problems = [str(problem) for problem in stream.problems[:SHOWN]]
@@ -134,6 +139,7 @@ class Shots:
     Attributes:
         image: number of each row's image [N].
         caption: of each row [N].
+        identity: of each caption [N]; what is equal says the same.
 
     """
 
@@ -142,6 +148,9 @@ class Shots:
         rows = read_parquet(folder / "rows.parquet")
         self.image: Ints = rows["image"].to_numpy()
         self.caption: list[str] = rows["caption"].to_pylist()
+        self.identity = self.caption
+        if "identity" in rows.column_names:  # version 0.1.0 told texts apart by every character
+            self.identity = rows["identity"].to_pylist()
         self._mean, self._std = _normalisation(native)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         if is_local(folder):

@@ -104,7 +104,7 @@ def captions(emoji: Emoji, images: Mapping[str, str], languages: Sequence[str]) 
         languages: BCP-47 codes, `en` among them, if wanted.
 
     """
-    labels = {language: emoji.labels(language) for language in languages}
+    texts = {language: emoji.texts(language) for language in languages}
     rows = [
         {
             "image_id": f"{STYLE}/{concept.key}",
@@ -116,8 +116,7 @@ def captions(emoji: Emoji, images: Mapping[str, str], languages: Sequence[str]) 
         for concept in emoji.concepts
         if concept.key in images
         for language in languages
-        if (label := labels[language].get(concept.key))
-        for text in ([label.name] if concept.split == "test" else label.captions)
+        for text in texts[language].get(concept.key, ())
     ]
     return pa.Table.from_pylist(rows, CAPTIONS)
 

@@ -1,15 +1,26 @@
 """Emoji: real drawings with real human translations, under free licences, in 18 MB.
 
 Drawings come from four icon sets, names and keywords from Unicode CLDR, all fetched from npm by
-name and checked against pinned SHA-256 sums. The split is by concept (one emoji), seeded: 15 % are
-test concepts. Twemoji is the held-out drawing style: nothing is ever trained on it.
+name and checked against pinned SHA-256 sums. Twemoji is the held-out drawing style: nothing is ever
+trained on it.
 
+The split is by concept (one emoji), seeded. By hash 15 % are test concepts; but some emoji share a
+drawing or an English name under several code points (OpenMoji draws a man walking as a person
+walking, all sets draw one family for several). Of those that share, all are test concepts or none
+is: whoever shares with a training concept is one. The split is the same for every language. Where a
+language gives a training concept the name of a test concept, its tables go without that text.
+
+    python -m mla_ray.datasets.emoji data/emoji > mla_ray/datasets/emoji_alike.txt
+
+finds again which concepts share a drawing, when a package is another.
 """
 
 import hashlib
 import json
+import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -25,10 +36,15 @@ from PIL import Image
 
 from mla_ray.datasets.npm import Package, fetch
 from mla_ray.model.language import NOT_A_LANGUAGE
+from mla_ray.model.text import identity
 
 TRAIN_STYLES = ("noto", "openmoji", "fluent")
 TEST_STYLE = "twemoji"
 STYLES = (*TRAIN_STYLES, TEST_STYLE)
+ALIKE = Path(__file__).with_name("emoji_alike.txt")
+"""A line for each group of concepts of which two and two share a drawing: what `drawn_alike` found.
+
+It takes minutes to find, and the packages are pinned."""
 TEST_SHARE = 0.15
 SIZE = 64  # pixels of a side, the bundled native's
 # Twemoji fills its canvas; the drawings of the other three reach over 94, 76 and 87 % of theirs.
@@ -102,6 +118,7 @@ class Emoji:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.archives = {name: fetch(package, folder) for name, package in PACKAGES.items()}
+        self._labels: dict[str, dict[str, Label]] = {}
 
     @cached_property
     def languages(self) -> tuple[str, ...]:
@@ -113,6 +130,11 @@ class Emoji:
 
     def labels(self, language: str) -> dict[str, Label]:
         """Name and keywords by concept key; a language without any is a KeyError."""
+        if language not in self._labels:  # the archives are packed
+            self._labels[language] = self._read_labels(language)
+        return self._labels[language]
+
+    def _read_labels(self, language: str) -> dict[str, Label]:
         labels: dict[str, Label] = {}
         for archive, section in (("annotations", "annotations"), ("derived", "annotationsDerived")):
             try:
@@ -143,10 +165,34 @@ class Emoji:
         ]
         # Ordered by hash: seeded, and a later Unicode version moves few concepts between splits.
         drawn.sort(key=lambda key: hashlib.sha256(f"mla-ray emoji split 0 {key}".encode()).digest())
-        n_test = round(len(drawn) * TEST_SHARE)
-        return tuple(
-            Concept(key, "test" if rank < n_test else "train") for rank, key in enumerate(drawn)
-        )
+        test = set(drawn[: round(len(drawn) * TEST_SHARE)])
+        by_name = defaultdict(set)
+        for key in drawn:
+            by_name[identity(named[key].name)].add(key)
+        drawings = [set(line.split()).intersection(drawn) for line in ALIKE.open()]
+        test = _without_halves(test, [*drawings, *by_name.values()])
+        return tuple(Concept(key, "test" if key in test else "train") for key in drawn)
+
+    def texts(self, language: str) -> dict[str, list[str]]:
+        """The captions of each concept's drawings, by its key.
+
+        Of a test concept the name. Of a training concept name and keywords, but no text that is
+        the name of a test concept: a language may call two buttons the same.
+        """
+        labels, held_out = self.labels(language), self.held_out_names(language)
+        return {
+            concept.key: [labels[concept.key].name]
+            if concept.split == "test"
+            else [t for t in labels[concept.key].captions if identity(t) not in held_out]
+            for concept in self.concepts
+            if concept.key in labels
+        }
+
+    def held_out_names(self, language: str) -> set[str]:
+        """The identities of the test concepts' names."""
+        labels = self.labels(language)
+        test = [concept.key for concept in self.concepts if concept.split == "test"]
+        return {identity(labels[key].name) for key in test if key in labels}
 
     def styles(self, key: str) -> tuple[str, ...]:
         """The training styles that draw this concept."""
@@ -215,18 +261,14 @@ def captions(
     """
     rows: dict[str, list[str]] = {n: [] for n in ("image_id", "language", "caption", "split")}
     images: list[bytes] = []
-    labels = {language: emoji.labels(language) for language in languages}
+    texts = {language: emoji.texts(language) for language in languages}
     drawn = emoji.drawn(progress)
     for concept in emoji.concepts:
         test = concept.split == "test"
         for style in (TEST_STYLE,) if test else emoji.styles(concept.key):
             image = drawn[f"{style}/{concept.key}"]
             for language in languages:
-                label = labels[language].get(concept.key)
-                if label is None:
-                    continue
-                texts = [label.name] if test else label.captions
-                for text in texts:
+                for text in texts[language].get(concept.key, ()):
                     rows["image_id"].append(f"{style}/{concept.key}")
                     rows["language"].append(language)
                     rows["caption"].append(text)
@@ -236,17 +278,51 @@ def captions(
 
 
 def pairs(emoji: Emoji, language: str) -> pa.Table:
-    """The translation table of a language: names and keyword lists of the training concepts."""
+    """The translation table of a language: names and keyword lists of the training concepts.
+
+    Without those of which a side is the name of a test concept.
+    """
     english, foreign = emoji.labels("en"), emoji.labels(language)
+    held_out = emoji.held_out_names("en"), emoji.held_out_names(language)
     both = [
         texts
         for concept in emoji.concepts
         if concept.split == "train" and concept.key in foreign
         for texts in zip(english[concept.key].captions, foreign[concept.key].captions, strict=False)
+        if not any(identity(text) in names for text, names in zip(texts, held_out, strict=True))
     ]
     both = list(dict.fromkeys(both))  # two emoji may have the same keywords
     sources, targets = zip(*both, strict=True)
     return pa.table({"source": sources, "target": targets, "language": [language] * len(both)})
+
+
+def drawn_alike(
+    emoji: Emoji, progress: Callable[[int], None] = lambda count: None
+) -> list[list[str]]:
+    """Groups of concepts that share a drawing in a style, pixel by pixel; for minutes.
+
+    A group holds whoever shares with one of it. `progress` is told of concepts done.
+    """
+    first: dict[tuple[str, bytes], str] = {}
+    group_of: dict[str, set[str]] = {}
+    for concept in emoji.concepts:
+        group_of[concept.key] = {concept.key}
+        for style in (*emoji.styles(concept.key), TEST_STYLE):
+            pixels = hashlib.sha256(emoji.pixels(style, concept.key, SIZE).tobytes()).digest()
+            other = first.setdefault((style, pixels), concept.key)
+            joined = group_of[concept.key] | group_of[other]
+            group_of |= dict.fromkeys(joined, joined)
+        progress(1)
+    groups = {frozenset(group) for group in group_of.values() if len(group) > 1}
+    return sorted(sorted(group) for group in groups)
+
+
+def _without_halves(test: set[str], groups: Iterable[set[str]]) -> set[str]:
+    """Test concepts less those that share a group with a training concept, which trains them."""
+    groups = list(groups)
+    while halves := [group for group in groups if test & group and not group <= test]:
+        test = test.difference(*halves)
+    return test
 
 
 def _read_drawings(archive: Path) -> dict[str, str]:
@@ -285,3 +361,8 @@ def _strip(code: str) -> str:
 def keyword_list(keywords: Sequence[str]) -> str:
     """Keywords as one caption."""
     return ", ".join(keywords)
+
+
+if __name__ == "__main__":
+    for alike in drawn_alike(Emoji(Path(sys.argv[1]))):
+        print(*alike)

@@ -1,7 +1,16 @@
-"""The emoji tables of a language: captions, names, and a lexicon where there is one."""
+"""The emoji tables of a language: captions, names, and a lexicon where there is one.
 
+    emoji/tables-v2-de/captions.parquet, pairs-de.parquet
+    emoji/tables-v2-de/lexicon-1a2b3c4d5e6f.parquet     named by what it holds
+    emoji/tables-v2-de.json                             at a URL: which files, sources missing
+
+What is written stays: a run that has begun goes on with its own tables, whatever was made since.
+"""
+
+import hashlib
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
@@ -10,12 +19,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from mla_ray.data.blocks import fingerprint
 from mla_ray.data.corpus import Corpus
 from mla_ray.datasets import emoji as emoji_data
 from mla_ray.datasets.emoji import Emoji
 from mla_ray.datasets.lexicons import Lexicon, lexicon
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, is_local, read_json, upload, write_json
+from mla_ray.runtime.storage import (
+    at,
+    download,
+    is_local,
+    names_in,
+    read_json,
+    write_bytes,
+    write_json,
+)
+
+TABLES = "tables-v2-{language}"
+"""Version 2: no test concept shares a drawing or a name with a training concept."""
+EARLIER = ("tables-{language}",)
+"""Folders that earlier versions wrote, for runs that began with them."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +50,8 @@ class Tables:
     files: list[Path]
     """Of `captions`, then of `pairs`."""
     note: str
+    missing: Mapping[str, str]
+    """Why a source of the lexicon could not be read."""
 
     def corpus(self, language: str) -> Corpus:
         return Corpus(language, self.files[1:], self.files[0])
@@ -57,33 +82,78 @@ def write_tables(
     return paths
 
 
-def local_tables(language: str, data: Path, report: Report) -> Tables:
-    """The demo's tables, made unless they are there; with a lexicon where there is one."""
-    out = data / "emoji" / f"tables-{language}"
-    if not (out / f"pairs-{language}.parquet").exists():
-        write_tables(data, ["en", language], out, report)
-    files = [out / "captions.parquet", out / f"pairs-{language}.parquet"]
-    pairs = [pq.read_table(files[1])]
-    found, file = _lexicon(language, data, out)
-    note = found.note
-    if found.pairs.num_rows:
-        files.append(file)
-        pairs.append(found.pairs)
+def local_tables(language: str, data: Path, report: Report, begun: UPath | None = None) -> Tables:
+    """The demo's tables, made unless they are there; with a lexicon where there is one.
+
+    Args:
+        language: BCP-47.
+        data: folder of the data sets.
+        report: told of the drawing.
+        begun: a file of a run as `tables_of` reads it. A run that has begun keeps its tables.
+
+    """
+    if kept := tables_of(begun, language, at(data)):
+        files = [Path(file.path) for file in kept]
+        found = Lexicon.of_table(pq.read_table(files[2])) if files[2:] else None
+    else:
+        out = data / "emoji" / TABLES.format(language=language)
+        if not (out / f"pairs-{language}.parquet").exists():
+            write_tables(data, ["en", language], out, report)
+        files = [out / "captions.parquet", out / f"pairs-{language}.parquet"]
+        found, file = _lexicon(language, data, out)
+        files += [file] if found.pairs.num_rows else []
+    note = found.note if found else "no dictionary pairs"
+    if files[2:]:
         note += ", in half of every NLT batch"
-    return Tables(pq.read_table(files[0]), pairs, files, note)
+    captions, *pairs = (pq.read_table(file) for file in files)
+    return Tables(captions, pairs, files, note, found.missing if found else {})
+
+
+def tables_of(begun: UPath | None, language: str, data: UPath) -> list[UPath] | None:
+    """The tables that a run began with, captions first, by the sums that it keeps of them.
+
+    None if it has not begun, or they are not in `data` any more.
+
+    Args:
+        begun: run.json of an acquisition, or another document with its `sources`.
+        language: BCP-47.
+        data: folder of the data sets.
+
+    """
+    if begun is None or not begun.exists():
+        return None
+    wanted: Mapping[str, Sequence[str]] = read_json(begun).get("sources", {}).get(language, {})
+    folders = [data / "emoji" / name.format(language=language) for name in (TABLES, *EARLIER)]
+    files = [folder / name for folder in folders for name in names_in(folder)]
+    of_sum = {fingerprint(file): file for file in files if file.suffix == ".parquet"}
+    # "le-0000" before "nlt-0000", as `Corpus.tables` names them.
+    sums = [each for name in sorted(wanted) for each in wanted[name]]
+    return [of_sum[each] for each in sums] if sums and of_sum.keys() >= set(sums) else None
 
 
 def _lexicon(language: str, data: Path, out: Path) -> tuple[Lexicon, Path]:
-    """Pairs of words the native knows; made anew while a source is missing."""
-    path = out / f"lexicon-{language}.parquet"
-    if path.exists() and not (kept := Lexicon.of_table(pq.read_table(path))).missing:
-        return kept, path
-    labels = Emoji(data / "emoji").labels("en").values()
-    texts = (text for label in labels for text in (label.name, *label.keywords))
-    known = {word for text in texts for word in words_of(text)}
-    found = lexicon(language, data / "lexicons", known)
-    _write(found.table(), path)
-    return found, path
+    """Pairs of words the native knows: the best there is, tried again while a source is missing.
+
+    One that was made stays beside a better one, for the runs that are of it.
+    """
+    kept = {path: Lexicon.of_table(pq.read_table(path)) for path in out.glob("lexicon-*.parquet")}
+    if all(found.missing for found in kept.values()):
+        labels = Emoji(data / "emoji").labels("en").values()
+        texts = (text for label in labels for text in (label.name, *label.keywords))
+        known = {word for text in texts for word in words_of(text)}
+        found = lexicon(language, data / "lexicons", known)
+        path = out / f"lexicon-{_digest(found)}.parquet"
+        if path not in kept:
+            kept[path] = found
+            _write(found.table(), path)
+    best = min(kept, key=lambda path: (len(kept[path].missing), -kept[path].pairs.num_rows, path))
+    return kept[best], best
+
+
+def _digest(found: Lexicon) -> str:
+    """Of its pairs, and of which sources it has; why one is missing is told otherwise each time."""
+    said = [found.pairs.to_pylist(), dict(found.sources), sorted(found.missing)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 
 def words_of(text: str) -> list[str]:
@@ -97,15 +167,29 @@ def _write(table: pa.Table, path: Path) -> None:
     scratch.replace(path)
 
 
-def emoji_tables(language: str, data: UPath, report: Report) -> list[UPath]:
-    """The emoji tables of a language in `data`: captions, names, and a lexicon if there is one."""
+def emoji_tables(
+    language: str, data: UPath, report: Report, begun: UPath | None = None
+) -> list[UPath]:
+    """The emoji tables of a language in `data`: captions, names, and a lexicon if there is one.
+
+    Those that a run began with, if `begun` names them; see `local_tables`.
+    """
     if is_local(data):
-        return [at(file) for file in local_tables(language, Path(data.path), report).files]
-    record = data / "emoji" / f"tables-{language}.json"
-    if not record.exists():
+        return [at(file) for file in local_tables(language, Path(data.path), report, begun).files]
+    if kept := tables_of(begun, language, data):
+        return kept
+    name = TABLES.format(language=language)
+    folder, record = data / "emoji" / name, data / "emoji" / f"{name}.json"
+    said = read_json(record) if record.exists() else None
+    if said is None or said["missing"]:
         with tempfile.TemporaryDirectory() as scratch:
+            local, there = Path(scratch) / "emoji" / name, names_in(folder)
+            if there:
+                download(folder, local)
             made = local_tables(language, Path(scratch), report)
-            upload(made.files[0].parent, data / "emoji" / f"tables-{language}")
-        write_json(record, [file.name for file in made.files])
-    names: list[str] = read_json(record)
-    return [data / "emoji" / f"tables-{language}" / name for name in names]
+            for file in local.iterdir():
+                if file.name not in there:
+                    write_bytes(folder / file.name, file.read_bytes())
+            said = {"files": [file.name for file in made.files], "missing": [*made.missing]}
+        write_json(record, said)
+    return [folder / name for name in said["files"]]

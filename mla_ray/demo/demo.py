@@ -22,9 +22,11 @@ from mla_ray.evaluation.recall import Mask
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.ingest import IMAGES, index_captions, space_of
 from mla_ray.model.native import Native
+from mla_ray.model.text import identity
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars, stderr, stdout
+from mla_ray.runtime.storage import at
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.trainer import acquire
 
@@ -37,11 +39,11 @@ QUERIED = "no skin tone, name in no pair, all its words"
 
 def subsets(evaluation: Evaluation, pairs: Sequence[pa.Table]) -> dict[str, Mask]:
     """The parts of a test that an average over it would hide."""
-    texts = {text.lower() for table in pairs for text in table["target"].to_pylist()}
+    texts = {text for table in pairs for text in table["target"].to_pylist()}
     words = {word for text in texts for word in words_of(text)}
-    names = [name.lower() for name in evaluation.captions]
-    covered = np.array([words.issuperset(words_of(name)) for name in names])
-    unseen = np.array([name not in texts for name in names])  # a dictionary may hold the name
+    covered = np.array([words.issuperset(words_of(name)) for name in evaluation.captions])
+    told = {identity(text) for text in texts}  # a dictionary may hold the name
+    unseen = np.array([identity(name) not in told for name in evaluation.captions])
     tone = np.array([has_skin_tone(image_id) for image_id in evaluation.image_ids])
     return {
         "all words in the pairs": covered,
@@ -61,7 +63,7 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
     """Run the demo; writes report.html, contact-sheet.png and result.json into `run`."""
     began = time.perf_counter()
     with bars() as report:
-        made = local_tables(language, data, report)
+        made = local_tables(language, data, report, at(run / "run" / "run.json"))
         stderr.print(made.note)
         native = Native.load(NATIVE)
         test = made.split("test")

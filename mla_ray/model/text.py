@@ -1,11 +1,14 @@
-"""How a text is written before anything else looks at it: the same on every road.
+"""How a text is written before anything else looks at it, and when two texts are the same.
 
 A caption has one identity, whether it comes from a table, by HTTP, from Python or as a query, since
 all of them call `normalized`. A tokenizer may normalise further; that is its own matter.
 """
 
 import re
-from unicodedata import is_normalized, normalize
+from unicodedata import category, is_normalized, normalize
+
+SPOKEN = "#%&*@"
+"""Signs among Unicode's punctuation that are read out: C# is not C."""
 
 _BYTE_ORDER_MARK = "\ufeff"
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -30,3 +33,27 @@ def fault_of(text: str) -> str | None:
     if _HALF_CHARACTER.search(text):
         return "holds half a character (a lone surrogate)"
     return None
+
+
+def identity(text: str) -> str:
+    """What two texts have in common that say the same: equal for "Dog", "dog." and " DOG ".
+
+    Tokenizers fold case and compatible characters, so whoever holds texts apart (a split, held-out
+    pairs, negatives) compares identities. It is NFKC and casefolded, white space is single spaces,
+    and white space and punctuation at the ends are dropped, unless nothing is left: "?" is itself.
+    Punctuation is Unicode's P but for `SPOKEN`. Idempotent. It is a key to compare by, never a text
+    to encode or to show.
+    """
+    # Folding may undo a normalisation: the Greek iota subscript becomes a letter.
+    folded = normalize("NFKC", normalize("NFKC", normalized(text)).casefold())
+    words = " ".join(folded.split())
+    start, end = 0, len(words)
+    while start < end and _is_outer(words[start]):
+        start += 1
+    while start < end and _is_outer(words[end - 1]):
+        end -= 1
+    return words[start:end] or words
+
+
+def _is_outer(character: str) -> bool:
+    return character == " " or (category(character)[0] == "P" and character not in SPOKEN)

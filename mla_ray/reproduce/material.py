@@ -1,12 +1,13 @@
 """The data of all runs: made once, by whoever starts them, and read by every run.
 
+tables.json                            the emoji tables that it was begun with, and goes on with
 tests/<set>.parquet, tests/<set>.npz   captions; the images' ids and features
 bert/                                  `reproduce.bert`, of all languages' texts
 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mla_ray.data.blocks import fingerprint
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.video import DECODING
 from mla_ray.datasets import stamps
@@ -23,6 +25,8 @@ from mla_ray.model.native import Native
 from mla_ray.reproduce import bert
 from mla_ray.runtime.console import stderr
 from mla_ray.runtime.progress import Report, counting
+from mla_ray.runtime.storage import at, read_json, write_json
+from mla_ray.training.prepare import sources
 
 STEPS = 500
 """Of the BERT's pretraining."""
@@ -72,22 +76,27 @@ def gather(
 ) -> Material:
     """The emoji of some languages, the stamps, and a BERT if wanted, unless they are there."""
     native, tests, learned = Native.load(native_name), folder / "tests", folder / "bert"
-    tags, sets = ["en", *languages], ["emoji"]
+    sets, begun = ["emoji"], at(folder) / "tables.json"
     corpora: dict[str, Corpus] = {}
     emoji: list[pa.Table] = []
     texts: set[str] = set()
     for language in languages:  # the images of one at a time are in memory
-        made = local_tables(language, data, report)
+        made = local_tables(language, data, report, begun)
         corpora[language] = made.corpus(language)
         emoji.append(made.split("test"))
         for pairs in made.pairs:
             texts.update(pairs["target"].to_pylist())
-    if not _kept(native, tests / "emoji", tags):
-        _keep(native, emoji, tests / "emoji", tags, report)
+    before = read_json(begun)["sources"] if begun.exists() else {}
+    write_json(begun, {"sources": before | sources(list(corpora.values()))})
+    tags = ["en", *languages]
+    about = {"languages": ",".join(tags), "features": f"{native.fingerprint} {DECODING}"}
+    files = [fingerprint(at(str(corpus.captions))) for corpus in corpora.values()]
+    if not _kept(tests / "emoji", of_tables := about | {"tables": ",".join(files)}):
+        _keep(native, emoji, tests / "emoji", of_tables, report)
     try:
-        if not _kept(native, tests / "stamps", tags):
+        if not _kept(tests / "stamps", about):
             found = stamps.stamps(stamps.fetch(data / "stamps"), report)
-            _keep(native, [stamps.captions(found, tags)], tests / "stamps", tags, report)
+            _keep(native, [stamps.captions(found, tags)], tests / "stamps", about, report)
         sets.append("stamps")
     except stamps.Unavailable as reason:
         stderr.print(f"without the stamps: {reason}")
@@ -104,28 +113,20 @@ def gather(
     )
 
 
-def _kept(native: Native, path: Path, languages: Sequence[str]) -> bool:
-    """Whether a test set of these languages is there, with features that the native gives."""
+def _kept(path: Path, about: Mapping[str, str]) -> bool:
+    """Whether a test set of these languages, tables and features is there."""
     table = path.with_suffix(".parquet")
     if not table.exists():
         return False
-    about = pq.read_schema(table).metadata or {}
-    if about.get(b"languages") != ",".join(languages).encode():
-        return False
-    kept = np.load(path.with_suffix(".npz"))
-    return "of" in kept and str(kept["of"]) == _of(native)
-
-
-def _of(native: Native) -> str:
-    """What features depend on, beside the images."""
-    return f"{native.fingerprint} {DECODING}"
+    said = pq.read_schema(table).metadata or {}
+    return all(said.get(name.encode()) == value.encode() for name, value in about.items())
 
 
 def _keep(
     native: Native,
     tables: Sequence[pa.Table],
     path: Path,
-    languages: Sequence[str],
+    about: Mapping[str, str],
     report: Report,
 ) -> None:
     """Captions of all languages, and the features of the images that they caption."""
@@ -136,14 +137,9 @@ def _keep(
     whole = pa.concat_tables([table.select(["image_id", "image"]) for table in tables])
     count = len(pa.compute.unique(whole["image_id"]))
     gallery = Gallery.of(native, whole, counting(report, f"{path.name} images", count))
-    np.savez(
-        path.with_suffix(".npz"),
-        of=np.array(_of(native)),
-        ids=np.array(gallery.ids),
-        features=gallery.features,
-    )
+    np.savez(path.with_suffix(".npz"), ids=np.array(gallery.ids), features=gallery.features)
     scratch = path.with_suffix(".tmp")
-    pq.write_table(rows.replace_schema_metadata({"languages": ",".join(languages)}), scratch)
+    pq.write_table(rows.replace_schema_metadata(dict(about)), scratch)
     scratch.replace(path.with_suffix(".parquet"))  # last: where it is, all is
 
 

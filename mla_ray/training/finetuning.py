@@ -329,8 +329,8 @@ class _State:
         mine, whole = shares[self.rank], np.concatenate(shares)
         image_BE = self.native.encode_image(self.shots.pixels(self.shots.image[mine]))
         text_BE = self.native.encode_text(self._tokens(mine))
-        captions = [self.shots.caption[row] for row in whole]
-        same = groups(self.shots.image[whole].tolist(), captions)
+        texts = [self.shots.identity[row] for row in whole]
+        same = groups(self.shots.image[whole].tolist(), texts)
         return le_loss(
             gather(text_BE.float(), self.rank, sizes),
             gather(image_BE.float(), self.rank, sizes),

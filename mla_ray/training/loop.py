@@ -528,7 +528,7 @@ def groups(images: Sequence[Any], captions: Sequence[Any]) -> npt.NDArray[np.int
     """Which rows of a batch are of one thing [G]: those that share an image or a caption.
 
     Transitively, within the batch. Inside a group nothing is a negative: Noto's and Fluent's apple
-    are both right for "Apfel".
+    are both right for "Apfel". Callers pass captions by their identity, so "apfel." is one, too.
     """
     parent: dict[tuple[str, Any], tuple[str, Any]] = {}
 

@@ -37,6 +37,7 @@ from mla_ray.data.table_reader import InvalidTable, Problem, Stream, find_image
 from mla_ray.model.alignment import aligned_rows
 from mla_ray.model.encoder import learned_rows
 from mla_ray.model.native import Native
+from mla_ray.model.text import identity
 from mla_ray.model.tokenizers import (
     Ids,
     LanguageTokenizer,
@@ -466,12 +467,12 @@ def _hold_out(
         ]
         return _HeldOut(rows, _once(pa.concat_tables(found), set()))
     ours = [draft for draft in drafts if draft.stage == "nlt" and draft.language == corpus.language]
-    rows = ours[0].sample(config.size)
-    keys = pa.compute.unique(rows["key"].combine_chunks())
+    rows, key_of_text = _one_key_a_text(ours[0].sample(config.size))
     for draft in ours:  # a dictionary may hold the same text
         for place, (prefix, spool) in enumerate(draft.blocks):
             table = spool.read()
-            keep = pa.compute.invert(pa.compute.is_in(table["key"], keys)).to_numpy()
+            texts = (identity(text) for text in table["source"].to_pylist())
+            keep = np.array([text not in key_of_text for text in texts])
             if not keep.all():
                 draft.blocks[place] = prefix, _filtered(spool, table, keep)
         draft.blocks = [(prefix, spool) for prefix, spool in draft.blocks if spool.rows]
@@ -481,6 +482,18 @@ def _hold_out(
                 "on; make it smaller"
             )
     return _HeldOut(rows, None)
+
+
+def _one_key_a_text(rows: pa.Table) -> tuple[pa.Table, dict[str, str]]:
+    """Held-out pairs, those of "dog" and "Dog." with one key: neither is wrong for the other.
+
+    And the keys by the texts' identities: no pair of such a text is trained on.
+    """
+    key_of_text: dict[str, str] = {}
+    columns = (rows[name].to_pylist() for name in ("key", "source"))
+    keys = [key_of_text.setdefault(identity(text), key) for key, text in zip(*columns, strict=True)]
+    place = rows.column_names.index("key")
+    return rows.set_column(place, "key", pa.array(keys, pa.string())), key_of_text
 
 
 def _write_held_out(
@@ -555,7 +568,8 @@ def _write(
         ids = [shorten(each, context_length) for each in whole]
         columns = {"ids": pa.array(ids, pa.list_(pa.int32())), "key": table["key"]}
         if draft.stage == "le":
-            columns["caption"] = pa.array([key_of(text) for text in table["target"].to_pylist()])
+            texts = (identity(text) for text in table["target"].to_pylist())
+            columns["caption"] = pa.array([key_of(text) for text in texts])
         _put(pa.table(columns), folder / "rows" / f"b{prefix}.parquet")
         done += len(table)
         progress(f"tokenising {draft.language}", done)

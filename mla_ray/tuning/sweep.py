@@ -142,7 +142,7 @@ class LanguageSweep:
         self.root = at(plan.run) / language
         self.store = at(plan.data) / "features"
         self.native = Native.load(plan.native)
-        self.corpus: Corpus = plan.corpus(language, self._tell)
+        self.corpus: Corpus = plan.corpus(language, self._tell, self.root / "spec.json")
         self.space_name, self.space = self._space()
         self.trials = plan.trials or self.space.trials
         if plan.budget is not None:

@@ -2,9 +2,11 @@
 
 import os
 from collections import Counter
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,12 +22,74 @@ def emoji() -> Emoji:
 
 def test_the_split_is_by_concept_and_as_large_as_published(emoji: Emoji) -> None:
     splits = Counter(concept.split for concept in emoji.concepts)
-    assert splits == {"train": 3130, "test": 552}
+    assert splits == {"train": 3189, "test": 493}
     assert len({concept.key for concept in emoji.concepts}) == 3682
 
 
 def test_the_split_is_the_same_every_time(emoji: Emoji) -> None:
     assert [concept.key for concept in emoji.concepts[:2]] == ["1f7e0", "1f9d1-1f3fe-200d-1f3a4"]
+
+
+def test_no_concept_changed_sides_but_those_that_share_with_a_training_concept(
+    emoji: Emoji,
+) -> None:
+    keys = [concept.key for concept in emoji.concepts]
+    by_hash = sorted(keys, key=lambda k: sha256(f"mla-ray emoji split 0 {k}".encode()).digest())
+    assert keys == by_hash, "the native was trained in this order"
+    before = set(by_hash[:552])  # 15 %
+    test = {concept.key for concept in emoji.concepts if concept.split == "test"}
+    assert test < before
+    sharing = {key for line in module.ALIKE.read_text().splitlines() for key in line.split()}
+    assert before - test <= sharing
+
+
+def test_concepts_that_share_a_drawing_are_on_one_side(emoji: Emoji) -> None:
+    """By the drawings' source, of all styles; some that differ there give the same pixels."""
+    split = {concept.key: concept.split for concept in emoji.concepts}
+    group_of = {
+        key: number
+        for number, line in enumerate(module.ALIKE.read_text().splitlines())
+        for key in line.split()
+    }
+    for drawings in emoji._drawings.values():
+        sharing: dict[str, set[str]] = {}
+        for key in split:
+            if key in drawings:
+                sharing.setdefault(drawings[key], set()).add(key)
+        for keys in sharing.values():
+            assert len({split[key] for key in keys}) == 1, keys
+            assert len(keys) == 1 or len({group_of[key] for key in keys}) == 1, keys
+    men, people = "1f6b6-1f3fd-200d-2642", "1f6b6-1f3fd"  # walking; other code, same pixels
+    assert np.array_equal(*(emoji.pixels("openmoji", key, 64) for key in (men, people)))
+    assert split[men] == split[people] == "train"
+
+
+@pytest.mark.slow
+def test_the_groups_kept_are_those_of_the_pixels(emoji: Emoji) -> None:
+    groups = [line.split() for line in module.ALIKE.read_text().splitlines()]
+    assert module.drawn_alike(emoji) == groups
+    split = {concept.key: concept.split for concept in emoji.concepts}
+    assert all(len({split[key] for key in group}) == 1 for group in groups)
+
+
+def test_no_two_test_images_are_alike(emoji: Emoji) -> None:
+    """Else a search that finds one would count as wrong for the other."""
+    test = [concept.key for concept in emoji.concepts if concept.split == "test"]
+    pngs = {emoji.png("twemoji", key, module.SIZE) for key in test}
+    assert len(pngs) == len(test)
+
+
+@pytest.mark.parametrize(
+    ("groups", "left"),
+    [
+        ([], "abcd"),
+        ([{"a", "b"}], "abcd"),  # together in the test
+        ([{"a", "x"}], "bcd"),
+        ([{"a", "b"}, {"b", "c"}, {"c", "x"}, {"x", "y"}], "d"),  # handed on
+    ],
+)
+def test_who_shares_with_a_training_concept_trains(groups: list[set[str]], left: str) -> None:
+    assert module._without_halves(set("abcd"), groups) == set(left)
 
 
 def test_skin_tones_are_told_apart(emoji: Emoji) -> None:
@@ -75,6 +139,41 @@ def test_pairs_are_of_training_concepts_only(emoji: Emoji) -> None:
     assert {"source": "octopus", "target": "Oktopus", "language": "de"} in pairs or (
         "octopus" in held_out
     )
+
+
+@pytest.mark.parametrize(
+    ("language", "left_out"),
+    [("de", []), ("sw", ["kitufe"] * 3)],  # keyword of 10, * and #, and name of the radio button
+)
+def test_no_text_trained_on_is_the_name_of_a_test_concept(
+    emoji: Emoji, language: str, left_out: list[str]
+) -> None:
+    def same(text: str) -> str:
+        return text.casefold().strip(" .,:;!?()“”\"'")
+
+    named = {tag: emoji.labels(tag) for tag in ("en", language)}
+    held_out = {
+        tag: {
+            same(names[c.key].name) for c in emoji.concepts if c.split == "test" and c.key in names
+        }
+        for tag, names in named.items()
+    }
+    for row in module.pairs(emoji, language).to_pylist():
+        assert same(row["source"]) not in held_out["en"]
+        assert same(row["target"]) not in held_out[language]
+    missing: list[str] = []
+    for tag, names in named.items():
+        texts = emoji.texts(tag)
+        for concept in emoji.concepts:
+            label = names.get(concept.key)
+            if label is None:
+                assert concept.key not in texts
+            elif concept.split == "test":
+                assert texts[concept.key] == [label.name]
+            else:
+                assert held_out[tag].isdisjoint(map(same, texts[concept.key]))
+                missing += [text for text in label.captions if text not in texts[concept.key]]
+    assert missing == left_out
 
 
 def test_a_package_that_was_tampered_with_is_refused(tmp_path: Path) -> None:

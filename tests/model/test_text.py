@@ -6,7 +6,74 @@ import unicodedata
 import numpy as np
 import pytest
 
-from mla_ray.model.text import normalized
+from mla_ray.model.text import fault_of, identity, normalized
+
+EVERY = [chr(n) for n in range(sys.maxunicode + 1) if not 0xD800 <= n < 0xE000]
+
+
+def test_both_are_idempotent_on_every_character_and_on_texts_of_any() -> None:
+    rng = np.random.default_rng(0)
+    letters = [c for c in EVERY[:0x3000] if unicodedata.category(c) != "Cn"]
+    marks = [c for c in EVERY if unicodedata.combining(c)]
+    spaces = [c for c in EVERY if c.isspace()]
+    pools = (letters, marks, spaces)
+    texts = list(EVERY)
+    for _ in range(20_000):
+        chosen = [pools[number] for number in rng.integers(3, size=rng.integers(1, 7))]
+        texts.append("".join(pool[rng.integers(len(pool))] for pool in chosen))
+    texts += [text for c in EVERY[:0x3000] for text in (f"a{c}", f"{c}a", f".{c}")]
+    for function in (normalized, identity):
+        wrong = [text for text in texts if function(function(text)) != function(text)]
+        assert not wrong
+    for text in map(normalized, texts):
+        assert unicodedata.is_normalized("NFC", text)
+        assert text == text.strip()
+
+
+def test_what_is_the_same_text_normalised_has_one_identity() -> None:
+    for c in EVERY:
+        assert identity(normalized(c)) == identity(c)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Dog", "dog."),
+        ("Hund", " HUND\n"),
+        ("(Hund)", "„Hund“!"),
+        ("zwei  Hunde", "Zwei\tHunde"),
+        ("Straße", "STRASSE"),
+        ("Käfer", "Ka\u0308fer"),
+        ("Ｈｕｎｄ", "hund"),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+        ("¿Qué?", "qué"),
+        ("犬。", "犬"),
+        ("कुत्ता।", "कुत्ता"),
+    ],
+)
+def test_texts_that_say_the_same_have_one_identity(one: str, other: str) -> None:
+    assert identity(one) == identity(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Hund", "Hunde"),
+        ("a dog", "dog"),
+        ("cat-dog", "catdog"),
+        ("1.5", "15"),
+        ("C#", "C"),
+        ("5 %", "5"),
+        ("?", "!"),
+    ],
+)
+def test_texts_that_say_other_things_have_two(one: str, other: str) -> None:
+    assert identity(one) != identity(other)
+
+
+def test_what_is_nothing_but_punctuation_stays() -> None:
+    assert identity(" ?! ") == "?!"
+    assert identity("") == identity("  ") == ""
 
 
 @pytest.mark.parametrize(
@@ -17,6 +84,7 @@ from mla_ray.model.text import normalized
         ("Käfer", "\u00a0Käfer\u3000"),
         ("ガ", "カ\u3099"),
         ("a b", "a b\r\n"),
+        ("Hund", "\ufeffHu\ufeffnd"),
     ],
 )
 def test_spellings_of_one_text_are_one(text: str, same: str) -> None:
@@ -28,16 +96,7 @@ def test_what_is_inside_stays() -> None:
         assert normalized(text) == text
 
 
-def test_it_is_idempotent() -> None:
-    rng = np.random.default_rng(0)
-    characters = [chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
-    marks = [c for c in characters if unicodedata.combining(c)]
-    spaces = [c for c in characters if c.isspace()]
-    pools = (characters, marks, spaces)
-    for _ in range(20_000):
-        chosen = [pools[number] for number in rng.integers(3, size=5)]
-        text = "".join(pool[rng.integers(len(pool))] for pool in chosen)
-        once = normalized(text)
-        assert normalized(once) == once
-        assert unicodedata.is_normalized("NFC", once)
-        assert once == once.strip()
+def test_what_is_no_text_is_told() -> None:
+    assert fault_of("a\0b") == "holds a NUL character"
+    assert "lone surrogate" in str(fault_of("a\ud800"))
+    assert fault_of("Käfer 👩\u200d🦰") is None

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mla_ray.data.corpus import Corpus
+from mla_ray.datasets import stamps
 from mla_ray.evaluation.evaluation import Gallery
 from mla_ray.evaluation.recall import Ranks
 from mla_ray.model.native import Native
@@ -21,10 +22,11 @@ from mla_ray.reproduce import bert, grid, page
 from mla_ray.reproduce import material as material_module
 from mla_ray.reproduce.claims import claims, verdict, verdict_of_loss
 from mla_ray.reproduce.figures import Figure, Results, figure, per_image
-from mla_ray.reproduce.material import Material, part_of
+from mla_ray.reproduce.material import Material, gather, part_of
 from mla_ray.reproduce.reworded import reworded
 from mla_ray.reproduce.runs import BESIDE, NOTHING, REWORDED, english
-from mla_ray.runtime.progress import Progress, Stopped
+from mla_ray.runtime.progress import Progress, Report, Stopped
+from tests.support.emoji import Dictionaries, only_a_few
 
 FEW = {"nlt": {"steps": 8, "batch": 8}, "le": {"steps": 2, "batch": 8}, "vocab_size": 400}
 LANGUAGES = ("de", "hi")
@@ -312,6 +314,38 @@ def test_every_variant_is_a_valid_configuration() -> None:
         if not run.variant.in_turn and run.variant is not ab.DEFAULTS:
             steps = config.nlt.steps + config.le.steps
             assert steps == ab.TOTAL * len(run.languages), "as many for each language"
+
+
+def test_what_was_begun_keeps_its_tables_and_tests_are_of_the_tables(
+    native_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dictionary that comes back would make all records those of other data."""
+
+    def unavailable(folder: Path) -> Path:
+        raise stamps.Unavailable("no network")
+
+    def gathered(name: str) -> Material:
+        folder = tmp_path / name
+        report: Report = lambda step: None  # noqa: E731
+        return gather(str(native_folder), ["de"], data, folder, report, with_bert=False)
+
+    monkeypatch.setattr(stamps, "fetch", unavailable)
+    only_a_few(monkeypatch)
+    dictionaries, data = Dictionaries(monkeypatch), tmp_path / "data"
+    first = gathered("begun")
+    digest = first.digest()
+    kept = Path(first.tests) / "emoji.npz"
+    written = kept.stat().st_mtime_ns
+    dictionaries.away = False
+    assert gathered("begun").digest() == digest
+    assert gathered("new").digest() != digest
+    assert kept.stat().st_mtime_ns == written
+    # A test made of other captions is not one of these.
+    table = pq.read_table(kept.with_suffix(".parquet"))
+    old = table.slice(2).replace_schema_metadata({"languages": "en,de"})
+    pq.write_table(old, kept.with_suffix(".parquet"))
+    assert gathered("begun").digest() == digest
+    assert pq.read_table(kept.with_suffix(".parquet")).equals(table)
 
 
 def test_a_share_is_drawn_by_seed_and_leaves_english_out(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -261,6 +262,33 @@ def test_under_autocast_the_features_alone_are_in_bfloat16(make: Make, tmp_path:
 
     for found, wanted in zip(gradients(whole=True), gradients(whole=False), strict=True):
         assert torch.equal(found, wanted)
+
+
+def test_captions_that_say_the_same_are_no_negatives(
+    native_folder: Path, pngs: list[bytes], tmp_path: Path
+) -> None:
+    """In a run that 0.1.0 began they go on as they were, by every character."""
+    from mla_ray.training.finetuning import _State
+
+    native = Native.load(str(native_folder))
+    rows = []
+    for number, caption in enumerate(("a dog", "A DOG.")):
+        (tmp_path / f"{number}.png").write_bytes(pngs[number])
+        row = {"image_id": f"{number}", "image": f"{number}.png", "language": "en"}
+        rows.append(row | {"caption": caption, "split": TRAIN})
+    table, data = write_table(tmp_path / "captions.jsonl", rows), tmp_path / "run" / "data" / TRAIN
+    decode(native, table, TRAIN, at(data))
+    config = CONFIG.model_copy(update={"batch": 2}).model_dump()
+    spec = {"native": native.name, "fingerprint": native.fingerprint, "config": config}
+
+    def loss() -> float:
+        state = _State(Job(str(tmp_path / "run"), spec), torch.device("cpu"))
+        return float(state.loss(0).detach())
+
+    assert loss() == 0, "there is nothing to tell apart"
+    kept = pq.read_table(data / "rows.parquet").select(["image", "caption"])
+    pq.write_table(kept, data / "rows.parquet")
+    assert loss() > 0.01
 
 
 def test_every_row_is_seen_once_in_an_epoch(make: Make, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mla_ray.training.config import load_config
 from mla_ray.training.trainer import Workers
 from mla_ray.tuning.outcome import Outcome
 from mla_ray.tuning.sweep import LanguageSweep, SweepPlan, known_outcomes, languages_of, room, sweep
+from tests.support.emoji import Dictionaries, only_a_few
 
 SPACE = {
     "trials": 4,
@@ -299,6 +300,25 @@ def test_where_a_sweep_began_is_not_looked_up_again(plan_of: PlanOf, tmp_path: P
     known = tmp_path / "de" / "first.json"
     known.write_text(json.dumps([["best for nl", point], *json.loads(known.read_text())]))
     assert [origin for origin, _ in first()] == ["best for nl", "defaults"]
+
+
+def test_a_sweep_that_has_begun_goes_on_when_a_dictionary_comes_back(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(run: str) -> LanguageSweep:
+        plan = plan_of(
+            dataset="emoji", pairs=[], captions=None, run=str(tmp_path / run), data=str(tmp_path)
+        )
+        made = LanguageSweep(plan, "de", 1, lambda step: None, threading.Event())
+        made._begin(made.task().held_out)
+        return made
+
+    only_a_few(monkeypatch)
+    dictionaries = Dictionaries(monkeypatch)
+    first = begun("begun").corpus
+    dictionaries.away = False
+    assert begun("new").corpus != first
+    assert begun("begun").corpus == first
 
 
 def test_what_is_no_outcome_in_the_results_is_passed_over(tmp_path: Path) -> None:
