@@ -203,17 +203,6 @@ def pngs() -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
-def white_and_grey() -> list[bytes]:
-    """Two images; the second is close to the mean that CLIP's preprocessing takes away."""
-    images = []
-    for colour in ("white", "rgb(122, 117, 104)"):
-        buffer = BytesIO()
-        Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
-        images.append(buffer.getvalue())
-    return images
-
-
-@pytest.fixture(scope="session")
 def bert_folder(corpus: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of one layer with a WordPiece vocabulary, as `save_pretrained` writes it."""
     from transformers import BertConfig, BertModel  # seconds to import

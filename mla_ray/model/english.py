@@ -7,7 +7,8 @@ from typing import Any, Protocol, cast
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
-from mla_ray.model.tokenizers import spelled_out
+from mla_ray.model import tokenizers
+from mla_ray.model.tokenizers import spelled_out, text_of
 
 
 class Tokenize(Protocol):
@@ -27,12 +28,11 @@ def text_only(tokenizer: Callable[..., Tensor]) -> Tokenize:
         control = [tokenizer.decoder[token] for token in tokenizer.all_special_ids]
         given = spelled_out(control)
     elif isinstance(tokenizer, HFTokenizer):
-        added = tokenizer.tokenizer.added_tokens_decoder.values()
         backend = getattr(tokenizer.tokenizer, "backend_tokenizer", None)
-        given = spelled_out(
-            [token.content for token in added if token.special],
-            getattr(backend, "normalizer", None),
-        )
+        if backend is None:
+            given = spelled_out(tokenizer.tokenizer.all_special_tokens)
+        else:
+            given = text_of(backend)
     else:
         return tokenizer
     ours, clean = copy(tokenizer), tokenizer.clean_fn
@@ -44,3 +44,9 @@ def unknown_id(tokenizer: Any) -> int | None:
     """Id of the token for what a native's tokenizer does not know; None if it has none."""
     found: int | None = getattr(getattr(tokenizer, "tokenizer", None), "unk_token_id", None)
     return found
+
+
+def blank_ids(tokenizer: Any) -> list[int]:
+    """As `tokenizers.blank_ids`, of a native's tokenizer."""
+    backend = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)
+    return [] if backend is None else tokenizers.blank_ids(backend)

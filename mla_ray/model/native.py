@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+import numpy.typing as npt
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from mla_ray.model.english import text_only, unknown_id
+from mla_ray.model.english import blank_ids, text_only, unknown_id
 from mla_ray.model.fingerprint import fingerprint, weights_and_preprocessing
 from mla_ray.model.recognition import recognised
 from mla_ray.model.tokenizers import Shares
@@ -60,7 +61,7 @@ class Native:
             getattr(hugging_face, "eos_token_id", None),
         )
         self._tokenizer = text_only(tokenizer)
-        self._unknown = unknown_id(tokenizer)
+        self._unknown, self._blank = unknown_id(tokenizer), blank_ids(tokenizer)
         self.fingerprint = fingerprint(
             self.fingerprint_v1, self.model, self.text, tokenizer, self.tokenize
         )
@@ -153,19 +154,21 @@ class Native:
         """Share of each text's tokens that are unknown [B], 0 to 1, of the part that is read.
 
         Those are what the tokenizer has one token for, as it does not know it; a tokenizer of bytes
-        knows all. Of a text without any token all is unknown.
+        knows all. A space does not count. Of a text without any other token all is unknown.
         """
         return self.unknown_of(self.tokenize(texts))
 
     def unknown_of(self, ids_BL: Tensor) -> Shares:
         """As `unknown_tokens`, of native token ids [B, L]."""
         length_B = self.text.english_end(ids_BL) + 1
-        is_unknown_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
-        if self._unknown is not None:
-            is_unknown_BL = ids_BL == self._unknown
-            is_unknown_BL &= torch.arange(ids_BL.shape[1]) < length_B[:, None]
-        said_B = (length_B - self._frame).numpy()
-        unknown_B = is_unknown_BL.sum(dim=1).numpy()
+        is_read_BL = torch.arange(ids_BL.shape[1]) < length_B[:, None]
+
+        def count(*tokens: int) -> npt.NDArray[np.int64]:
+            is_one_BL = torch.isin(ids_BL, torch.tensor(tokens, dtype=ids_BL.dtype)) & is_read_BL
+            return is_one_BL.sum(dim=1).numpy()
+
+        said_B = length_B.numpy() - self._frame - count(*self._blank)
+        unknown_B = count() if self._unknown is None else count(self._unknown)
         return np.where(said_B > 0, unknown_B / np.maximum(said_B, 1), 1.0)
 
     @cached_property

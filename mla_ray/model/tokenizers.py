@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import (
+    AddedToken,
     Regex,
     Tokenizer,
     decoders,
@@ -140,20 +141,28 @@ class LanguageTokenizer:
     ) -> None:
         self._tokenizer = None
         self._text: Callable[[str], str] = str
-        self._unknown: int | None = None
         size = int(tokens.max(initial=-1)) + 1
         if tokenizer is not None:
             self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours to configure
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
             self._text = text_of(self._tokenizer)
-            self._unknown = unknown_id(self._tokenizer)
             size = self._tokenizer.get_vocab_size()
         self.tokens = tokens
         self.context_length = context_length
         self._end = end
         self._row_of = np.full(size, -1, dtype=np.int32)
         self._row_of[tokens] = np.arange(len(tokens), dtype=np.int32)
+        # Which tokens say something, and of them those of which nothing is known.
+        self._says = np.ones(size, dtype=bool)
+        self._unknown = self._row_of < 0
+        if self._tokenizer is not None:
+            unknown = unknown_id(self._tokenizer)
+            frame = [number for number, _ in _control(self._tokenizer).values()]
+            self._says[[*frame, *blank_ids(self._tokenizer)]] = False
+            if unknown is not None:
+                self._says[unknown] = self._unknown[unknown] = True
+        self._unknown &= self._says
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -197,8 +206,8 @@ class LanguageTokenizer:
         """Embedding rows of each text, and the share of its tokens that is unknown [B], 0 to 1.
 
         A token is unknown if it has no row, or is the one that the tokenizer has for what it does
-        not know. Of a text without any token all is unknown. The whole text counts, also what is
-        cut.
+        not know. One that is a space and nothing else says nothing and does not count. Of a text
+        without any other all is unknown. The whole text counts, also what is cut.
         """
         rows: list[Ids] = []
         shares = np.ones(len(texts))
@@ -206,9 +215,8 @@ class LanguageTokenizer:
         for index, encoding in enumerate(self.tokenizer.encode_batch_fast(given)):
             ids = np.array(encoding.ids, dtype=np.int32)
             row = self._row_of[ids]
-            said = np.array(encoding.special_tokens_mask) == 0  # not the frame's
-            if said.any():
-                shares[index] = ((row < 0) | (ids == self._unknown))[said].mean()
+            if said := np.count_nonzero(self._says[ids]):
+                shares[index] = np.count_nonzero(self._unknown[ids]) / said
             rows.append(shorten(row[row >= 0], self.context_length))
         return rows, shares
 
@@ -246,8 +254,19 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
 
 def text_of(tokenizer: Tokenizer) -> Callable[[str], str]:
     """What a tokenizer is to be given for a text, so that none of it becomes a control token."""
-    added = tokenizer.get_added_tokens_decoder().values()
-    return spelled_out([token.content for token in added if token.special], tokenizer.normalizer)
+    control = _control(tokenizer)
+    # Most vocabularies have a control token's name for the library to look for, in a text as it
+    # came. In others it is a piece like any other, and the normaliser may make it of other letters.
+    pieces = any(
+        token.normalized or any(piece.id == number for piece in tokenizer.model.tokenize(name))
+        for name, (number, token) in control.items()
+    )
+    return spelled_out(control, tokenizer.normalizer if pieces else None)
+
+
+def _control(tokenizer: Tokenizer) -> dict[str, tuple[int, AddedToken]]:
+    added = tokenizer.get_added_tokens_decoder().items()
+    return {token.content: (number, token) for number, token in added if token.special}
 
 
 def spelled_out(
@@ -255,13 +274,12 @@ def spelled_out(
 ) -> Callable[[str], str]:
     """A function that puts a space into whatever in a text spells a control token: `< eos>`.
 
-    All other texts it returns as they are. Libraries can be told to take such a word for text, but
-    a vocabulary that has it as a piece (sentencepiece's) gives its token all the same, and a
-    normaliser may make the word of others: `＜eos＞`.
+    All other texts it returns as they are. (Libraries can be told to take such a word for text, but
+    a vocabulary that has it as a piece, as sentencepiece's have, gives its token all the same.)
 
     Args:
         control: the tokens' names. One of a single character cannot be told from text and is none.
-        normalizer: the tokenizer's.
+        normalizer: the tokenizer's, if what it makes of a text is to be looked at, too: `＜eos＞`.
 
     """
     names = sorted({re.escape(name) for name in control if len(name) > 1}, key=len, reverse=True)
@@ -279,6 +297,12 @@ def spelled_out(
         return text
 
     return given
+
+
+def blank_ids(tokenizer: Tokenizer) -> list[int]:
+    """Ids of tokens that are a space and nothing else, in GPT-2's or sentencepiece's writing."""
+    found = [tokenizer.token_to_id(token) for token in ("Ġ", "▁")]
+    return [token for token in found if token is not None and not tokenizer.decode([token]).strip()]
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:

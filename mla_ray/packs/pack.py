@@ -56,8 +56,8 @@ class LanguagePack:
     def unknown_tokens(self, texts: Sequence[str]) -> Shares:
         """Share of each text's tokens of which nothing was learned [N], 0 to 1.
 
-        Such tokens are skipped. Where it is 1 the feature is that of an empty text, whatever the
-        text: it says nothing, and looks no less certain.
+        Such tokens are skipped. Where it is 1 the feature is that of a text without words, whatever
+        the text: it says nothing, and looks no less certain.
         """
         return self.tokenizer.read(texts)[1]
 

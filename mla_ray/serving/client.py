@@ -102,7 +102,7 @@ class Embedded(NamedTuple):
     vectors: Vectors  # [N, E], unit length
     unknown_tokens: npt.NDArray[np.float64] | None
     """[N]: of each text's tokens the share that its language does not know. At 1 the vector is that
-    of an empty text, whatever the text. None if the server is of before it told."""
+    of a text without words, whatever the text. None if the server is of before it told."""
 
 
 class ApiError(RuntimeError):

@@ -157,9 +157,11 @@ class TextEngine:
                 log.warning(detail)
             return
         result.unknown_tokens[rows] = mixed.unknown_tokens
-        result.put(
-            rows, mixed.features, [f"the pack for {language!r}" for _, language, *_ in batch]
-        )
+        named = [
+            f"the pack for {language!r}" if pack else f"native {self.native.name!r}"
+            for _, language, _, pack in batch
+        ]
+        result.put(rows, mixed.features, named)
 
     def check(self) -> None:
         """Raise unless a text comes out as a unit vector."""

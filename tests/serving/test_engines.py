@@ -50,8 +50,8 @@ def engine(
         put_pack(make_pack(language))
     swedish = make_pack("sv", texts=["en hund", "katt"])
     with torch.no_grad():
-        (ids,) = swedish.tokenizer(["katt"])
-        swedish.encoder.embedding.rows.weight[ids[1:-1]] = 3e38
+        (ids,) = swedish.tokenizer(["katt"])  # the last letter is in no other word
+        swedish.encoder.embedding.rows.weight[ids[-2]] = 3e38
     put_pack(swedish)
     put_pack(gives_up("da", native))
     return TextEngine(str(native_folder), str(tmp_path / "packs"), 8, 1)
@@ -147,18 +147,33 @@ def test_a_pack_that_is_refused_costs_its_language_alone(
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), [0, 1, 1], atol=1e-5)
 
 
-def test_an_ill_image_costs_itself_alone(native_folder: Path, white_and_grey: list[bytes]) -> None:
+def test_images_without_a_direction_are_errors_by_row(
+    native_folder: Path, pngs: list[bytes]
+) -> None:
     engine = ImageEngine(str(native_folder), 1)
-    with torch.no_grad():  # so that white is too much, and a middle grey is not
-        engine.native.model.visual.conv1.weight.fill_(1e36)
-    white, grey = white_and_grey
-    found = engine.encode([grey, white, b"hello", grey])
-    assert {row: fault.kind for row, fault in found.errors.items()} == {
-        1: NOT_ENCODED,
-        2: BAD_IMAGE,
+    with torch.no_grad():
+        engine.native.model.visual.proj.fill_(3e38)
+    found = engine.encode([pngs[0], b"hello", pngs[1]])
+    kinds = {row: fault.kind for row, fault in found.errors.items()}
+    assert kinds == {0: NOT_ENCODED, 1: BAD_IMAGE, 2: NOT_ENCODED}
+    assert not found.vectors.any()
+    assert found.unknown_tokens.tolist() == [0, 0, 0]
+
+
+def test_a_feature_without_direction_costs_itself_alone() -> None:
+    found = Encoded.empty(4, 2)
+    features = torch.tensor([[3.0, 4.0], [float("nan"), 1.0], [0.0, 0.0]])
+    found.put([3, 0, 1], features, ["a", "b", "c"])
+    assert found.vectors.tolist() == [
+        [0, 0],
+        [0, 0],
+        [0, 0],
+        [pytest.approx(0.6), pytest.approx(0.8)],
+    ]
+    assert {row: fault.detail for row, fault in found.errors.items()} == {
+        0: "b gives a feature that is not finite",
+        1: "c gives a feature that is zero",
     }
-    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), [1, 0, 0, 1], atol=1e-5)
-    assert found.unknown_tokens.tolist() == [0, 0, 0, 0]
 
 
 def test_an_ill_query_costs_itself_alone(native: Native, tmp_path: Path) -> None:
