@@ -18,9 +18,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from upath import UPath
 
-from mla_ray.data.corpus import Corpus
+from mla_ray.data.corpus import Corpus, named
 from mla_ray.data.feature_store import encode_texts
-from mla_ray.data.table_reader import InvalidTable
 from mla_ray.datasets.emoji_tables import emoji_tables
 from mla_ray.evaluation.captions import CaptionTable
 from mla_ray.evaluation.evaluation import evaluate
@@ -38,6 +37,8 @@ log = logging.getLogger(__name__)
 
 SHOWN_REASONS = 10
 STEPS = ("prepare", "encode", "acquire", "evaluate", "index")
+TEST = "test"
+"""Split that packs are measured on."""
 
 
 class Material(BaseModel):
@@ -252,15 +253,28 @@ class Work:
         return {"pack": str(self.packs / language)}
 
     def evaluate(self, language: str) -> dict[str, Any]:
-        """Recall of the pack on the split `test` of the captions, and of the native in English."""
+        """Recall of the pack on the split `test` of the captions, and of the native in English.
+
+        Without such captions nothing is measured, and `skipped` says why.
+        """
         corpus = self.corpus(language)
+        splits = corpus.splits()
+        found: dict[str, Any] = {}
         if corpus.captions is None:
-            return {}
-        found = {"pack": self._recall(language, corpus.captions)}
-        try:
-            found["en"] = self._recall("en", corpus.captions)
-        except InvalidTable as nothing:  # no English rows to compare with
-            log.info("%s: %s", language, nothing)
+            found["skipped"] = "there is no caption table"
+        elif not splits[TEST]:
+            found["skipped"] = (
+                f"{corpus.captions} has no row of split {TEST!r} in {language!r}; rows found: "
+                f"{named(splits)}"
+            )
+        else:
+            found["pack"] = self._recall(language, corpus.captions)
+            if corpus.splits("en")[TEST]:
+                found["en"] = self._recall("en", corpus.captions)
+            else:
+                log.info("%s: no English captions of split %r to compare with", language, TEST)
+        if "skipped" in found:
+            log.warning("%s: not evaluated: %s", language, found["skipped"])
         write_json(self.root / language / "evaluation.json", found)
         return found
 

@@ -280,6 +280,57 @@ def test_an_index_step_without_a_pack_names_it(native_folder: Path, tmp_path: Pa
     assert "run `acquire` first" in str(failed.value.exceptions[0])
 
 
+def captioned(
+    folder: Path, pngs: list[bytes], splits: dict[str, list[str]], **columns: list[str] | None
+) -> str:
+    """A table with a caption of each image, for each language and split."""
+    rows = [
+        {"image_id": f"{n}", "image": png, "language": language, "caption": f"{language} {n}"}
+        | {"split": split}
+        for language, its in splits.items()
+        for split in its
+        for n, png in enumerate(pngs)
+    ]
+    path = folder / "captions.parquet"
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table.drop_columns([n for n, kept in columns.items() if kept is None]), path)
+    return str(path)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_table_without_a_split_test_is_indexed_and_the_evaluation_says_why_it_is_none(
+    local: Callable[..., Work], make_pack: MakePack, pngs: list[bytes], tmp_path: Path
+) -> None:
+    """As the paper's CC300K is."""
+    captions = captioned(tmp_path, pngs, {"de": ["train"], "en": ["train", "test"]})
+    work = local("de", captions=captions, index=f"edge:{tmp_path / 'index'}")
+    make_pack("de").save(tmp_path / "run" / "packs" / "de")
+    made = work.run(("evaluate", "index"))["de"]
+    why = f"{captions} has no row of split 'test' in 'de'; rows found: train (12)"
+    assert made["evaluate"] == {"skipped": why}
+    assert read_json(at(tmp_path / "run" / "de" / "evaluation.json")) == {"skipped": why}
+    assert sum(made["index"]["written"].values()) > 12
+    without = local("de")
+    assert without.run(("evaluate",))["de"] == {
+        "evaluate": {"skipped": "there is no caption table"}
+    }
+
+
+def test_english_is_measured_on_english_rows_alone(
+    local: Callable[..., Work], make_pack: MakePack, pngs: list[bytes], tmp_path: Path
+) -> None:
+    """A table without a column of languages is all in the plan's: nothing in it is English."""
+    for column, measured in ((["de"], {"pack", "en"}), (None, {"pack"})):
+        languages = {"de": ["test"], "en": ["test"]} if column else {"de": ["train", "test"]}
+        captions = captioned(tmp_path, pngs, languages, language=column)
+        work = local("de", captions=captions)
+        make_pack("de").save(tmp_path / "run" / "packs" / "de")
+        found = work.evaluate("de")
+        assert found.keys() == measured
+        assert found["pack"]["language"] == "de"
+        assert found["pack"]["captions"] == 12
+
+
 def test_a_run_that_has_begun_goes_on_when_a_dictionary_comes_back(
     native_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

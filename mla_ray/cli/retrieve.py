@@ -116,6 +116,10 @@ def _evaluation_text(result: dict[str, Any]) -> str:
         cells = [f"{k} {v:5.1f}{_interval(result, f'{way} {k}')}" for k, v in result[way].items()]
         ranks = f"median rank {result['median rank'][way]:g}"
         lines.append(f"  {title}  {'  '.join([*cells, ranks])}")
+    if any((lost := result["missing_features"]).values()):
+        lines.append(
+            f"  no feature, so not found: {lost['captions']:,} captions, {lost['images']:,} images"
+        )
     return "\n".join([*lines, *_unknown_text(result)])
 
 

@@ -1,10 +1,14 @@
 """The tables that one language is acquired from."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pyarrow.compute as pc
+
+from mla_ray.data.table_reader import Stream
 from mla_ray.model.language import canonical
 
 Stage = Literal["nlt", "le"]
@@ -39,3 +43,21 @@ class Corpus:
             yield f"nlt-{number:04d}", "nlt", pairs
         if self.captions is not None:
             yield "le-0000", "le", self.captions
+
+    def splits(self, language: str | None = None) -> Counter[str]:
+        """How many captions each split has, in the corpus's language or another. No image is read.
+
+        A table without a column `language` is all in the corpus's.
+        """
+        rows: Counter[str] = Counter()
+        if self.captions is not None:
+            wanted, columns = canonical(language or self.language), ("language", "split")
+            for piece in Stream([self.captions], columns, {"language": self.language}, {}):
+                ours = piece.filter(pc.equal(piece["language"], wanted))
+                rows.update(ours["split"].to_pylist())
+        return rows
+
+
+def named(splits: Counter[str]) -> str:
+    """For messages: `train (300), validation (12)`."""
+    return ", ".join(f"{split} ({rows:,})" for split, rows in sorted(splits.items())) or "none"

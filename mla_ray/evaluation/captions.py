@@ -1,6 +1,8 @@
 """A caption table on disk, of any size: its texts in memory, its images where they are."""
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from mla_ray.data.table_reader import Problem, Stream, find_image
+from mla_ray.data.corpus import Corpus, named
+from mla_ray.data.table_reader import InvalidTable, Problem, Stream, find_image
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress, Report, counting
+
+log = logging.getLogger(__name__)
 
 OFTEN = 256
 """Rows between two reports."""
@@ -57,7 +62,7 @@ class CaptionTable:
             return Stream.captions([path], one, split)
 
         stream, images, pieces, seen = again(), _Images(), [], 0
-        for piece in stream:
+        for piece in _with_remedy(stream, path, languages, split):
             piece = piece.filter(pc.is_in(piece["language"], pa.array(languages, pa.string())))
             sound = []
             for image_id, cell, file, row in _cells(piece):
@@ -72,6 +77,7 @@ class CaptionTable:
             pieces.append(kept.select(["image_id", "language", "caption", "file", "row"]))
         stream.check(sum(map(len, pieces)), skip_invalid)
         rows = pa.concat_tables(pieces)
+        images.tell_doubles(path, set(rows["image_id"].to_pylist()))
         there = set(pc.unique(rows["language"]).to_pylist())
         if lacking := [language for language in languages if language not in there]:
             found = ", ".join(sorted(there))
@@ -96,6 +102,25 @@ class CaptionTable:
         return Gallery.encode(native, list(first), images(), counting(report, "images", len(first)))
 
 
+def _with_remedy(
+    stream: Stream, path: str | Path, languages: Sequence[str], split: str | None
+) -> Iterator[pa.Table]:
+    """The pieces of a stream; if no row is of the split, the refusal names those there are."""
+    try:
+        yield from stream
+    except InvalidTable as invalid:
+        there: Counter[str] = Counter()
+        for language in languages:
+            there += Corpus(language, [], path).splits()
+        if split is None or not there or split in there:
+            raise
+        message = (
+            f"no row of split {split!r} in {', '.join(languages)}; rows found: {named(there)}; "
+            "name one of these splits (--split), or add rows of this one"
+        )
+        raise InvalidTable([Problem(str(path), None, message)]) from invalid
+
+
 class _Images:
     """What is known of a table's images so far: none is kept, each is decoded once."""
 
@@ -109,6 +134,19 @@ class _Images:
         if (image_id, source) not in self._faults:
             self._faults[image_id, source] = self._look(image_id, image, folder, row)
         return self._faults[image_id, source]
+
+    def tell_doubles(self, path: str | Path, used: set[str]) -> None:
+        """Warn of images that are there under several ids: each is wrong for the other."""
+        ids: dict[bytes, list[str]] = {}
+        for image_id, (digest, _) in self._first.items():
+            if image_id in used:
+                ids.setdefault(digest, []).append(image_id)
+        if doubles := [each for each in ids.values() if len(each) > 1]:
+            log.warning(
+                "%s: %d images have several ids, the first is %s; who finds one of them has not "
+                "found the others, as published protocols count. Give each image one id",
+                *(path, len(doubles), " and ".join(map(repr, doubles[0]))),
+            )
 
     def _look(self, image_id: str, image: str | bytes, folder: UPath, row: int) -> str | None:
         try:

@@ -1,5 +1,6 @@
 """How well a language retrieves: captions of a table against its images."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,11 +13,13 @@ import pyarrow.compute as pc
 
 from mla_ray.data.feature_store import Features, Progress, encode_images, encode_texts
 from mla_ray.evaluation.protocols import FULL, Figures, Protocol, intervals, resampled
-from mla_ray.evaluation.recall import KS, Mask, Part, Ranks
+from mla_ray.evaluation.recall import KS, Mask, Part, Ranks, missing
 from mla_ray.model.native import Native
 from mla_ray.model.text import normalized
 from mla_ray.model.tokenizers import Shares
 from mla_ray.packs.pack import LanguagePack
+
+log = logging.getLogger(__name__)
 
 BATCH = 256
 EncodeText = Callable[[Sequence[str]], Features]
@@ -70,6 +73,10 @@ class Evaluation:
     captions: list[str]
     image_ids: list[str]
     ranks: Ranks
+    no_feature: Mask
+    """Which captions [N] have none: it is zero or not finite, and counts as not found."""
+    no_image: Mask
+    """Of which captions [N] the image has none."""
     protocol: Protocol = FULL
     unknown_tokens: Shares | None = None
 
@@ -82,8 +89,15 @@ class Evaluation:
         return Figures.of(self.folds(mask), ks)
 
     def as_dict(self, mask: Mask | None = None) -> dict[str, Any]:
-        """Its recall in short; `printed` says more."""
-        return {"language": self.language, **self.figures(mask).recall.as_dict()}
+        """Its recall in short, and what had no feature; `printed` says more."""
+        figures = self.figures(mask).recall.as_dict()
+        return {"language": self.language, **figures, "missing_features": self.missing(mask)}
+
+    def missing(self, mask: Mask | None = None) -> dict[str, int]:
+        """How many captions, and how many of their images, have no feature."""
+        some = np.ones(len(self.captions), np.bool_) if mask is None else mask
+        images = {self.image_ids[row] for row in np.flatnonzero(self.no_image & some)}
+        return {"captions": int((self.no_feature & some).sum()), "images": len(images)}
 
     def unknown(self) -> dict[str, float]:
         """Share of the captions with an unknown token ("some"), and with no other ("all")."""
@@ -105,6 +119,8 @@ def evaluate(
     unknown: UnknownTokens | None = None,
 ) -> Evaluation:
     """Rank the captions of `language` against the images that they caption.
+
+    A caption or image without a feature counts as not found; a warning names the first.
 
     Args:
         encode: texts to features [B, E]: a pack's `encode_text`, or the native's.
@@ -131,9 +147,24 @@ def evaluate(
         if progress:
             progress(len(batch))
     image_of = np.array([place[image_id] for image_id in image_ids])
+    no_feature = missing(features)
+    no_image = missing(gallery.features)[images.index][image_of]
+    _tell_missing("captions", texts, no_feature, f"the pack for {language!r}")
+    _tell_missing("images", image_ids, no_image, "the native")
     ranks = protocol.rank(features, images, image_of, ranked)
     shares = None if unknown is None else unknown(texts)
-    return Evaluation(language, texts, image_ids, ranks, protocol, shares)
+    return Evaluation(language, texts, image_ids, ranks, no_feature, no_image, protocol, shares)
+
+
+def _tell_missing(what: str, names: Sequence[str], lost: Mask, of: str) -> None:
+    """Warn of captions or images without a feature; `names` [N] and `lost` [N] are of captions."""
+    if lost.any():
+        count = len({names[row] for row in np.flatnonzero(lost).tolist()})
+        log.warning(
+            "%d %s have no feature (it is zero or not finite) and count as not found, the first is "
+            "%r; verify %s",
+            *(count, what, names[int(np.argmax(lost))], of),
+        )
 
 
 def rows_of(captions: pa.Table, language: str, protocol: Protocol) -> pa.Table:
@@ -167,7 +198,12 @@ def printed(
         return found | ({"intervals": intervals(np.mean(samples, 0), ks)} if samples else {})
 
     languages = [
-        {"language": each.language, "protocol": protocol.name, **shown(of, drawn[n : n + 1])}
+        {
+            "language": each.language,
+            "protocol": protocol.name,
+            **shown(of, drawn[n : n + 1]),
+            "missing_features": each.missing(),
+        }
         | ({"unknown tokens": told} if (told := each.unknown()) else {})
         for n, (each, of) in enumerate(zip(evaluations, figures, strict=True))
     ]

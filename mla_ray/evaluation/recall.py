@@ -7,7 +7,7 @@ tables of a data set is in `protocols`.
 Shapes: N captions, M images, E joint embedding size, K values of k.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -145,8 +145,9 @@ def rank(
 ) -> Ranks:
     """Rank every caption against every image by cosine, and the other way round.
 
-    A tie counts against the right answer (cosines closer than `NOISE` tie), and so does a feature
-    that is zero or not finite: a collapsed encoder scores nothing.
+    A tie counts against the right answer (cosines closer than `NOISE` tie): a collapsed encoder
+    scores nothing. A feature that is `missing` comes last where it is asked for, of a caption or an
+    image, and is never a rival. An image none of whose captions has a feature comes last, too.
 
     In memory are the images' features once, normalised, a `TILE` of scores and a quarter of that;
     captions are read and normalised as they are scored.
@@ -164,38 +165,51 @@ def rank(
     step = _at_a_time(image, 1)
     for start in range(0, len(image), step):
         unit[start : start + step] = _normalised(image[start : start + step])
+    absent = missing(unit)
     step = min(_at_a_time(text, len(unit)), len(text))
     tile = np.empty((step, len(unit)), dtype=np.float32)
     own = np.empty(len(text), dtype=np.float32)
     t2i = np.empty(len(text), dtype=np.int64)
-    for rows, scores in _scores(text, unit, tile, progress):
+    for rows, scores in _scores(text, unit, absent, tile, progress):
         own[rows] = scores[np.arange(len(scores)), image_of[rows]]
         t2i[rows] = len(unit) - 1 - (scores < own[rows, None] - NOISE).sum(1)
     best = np.full(len(unit), -np.inf, dtype=np.float32)
     np.maximum.at(best, image_of, own)
+    ahead = np.zeros(len(unit), dtype=np.int64)
     if rivals == "images":
-        return Ranks(t2i, _images_ahead(text, unit, tile, image_of, best, progress), image_of)
-    ahead = np.zeros(len(unit), dtype=np.int64)
-    for rows, scores in _scores(text, unit, tile, progress):
-        scores[np.arange(len(scores)), image_of[rows]] = -np.inf  # its own captions are right
-        ahead += len(scores) - (scores < best - NOISE).sum(0)
-    return Ranks(t2i, ahead, image_of)
+        order = np.argsort(image_of, kind="stable")  # an image's captions one after another
+        every = _scores(Part(text, order), unit, absent, tile, progress)
+        ahead = _images_ahead(every, image_of[order], best)
+        last = np.full(len(unit), len(unit) - 1)
+    else:
+        for rows, scores in _scores(text, unit, absent, tile, progress):
+            scores[np.arange(len(scores)), image_of[rows]] = -np.inf  # its own captions are right
+            ahead += len(scores) - (scores < best - NOISE).sum(0)
+        last = len(text) - np.bincount(image_of, minlength=len(unit))
+    return Ranks(t2i, np.where(np.isneginf(best), last, ahead), image_of)
 
 
-def _images_ahead(
-    text: Rows,
-    unit: Floats,
-    tile: Floats,
-    image_of: Ints,
-    best: Floats,
-    progress: Progress | None,
-) -> Ints:
-    """How many other images [M] have a caption at least as near as the image's own `best` [M]."""
-    order = np.argsort(image_of, kind="stable")  # an image's captions one after another
-    ahead = np.zeros(len(unit), dtype=np.int64)
-    last, of_last = -1, np.zeros(len(unit), dtype=np.bool_)
-    for rows, scores in _scores(Part(text, order), unit, tile, progress):
-        of = image_of[order[rows]]
+def missing(features: Floats) -> Mask:
+    """Which features [N, E] there are not: they are zero, or not finite, and have no direction."""
+    peak = _peak(features)
+    return ~(np.isfinite(peak) & (peak > 0))
+
+
+def _peak(features: Floats) -> Floats:
+    """The greatest absolute number of each [N]; without a copy of them all."""
+    peak: Floats = np.maximum(features.max(1), -features.min(1))
+    return peak
+
+
+def _images_ahead(every: Iterable[tuple[slice, Floats]], image_of: Ints, best: Floats) -> Ints:
+    """How many other images [M] have a caption at least as near as the image's own `best` [M].
+
+    `every` has the scores of all captions, an image's one after another, as `image_of` [N] is.
+    """
+    ahead = np.zeros(len(best), dtype=np.int64)
+    last, of_last = -1, np.zeros(len(best), dtype=np.bool_)
+    for rows, scores in every:
+        of = image_of[rows]
         scores[np.arange(len(scores)), of] = -np.inf
         starts = np.flatnonzero(np.diff(of, prepend=-1))
         near = ~np.logical_and.reduceat(scores < best - NOISE, starts, axis=0)
@@ -208,16 +222,21 @@ def _images_ahead(
 
 
 def _scores(
-    text: Rows, unit: Floats, tile: Floats, progress: Progress | None
+    text: Rows, unit: Floats, absent: Mask, tile: Floats, progress: Progress | None
 ) -> Iterator[tuple[slice, Floats]]:
     """Cosines [n, M] of as many captions at a time as `tile` holds, and which captions they are.
 
+    That with a caption without a feature, or an image that is `absent`, is less than any other.
     They are in the tile, and the next are written over them.
     """
     for start in range(0, len(text), len(tile)):
         rows = slice(start, min(start + len(tile), len(text)))
         scores = tile[: rows.stop - start]
-        np.matmul(_normalised(text[rows]), unit.T, out=scores)
+        directions = _normalised(text[rows])
+        np.matmul(directions, unit.T, out=scores)
+        scores[missing(directions)] = -np.inf
+        if absent.any():
+            scores[:, absent] = -np.inf
         yield rows, scores
         if progress:
             progress(len(scores))
@@ -230,7 +249,11 @@ def _at_a_time(rows: Rows, width: int) -> int:
 
 
 def _normalised(features: Floats) -> Floats:
+    """Features [N, E] of length one; zeros for one that is missing."""
     features = np.asarray(features, dtype=np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        unit: Floats = features / np.linalg.norm(features, axis=1, keepdims=True)
+        # By the greatest number first: squares of the very large and the very small are no numbers.
+        scaled = features / _peak(features)[:, None]
+        unit: Floats = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    unit[missing(features)] = 0
     return unit

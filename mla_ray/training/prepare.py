@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from upath import UPath
 
 from mla_ray.data.blocks import BLOCK, IMAGES, Spool, cut, fingerprint, write_index
-from mla_ray.data.corpus import Corpus, Stage
+from mla_ray.data.corpus import Corpus, Stage, named
 from mla_ray.data.feature_store import Kind, hashes, key_of
 from mla_ray.data.table_reader import InvalidTable, Problem, Stream, find_image
 from mla_ray.model.alignment import aligned_rows
@@ -163,6 +163,14 @@ def prepare(
                 f"held_out.of is 'captions', but {corpus.language!r} has no caption table; "
                 "give one, or set held_out.of to 'pairs'"
             )
+        if config.held_out.every and config.held_out.of == "captions":
+            splits = corpus.splits()
+            if splits["train"] and not splits["validation"]:
+                raise ValueError(
+                    f"held_out.of is 'captions', but {corpus.captions} has no row of split "
+                    f"'validation' in {corpus.language!r}; rows found: {named(splits)}. Add some, "
+                    "or set held_out.of to 'pairs'"
+                )
         if config.held_out.every and config.held_out.of == "pairs" and not corpus.pairs:
             raise ValueError(
                 f"held_out.of is 'pairs', but {corpus.language!r} has no translation table; "

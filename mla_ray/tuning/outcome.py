@@ -108,4 +108,4 @@ class Outcome(BaseModel):
         said = f"{self.language}: validation AR {best.ar:.1f} by trial {best.number}"
         if first and first.ar is not None:
             said += f" ({first.ar:.1f} by the defaults)"
-        return f"{said}; {self.gain}" if self.gain else said
+        return f"{said}; {self.gain or 'gain not measured, for want of captions of split test'}"

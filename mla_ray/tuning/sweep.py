@@ -24,15 +24,15 @@ import yaml
 from pydantic import Field, ValidationError
 from upath import UPath
 
-from mla_ray.data.corpus import Corpus
-from mla_ray.data.table_reader import InvalidTable, Stream
+from mla_ray.data.corpus import Corpus, named
+from mla_ray.data.table_reader import Stream
 from mla_ray.evaluation.captions import CaptionTable
 from mla_ray.evaluation.evaluation import evaluate
 from mla_ray.evaluation.recall import Ranks
 from mla_ray.model.language import ENGLISH, Language
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack, copy_pack
-from mla_ray.pipeline import Material, of_language
+from mla_ray.pipeline import TEST, Material, of_language
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, names_in, read_json, write_bytes, write_json
 from mla_ray.training.config import AcquireConfig, HeldOut
@@ -201,19 +201,10 @@ class LanguageSweep:
 
     def _held_out(self) -> HeldOut:
         """Rows that settings are chosen by: the captions' split `validation`, else some pairs."""
-        if self._has("validation"):
+        if self.corpus.splits()["validation"]:
             return HeldOut(of="captions", size=HELD_OUT)
         rows = _rows(self.corpus.pairs[0], self.language, 6 * HELD_OUT)
         return HeldOut(of="pairs", size=max(2, min(HELD_OUT, rows // 6)))
-
-    def _has(self, split: str) -> bool:
-        if self.corpus.captions is None:
-            return False
-        rows = Stream.captions([self.corpus.captions], self.language, split)
-        try:
-            return any(piece.num_rows for piece in rows)
-        except InvalidTable:
-            return False
 
     def _begin(self, held_out: HeldOut) -> None:
         """See that the folder is of this sweep, or of none yet."""
@@ -316,7 +307,8 @@ class LanguageSweep:
         def whole(config: AcquireConfig) -> AcquireConfig:
             return config.model_copy(update={"hidden": config.hidden or hidden})
 
-        default, test = self._config(None), self._has("test")
+        default, splits = self._config(None), self.corpus.splits()
+        test = splits[TEST] > 0
         configs = {"best": config}
         if test and whole(default) != whole(config):
             configs["default"] = default
@@ -325,6 +317,11 @@ class LanguageSweep:
             packs = dict(zip(configs, folders, strict=True))
         copy_pack(packs["best"], self.root / "pack")
         if not test:
+            rows = f"rows found: {named(splits)}" if self.corpus.captions else "there are none"
+            log.warning(
+                "%s: the gain is not measured: captions have no split %r; %s",
+                *(self.language, TEST, rows),
+            )
             return outcome
         assert self.corpus.captions is not None  # noqa: S101  (it has a split)
         table = CaptionTable.read(

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from mla_ray.data.feature_store import Features, encode_images
 from mla_ray.data.table_reader import InvalidTable, read_captions
-from mla_ray.evaluation import evaluation
+from mla_ray.evaluation import captions, evaluation
 from mla_ray.evaluation.captions import CaptionTable
 from mla_ray.evaluation.evaluation import Gallery
 from mla_ray.model.native import Native
@@ -118,6 +119,37 @@ def test_missing_files_and_languages_are_named(pngs: list[bytes], tmp_path: Path
     (tmp_path / "i3.png").unlink()
     with pytest.raises(InvalidTable, match=r"line 4: image 'i3\.png' is missing"):
         CaptionTable.read(path, ["de"])
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_jsonl])
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(
+    write: Callable[[Path, list[Row]], Path], pngs: list[bytes], tmp_path: Path
+) -> None:
+    path = write(tmp_path, rows_of(pngs)[-1:] * 3)
+    for languages in (["de"], ["de", "en"]):
+        with pytest.raises(InvalidTable) as refused:
+            CaptionTable.read(path, languages)
+        assert str(refused.value).splitlines()[0] == (
+            f"{path}: no row of split 'test' in {', '.join(languages)}; rows found: train (3); "
+            "name one of these splits (--split), or add rows of this one"
+        )
+    with pytest.raises(InvalidTable, match=r"no row of language 'cs'; rows found: de \(3\)"):
+        CaptionTable.read(path, ["cs"])
+
+
+def test_images_with_several_ids_are_told(
+    pngs: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(captions.log, "warning", lambda line, *of: told.append(line % of))
+    rows = rows_of(pngs)
+    CaptionTable.read(as_parquet(tmp_path, rows), ["de"])
+    assert not told
+    double = rows[2] | {"image_id": "again"}
+    path = as_parquet(tmp_path, [*rows, double])
+    CaptionTable.read(path, ["de"])
+    (line,) = told
+    assert line.startswith(f"{path}: 1 images have several ids, the first is 'i2' and 'again';")
 
 
 def test_a_table_that_changed_is_not_measured(

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from mla_ray.data.feature_store import Features, encode_images, encode_texts
+from mla_ray.evaluation import evaluation
 from mla_ray.evaluation.evaluation import BATCH, Gallery, evaluate, printed
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.native import Native
@@ -58,13 +59,14 @@ def test_a_pack_scores_what_retrieval_by_hand_says(
     text = pack.encode_text([row["caption"] for row in rows]).numpy()
     image_of = np.array([images.index(row["image_id"]) for row in rows])
     expected = rank(text, features, image_of)
-    assert found.as_dict() == {"language": "de", **expected.recall().as_dict()}
+    said = {"language": "de", "missing_features": {"captions": 0, "images": 0}}
+    assert found.as_dict() == said | expected.recall().as_dict()
     assert (found.as_dict()["images"], found.as_dict()["captions"]) == (6, 12)
     assert found.captions == [row["caption"] for row in rows]
     assert found.image_ids == [row["image_id"] for row in rows]
     assert found.ranks.t2i.tolist() == expected.t2i.tolist()
     mask = np.array(["hier" in text for text in found.captions])
-    assert found.as_dict(mask) == {"language": "de", **expected.recall(mask).as_dict()}
+    assert found.as_dict(mask) == said | expected.recall(mask).as_dict()
     assert found.as_dict(mask)["captions"] == 6
 
 
@@ -108,6 +110,38 @@ def test_the_native_is_scored_on_the_rows_of_its_language(
     rows = [row for row in captions.to_pylist() if row["language"] == "en"]
     assert seen == [row["caption"] for row in rows]
     assert sum(done) == found["captions"] == found["images"] == 6
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_what_has_no_feature_is_counted_and_the_first_is_named(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    warn = lambda message, *of: told.append(message % of)  # noqa: E731
+    monkeypatch.setattr(evaluation.log, "warning", warn)
+    features = np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
+    ids = [f"i{n // 2}" for n in range(60)]
+    rows = {"image_id": ids, "language": ["sw"] * 60, "caption": [f"text {n}" for n in range(60)]}
+    images, texts = features[::2].copy(), np.repeat(features[::2], 2, 0)
+    images[[4, 9]] = value
+    texts[[7, 30, 31]] = value
+
+    def encode(batch: Sequence[str]) -> Features:
+        return texts[[int(text.split()[1]) for text in batch]]
+
+    found = evaluate(encode, "sw", pa.table(rows), Gallery([f"i{n}" for n in range(30)], images))
+    lost = {"captions": 3, "images": 2}
+    assert found.as_dict()["missing_features"] == lost
+    assert printed([found])["missing_features"] == lost
+    assert printed([found, found])["languages"][1]["missing_features"] == lost
+    assert [line[:13] for line in told] == ["3 captions ha", "2 images have"]
+    assert ["the first is 'text 7'" in told[0], "the first is 'i4'" in told[1]] == [True, True]
+    # Of 60 captions 3 have none, 4 have an image without one; of 30 images these, and one whose
+    # captions both have none.
+    assert found.as_dict()["t2i"]["R@10"] == round(100 * 53 / 60, 2)
+    assert found.as_dict()["i2t"]["R@10"] == 90
+    first = np.arange(60) < 20
+    assert found.as_dict(first)["missing_features"] == {"captions": 1, "images": 2}
 
 
 def test_a_perfect_encoder_scores_100_whatever_the_order_of_the_gallery() -> None:

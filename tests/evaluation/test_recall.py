@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mla_ray.evaluation.recall import Floats, Ints, Recall, rank
+from mla_ray.evaluation import recall as recalling
+from mla_ray.evaluation.recall import Floats, Ints, Recall, Rivals, rank
 
 DIM = 16
 
@@ -147,6 +148,93 @@ def test_an_encoder_collapsed_to_no_direction_scores_nothing(value: float) -> No
     text = np.full((30, DIM), value, np.float32)
     with np.errstate(all="ignore"):
         assert rank(text, signs(30, 0), np.arange(30)).recall().ar == 0.0
+
+
+# --- the definition, counted by hand, with all that can be odd -----------------------------------
+
+
+def defined(
+    text: Floats, image: Floats, image_of: Ints, rivals: Rivals
+) -> tuple[list[int], list[int]]:
+    """Ranks by the definition, one by one, in float64.
+
+    Of a caption: how many other images are at least as near. Of an image: how many captions of
+    others, or other images by any of their captions, are at least as near as its own best. Who has
+    no feature is last of all and ahead of none.
+    """
+
+    def direction(feature: Floats) -> npt.NDArray[np.float64] | None:
+        wide = feature.astype(np.float64)
+        length = np.sqrt((wide**2).sum())
+        return wide / length if np.isfinite(length) and length > 0 else None
+
+    texts, images = [direction(t) for t in text], [direction(i) for i in image]
+    of = image_of.tolist()
+
+    def near(n: int, m: int) -> float | None:
+        t, i = texts[n], images[m]
+        return None if t is None or i is None else round(float(t @ i), 6)
+
+    def ahead(rival: float | None, own: float) -> bool:
+        return rival is not None and rival >= own
+
+    t2i, i2t = [], []
+    for n, m in enumerate(of):
+        own = near(n, m)
+        others = [other for other in range(len(images)) if other != m]
+        t2i.append(sum(own is None or ahead(near(n, other), own) for other in others))
+    for m in range(len(images)):
+        known = [own for n, its in enumerate(of) if its == m and (own := near(n, m)) is not None]
+        theirs = [(its, near(n, m)) for n, its in enumerate(of) if its != m]
+        if rivals == "captions":
+            i2t.append(sum(not known or ahead(rival, max(known)) for _, rival in theirs))
+        else:
+            i2t.append(len({its for its, rival in theirs if not known or ahead(rival, max(known))}))
+    return t2i, i2t
+
+
+@pytest.mark.parametrize("rivals", ["captions", "images"])
+@pytest.mark.parametrize("seed", range(40))
+def test_recall_is_what_its_definition_says(
+    seed: int, rivals: Rivals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ties, several captions, features of any size and such as are not there, on both sides.
+
+    Cosines are multiples of 1/8, so that ties are exact.
+    """
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 30))
+    image_of = several_each(count, 4, seed)
+    image, text = signs(count, seed), signs(len(image_of), seed + 1000)
+    text[::3] = image[image_of[::3]]
+    monkeypatch.setattr(recalling, "TILE", int(rng.choice([64, 1000, 64 << 20])))
+    for features in (text, image):
+        features *= rng.choice(np.array([1e-30, 0.1, 1, 1e30], np.float32), (len(features), 1))
+        bad = rng.random(len(features)) < rng.choice([0, 0.1, 0.6])
+        features[bad] = rng.choice(np.array([0, np.nan, np.inf], np.float32), (bad.sum(), 1))
+        partly = rng.random(len(features)) < rng.choice([0, 0.1])
+        features[partly, int(rng.integers(DIM))] = np.nan
+    ranks = rank(text, image, image_of, rivals=rivals)
+    t2i, i2t = defined(text, image, image_of, rivals)
+    assert ranks.t2i.tolist() == t2i
+    assert ranks.i2t.tolist() == i2t
+    recall = ranks.recall()
+    for k in (1, 5, 10):
+        assert recall.t2i[f"R@{k}"] == round(100 * sum(r < k for r in t2i) / len(t2i), 2)
+        assert recall.i2t[f"R@{k}"] == round(100 * sum(r < k for r in i2t) / len(i2t), 2)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_one_caption_without_a_feature_costs_itself_alone(value: float) -> None:
+    image = np.random.default_rng(0).normal(size=(250, DIM)).astype(np.float32)
+    text = image.copy()
+    text[7] = value
+    recall = rank(text, image, np.arange(250)).recall()
+    assert recall.t2i["R@1"] == recall.i2t["R@1"] == 99.6
+    text = image[np.arange(500) % 250]
+    text[7] = value  # its image has another caption
+    recall = rank(text, image, np.arange(500) % 250).recall()
+    assert (recall.t2i["R@1"], recall.i2t["R@1"]) == (99.8, 100)
 
 
 def test_ar_is_the_mean_of_six() -> None:

@@ -716,6 +716,19 @@ def test_held_out_captions_without_a_caption_table_are_refused_by_language(
     assert not (tmp_path / "run").exists()
 
 
+def test_held_out_captions_without_a_split_validation_are_refused_with_the_remedy(
+    native: Native, tmp_path: Path, pngs: list[bytes], german: Corpus
+) -> None:
+    rows = [*captions(pngs), *captions(pngs[:2], "en", "validation")]
+    path = write(tmp_path / "captions.parquet", rows)
+    corpus = Corpus("de", german.pairs, path)
+    with pytest.raises(ValueError, match=r"rows found: train \(24\)\. Add some, or set") as refused:
+        prepared(native, tmp_path / "run", corpus, config=held_out(of="captions"))
+    why = f"{path} has no row of split 'validation' in 'de'"
+    assert str(refused.value).startswith(f"held_out.of is 'captions', but {why}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_image_of_the_split_validation_is_refused_too(
     native: Native, tmp_path: Path, pngs: list[bytes], german: Corpus
 ) -> None:
