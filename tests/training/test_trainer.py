@@ -230,6 +230,21 @@ def test_a_batch_smaller_than_the_workers_is_refused(
         run_of(tmp_path / "run", [corpora["de"]], workers=Workers(1, most=9))
 
 
+def test_more_tables_than_a_batch_has_rows_are_refused_before_they_are_read(
+    run_of: RunOf, tmp_path: Path
+) -> None:
+    corpus = Corpus("de", [tmp_path / f"not there {number}.tsv" for number in range(9)])
+    with pytest.raises(ValueError, match=r"nlt.batch is 8, too small for the 9 translation tables"):
+        run_of(tmp_path / "run", [corpus], CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        AcquireConfig(seed=seed)
+
+
 def test_frozen_features_are_computed_once(
     german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
