@@ -149,22 +149,20 @@ def evaluate(
     image_of = np.array([place[image_id] for image_id in image_ids])
     no_feature = missing(features)
     no_image = missing(gallery.features)[images.index][image_of]
-    _tell_missing("captions", texts, no_feature, f"the pack for {language!r}")
-    _tell_missing("images", image_ids, no_image, "the native")
     ranks = protocol.rank(features, images, image_of, ranked)
     shares = None if unknown is None else unknown(texts)
-    return Evaluation(language, texts, image_ids, ranks, no_feature, no_image, protocol, shares)
-
-
-def _tell_missing(what: str, names: Sequence[str], lost: Mask, of: str) -> None:
-    """Warn of captions or images without a feature; `names` [N] and `lost` [N] are of captions."""
-    if lost.any():
-        count = len({names[row] for row in np.flatnonzero(lost).tolist()})
-        log.warning(
-            "%d %s have no feature (it is zero or not finite) and count as not found, the first is "
-            "%r; verify %s",
-            *(count, what, names[int(np.argmax(lost))], of),
-        )
+    found = Evaluation(language, texts, image_ids, ranks, no_feature, no_image, protocol, shares)
+    for what, names, lost, of in (
+        ("captions", texts, no_feature, f"the pack for {language!r}"),
+        ("images", image_ids, no_image, "the native"),
+    ):
+        if count := found.missing()[what]:
+            log.warning(
+                "%d %s have no feature (it is zero or not finite) and count as not found, the "
+                "first is %r; verify %s",
+                *(count, what, names[np.flatnonzero(lost)[0]], of),
+            )
+    return found
 
 
 def rows_of(captions: pa.Table, language: str, protocol: Protocol) -> pa.Table:
