@@ -23,7 +23,7 @@ from mla_ray.model.towers import TextTower
 
 RULE = 2
 
-ATTRIBUTES = (
+ATTRIBUTES = {
     # attention and norms
     *("num_heads", "num_kv_heads", "scaled_cosine", "scale_heads", "logit_scale_max", "eps"),
     *("add_zero_attn", "num_groups", "window_size", "shift_size"),
@@ -37,7 +37,7 @@ ATTRIBUTES = (
     *("final_ln_after_pool", "num_prefix_tokens"),
     # images
     *("image_size", "img_size", "patch_size", "scale_factor", "mode", "align_corners"),
-)
+}
 """Of modules: all that changes an output and that no weight's shape gives away."""
 
 POINTS = (-4.0, -2.5, -1.0, -0.3, 0.4, 1.0, 2.0, 5.0)
@@ -105,7 +105,8 @@ def _modules(model: nn.Module) -> dict[str, Any]:
     for path, module in model.named_modules(remove_duplicate=False):
         if _is_told_by_the_tower(model, path):
             continue
-        said = {name: _plain(vars(module).get(name)) for name in ATTRIBUTES}
+        held = vars(module)
+        said = {name: _plain(held[name]) for name in ATTRIBUTES & held.keys()}
         said["gives"] = _curve(module)
         if said := {name: value for name, value in said.items() if value not in (None, False)}:
             found[path] = said

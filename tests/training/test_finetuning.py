@@ -390,6 +390,20 @@ def test_what_was_decoded_in_another_way_is_not_mixed_in(
     assert after.equal(before.flip(-1, -2))
 
 
+def test_a_run_of_the_rule_of_before_goes_on_and_that_is_told(
+    native: Native, tmp_path: Path, recognitions: list[str]
+) -> None:
+    spec = {"fingerprint": native.fingerprint, "config": {"steps": 4}}
+    before = spec | {"fingerprint": native.fingerprint_v1}
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    finetuning._begin(at(tmp_path), spec, native, resume=True)
+    (said,) = recognitions
+    assert said.startswith(f"{tmp_path}: has the fingerprint of mla-ray 0.1.0")
+    (tmp_path / "run.json").write_text(json.dumps(spec | {"fingerprint": "0" * 64}))
+    with pytest.raises(ValueError, match="fingerprint differ"):
+        finetuning._begin(at(tmp_path), spec, native, resume=True)
+
+
 def test_bad_rows_are_refused_with_their_place_or_left_out(
     native: Native, table: Table, tmp_path: Path
 ) -> None:
