@@ -258,10 +258,17 @@ def text_of(tokenizer: Tokenizer) -> Callable[[str], str]:
     # Most vocabularies have a control token's name for the library to look for, in a text as it
     # came. In others it is a piece like any other, and the normaliser may make it of other letters.
     pieces = any(
-        token.normalized or any(piece.id == number for piece in tokenizer.model.tokenize(name))
+        token.normalized or _is_piece(tokenizer, name, number)
         for name, (number, token) in control.items()
     )
     return spelled_out(control, tokenizer.normalizer if pieces else None)
+
+
+def _is_piece(tokenizer: Tokenizer, name: str, number: int) -> bool:
+    model = tokenizer.model
+    if model.token_to_id(name) is None:
+        return False
+    return any(piece.id == number for piece in model.tokenize(name))
 
 
 def _control(tokenizer: Tokenizer) -> dict[str, tuple[int, AddedToken]]:

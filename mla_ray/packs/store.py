@@ -32,6 +32,7 @@ MAX_PACKS = 1_000  # looked at in one store
 GRACE = 2  # scans in a row that must miss a pack before it is gone: a swap is two renames
 
 ATTEMPTS = 3  # to load a pack that may be changing
+OLD_SERVES = "; the version before it is served"
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,7 @@ class PackStore:
         listing = Listing()
         for name, seen in sorted(self._cards.items()):
             if seen.fault:
-                before = "; the version before it is served" if seen.listed else ""
-                listing.broken[name] = seen.fault + before
+                listing.broken[name] = seen.fault + (OLD_SERVES if seen.listed else "")
             if seen.listed is None:
                 continue
             language = seen.listed.card.language
@@ -260,12 +260,12 @@ class PackLibrary:
                         del self._loaded[language]
                     elif listed.version != version:
                         changed.append(listed)
-            named = {listed.name for listed in listing.packs.values()}
+            named = {listed.name: listed for listed in listing.packs.values()}
             for name, refusal in list(self._refused.items()):
-                if name in named:
-                    listing.broken.setdefault(name, refusal.why)
-                else:
+                if name not in named or named[name].version != refusal.files[0]:
                     self._refused.pop(name, None)
+                elif name not in listing.broken:
+                    self._tell(listing, named[name], refusal.why)
             self.listing = listing
             return changed
 
@@ -274,7 +274,7 @@ class PackLibrary:
         try:
             pack = self._try(listed)
         except (PackError, OSError) as error:
-            self.listing.broken[listed.name] = f"{error}; the version before it is served"
+            self._tell(self.listing, listed, str(error))
             return
         with self._lock:
             if listed.card.language in self._loaded:
@@ -338,11 +338,15 @@ class PackLibrary:
             raise
         except Exception as error:  # whatever it is, it is this pack's
             self._refused[listed.name] = _Refusal(files, str(error))
-            self.listing.broken[listed.name] = str(error)
+            self._tell(self.listing, listed, str(error))
             log.warning("pack %s: %s", listed.name, error)
             raise PackError(str(error)) from error
         self._refused.pop(listed.name, None)
         return pack
+
+    def _tell(self, listing: Listing, listed: Listed, fault: str) -> None:
+        serves = listed.card.language in self._loaded
+        listing.broken[listed.name] = fault + (OLD_SERVES if serves else "")
 
     def _held(self, language: str) -> LanguagePack | None:
         with self._lock:
