@@ -89,7 +89,7 @@ def gather(
     before = read_json(begun)["sources"] if begun.exists() else {}
     write_json(begun, {"sources": before | sources(list(corpora.values()))})
     tags = ["en", *languages]
-    about = {"languages": ",".join(tags), "features": f"{native.fingerprint} {DECODING}"}
+    about = _about(native, tags)
     files = [fingerprint(at(str(corpus.captions))) for corpus in corpora.values()]
     if not _kept(tests / "emoji", of_tables := about | {"tables": ",".join(files)}):
         _keep(native, emoji, tests / "emoji", of_tables, report)
@@ -111,6 +111,11 @@ def gather(
         tuple(sets),
         str(learned),
     )
+
+
+def _about(native: Native, languages: Sequence[str]) -> dict[str, str]:
+    """What a test set is made of, beside its tables: what its features depend on is among it."""
+    return {"languages": ",".join(languages), "features": f"{native.fingerprint} {DECODING}"}
 
 
 def _kept(path: Path, about: Mapping[str, str]) -> bool:

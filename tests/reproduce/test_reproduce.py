@@ -233,13 +233,14 @@ def test_features_of_a_test_set_are_of_the_native_and_of_how_images_are_decoded(
 ) -> None:
     row = {"image_id": "one", "image": pngs[0], "language": "en", "caption": "a dog"}
     path, table = tmp_path / "emoji", pa.Table.from_pylist([row])
-    assert not material_module._kept(native, path, ["en"])
-    material_module._keep(native, [table], path, ["en"], lambda step: None)
-    assert material_module._kept(native, path, ["en"])
-    assert not material_module._kept(native, path, ["en", "de"])
-    assert not material_module._kept(other_native, path, ["en"])
+    kept, about = material_module._kept, material_module._about
+    assert not kept(path, about(native, ["en"]))
+    material_module._keep(native, [table], path, about(native, ["en"]), lambda step: None)
+    assert kept(path, about(native, ["en"]))
+    assert not kept(path, about(native, ["en", "de"]))
+    assert not kept(path, about(other_native, ["en"]))
     monkeypatch.setattr(material_module, "DECODING", 2)
-    assert not material_module._kept(native, path, ["en"])
+    assert not kept(path, about(native, ["en"]))
 
 
 # --- without Ray ---------------------------------------------------------------------------------
