@@ -203,7 +203,7 @@ def app(settings: Settings) -> Iterator[Any]:
 
 
 def by_http(settings: Settings, records: list[Row], pngs: list[bytes]) -> None:
-    with app(settings) as served, TestClient(served) as client:
+    with app(settings) as served, TestClient(served, base_url="http://127.0.0.1") as client:
         for number in range(IMAGES):
             put = client.put(
                 f"/v1/images/{number}",
@@ -251,7 +251,6 @@ def test_by_a_server(
         native=str(native_folder),
         packs=str(next(iter(packs.values())).parent),
         index=f"edge:{tmp_path / 'index'}",
-        hosts=["127.0.0.1", "testserver"],
     )
     records = [
         {
