@@ -156,7 +156,7 @@ class FeatureStore:
             begin, end = np.searchsorted(ordered, np.array([first, last], np.uint64))
             if begin == end and (begin == len(ordered) or int(ordered[begin]) != last):
                 continue
-            table = _read(part, ["key", "feature"])
+            table = read_part(part, ["key", "feature"])
             rows = pa.compute.index_in(table["key"], place).combine_chunks()
             mine = rows.is_valid()
             if not pa.compute.any(mine).as_py():
@@ -191,7 +191,7 @@ class FeatureStore:
         for part, bits in self._parts():
             if not (bits.startswith(prefix) or prefix.startswith(bits)):
                 continue
-            table = _read(part, ["key", "reason"])
+            table = read_part(part, ["key", "reason"])
             for key, reason in zip(
                 table["key"].to_pylist(), table["reason"].to_pylist(), strict=True
             ):
@@ -253,7 +253,7 @@ def _leaf(kind: Kind) -> str:
     return kind if kind == "text" or DECODING == 1 else f"{kind}-{DECODING}"
 
 
-def _read(path: UPath, columns: list[str]) -> pa.Table:
+def read_part(path: UPath, columns: list[str]) -> pa.Table:
     return pq.read_table(pa.BufferReader(read_bytes(path)), columns=columns)
 
 

@@ -302,7 +302,8 @@ def read_translations(
         if not _HEAD.fullmatch(head) or len(_WORD.findall(head)) > MAX_HEAD_WORDS:
             continue
         known = known_words.issuperset(_WORD.findall(head))
-        others = known_words.intersection(_forms(head))
+        # in the order of `_forms`: that of a set is another one in each process
+        others = [form for form in _forms(head) if form in known_words]
         if known or others:
             clean = [text for target in targets if (text := clean_target(target, language))]
             for form in others:

@@ -287,12 +287,7 @@ def _rows_of(files: pa.Table, language: str | None, wanted: Sequence[str]) -> It
             ).cast(BLOCK_SCHEMA)
         faults = [str(problem) for problem in stream.problems]
         faults += [f"{file}: a row like these"] * (stream.refused - len(faults))
-        empty = {name: pa.nulls(len(faults), kind) for name, kind in _kinds()}
-        yield pa.table(empty | {"fault": pa.array(faults, pa.string())}).cast(BLOCK_SCHEMA)
-
-
-def _kinds() -> list[tuple[str, pa.DataType]]:
-    return [(field.name, field.type) for field in BLOCK_SCHEMA]
+        yield pa.Table.from_pylist([{"fault": fault} for fault in faults], BLOCK_SCHEMA)
 
 
 def _encode(

@@ -20,6 +20,7 @@ from mla_ray.data.feature_store import (
     encode_frames,
     encode_texts,
     key_of,
+    read_part,
 )
 from mla_ray.data.video import frames_of
 from mla_ray.model.native import Native
@@ -138,12 +139,8 @@ def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
     have = store.keys(prefix)
     if not have:
         return False
-    found = [have.get(key, "") for key in _keys_of(path).to_pylist()]
+    found = [have.get(key, "") for key in read_part(path, ["key"])["key"].to_pylist()]
     return all(reason is None for reason in found)
-
-
-def _keys_of(path: UPath) -> pa.ChunkedArray:
-    return pq.read_table(pa.BufferReader(read_bytes(path)), columns=["key"])["key"]
 
 
 Reasons = Mapping[str, str | None]

@@ -144,6 +144,15 @@ def test_a_lexicon_survives_its_file(tmp_path: Path) -> None:
     assert again.missing == {"one": "apt-get is not on PATH"}
 
 
+def test_pairs_are_in_the_same_order_in_every_process(tmp_path: Path) -> None:
+    """An order that follows a set's changes with each process, and so does what is trained."""
+    verbs = ["paint", "plant", "jump", "climb", "burn", "melt", "sort", "roll"]
+    forms = [verb + ending for verb in verbs for ending in ("s", "es", "ing", "ed")]
+    entries = [(verb, [f"{verb}-de"]) for verb in verbs]
+    found = lexicon("de", tmp_path, set(forms), [source("one", entries)])
+    assert [head for head, _ in rows(found)] == forms
+
+
 def test_a_known_form_of_a_word_has_its_translations_unless_it_has_its_own(tmp_path: Path) -> None:
     entries = [
         ("footprint", ["脚印"]),
