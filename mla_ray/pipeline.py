@@ -9,9 +9,10 @@ each has a run folder and a pack of its own, so that one that fails takes no oth
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,10 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from upath import UPath
 
 from mla_ray.data.corpus import Corpus, named
-from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets.emoji_tables import emoji_tables
 from mla_ray.evaluation.captions import CaptionTable
-from mla_ray.evaluation.evaluation import evaluate
+from mla_ray.evaluation.evaluation import encode_query, evaluate, unknown_in
 from mla_ray.model.language import ENGLISH, Language
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack, copy_pack
@@ -329,12 +329,17 @@ class Work:
     def _recall(self, language: str, captions: str | Path) -> dict[str, Any]:
         table = CaptionTable.read(captions, [language], skip_invalid=self.plan.skip_invalid)
         gallery = table.gallery(self.native)
-        if language == "en":
-            encode: Callable[[Any], Any] = lambda texts: encode_texts(self.native, texts)  # noqa: E731
-        else:
-            pack = LanguagePack.load(self.packs / language, self.native)
-            encode = lambda texts: pack.encode_text(texts).cpu().numpy()  # noqa: E731
-        return evaluate(encode, language, table.rows, gallery).as_dict()
+        packs = {}
+        if language != ENGLISH:
+            packs[language] = LanguagePack.load(self.packs / language, self.native)
+        found = evaluate(
+            partial(encode_query, self.native, packs, language),
+            language,
+            table.rows,
+            gallery,
+            unknown=partial(unknown_in, self.native, packs, language),
+        )
+        return found.as_dict()
 
     def _tell(self, language: str) -> Report:
         return of_language(self.report, language)

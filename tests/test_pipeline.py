@@ -329,6 +329,7 @@ def test_english_is_measured_on_english_rows_alone(
         assert found.keys() == measured
         assert found["pack"]["language"] == "de"
         assert found["pack"]["captions"] == 12
+        assert found["pack"]["unknown_tokens"].keys() == {"some", "all"}
 
 
 def test_a_run_that_has_begun_goes_on_when_a_dictionary_comes_back(

@@ -39,10 +39,9 @@ def evaluate(
     """Recall@1, 5, 10 both ways of packs, or of the native on its English rows."""
     from functools import partial
 
-    from mla_ray.data.feature_store import encode_texts
     from mla_ray.evaluation.captions import CaptionTable
+    from mla_ray.evaluation.evaluation import encode_query, printed, rows_of, unknown_in
     from mla_ray.evaluation.evaluation import evaluate as measure
-    from mla_ray.evaluation.evaluation import printed, rows_of
     from mla_ray.evaluation.protocols import find
     from mla_ray.model.native import Native
     from mla_ray.packs.card import read_card
@@ -72,20 +71,16 @@ def evaluate(
         gallery = table.gallery(frozen, report)
         found = []
         for tongue, size in sizes.items():
-            encode: Any = partial(encode_texts, frozen)
-            unknown = (packs.get(tongue) or frozen).unknown_tokens
-            if tongue in packs:
-                encode = lambda texts, of=packs[tongue]: of.encode_text(texts).cpu().numpy()  # noqa: E731
             found.append(
                 measure(
-                    encode,
+                    partial(encode_query, frozen, packs, tongue),
                     tongue,
                     table.rows,
                     gallery,
                     counting(report, f"{tongue} captions", size),
                     protocol=chosen,
                     ranked=counting(report, f"{tongue} ranking", 2 * size),
-                    unknown=unknown,
+                    unknown=partial(unknown_in, frozen, packs, tongue),
                 )
             )
         result = printed(found, k or (), with_intervals=intervals)
@@ -125,7 +120,7 @@ def _evaluation_text(result: dict[str, Any]) -> str:
 
 def _unknown_text(row: dict[str, Any]) -> list[str]:
     """A line on captions with unknown tokens; none if there are none."""
-    found = row.get("unknown tokens", {})
+    found = row.get("unknown_tokens", {})
     if not found.get("some"):
         return []
     some, whole = (f"{100 * found[name]:.1f} %" for name in ("some", "all"))

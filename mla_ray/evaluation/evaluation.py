@@ -89,9 +89,10 @@ class Evaluation:
         return Figures.of(self.folds(mask), ks)
 
     def as_dict(self, mask: Mask | None = None) -> dict[str, Any]:
-        """Its recall in short, and what had no feature; `printed` says more."""
+        """Its recall in short, what had no feature, what was unknown; `printed` says more."""
         figures = self.figures(mask).recall.as_dict()
-        return {"language": self.language, **figures, "missing_features": self.missing(mask)}
+        found = {"language": self.language, **figures, "missing_features": self.missing(mask)}
+        return found | self.unknown_as_dict()
 
     def missing(self, mask: Mask | None = None) -> dict[str, int]:
         """How many captions, and how many of their images, have no feature."""
@@ -105,6 +106,10 @@ class Evaluation:
             return {}
         shares = {"some": self.unknown_tokens > 0, "all": self.unknown_tokens == 1}
         return {name: round(float(mask.mean()), 4) for name, mask in shares.items()}
+
+    def unknown_as_dict(self) -> dict[str, Any]:
+        """`unknown` under its name, or nothing if it was not counted."""
+        return {"unknown_tokens": told} if (told := self.unknown()) else {}
 
 
 def evaluate(
@@ -202,7 +207,7 @@ def printed(
             **shown(of, drawn[n : n + 1]),
             "missing_features": each.missing(),
         }
-        | ({"unknown tokens": told} if (told := each.unknown()) else {})
+        | each.unknown_as_dict()
         for n, (each, of) in enumerate(zip(evaluations, figures, strict=True))
     ]
     if len(languages) == 1:

@@ -105,7 +105,7 @@ def test_evaluate_prints_the_contract_for_a_pack_and_for_the_native(
         result = run.json
         assert isinstance(result, dict)
         assert set(result) >= {"language", "t2i", "i2t", "AR", "images", "captions"}
-        assert set(result["unknown tokens"]) == {"some", "all"}
+        assert set(result["unknown_tokens"]) == {"some", "all"}
         assert set(result["t2i"]) == set(result["i2t"]) == {"R@1", "R@5", "R@10"}
         assert (result["language"], result["images"], result["captions"]) == (language, 6, 6)
         assert result["t2i"]["R@10"] == 100.0  # six images: every one is among the first ten

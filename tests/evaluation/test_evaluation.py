@@ -87,13 +87,13 @@ def test_captions_with_unknown_tokens_are_counted(
     expected = {"some": round(some / 12, 4), "all": round(2 / 12, 4)}
     assert found.unknown() == expected
     (first, second) = (printed([found]), printed([found, found]))
-    assert first["unknown tokens"] == expected
-    assert [row["unknown tokens"] for row in second["languages"]] == [expected] * 2
+    assert first["unknown_tokens"] == expected
+    assert [row["unknown_tokens"] for row in second["languages"]] == [expected] * 2
     without = evaluate(pack.encode_text, "de", table, gallery)
-    assert printed([without]) == {k: v for k, v in first.items() if k != "unknown tokens"}
+    assert printed([without]) == {k: v for k, v in first.items() if k != "unknown_tokens"}
     english = partial(encode_texts, native)
     found = evaluate(english, "en", table, gallery, unknown=native.unknown_tokens)
-    assert printed([found])["unknown tokens"] == {"some": 0.0, "all": 0.0}
+    assert printed([found])["unknown_tokens"] == {"some": 0.0, "all": 0.0}
 
 
 def test_the_native_is_scored_on_the_rows_of_its_language(
