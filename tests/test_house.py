@@ -56,6 +56,12 @@ def test_settings_and_client_load_nothing_heavy(tmp_path: Path) -> None:
     assert not imported(code, tmp_path=tmp_path) & HEAVY
 
 
+def test_tasks_that_only_read_or_write_load_no_model_code(tmp_path: Path) -> None:
+    """Each process of Ray's that imports open_clip spends ten seconds on it."""
+    code = "import mla_ray.index.table_blocks, mla_ray.index.sink, mla_ray.training.board"
+    assert not imported(code, tmp_path=tmp_path) & {"torch", "open_clip", "transformers"}
+
+
 def test_public_names_are_there_and_are_listed() -> None:
     for name in mla_ray.__all__:
         assert getattr(mla_ray, name).__name__ == name

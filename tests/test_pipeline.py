@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from mla_ray.cli.job.plan import Settings
 from mla_ray.data.table_reader import InvalidTable
-from mla_ray.index.collection import CaptionIndex
-from mla_ray.index.ingest import CAPTIONS, space_of
+from mla_ray.index.collection import CAPTIONS, CaptionIndex
+from mla_ray.index.ingest import space_of
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack

@@ -40,18 +40,25 @@ def tsv_is_quoted(lines: Iterable[str]) -> bool:
 def _records(lines: Iterable[str]) -> Iterator[list[str]]:
     """The cells of each record with their quotes; a quoted cell may hold tabs and line breaks."""
     cells: list[str] = []
-    open_cell: str | None = None
+    open_cell: list[str] = []  # pieces of a quoted cell that has no end yet
+    length = 0
     for line in lines:
         pieces = line.rstrip("\r\n").split("\t")
         for place, piece in enumerate(pieces):
-            before = "" if open_cell is None else open_cell + ("\t" if place else "\n")
-            cell = before + piece
-            is_open = cell.startswith('"') and cell.count('"') % 2 == 1 and len(cell) < LONGEST
-            open_cell = cell if is_open else None
+            # Only the piece is looked at: the pieces before it hold an odd number of quotes.
+            odd = piece.count('"') % 2 == 1
+            if open_cell:
+                open_cell.append(("\t" if place else "\n") + piece)
+                length += len(piece) + 1
+                is_open = not odd and length < LONGEST
+            else:
+                open_cell, length = [piece], len(piece)
+                is_open = odd and piece.startswith('"') and length < LONGEST
             if not is_open:
-                cells.append(cell)
-        if open_cell is None:
+                cells.append("".join(open_cell))
+                open_cell = []
+        if not open_cell:
             yield cells
             cells = []
-    if open_cell is not None:
-        yield [*cells, open_cell]
+    if open_cell:
+        yield [*cells, "".join(open_cell)]

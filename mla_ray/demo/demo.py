@@ -19,8 +19,8 @@ from mla_ray.datasets.npm import fetch
 from mla_ray.demo import report as reporting
 from mla_ray.evaluation.evaluation import Evaluation, Gallery, evaluate
 from mla_ray.evaluation.recall import Mask
-from mla_ray.index.collection import CaptionIndex
-from mla_ray.index.ingest import IMAGES, index_captions, space_of
+from mla_ray.index.collection import IMAGES, CaptionIndex
+from mla_ray.index.ingest import index_captions, space_of
 from mla_ray.model.native import Native
 from mla_ray.model.text import identity
 from mla_ray.packs.pack import LanguagePack, copy_pack

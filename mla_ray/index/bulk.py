@@ -12,12 +12,7 @@ writes what the cluster encodes.
 Shapes: N points, E joint embedding size.
 """
 
-import logging
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,51 +22,27 @@ import pyarrow.compute as pc
 import ray
 import torch
 from PIL import Image
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
-from ray.data.datasource import Datasink, WriteResult
-from upath import UPath
+from ray.data import ActorPoolStrategy
 
 from mla_ray.data.feature_store import BATCH, Features, encode_frames
-from mla_ray.data.table_reader import Stream, find_image
+from mla_ray.data.table_reader import find_image
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import encode_query
-from mla_ray.index.collection import CaptionIndex, Entry, Quantization, Space
-from mla_ray.index.ingest import (
-    CAPTIONS,
-    IMAGES,
-    caption_entry,
-    image_entry,
-    keys_of,
-    require_packs,
-    space_of,
-)
+from mla_ray.index.collection import CAPTIONS, IMAGES, Entry, Quantization
+from mla_ray.index.ingest import caption_entry, image_entry, keys_of, require_packs, space_of
 from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore
+from mla_ray.index.sink import FIELDS, Indexed, IndexSink, opened, write
+from mla_ray.index.table_blocks import read, survey
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, patiently
+from mla_ray.runtime.storage import at
 
-FIELDS = tuple(field.name for field in fields(Entry))
-BLOCK = 1024  # rows that an actor takes at once; of an image's rows among them one is encoded
-MAX_REASONS = 1000
-READERS, WRITERS = 2, 4  # tasks at a time
-
-
-@dataclass
-class Indexed:
-    """What was written, by collection, and what was not."""
-
-    written: dict[str, int] = field(default_factory=lambda: {IMAGES: 0, CAPTIONS: 0})
-    rejected: int = 0
-    reasons: list[str] = field(default_factory=list)  # of the first MAX_REASONS
-    removed: dict[str, int] = field(default_factory=dict)  # by a sync, as `ingest.sync` counts
-
-    def add(self, other: "Indexed") -> None:
-        for name, count in other.written.items():
-            self.written[name] += count
-        self.rejected += other.rejected
-        self.reasons = (self.reasons + other.reasons)[:MAX_REASONS]
+BLOCK = 1024
+"""Rows that an actor takes at once; of an image's rows among them one is encoded."""
+WRITERS = 4
+"""Tasks at a time."""
 
 
 def index_table(
@@ -127,17 +98,17 @@ def index_table(
     wanted = found_languages if languages is None else found_languages & set(languages)
     require_packs(wanted, packs)
     space, done = space_of(native), Indexed()
-    encoded = _encode(native_name, packs, _read(tables, language, wanted), source)
+    encoded = _encode(native_name, packs, read(tables, language, wanted), source)
     del native  # the actors have their own
     if url.startswith(("http", "grpc")):
-        with _opened(url, space, quantization):
+        with opened(url, space, quantization):
             pass  # made once, before many tasks would
         sink = IndexSink(url, space)
         encoded.write_datasink(sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0})
         done = sink.done
         report(Progress("indexing", total, total))
     else:
-        with _opened(url, space, quantization) as collections:
+        with opened(url, space, quantization) as collections:
             rows = 0
             for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
                 done.add(write(collections, block))
@@ -150,144 +121,6 @@ def index_table(
         kept = keys_of(tables, source, language)
         done.removed = remove_what_left(url, space, source, kept, pictures)
     return done
-
-
-def survey(tables: Sequence[str], language: str | None = None) -> tuple[set[str], int]:
-    """Languages in `tables`, as BCP-47 writes them, and rows.
-
-    Reads that one column, and of every file as much of the others as tells that they are there.
-    """
-    languages: set[str] = set()
-    rows = 0
-    for file in map(str, _files(tables)):
-        next(iter(Stream.captions([file], language, every_language=True)), None)
-        stream = Stream.languages([file], language)
-        for piece in stream:
-            languages.update(pc.unique(piece["language"]).to_pylist())
-        rows += stream.rows + stream.refused
-    return languages, rows
-
-
-def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
-    """Upsert a block of `_Encoder`'s, trying again for a while where no server answers."""
-    done = Indexed()
-    good = block.filter(pc.is_null(block["reason"]))
-    for collection, index in collections.items():
-        rows = good.filter(pc.equal(good["collection"], collection))
-        columns = (rows[name].to_pylist() for name in FIELDS)
-        entries = [Entry(*row) for row in zip(*columns, strict=True)]
-        flat = rows["vector"].combine_chunks().flatten().to_numpy()
-        vectors_NE = flat.reshape(len(entries), index.space.dim)
-        done.written[collection] = patiently(
-            partial(index.upsert, entries, vectors_NE), what=f"writing {collection}"
-        )
-    reasons = block["reason"].drop_null().to_pylist()
-    done.rejected, done.reasons = len(reasons), reasons[:MAX_REASONS]
-    return done
-
-
-class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
-    """Writes encoded blocks to a server from many tasks, each with its own client.
-
-    The package ray-qdrant has a sink that could: it takes ids, payload and a named vector. But a
-    zero vector or one bad row fails its task, and ids, lengths and errors would then have two
-    homes; through `CaptionIndex.upsert` a point is the same whoever writes it. The collections
-    exist already.
-    """
-
-    def __init__(self, url: str, space: Space) -> None:
-        self.url = url
-        self.space = space
-        self.done = Indexed()
-
-    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Indexed:
-        done = Indexed()
-        with ExitStack() as stack:
-            opened = patiently(
-                lambda: stack.enter_context(_opened(self.url, self.space)),
-                what="opening the index",
-            )
-            for block in blocks:
-                done.add(write(opened, block))
-        return done
-
-    def on_write_complete(self, write_result: WriteResult) -> None:
-        for done in write_result.write_returns:
-            self.done.add(done)
-
-
-@contextmanager
-def _opened(
-    url: str, space: Space, quantization: Quantization | None = None
-) -> Iterator[dict[str, CaptionIndex]]:
-    with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(
-                CaptionIndex.open(url, space, name, quantization=quantization)
-            )
-            for name in (IMAGES, CAPTIONS)
-        }
-
-
-BLOCK_SCHEMA = pa.schema(
-    {
-        "image_id": pa.string(),
-        "content": pa.large_binary(),  # of an image whose bytes are in the table
-        "uri": pa.string(),  # of one that is elsewhere
-        "folder": pa.string(),  # of the table
-        "language": pa.string(),
-        "caption": pa.string(),
-        "place": pa.string(),  # file and row
-        "fault": pa.string(),  # of a row that is no use; the columns above are null then
-    }
-)
-
-
-def _read(tables: Sequence[str], language: str | None, wanted: Collection[str]) -> ray.data.Dataset:
-    """The rows of tables as `BLOCK_SCHEMA` has them; a task reads a file."""
-    # Not "ray.data" itself: Ray sets that one anew before every execution.
-    logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
-    DataContext.get_current().enable_progress_bars = False
-    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # of small tables
-    files = [pa.table({"file": [str(file)]}) for file in _files(tables)]
-    # Reading takes no core: a task that waits for one while actors hold them all waits for ever.
-    return ray.data.from_arrow(files).map_batches(
-        _rows_of,
-        fn_kwargs={"language": language, "wanted": sorted(wanted)},
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=READERS),
-        num_cpus=0,
-    )
-
-
-def _files(tables: Sequence[str]) -> list[UPath]:
-    return Stream.captions(tables).files
-
-
-def _rows_of(files: pa.Table, language: str | None, wanted: Sequence[str]) -> Iterator[pa.Table]:
-    for file in files["file"].to_pylist():
-        stream = Stream.captions([file], language, every_language=True)
-        folder = str(stream.files[0].parent)
-        for piece in stream:
-            rows = piece.filter(pc.is_in(piece["language"], pa.array(wanted, pa.string())))
-            inside = pa.types.is_large_binary(rows["image"].type)
-            nothing = pa.nulls(len(rows))
-            yield pa.table(
-                {
-                    "image_id": rows["image_id"],
-                    "content": rows["image"] if inside else nothing,
-                    "uri": nothing if inside else rows["image"],
-                    "folder": pa.array([folder] * len(rows)),
-                    "language": rows["language"],
-                    "caption": rows["caption"],
-                    "place": pa.array([stream.place(0, row) for row in rows["row"].to_pylist()]),
-                    "fault": nothing,
-                }
-            ).cast(BLOCK_SCHEMA)
-        faults = [str(problem) for problem in stream.problems]
-        faults += [f"{file}: a row like these"] * (stream.refused - len(faults))
-        yield pa.Table.from_pylist([{"fault": fault} for fault in faults], BLOCK_SCHEMA)
 
 
 def _encode(

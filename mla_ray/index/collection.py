@@ -42,6 +42,8 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from mla_ray.model.directions import faults, norms
 from mla_ray.model.recognition import recognised
 
+IMAGES, CAPTIONS = "images", "captions"
+"""Names of collections."""
 SCHEMA = 3  # of the stored points and of the record beside them; all points are of RULE
 MIXED_SCHEMA = 2  # some points may be of the rule before; other schemas are refused
 RULE, FORMER_RULE = 2, 1  # of point ids: source, id, language; native, id, language

@@ -13,7 +13,15 @@ from mla_ray.data.feature_store import key_of
 from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery, encode_query
-from mla_ray.index.collection import RULE, CaptionIndex, Entry, Quantization, Space
+from mla_ray.index.collection import (
+    CAPTIONS,
+    IMAGES,
+    RULE,
+    CaptionIndex,
+    Entry,
+    Quantization,
+    Space,
+)
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.native import Native
@@ -21,7 +29,8 @@ from mla_ray.model.text import normalized
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report
 
-IMAGES, CAPTIONS, PICTURES = "images", "captions", "pictures"
+PICTURES = "pictures"
+"""What `sync` counts beside collections."""
 BATCH = 256
 
 

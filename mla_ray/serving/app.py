@@ -15,8 +15,8 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 
+from mla_ray.index.collection import CAPTIONS
 from mla_ray.index.collection import Hit as Found
-from mla_ray.index.ingest import CAPTIONS
 from mla_ray.serving.backend import Backend, Row
 from mla_ray.serving.engines import Query as IndexQuery
 from mla_ray.serving.guard import Guard

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from mla_ray.data.images import BadImage, open_image
-from mla_ray.index.collection import CaptionIndex, Entry, Hit
-from mla_ray.index.ingest import CAPTIONS, IMAGES, space_of
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, Hit
+from mla_ray.index.ingest import space_of
 from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
 from mla_ray.model.native import Native

@@ -13,8 +13,8 @@ import py3langid
 from pydantic import ValidationError
 
 from mla_ray.data.images import open_image
-from mla_ray.index.collection import Entry, Hit
-from mla_ray.index.ingest import CAPTIONS, IMAGES, caption_entry, image_entry, owner
+from mla_ray.index.collection import CAPTIONS, IMAGES, Entry, Hit
+from mla_ray.index.ingest import caption_entry, image_entry, owner
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.language import ENGLISH
 from mla_ray.model.text import fault_of, normalized

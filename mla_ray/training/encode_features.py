@@ -1,7 +1,7 @@
 """Frozen features over a cluster: what the feature store lacks, computed with Ray Data."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from mla_ray.data.feature_store import (
     BATCH,
     Features,
     FeatureStore,
-    Progress,
+    Kind,
     encode_frames,
     encode_texts,
     key_of,
@@ -45,6 +45,8 @@ class Contents:
     """Blocks of contents (`mla_ray.data.blocks`), and the files that their rows are from."""
 
     folder: UPath
+    kind: Kind
+    """Of the features that they are to have."""
     blocks: Sequence[tuple[str, int]]
     """Prefix and rows of each."""
     files: Sequence[str] = ()
@@ -69,33 +71,39 @@ class Failure:
     reason: str
 
 
+Told = Callable[[Kind, int, int], None]
+"""(kind, rows just done, features computed for them)"""
+
+
 def fill(
-    store: FeatureStore,
+    stores: Mapping[Kind, FeatureStore],
     native_name: str,
     contents: Sequence[Contents],
-    progress: Progress | None = None,
+    progress: Told = lambda kind, rows, computed: None,
     encoders: Encoders = Encoders(),
 ) -> Filled:
-    """Compute what the store lacks of some contents with Ray Data. The caller has started Ray.
+    """Compute what the stores lack of some contents with Ray Data. The caller has started Ray.
 
-    What goes to an actor is the place of a block; it reads it, encodes what the store lacks and
-    writes a part. So nothing but counts comes back, and a run that is killed loses the blocks that
-    were under way. A bad image costs one row, which is tried again, and counted, whenever the
-    contents are asked for.
+    Texts and images go to the same actors, which take many seconds to start. What goes to an actor
+    is the place of a block; it reads it, encodes what the store lacks and writes a part. So nothing
+    but counts comes back, and a run that is killed loses the blocks that were under way. A bad
+    image costs one row, which is tried again, and counted, whenever the contents are asked for.
     """
     import ray
 
     blocks = []
-    store.look()
-    store.claim()
+    for store in stores.values():
+        store.look()
+        store.claim()
     for number, each in enumerate(contents):
         for prefix, rows in each.blocks:
             path = each.folder / f"b{prefix}.parquet"
-            if not _is_there(path, prefix, store):
-                blocks.append({"path": str(path), "prefix": prefix, "table": number})
-            elif progress:
-                progress(rows)
-    if not blocks:  # actors take seconds to start
+            if _is_there(path, prefix, stores[each.kind]):
+                progress(each.kind, rows, 0)
+            else:
+                place = {"path": str(path), "prefix": prefix}
+                blocks.append(place | {"kind": each.kind, "table": number})
+    if not blocks:
         return Filled()
     # Not "ray.data" itself: Ray sets that one anew before every execution.
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
@@ -110,7 +118,7 @@ def fill(
     # cores that the actors hold, for ever.
     encoded = ray.data.from_arrow([pa.Table.from_pylist([block]) for block in blocks]).map_batches(
         _Encoder,
-        fn_constructor_kwargs={"native": native_name, "store": store},
+        fn_constructor_kwargs={"native": native_name, "stores": stores},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=encoders.cpus,
         num_gpus=gpus,
@@ -123,14 +131,14 @@ def fill(
             filled.computed += row["computed"]
             filled.failed += row["failed"]
             room = MAX_FAILURES - len(filled.failures)
-            files = contents[row["table"]].files
+            table = contents[row["table"]]
             filled.failures += [
-                Failure(files[failure["file"]], failure["row"], failure["reason"])
+                Failure(table.files[failure["file"]], failure["row"], failure["reason"])
                 for failure in row["failures"][:room]
             ]
-            if progress:
-                progress(row["rows"])
-    store.look()
+            progress(table.kind, row["rows"], row["computed"])
+    for store in stores.values():
+        store.look()
     return filled
 
 
@@ -162,25 +170,26 @@ OUTCOME = pa.schema(
 class _Encoder:
     """One Ray Data actor: a native, held."""
 
-    def __init__(self, native: str, store: FeatureStore) -> None:
+    def __init__(self, native: str, stores: Mapping[Kind, FeatureStore]) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.native = Native.load(native, device)
-        self.store = store
-        self.encode = self._images if store.kind == "image" else self._texts
+        self.stores = stores
 
     def __call__(self, blocks: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._block(row) for row in blocks.to_pylist()], OUTCOME)
 
     def _block(self, block: dict[str, Any]) -> dict[str, Any]:
         rows, failures = 0, []
-        self.store.look()
-        have = self.store.keys(block["prefix"])
+        kind = block["kind"]
+        store, encode = self.stores[kind], self._images if kind == "image" else self._texts
+        store.look()
+        have = store.keys(block["prefix"])
         before, tried = dict(have), set[str]()
         keys: list[str] = []
         features: list[Features] = []
         reasons: list[str | None] = []
         with at(block["path"]).open("rb") as raw, pq.ParquetFile(raw, buffer_size=1 << 20) as file:
-            for batch in file.iter_batches(BATCH if self.store.kind == "image" else BATCH * 64):
+            for batch in file.iter_batches(BATCH if kind == "image" else BATCH * 64):
                 rows += batch.num_rows
                 lacking = [
                     key not in tried and have.get(key, "") is not None
@@ -189,7 +198,7 @@ class _Encoder:
                 missing = batch.filter(pa.array(lacking))
                 if missing.num_rows:
                     asked = missing["key"].to_pylist()
-                    made, why = self.encode(missing, before)
+                    made, why = encode(missing, before)
                     # Of those tried again only what came out otherwise is news.
                     new = [
                         place
@@ -207,7 +216,7 @@ class _Encoder:
                     if have[row["key"]]
                 ]
         if keys:
-            self.store.write(keys, np.concatenate(features), reasons, block["prefix"])
+            store.write(keys, np.concatenate(features), reasons, block["prefix"])
         return {
             "table": block["table"],
             "rows": rows,

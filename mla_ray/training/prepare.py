@@ -248,20 +248,20 @@ def _start(native: Native, corpora: Sequence[Corpus]) -> LanguagePack | None:
     return pack
 
 
-def contents(run: UPath, corpora: Sequence[Corpus]) -> dict[Kind, list[Contents]]:
-    """What `encode_features.fill` has to encode for a prepared run, by kind."""
-    found: dict[Kind, list[Contents]] = {"text": [], "image": []}
+def contents(run: UPath, corpora: Sequence[Corpus]) -> list[Contents]:
+    """What `encode_features.fill` has to encode for a prepared run, texts first."""
+    found: list[Contents] = []
     for corpus in corpora:
         for name, stage, table in corpus.tables():
             folder = run / "data" / corpus.language / name / "contents"
             blocks = [(b["prefix"], b["rows"]) for b in read_json(folder / "index.json")["blocks"]]
             files = [str(file) for file in _stream(corpus, stage, table).files]
-            found[KIND[stage]].append(Contents(folder, blocks, files))
+            found.append(Contents(folder, KIND[stage], blocks, files))
         held = run / "data" / corpus.language / HELD_OUT / "contents"
         if (held / "index.json").exists():  # captions; pairs are among those of their table
             blocks = [(b["prefix"], b["rows"]) for b in read_json(held / "index.json")["blocks"]]
-            found["image"].append(Contents(held, blocks, files))
-    return found
+            found.append(Contents(held, "image", blocks, files))
+    return sorted(found, key=lambda each: each.kind == "image")
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -16,16 +16,18 @@ Every step may be run alone, by a job of its own; what is done already is not do
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from upath import UPath
 
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import FeatureStore
+from mla_ray.data.feature_store import FeatureStore, Kind
 from mla_ray.data.table_reader import InvalidTable, Problem
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress, Report, Stopped
@@ -260,25 +262,23 @@ def encode(
     encoders: Encoders = Encoders(),  # noqa: B008
 ) -> Filled:
     """Fill the feature stores with what a prepared run needs."""
-    every = Filled()
-    for kind, of_kind in contents(run, corpora).items():
-        total = sum(rows for each in of_kind for _, rows in each.blocks)
-        if not total:
-            continue
-        done = 0
+    needed = contents(run, corpora)
+    stores, total = {}, Counter[Kind]()
+    for each in needed:
+        total[each.kind] += sum(rows for _, rows in each.blocks)
+    for kind in total:
+        stores[kind] = FeatureStore(store, native.fingerprint, kind, native.fingerprint_v1)
+    done, computed = Counter[Kind](), Counter[Kind]()
 
-        def advance(count: int, phase: str = f"{kind} features", total: int = total) -> None:
-            nonlocal done
-            done += count
-            report(Progress(phase, done, total))
+    def advance(kind: Kind, rows: int, new: int) -> None:
+        done[kind] += rows
+        computed[kind] += new
+        report(Progress(f"{kind} features", done[kind], total[kind]))
 
-        features = FeatureStore(store, native.fingerprint, kind, native.fingerprint_v1)
-        filled = fill(features, native.name, of_kind, advance, encoders)
-        report(Progress(f"{kind} features", total, total, f"{filled.computed:,} computed"))
-        every.computed += filled.computed
-        every.failed += filled.failed
-        every.failures += filled.failures
-    return every
+    filled = fill(stores, native.name, needed, advance, encoders)
+    for kind, rows in (+total).items():
+        report(Progress(f"{kind} features", rows, rows, f"{computed[kind]:,} computed"))
+    return filled
 
 
 def bad_images(filled: Filled) -> InvalidTable:
@@ -336,9 +336,10 @@ def fit(
     cpus = workers.cpus or share(workers, nodes)
     board = ray.remote(num_cpus=0)(Board).remote()
     remove(at(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
+    # Not as `train_loop_config`: Train's controller reads that, and would import all of this
+    # package and open_clip for it, which takes many seconds.
     trainer = TorchTrainer(
-        _work,
-        train_loop_config={"train": train, "job": job, "board": board, "labels": dict(labels)},
+        partial(_work, train, job, board, dict(labels)),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(workers.count, workers.most) if workers.most else workers.count,
@@ -414,14 +415,15 @@ class _Watching:
                 return
 
 
-def _work(given: dict[str, Any]) -> Exception | None:
+def _work(
+    train: Callable[..., bool], job: InFolder, board: Any, labels: Mapping[str, str]
+) -> Exception | None:
     """What every Ray Train worker runs; returns what went wrong if it would again.
 
     What is raised here Ray tries again, from the last checkpoint.
     """
     import ray.train
 
-    board, labels = given["board"], given["labels"]
     outside = Outside(
         saved=_report,
         wish=_Wishes(board).ask,
@@ -429,7 +431,7 @@ def _work(given: dict[str, Any]) -> Exception | None:
         labels=labels,
     )
     alone = ray.train.get_context().get_world_size() == 1
-    return _fault(given["train"], given["job"], outside, alone)
+    return _fault(train, job, outside, alone)
 
 
 def _fault(

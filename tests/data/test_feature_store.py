@@ -17,6 +17,7 @@ from mla_ray.data.feature_store import (
     BATCH,
     Features,
     FeatureStore,
+    Kind,
     encode_images,
     encode_texts,
     hashes,
@@ -276,7 +277,7 @@ def test_a_store_by_the_rule_of_before_is_of_the_first_native_that_claims_it(
         mended.read(keys_of("a"))
 
 
-def contents_of(folder: Path, contents: list[bytes], limit: int) -> Contents:
+def contents_of(folder: Path, kind: Kind, contents: list[bytes], limit: int) -> Contents:
     """Blocks of contents as `mla_ray.training.prepare` writes them, rows counted from 1."""
     folder.mkdir()
     count = len(contents)
@@ -295,7 +296,7 @@ def contents_of(folder: Path, contents: list[bytes], limit: int) -> Contents:
     for prefix, block in cut(spool, limit):
         pq.write_table(block.read(), folder / f"b{prefix}.parquet")
         blocks.append((prefix, block.rows))
-    return Contents(UPath(folder), blocks, ["captions.parquet"])
+    return Contents(UPath(folder), kind, blocks, ["captions.parquet"])
 
 
 def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
@@ -305,11 +306,18 @@ def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
     native = Native.load(str(native_folder))
     texts = [f"a dog and {number} cats" for number in range(1500)]
     store = FeatureStore(UPath(tmp_path / "store"), native.fingerprint, "text")
-    contents = contents_of(tmp_path / "contents", [text.encode() for text in texts], limit=250)
+    contents = contents_of(
+        tmp_path / "contents", "text", [text.encode() for text in texts], limit=250
+    )
     assert len(contents.blocks) > 4
-    seen: list[int] = []
-    assert fill(store, str(native_folder), [contents], seen.append).computed == 1500
-    assert sum(seen) == 1500
+    seen: list[tuple[Kind, int, int]] = []
+
+    def told(kind: Kind, rows: int, computed: int) -> None:
+        seen.append((kind, rows, computed))
+
+    assert fill({"text": store}, str(native_folder), [contents], told).computed == 1500
+    assert sum(rows for _, rows, _ in seen) == sum(new for _, _, new in seen) == 1500
+    assert {kind for kind, _, _ in seen} == {"text"}
     asked = texts[::500]
     expected = encode_texts(native, asked)
     found = store.read(keys_of(*asked))
@@ -317,8 +325,8 @@ def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
     # A block that is lost is all that is done again.
     prefix, lost = contents.blocks[1]
     next(store.folder.glob(f"b{prefix}-*")).unlink()
-    assert fill(store, str(native_folder), [contents]).computed == lost
-    assert fill(store, str(native_folder), [contents]).computed == 0
+    assert fill({store.kind: store}, str(native_folder), [contents]).computed == lost
+    assert fill({store.kind: store}, str(native_folder), [contents]).computed == 0
 
 
 def test_a_bad_image_costs_its_row_and_is_told_every_time(
@@ -327,9 +335,9 @@ def test_a_bad_image_costs_its_row_and_is_told_every_time(
     native = Native.load(str(native_folder))
     store = FeatureStore(UPath(tmp_path / "store"), native.fingerprint, "image")
     images = [*pngs[:2], pngs[2][:60], b"text", *pngs[3:5]]
-    contents = contents_of(tmp_path / "contents", images, limit=4)
+    contents = contents_of(tmp_path / "contents", "image", images, limit=4)
     for computed in (6, 0):
-        filled = fill(store, str(native_folder), [contents])
+        filled = fill({store.kind: store}, str(native_folder), [contents])
         assert (filled.computed, filled.failed) == (computed, 2)
         failures = sorted(filled.failures, key=lambda failure: failure.row)
         assert [(f.file, f.row) for f in failures] == [("captions.parquet", row) for row in (3, 4)]
@@ -348,7 +356,7 @@ def test_what_was_refused_is_tried_again_at_each_fill(
     store = FeatureStore(UPath(tmp_path / "store"), native.fingerprint, "image")
     broken = pngs[1][:60]
     (tmp_path / "gone.png").write_bytes(pngs[2])
-    contents = contents_of(tmp_path / "contents", [pngs[0], broken], limit=9)
+    contents = contents_of(tmp_path / "contents", "image", [pngs[0], broken], limit=9)
     place = tmp_path / "contents" / "b.parquet"
     table = pq.read_table(place)
     gone = {"key": key_of(pngs[2]), "content": None, "uri": str(tmp_path / "gone.png")}
@@ -358,7 +366,7 @@ def test_what_was_refused_is_tried_again_at_each_fill(
     keys = [key_of(content) for content in (pngs[0], broken, pngs[2])]
     no_feature = np.zeros((3, native.dim), np.float32)
     store.write(keys, no_feature, ["was none of our formats", "is cut off", "was unknown"], "")
-    filled = fill(store, str(native_folder), [contents])
+    filled = fill({store.kind: store}, str(native_folder), [contents])
     assert (filled.computed, filled.failed) == (2, 2)  # a feature, and a reason that is new
     have = store.keys()
     assert have[keys[0]] is None

@@ -290,8 +290,8 @@ def test_the_feature_store_has_videos_and_says_which_are_bad(
         }
     )
     pa.parquet.write_table(table, tmp_path / "b.parquet")
-    contents = Contents(UPath(tmp_path), [("", 5)], ["captions.parquet"])
-    filled = fill(store, str(native_folder), [contents])
+    contents = Contents(UPath(tmp_path), "image", [("", 5)], ["captions.parquet"])
+    filled = fill({store.kind: store}, str(native_folder), [contents])
     assert (filled.computed, filled.failed) == (5, 1)
     (failure,) = filled.failures
     assert (failure.file, failure.row) == ("captions.parquet", 14)

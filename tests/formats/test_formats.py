@@ -13,10 +13,8 @@ from safetensors.numpy import load_file
 
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.feature_store import FeatureStore, key_of
-from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.ingest import (
-    CAPTIONS,
-    IMAGES,
     entries_of,
     index_captions,
     space_of,

@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from mla_ray.data.table_reader import InvalidTable
-from mla_ray.index.bulk import BLOCK, Indexed, IndexSink, _encode, _read, index_table, patiently
-from mla_ray.index.collection import CaptionIndex, Hit, _connect
+from mla_ray.index.bulk import BLOCK, _encode, index_table
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Hit, _connect
 from mla_ray.index.ingest import (
-    CAPTIONS,
-    IMAGES,
     index_captions,
     keep_pictures,
     space_of,
 )
 from mla_ray.index.picture_store import PictureStore
+from mla_ray.index.sink import Indexed, IndexSink
+from mla_ray.index.table_blocks import read
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress
@@ -110,7 +110,7 @@ def test_tasks_that_write_through_the_sink_write_the_same(
     index_captions(plain, native, {"de": pack[0]}, table, "emoji")
     tables = write(tmp_path / "tables", table, table.slice(0, 2))
     sink = IndexSink(sunk, space_of(native))
-    rows = _read(tables, None, {"en", "de"})
+    rows = read(tables, None, {"en", "de"})
     _encode(str(native_folder), pack[1], rows, "emoji").write_datasink(
         sink, concurrency=1, ray_remote_args={"num_cpus": 0}
     )
@@ -291,19 +291,3 @@ def test_what_cannot_succeed_is_refused_before_anything_is_made(
     with pytest.raises(InvalidTable, match="no such file"):
         index_table(index, name, pack[1], [str(tmp_path / "none.parquet")], "emoji")
     assert not (tmp_path / "index").exists()
-
-
-def test_a_server_that_is_away_is_waited_for_and_then_given_up() -> None:
-    pending = [ConnectionError("away"), ConnectionError("away")]
-
-    def answer() -> str:
-        if pending:
-            raise pending.pop()
-        return "here"
-
-    assert patiently(answer, pauses=(0, 0)) == "here"
-    pending.extend([ConnectionError("first"), ConnectionError("last")][::-1])
-    with pytest.raises(ConnectionError, match="last"):
-        patiently(answer, pauses=(0,))
-    with pytest.raises(ZeroDivisionError):  # what no waiting cures is not tried again
-        patiently(lambda: 1 // 0, pauses=(60,))

@@ -13,10 +13,8 @@ import torch
 from PIL import Image
 
 from mla_ray.data.table_reader import InvalidTable
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
 from mla_ray.index.ingest import (
-    CAPTIONS,
-    IMAGES,
     caption_entry,
     entries_of,
     index_captions,

@@ -292,6 +292,13 @@ def test_what_may_pass_is_waited_for_and_told_of(warnings: list[str]) -> None:
     assert "4 of 4" in warnings[3]
 
 
+def test_what_stays_away_is_given_up(warnings: list[str]) -> None:
+    errors = [ConnectionError("first"), ConnectionError("second"), ConnectionError("last")]
+    with pytest.raises(ConnectionError, match="last"):
+        patiently(failing(*errors), (0, 0))
+    assert len(warnings) == 2
+
+
 def test_what_no_waiting_cures_is_raised_at_once(warnings: list[str]) -> None:
     denied = botocore.exceptions.ClientError(
         {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "Put"

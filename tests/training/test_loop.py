@@ -110,14 +110,12 @@ def make(native_folder: Path, tables: dict[str, Corpus]) -> Make:
         corpora = [tables[language] for language in languages]
         prepared = prepare(native, corpora, config, at(run))
         store = at(run) / "features"
-        for kind, of_kind in contents(at(run), corpora).items():
-            fill(
-                store,
-                native,
-                kind,
-                [at(c.folder) / f"b{p}.parquet" for c in of_kind for p, _ in c.blocks],
-                broken,
-            )
+        blocks: dict[Kind, list[UPath]] = {}
+        for each in contents(at(run), corpora):
+            of_kind = [each.folder / f"b{prefix}.parquet" for prefix, _ in each.blocks]
+            blocks.setdefault(each.kind, []).extend(of_kind)
+        for kind, of_kind in blocks.items():
+            fill(store, native, kind, of_kind, broken)
         return job_of(at(run), store, prepared)
 
     return job

@@ -237,8 +237,8 @@ def test_keys_are_those_of_sources_and_of_images(
         ):
             assert key == key_of(content)
     whole = contents(at(tmp_path / "run"), [german])
-    assert [sum(rows for _, rows in each.blocks) for each in whole["text"]] == [70, 40]
-    assert [sum(rows for _, rows in each.blocks) for each in whole["image"]] == [12]
+    sizes = [(each.kind, sum(rows for _, rows in each.blocks)) for each in whole]
+    assert sizes == [("text", 70), ("text", 40), ("image", 12)]
 
 
 def test_captions_tell_rows_with_the_same_text(
@@ -298,7 +298,7 @@ def test_a_folder_of_parquet_files_is_one_table(native: Native, tmp_path: Path) 
     assert Counter(texts_of(tmp_path / "run", "de", "nlt-0000")) == said(rows)
     found = table(tmp_path / "run" / "data" / "de" / "nlt-0000", "contents")
     assert set(found["file"].to_pylist()) == {0, 1, 2, 3}
-    (text,) = contents(at(tmp_path / "run"), [Corpus("de", [tmp_path / "pairs"])])["text"]
+    (text,) = contents(at(tmp_path / "run"), [Corpus("de", [tmp_path / "pairs"])])
     assert [Path(name).name for name in text.files] == [f"part-{n}.parquet" for n in range(4)]
 
 
@@ -353,17 +353,24 @@ def test_an_image_that_changed_since_is_not_taken_for_the_old_one(
     prepared(native, tmp_path / "run", corpus)
     ((folder, prefix),) = [
         (each.folder, prefix)
-        for each in contents(at(tmp_path / "run"), [corpus])["image"]
+        for each in contents(at(tmp_path / "run"), [corpus])
         for prefix, _ in each.blocks
+        if each.kind == "image"
     ]
     store = FeatureStore(at(tmp_path / "store"), native.fingerprint, "image")
-    block = {"path": str(folder / f"b{prefix}.parquet"), "prefix": prefix, "table": 0}
+    block = {
+        "path": str(folder / f"b{prefix}.parquet"),
+        "prefix": prefix,
+        "table": 0,
+        "kind": "image",
+    }
     write_png(tmp_path / "image.png", pngs[1])
+    encoder = _Encoder(str(native_folder), {"image": store})
     with pytest.raises(LookupError, match=r"image\.png is not the image that the run was prepared"):
-        _Encoder(str(native_folder), store)(pa.Table.from_pylist([block]))
+        encoder(pa.Table.from_pylist([block]))
     assert store.keys() == {}
     write_png(tmp_path / "image.png", pngs[0])
-    (done,) = _Encoder(str(native_folder), store)(pa.Table.from_pylist([block])).to_pylist()
+    (done,) = encoder(pa.Table.from_pylist([block])).to_pylist()
     assert (done["computed"], done["failed"]) == (1, 0)
     np.testing.assert_allclose(
         store.read([key_of(pngs[0])]), encode_images(native, pngs[:1]), atol=1e-6
@@ -701,7 +708,8 @@ def test_held_out_captions_are_those_of_the_split_validation(
     assert len(held) == 5
     keys = set(held["key"].to_pylist())
     assert keys <= {key_of(row["image"]) for row in apart}
-    found = contents(at(tmp_path / "run"), [corpus])["image"]
+    whole = contents(at(tmp_path / "run"), [corpus])
+    found = [each for each in whole if each.kind == "image"]
     assert [sum(rows for _, rows in each.blocks) for each in found] == [8, len(keys)]
     of_held = read_parquet(found[1].folder / "b.parquet")
     assert {key_of(content) for content in of_held["content"].to_pylist()} == keys

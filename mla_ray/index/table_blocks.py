@@ -1,0 +1,95 @@
+"""Rows of caption tables as blocks of Ray Data, and what there is to know of them beforehand.
+
+Imports neither torch nor open_clip, which takes many seconds: tasks that only read import this.
+"""
+
+import logging
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import DataContext, TaskPoolStrategy
+from upath import UPath
+
+from mla_ray.data.table_reader import Stream
+
+READERS = 2
+"""Tasks at a time."""
+
+BLOCK_SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),
+        "content": pa.large_binary(),  # of an image whose bytes are in the table
+        "uri": pa.string(),  # of one that is elsewhere
+        "folder": pa.string(),  # of the table
+        "language": pa.string(),
+        "caption": pa.string(),
+        "place": pa.string(),  # file and row
+        "fault": pa.string(),  # of a row that is no use; the columns above are null then
+    }
+)
+
+
+def read(tables: Sequence[str], language: str | None, wanted: Collection[str]) -> ray.data.Dataset:
+    """The rows of tables as `BLOCK_SCHEMA` has them; a task reads a file."""
+    # Not "ray.data" itself: Ray sets that one anew before every execution.
+    logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # of small tables
+    files = [pa.table({"file": [str(file)]}) for file in _files(tables)]
+    # Reading takes no core: a task that waits for one while actors hold them all waits for ever.
+    return ray.data.from_arrow(files).map_batches(
+        _rows_of,
+        fn_kwargs={"language": language, "wanted": sorted(wanted)},
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=READERS),
+        num_cpus=0,
+    )
+
+
+def _files(tables: Sequence[str]) -> list[UPath]:
+    return Stream.captions(tables).files
+
+
+def _rows_of(files: pa.Table, language: str | None, wanted: Sequence[str]) -> Iterator[pa.Table]:
+    for file in files["file"].to_pylist():
+        stream = Stream.captions([file], language, every_language=True)
+        folder = str(stream.files[0].parent)
+        for piece in stream:
+            rows = piece.filter(pc.is_in(piece["language"], pa.array(wanted, pa.string())))
+            inside = pa.types.is_large_binary(rows["image"].type)
+            nothing = pa.nulls(len(rows))
+            yield pa.table(
+                {
+                    "image_id": rows["image_id"],
+                    "content": rows["image"] if inside else nothing,
+                    "uri": nothing if inside else rows["image"],
+                    "folder": pa.array([folder] * len(rows)),
+                    "language": rows["language"],
+                    "caption": rows["caption"],
+                    "place": pa.array([stream.place(0, row) for row in rows["row"].to_pylist()]),
+                    "fault": nothing,
+                }
+            ).cast(BLOCK_SCHEMA)
+        faults = [str(problem) for problem in stream.problems]
+        faults += [f"{file}: a row like these"] * (stream.refused - len(faults))
+        yield pa.Table.from_pylist([{"fault": fault} for fault in faults], BLOCK_SCHEMA)
+
+
+def survey(tables: Sequence[str], language: str | None = None) -> tuple[set[str], int]:
+    """Languages in `tables`, as BCP-47 writes them, and rows.
+
+    Reads that one column, and of every file as much of the others as tells that they are there.
+    """
+    languages: set[str] = set()
+    rows = 0
+    for file in map(str, _files(tables)):
+        next(iter(Stream.captions([file], language, every_language=True)), None)
+        stream = Stream.languages([file], language)
+        for piece in stream:
+            languages.update(pc.unique(piece["language"]).to_pylist())
+        rows += stream.rows + stream.refused
+    return languages, rows
