@@ -24,8 +24,9 @@ serve: $(STAMP)
 results: $(STAMP)
 	$(BIN)/mla reproduce --out docs
 
+# Two processes, each with a Ray of its own; more threads than cores would wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not cluster and not server and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster and not server and not browser"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

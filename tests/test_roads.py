@@ -172,7 +172,15 @@ def test_by_the_command_line(
         assert_same(points(tmp_path / "index", collection), there)
 
 
-@pytest.mark.parametrize("name", ["captions.parquet", "parts", "captions.csv", "captions.tsv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "parts",
+        pytest.param("captions.parquet", marks=pytest.mark.slow),
+        pytest.param("captions.csv", marks=pytest.mark.slow),
+        pytest.param("captions.tsv", marks=pytest.mark.slow),
+    ],
+)
 def test_by_a_job(
     name: str,
     tables: dict[str, Path],

@@ -14,7 +14,7 @@ import yaml
 from mla_ray import cli
 from mla_ray.evaluation.protocols import PROTOCOLS, Protocol
 from mla_ray.packs.card import read_card
-from tests.support.commands import Mla
+from tests.support.commands import Mla, Run
 from tests.support.natives import MakePack
 
 
@@ -82,17 +82,23 @@ def test_acquire_leaves_a_pack_that_verifies(
 
 
 def test_acquiring_again_is_refused_without_resume(
-    mla: Mla, files: Files, native_folder: Path, ray_cluster: None
+    mla: Mla,
+    files: Files,
+    german_pack: Path,
+    native_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(german_pack.parent)
+    before = (german_pack / "weights.safetensors").read_bytes()
     arguments = ["acquire", "--language", "de", "--pairs", files.pairs, "--native", native_folder]
-    arguments += ["--config", files.config, "--out", "packs/de", "--json"]
-    first = mla(*arguments)
-    assert first.code == 0
-    assert first.json == {"language": "de", "pack": "packs/de", "dropped": 0}
+    arguments += ["--captions", files.captions, "--config", files.config, "--out", "de", "--json"]
     again = mla(*arguments)
     assert again.code == 1
     assert "--resume" in again.err
-    assert mla(*arguments, "--resume").code == 0
+    resumed = mla(*arguments, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert resumed.json == {"language": "de", "pack": "de", "dropped": 0}
+    assert (german_pack / "weights.safetensors").read_bytes() == before
 
 
 def test_evaluate_prints_the_contract_for_a_pack_and_for_the_native(
@@ -327,11 +333,11 @@ def test_search_for_a_language_without_a_pack_says_where_it_looked(
     ("line", "message"),
     [
         ("a dog\t\tde", "line 8: 'target' is empty"),
-        pytest.param("a dog\tein Hund\tde", "line 8: ", marks=pytest.mark.slow),
-        pytest.param("a dog\tein Köter\tklingon", "line 8: ", marks=pytest.mark.slow),
+        ("a dog\tein Hund\tde", "line 8: "),
+        ("a dog\tein Köter\tklingon", "line 8: "),
     ],
 )
-def test_bad_pairs_are_refused_before_training_and_dropped_if_asked(
+def test_bad_pairs_are_refused_before_training(
     mla: Mla,
     files: Files,
     native_folder: Path,
@@ -340,18 +346,32 @@ def test_bad_pairs_are_refused_before_training_and_dropped_if_asked(
     line: str,
     message: str,
 ) -> None:
-    bad = tmp_path / "bad.tsv"
-    bad.write_text(files.pairs.read_text() + line + "\n")
-    arguments = ["acquire", "--language", "de", "--pairs", bad, "--native", native_folder]
-    arguments += ["--config", files.config, "--out", "packs/de", "--json"]
-    refused = mla(*arguments)
+    refused = _acquire_with(line, mla, files, native_folder, tmp_path)
     assert refused.code == 1
     assert f"bad.tsv {message}" in refused.err
     assert "--skip-invalid" in refused.err
     assert not (tmp_path / "runs").exists()
-    kept = mla(*arguments, "--skip-invalid")
+
+
+@pytest.mark.slow
+def test_bad_pairs_are_dropped_if_asked(
+    mla: Mla, files: Files, native_folder: Path, ray_cluster: None, tmp_path: Path
+) -> None:
+    line = "a dog\tein Köter\tklingon"
+    kept = _acquire_with(line, mla, files, native_folder, tmp_path, "--skip-invalid")
     assert kept.code == 0, kept.err
     assert kept.json == {"language": "de", "pack": "packs/de", "dropped": 1}
+
+
+def _acquire_with(
+    line: str, mla: Mla, files: Files, native_folder: Path, tmp_path: Path, *options: str
+) -> Run:
+    """Acquire German from the pairs with one more line."""
+    bad = tmp_path / "bad.tsv"
+    bad.write_text(files.pairs.read_text() + line + "\n")
+    arguments = ["acquire", "--language", "de", "--pairs", bad, "--native", native_folder]
+    arguments += ["--config", files.config, "--out", "packs/de", "--json"]
+    return mla(*arguments, *options)
 
 
 def test_unknown_settings_are_refused_by_name(

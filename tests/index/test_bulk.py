@@ -1,17 +1,19 @@
 """Promises of mla_ray.index.bulk: from any table the points of `index_captions`, however often."""
 
 import os
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from mla_ray.data.table_reader import InvalidTable
-from mla_ray.index.bulk import BLOCK, _encode, index_table
+from mla_ray.index.bulk import BLOCK, _encode, _Encoder, index_table
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Hit, _connect
 from mla_ray.index.ingest import (
     index_captions,
@@ -19,8 +21,8 @@ from mla_ray.index.ingest import (
     space_of,
 )
 from mla_ray.index.picture_store import PictureStore
-from mla_ray.index.sink import Indexed, IndexSink
-from mla_ray.index.table_blocks import read
+from mla_ray.index.sink import IndexSink
+from mla_ray.index.table_blocks import _rows_of, read
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress
@@ -202,10 +204,9 @@ def test_a_bad_image_or_row_costs_its_rows_alone_and_is_reported(
     nowhere = [("missing", str(tmp_path / "nowhere.png"), "en", "a boat")]
     by_bytes = [row for row in rows + bad if isinstance(row[1], bytes)]
     by_path = [row for row in rows + nowhere if isinstance(row[1], str)]
-    done = Indexed()
-    for name, part in (("bytes", by_bytes), ("paths", by_path)):
-        tables = write(tmp_path / name, table_of(part))
-        done.add(index_table(url, str(native_folder), {}, tables, "test"))
+    tables = write(tmp_path / "bytes", table_of(by_bytes))
+    tables += write(tmp_path / "paths", table_of(by_path))
+    done = index_table(url, str(native_folder), {}, tables, "test")
     assert {hit.entry.id for hit in found(url, native, IMAGES)} == {"good", "path"}
     captions = {hit.entry.caption for hit in found(url, native, CAPTIONS)}
     assert captions == {"a dog", "a cat"}
@@ -250,9 +251,14 @@ def test_two_images_of_one_id_are_refused(
 ) -> None:
     rows = [("a", pngs[0], "en", "a dog"), ("a", pngs[1], "en", "a cat"), ("b", pngs[1], "en", "x")]
     tables = write(tmp_path / "tables", table_of(rows))
-    done = index_table(f"edge:{tmp_path / 'index'}", str(native_folder), {}, tables, "test")
-    assert (done.written, done.rejected) == ({IMAGES: 1, CAPTIONS: 1}, 2)
-    assert all("has another image" in reason for reason in done.reasons)
+    blocks = pa.concat_tables(_rows_of(pa.table({"file": tables}), None, ["en"]))
+    made = _Encoder(str(native_folder), {}, "test")(blocks)
+    refused = made["reason"].drop_null().to_pylist()
+    assert len(refused) == 2
+    assert all("has another image" in reason for reason in refused)
+    good = made.filter(pc.is_null(made["reason"]))
+    assert Counter(good["collection"].to_pylist()) == {IMAGES: 1, CAPTIONS: 1}
+    assert set(good["image_id"].to_pylist()) == {"b"}
 
 
 def test_a_run_that_was_broken_off_is_run_again(

@@ -471,7 +471,9 @@ for _ in range(int(rounds)):
 """
 
 
-@pytest.mark.parametrize("renames", [1, 2, 3])
+@pytest.mark.parametrize(
+    "renames", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_a_pack_whose_writer_was_killed_loads_and_is_saved_again(
     saved: Path, make_pack: MakePack, native: Native, corpus: dict[str, list[str]], renames: int
 ) -> None:

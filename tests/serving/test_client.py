@@ -666,7 +666,9 @@ def test_retry_after_is_waited_for(ask: Ask, server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["99999999", "9" * 400, formatdate(time.time() + 9e6, usegmt=True)]
+    "value",
+    ["99999999", "9" * 400, formatdate(time.time() + 9e6, usegmt=True)],
+    ids=["seconds", "digits", "date"],
 )
 def test_no_server_makes_the_client_wait_for_long(ask: Ask, server: Server, value: str) -> None:
     server.faults.append(problem(429, "slow down", Retry_After=value))

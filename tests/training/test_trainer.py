@@ -1,4 +1,7 @@
-"""The two stages on a real Ray, with a tiny native."""
+"""The two stages on a real Ray, with a tiny native.
+
+What is not about Ray's workers trains in this process, which is many seconds faster.
+"""
 
 import itertools
 import json
@@ -19,7 +22,7 @@ from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress
 from mla_ray.training.config import AcquireConfig, Stage
-from mla_ray.training.loop import groups
+from mla_ray.training.loop import Outside, groups
 from mla_ray.training.trainer import Workers, acquire, share
 
 CONFIG = AcquireConfig(
@@ -169,7 +172,7 @@ def test_acquiring_another_language_leaves_a_pack_and_english_to_the_byte(
         return english, pack.encode_text(corpus["de"])
 
     english, de = outputs()
-    run_of(tmp_path / "run", [corpora["hi"]])
+    run_of(tmp_path / "run", [corpora["hi"]], here=Outside())
     english_after, de_after = outputs()
     assert torch.equal(english, english_after)
     assert torch.equal(de, de_after)
@@ -179,7 +182,7 @@ def test_languages_trained_together_each_get_a_pack_with_only_their_own_rows(
     run_of: RunOf, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"nlt": Stage(steps=8, batch=8, lr=1e-2)})
-    packs = run_of(tmp_path / "run", list(corpora.values()), config)
+    packs = run_of(tmp_path / "run", list(corpora.values()), config, here=Outside())
     native = Native.load(str(native_folder))
     loaded = {language: LanguagePack.load(folder, native) for language, folder in packs.items()}
     tokens = {language: set(pack.tokenizer.tokens) for language, pack in loaded.items()}
@@ -194,7 +197,7 @@ def test_without_captions_nlt_alone_makes_the_pack(
 ) -> None:
     config = CONFIG.model_copy(update={"le": Stage(steps=0, batch=8, lr=1e-3)})
     corpus = Corpus("de", corpora["de"].pairs, None)
-    packs = run_of(tmp_path / "run", [corpus], config)
+    packs = run_of(tmp_path / "run", [corpus], config, here=Outside())
     assert packs["de"].parent.name == "nlt"
     assert set(read_card(packs["de"]).stages) == {"nlt"}
 
@@ -206,7 +209,7 @@ def test_the_vocabulary_of_a_bert_folder_is_taken_with_its_embeddings(
     tmp_path: Path,
 ) -> None:
     config = CONFIG.model_copy(update={"vocabulary": str(bert_folder)})
-    packs = run_of(tmp_path / "run", [corpora["de"]], config)
+    packs = run_of(tmp_path / "run", [corpora["de"]], config, here=Outside())
     assert read_card(packs["de"]).row_width == 24
     fresh = weights(tmp_path / "run" / "packs" / "fresh" / "de")
     bert = load_file(bert_folder / "model.safetensors")["embeddings.word_embeddings.weight"]
@@ -250,7 +253,7 @@ def test_frozen_features_are_computed_once(
 ) -> None:
     notes: list[Progress] = []
     again = CONFIG.model_copy(update={"seed": 5})
-    run_of(tmp_path / "run", [corpora["de"]], again, report=notes.append)
+    run_of(tmp_path / "run", [corpora["de"]], again, report=notes.append, here=Outside())
     last = {note.phase: note.note for note in notes if note.phase.endswith("features")}
     assert last == {"text features": "0 computed", "image features": "0 computed"}
 

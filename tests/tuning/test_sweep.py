@@ -229,6 +229,7 @@ def test_the_report_shows_every_trial(swept: Outcome, plan_of: PlanOf) -> None:
     assert "1e+30" in page
 
 
+@pytest.mark.slow
 def test_a_related_language_begins_where_this_one_ended_and_its_trials_run_together(
     swept: Outcome, plan_of: PlanOf
 ) -> None:
