@@ -65,7 +65,8 @@ from mla_ray.training.config import AcquireConfig, Stage
 from mla_ray.training.encode_features import Encoders
 from mla_ray.training.prepare import prepare
 from mla_ray.training.pretraining import save_native
-from mla_ray.training.trainer import Workers, acquire, begin, encode
+from mla_ray.training.trainer import acquire, begin, encode
+from mla_ray.training.workers import Workers
 
 STEPS = ("prepare", "encode", "acquire")
 LANGUAGE = "art"  # ISO 639's code for what is made up

@@ -40,7 +40,8 @@ from mla_ray.runtime.storage import at, read_json
 from mla_ray.training.config import AcquireConfig, Stage
 from mla_ray.training.loop import DONE, train
 from mla_ray.training.prepare import prepare, read_prepared
-from mla_ray.training.trainer import Workers, acquire, begin, encode, job_of
+from mla_ray.training.trainer import acquire, begin, encode, job_of
+from mla_ray.training.workers import Workers
 
 NATIVE, LANGUAGE = "emoji-clip", "de"
 SIDES = ("plain", "ray")

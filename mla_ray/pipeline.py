@@ -31,7 +31,8 @@ from mla_ray.runtime.storage import at, write_json
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.encode_features import Encoders
 from mla_ray.training.prepare import Prepared, prepare
-from mla_ray.training.trainer import Workers, acquire, begin, encode
+from mla_ray.training.trainer import acquire, begin, encode
+from mla_ray.training.workers import Workers
 
 log = logging.getLogger(__name__)
 

@@ -62,8 +62,8 @@ def acquire(
     from mla_ray.runtime.cluster import ray_session
     from mla_ray.runtime.console import bars, tell_dropped
     from mla_ray.training.prepare import read_prepared
-    from mla_ray.training.trainer import Workers
     from mla_ray.training.trainer import acquire as run_stages
+    from mla_ray.training.workers import Workers
 
     if not pairs and start is None:
         raise typer.BadParameter("give --pairs, or --from a pack to go on from")
@@ -110,7 +110,7 @@ def finetune(
     from mla_ray.runtime.console import bars, tell_dropped
     from mla_ray.training.config import FinetuneConfig, load_finetune_config
     from mla_ray.training.finetuning import finetune as run_finetuning
-    from mla_ray.training.trainer import Workers
+    from mla_ray.training.workers import Workers
 
     settings = load_finetune_config(config) if config else FinetuneConfig()
     with bars() as report, ray_session():

@@ -23,7 +23,8 @@ from mla_ray.reproduce.material import Material
 from mla_ray.reproduce.runs import BESIDE, REWORDED, Prepared, english, measure
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at
-from mla_ray.training.trainer import Workers, encode, gpus_of
+from mla_ray.training.trainer import encode
+from mla_ray.training.workers import Workers, gpus_of
 
 ENGLISH = "English"
 """Key of the record of the native itself."""

@@ -51,7 +51,7 @@ from mla_ray.training.loop import ASK, DONE, Diverged, Outside, Wish, accelerato
 from mla_ray.training.metrics import Row, Watch
 from mla_ray.training.optimizer import learning_rate
 from mla_ray.training.prepare import as_begun
-from mla_ray.training.trainer import Workers, fit
+from mla_ray.training.workers import Workers, fit
 
 STAGE = "finetune"
 TRAIN, VALIDATION = "train", "validation"
@@ -83,7 +83,7 @@ def finetune(
     config: FinetuneConfig,
     run: str | Path | UPath,
     *,
-    workers: Workers = Workers(),  # noqa: B008
+    workers: Workers = Workers(),
     resume: bool = False,
     skip_invalid: bool = False,
     report: Report = lambda progress: None,
@@ -204,7 +204,7 @@ class Job:
         return FinetuneConfig.model_validate(self.spec["config"])
 
 
-def train(job: Job, outside: Outside = Outside(), *, cpu: bool = True) -> bool:  # noqa: B008
+def train(job: Job, outside: Outside = Outside(), *, cpu: bool = True) -> bool:
     """Train from the last sound checkpoint on; False if it was stopped on the way.
 
     Raises:

@@ -37,7 +37,8 @@ from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, names_in, read_json, write_bytes, write_json
 from mla_ray.training.config import AcquireConfig, HeldOut
 from mla_ray.training.prepare import OF_TABLES, prepare
-from mla_ray.training.trainer import Workers, acquire, bad_images, encode, gpus_of
+from mla_ray.training.trainer import acquire, bad_images, encode
+from mla_ray.training.workers import Workers, gpus_of
 from mla_ray.tuning import report as reporting
 from mla_ray.tuning.families import related
 from mla_ray.tuning.gain import gain

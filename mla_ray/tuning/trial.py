@@ -22,7 +22,8 @@ from mla_ray.runtime.storage import at, read_json
 from mla_ray.training.config import AcquireConfig, HeldOut
 from mla_ray.training.loop import DONE, Outside
 from mla_ray.training.prepare import tables_key
-from mla_ray.training.trainer import Workers, acquire, gpus_of
+from mla_ray.training.trainer import acquire
+from mla_ray.training.workers import Workers, gpus_of
 from mla_ray.tuning.space import Space
 
 METRIC = "best_AR"

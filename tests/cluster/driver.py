@@ -13,7 +13,8 @@ from mla_ray.data.corpus import Corpus
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.progress import Progress, Stopped
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.trainer import Workers, acquire
+from mla_ray.training.trainer import acquire
+from mla_ray.training.workers import Workers
 
 
 def say(progress: Progress) -> None:

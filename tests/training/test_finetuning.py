@@ -497,7 +497,7 @@ def test_finetune_by_command_leaves_a_native_that_evaluates(
 def test_two_ray_workers_finetune_and_the_run_may_not_change(
     ray_cluster: None, native_folder: Path, table: Table, tmp_path: Path
 ) -> None:
-    from mla_ray.training.trainer import Workers
+    from mla_ray.training.workers import Workers
 
     config = CONFIG.model_copy(update={"steps": 4})
     run = tmp_path / "run"

@@ -23,7 +23,8 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress
 from mla_ray.training.config import AcquireConfig, Stage
 from mla_ray.training.loop import Outside, groups
-from mla_ray.training.trainer import Workers, acquire, share
+from mla_ray.training.trainer import acquire
+from mla_ray.training.workers import Workers, share
 
 CONFIG = AcquireConfig(
     nlt=Stage(steps=60, batch=8, lr=2e-3),

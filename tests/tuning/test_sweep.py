@@ -20,7 +20,7 @@ from mla_ray.runtime.job import load
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, read_json, write_json
 from mla_ray.training.config import load_config
-from mla_ray.training.trainer import Workers
+from mla_ray.training.workers import Workers
 from mla_ray.tuning.outcome import Outcome
 from mla_ray.tuning.sweep import LanguageSweep, SweepPlan, known_outcomes, languages_of, room, sweep
 from tests.support.emoji import Dictionaries, only_a_few

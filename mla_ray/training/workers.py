@@ -1,0 +1,296 @@
+"""Ray Train workers: how many, on what part of a cluster, and how a driver speaks with them.
+
+`fit` runs a training on workers and shows its progress; the driver may stop it. A worker that is
+lost is replaced, and the training goes on from its last checkpoint.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from upath import UPath
+
+from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.storage import at, remove
+from mla_ray.training.board import Board
+from mla_ray.training.loop import Diverged, Outside, Wish
+
+log = logging.getLogger(__name__)
+
+WATCHED_S = 0.5
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Ray Train workers. Batches and learning rates do not depend on how many there are.
+
+    Attributes:
+        count: workers, or the fewest that training goes on with.
+        most: the training grows up to as many when the cluster has room (elastic), if given.
+        cpus: of each; if not given as many as leave every worker its share, on the nodes there are.
+        gpus: of each; one if not given and the cluster has enough of them now. A cluster whose
+            GPU nodes have yet to appear has to be asked for them.
+        resources: other Ray resources that a worker has to be placed on.
+
+    """
+
+    count: int = 1
+    most: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "Workers":
+        """`2`, or `1:4` for at least one and at most four."""
+        count, colon, most = text.partition(":")
+        if not count.isdecimal() or (colon and not most.isdecimal()) or int(count) < 1:
+            raise ValueError(
+                f"workers are a number such as 2, or a range such as 1:4, not {text!r}"
+            )
+        if colon and int(most) < int(count):
+            raise ValueError(f"workers {text!r}: the most is less than the fewest")
+        return cls(int(count), int(most) if colon else None)
+
+    def check_batch(self, name: str, batch: int) -> None:
+        """Refuse a batch of which some worker would get no row, with a ValueError."""
+        most = max(self.count, self.most or 0)
+        if batch < most:
+            raise ValueError(f"{name} is {batch}, too small for {most} workers")
+
+
+class InFolder(Protocol):
+    """What workers are given: of a run, which has a folder."""
+
+    @property
+    def run(self) -> str: ...
+
+
+def fit(
+    train: Callable[..., bool],
+    job: InFolder,
+    workers: Workers,
+    report: Report,
+    stop: threading.Event | None,
+    labels: Mapping[str, str],
+    callbacks: Sequence[Any] = (),
+) -> None:
+    """Run `train` on Ray Train workers, as `loop.train` is one; all that goes on is told.
+
+    Args:
+        train: given `job`, an `Outside`, and whether to stay on the CPU.
+        job: what all workers are given.
+        workers: how many train.
+        report: told of progress, for bars.
+        stop: once set, a checkpoint is saved.
+        labels: of the metrics.
+        callbacks: of Ray Train's.
+
+    Raises:
+        Diverged, MemoryError: as `train` says, on a worker.
+
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpus = gpus_of(workers, ray.cluster_resources())
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = workers.cpus or share(workers, nodes)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    remove(at(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
+    # Not as `train_loop_config`: Train's controller reads that, and would import all of this
+    # package and open_clip for it, which takes many seconds.
+    trainer = TorchTrainer(
+        partial(_work, train, job, board, dict(labels)),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(workers.count, workers.most) if workers.most else workers.count,
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": cpus, **workers.resources}
+            | ({"GPU": gpus} if gpus else {}),
+            elastic_resize_monitor_interval_s=10.0,
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=job.run,
+            failure_config=FailureConfig(max_failures=3),
+            callbacks=list(callbacks),
+        ),
+    )
+    with _Watching(board, report, stop):
+        result = trainer.fit()
+    if isinstance(result.return_value, Exception):
+        raise result.return_value
+
+
+def gpus_of(workers: Workers, resources: Mapping[str, float]) -> float:
+    """Of each worker on a cluster of these resources."""
+    if workers.gpus is not None:
+        return workers.gpus
+    return 1.0 if resources.get("GPU", 0) >= workers.count else 0.0
+
+
+def share(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:
+    """The most cores that each worker can have on nodes of these resources: it must fit on one."""
+    wanted = workers.resources.items()
+    fit = [node for node in nodes if all(node.get(name, 0) >= n for name, n in wanted)]
+    cores = [int(node.get("CPU", 0)) for node in fit]
+    for each in range(max(cores, default=1), 1, -1):
+        if sum(count // each for count in cores) >= workers.count:
+            return each
+    return 1
+
+
+class _Watching:
+    """Reports the workers' progress while `fit` blocks, and tells them to stop."""
+
+    def __init__(self, board: Any, report: Report, stop: threading.Event | None) -> None:
+        self.board, self.report, self.stop = board, report, stop
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        import ray
+
+        while True:
+            over = self.over.wait(WATCHED_S)
+            stop = self.stop is not None and self.stop.is_set()
+            try:
+                rows = ray.get(self.board.take.remote(stop))
+            except ray.exceptions.RayError as gone:
+                log.warning("progress is no longer shown: %s", gone)
+                return
+            for row in rows:
+                if "loss" in row:
+                    note = f"loss {row['loss']:.4f}, {row['texts/s']:,.0f} texts/s"
+                else:
+                    note = f"held-out AR {row['AR']:.1f}, best {row['best_AR']:.1f}"
+                self.report(Progress(row["stage"], row["step"], row["steps"], note))
+            if over:
+                return
+
+
+def _work(
+    train: Callable[..., bool], job: InFolder, board: Any, labels: Mapping[str, str]
+) -> Exception | None:
+    """What every Ray Train worker runs; returns what went wrong if it would again.
+
+    What is raised here Ray tries again, from the last checkpoint.
+    """
+    import ray.train
+
+    outside = Outside(
+        saved=_report,
+        wish=_Wishes(board).ask,
+        send=lambda row: board.add.remote(row),
+        labels=labels,
+    )
+    alone = ray.train.get_context().get_world_size() == 1
+    return run_in_process(train, job, outside, alone)
+
+
+def run_in_process(
+    train: Callable[..., bool], job: InFolder, outside: Outside, alone: bool = True
+) -> Exception | None:
+    """Train in this process, on its GPU if Ray gave it one; returns what would go wrong again."""
+    import ray
+
+    try:
+        train(job, outside, cpu=not ray.get_gpu_ids())
+    except Diverged as fault:  # on all workers
+        return fault
+    except (MemoryError, RuntimeError) as fault:
+        if not alone or not _too_large(fault):
+            raise
+        return MemoryError(f"does not fit into memory: {fault}")
+    return None
+
+
+def _too_large(fault: Exception) -> bool:
+    import torch
+
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(fault, kinds) or "can't allocate memory" in str(fault)  # of the CPU's
+
+
+def _report(figures: dict[str, Any], folder: UPath | None) -> None:
+    """Tell Ray Train, and whoever schedules its runs, of a checkpoint; a barrier.
+
+    The checkpoint is not handed over: Ray's own come back as the latest or not at all, where ours
+    go back past a damaged one.
+    """
+    from ray import train
+
+    train.report(figures | {"checkpoint_path": str(folder)})
+
+
+LOOK_S = 0.5
+LOOK_CALLS = 5
+
+
+class _Wishes:
+    """What Ray and the board want, the same on every worker.
+
+    Asking takes messages between processes. A worker alone asks every `LOOK_S` seconds; several,
+    which have to ask at the same step, every `LOOK_CALLS` calls.
+    """
+
+    def __init__(self, board: Any) -> None:
+        import ray.train
+
+        self.board = board
+        self.asked: Any = None
+        self.stopping = False
+        self.seen: set[str] = set()
+        self.leads = ray.train.get_context().get_world_rank() == 0
+        self.alone = ray.train.get_context().get_world_size() == 1
+        self.calls, self.looked = 0, time.monotonic()
+
+    def ask(self) -> Wish:
+        import ray.train
+        from ray.train.collective import broadcast_from_rank_zero
+
+        self.calls += 1
+        if self.alone:
+            if time.monotonic() - self.looked < LOOK_S:
+                return Wish.GO
+            self.looked = time.monotonic()
+        elif self.calls % LOOK_CALLS:
+            return Wish.GO
+        if self.leads:
+            self._look()
+        stopping = self.stopping
+        if not self.alone:
+            stopping = broadcast_from_rank_zero(stopping)
+        if stopping:
+            return Wish.STOP
+        info = ray.train.get_preemption_info()
+        nodes = set(info.preempted_node_ids) if info else set()
+        if nodes - self.seen:
+            self.seen |= nodes
+            return Wish.SAVE  # once: the node goes on until it is taken
+        return Wish.GO
+
+    def _look(self) -> None:
+        """Ask the board without waiting for it."""
+        import ray
+
+        if self.asked is None:
+            self.asked = self.board.wish.remote()
+        elif ray.wait([self.asked], timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):  # its driver is gone
+                self.stopping = ray.get(self.asked)
+            self.asked = None
