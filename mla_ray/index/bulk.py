@@ -28,7 +28,8 @@ from mla_ray.data.feature_store import BATCH, Features, encode_frames
 from mla_ray.data.table_reader import find_image
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import encode_query
-from mla_ray.index.collection import CAPTIONS, IMAGES, Entry, Quantization
+from mla_ray.index.backend import Quantization
+from mla_ray.index.collection import CAPTIONS, IMAGES, Entry
 from mla_ray.index.ingest import caption_entry, image_entry, keys_of, require_packs, space_of
 from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore

@@ -13,15 +13,8 @@ from mla_ray.data.feature_store import key_of
 from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery, encode_query
-from mla_ray.index.collection import (
-    CAPTIONS,
-    IMAGES,
-    RULE,
-    CaptionIndex,
-    Entry,
-    Quantization,
-    Space,
-)
+from mla_ray.index.backend import Quantization, Space
+from mla_ray.index.collection import CAPTIONS, IMAGES, RULE, CaptionIndex, Entry
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.native import Native

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import Datasink, WriteResult
 
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, Quantization, Space
+from mla_ray.index.backend import Quantization, Space
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
 from mla_ray.runtime.storage import patiently
 
 FIELDS = tuple(field.name for field in fields(Entry))

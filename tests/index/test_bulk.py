@@ -14,13 +14,14 @@ from PIL import Image
 
 from mla_ray.data.table_reader import InvalidTable
 from mla_ray.index.bulk import BLOCK, _encode, _Encoder, index_table
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Hit, _connect
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Hit
 from mla_ray.index.ingest import (
     index_captions,
     keep_pictures,
     space_of,
 )
 from mla_ray.index.picture_store import PictureStore
+from mla_ray.index.server import connect
 from mla_ray.index.sink import IndexSink
 from mla_ray.index.table_blocks import _rows_of, read
 from mla_ray.model.native import Native
@@ -162,7 +163,7 @@ def test_sync_makes_a_server_equal_to_the_tables(
     url = os.environ.get(variable)
     if not url:
         pytest.skip(f"{variable} is not set")
-    client = _connect(url)
+    client = connect(url)
 
     def forget() -> None:
         for collection in client.get_collections().collections:

@@ -19,17 +19,9 @@ import numpy.typing as npt
 import pytest
 from qdrant_client import QdrantClient, models
 
-from mla_ray.index.collection import (
-    CaptionIndex,
-    Entry,
-    Hit,
-    Quantization,
-    Space,
-    _ClientBackend,
-    _connect,
-    _Kind,
-    _Point,
-)
+from mla_ray.index.backend import Kind, Point, Quantization, Space
+from mla_ray.index.collection import CaptionIndex, Entry, Hit
+from mla_ray.index.server import ServerBackend, connect
 
 Vectors = npt.NDArray[np.float32]
 
@@ -67,8 +59,8 @@ class Memory:
         create: bool = True,
         quantization: Quantization | None = None,
     ) -> CaptionIndex:
-        kind = _Kind(space, quantization)
-        backend = _ClientBackend.open(self.client, ":memory:", kind, collection, create)
+        kind = Kind(space, quantization)
+        backend = ServerBackend.open(self.client, ":memory:", kind, collection, create)
         return CaptionIndex(backend, backend.kind.space)
 
     def leave(self, index: CaptionIndex) -> None:
@@ -118,7 +110,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             url = os.environ.get(SERVERS[scheme])
             if not url:
                 pytest.skip(f"{SERVERS[scheme]} is not set")
-            client = _connect(url)
+            client = connect(url)
             forget(client)
             yield Url(url)
             forget(client)
@@ -291,7 +283,7 @@ def test_no_hit_is_below_the_score_asked_for(filled: CaptionIndex) -> None:
 def old(place: Place, monkeypatch: pytest.MonkeyPatch) -> CaptionIndex:
     """A collection of 0.1.0: its record, and points whose ids are of native, id and language."""
     with monkeypatch.context() as patch:
-        patch.setattr(_Kind, "record", old_record)
+        patch.setattr(Kind, "record", old_record)
         place.leave(place.open())
     index = place.open()
     namespace = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")
@@ -299,14 +291,14 @@ def old(place: Place, monkeypatch: pytest.MonkeyPatch) -> CaptionIndex:
     ids = [str(uuid.uuid5(namespace, name)) for name in names]
     index._backend.upsert(
         [
-            _Point(id_, vector.tolist(), asdict(entry))
+            Point(id_, vector.tolist(), asdict(entry))
             for id_, entry, vector in zip(ids, ENTRIES, VECTORS, strict=True)
         ]
     )
     return index
 
 
-def old_record(kind: _Kind) -> dict[str, object]:
+def old_record(kind: Kind) -> dict[str, object]:
     return {"schema": 2, **asdict(kind.space), "quantization": kind.quantization}
 
 
@@ -635,7 +627,8 @@ def test_a_folder_of_another_schema_is_refused(tmp_path: Path) -> None:
 def test_a_folder_has_one_owner_here_and_in_other_processes(tmp_path: Path) -> None:
     url = f"edge:{tmp_path}"
     attempt = (
-        "import sys; from mla_ray.index.collection import CaptionIndex, Space\n"
+        "from mla_ray.index.backend import Space\n"
+        "from mla_ray.index.collection import CaptionIndex\n"
         f"CaptionIndex.open({url!r}, {SPACE!r}).count()"
     )
     with CaptionIndex.open(url, SPACE) as owner:
@@ -654,7 +647,9 @@ def test_a_folder_has_one_owner_here_and_in_other_processes(tmp_path: Path) -> N
 def test_a_killed_owner_loses_nothing_and_frees_its_folder(tmp_path: Path) -> None:
     url = f"edge:{tmp_path}"
     script = (
-        "import os, numpy as np; from mla_ray.index.collection import CaptionIndex, Entry, Space\n"
+        "import os, numpy as np\n"
+        "from mla_ray.index.backend import Space\n"
+        "from mla_ray.index.collection import CaptionIndex, Entry\n"
         f"index = CaptionIndex.open({url!r}, {SPACE!r})\n"
         "index.upsert([Entry('c', 'i', 'de', 'Katze', 'a')], np.ones((1, 16), np.float32))\n"
         "index.rebuild().__enter__()\n"

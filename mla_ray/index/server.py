@@ -1,0 +1,261 @@
+"""A collection on a Qdrant server, through HTTP or gRPC, or in qdrant-client's local mode."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc  # type: ignore[import-untyped]
+from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from mla_ray.index.backend import (
+    HNSW_EF,
+    INDEXED,
+    MAX_LANGUAGES,
+    OVERSAMPLING,
+    QUANTILE,
+    SCROLL,
+    VECTOR,
+    Backend,
+    Kind,
+    Point,
+    Where,
+    check_kept,
+    missing,
+    next_version,
+    version,
+    versions,
+)
+
+_ERRORS = (
+    ResponseHandlingException,  # no connection, or no answer in time
+    ResourceExhaustedResponse,  # 429
+    UnexpectedResponse,
+    grpc.RpcError,
+)
+
+
+class ServerBackend:
+    """A Qdrant server, or qdrant-client's local mode, which behaves like one."""
+
+    def __init__(
+        self, client: QdrantClient, url: str, kind: Kind, collection: str, name: str
+    ) -> None:
+        self.client = client
+        self.url = url
+        self.local = url == ":memory:"
+        self.kind = kind
+        self.collection = collection  # the alias
+        self.name = name  # what is read and written: the alias, or a version being filled
+
+    @classmethod
+    def open(
+        cls, client: QdrantClient, url: str, kind: Kind, collection: str, create: bool
+    ) -> "ServerBackend":
+        self = cls(client, url, kind, collection, collection)
+        with self._reaching():
+            if collection not in {alias.alias_name for alias in client.get_aliases().aliases}:
+                if not create:
+                    raise missing(f"collection {collection!r}")
+                first = version(kind.space, collection, 1)
+                self._create(first, kind, exist_ok=True)  # someone else may be opening it, too
+                client.update_collection_aliases([_point_alias(collection, first)])
+            found = client.get_collection(collection).config.metadata
+        self.kind = kind.of_record(found, f"collection {collection!r}")
+        return self
+
+    def upsert(self, points: list[Point]) -> None:
+        rows = [
+            models.PointStruct(id=p.id, vector={VECTOR: p.vector}, payload=p.payload)
+            for p in points
+        ]
+        with self._reaching():
+            self.client.upsert(self.name, rows, wait=True)
+
+    def delete(self, ids: list[str], where: Where) -> None:
+        chosen = models.FilterSelector(filter=self._filter(where, ids))
+        with self._reaching():
+            self.client.delete(self.name, chosen, wait=True)
+
+    def search(
+        self, vector: list[float], limit: int, where: Where
+    ) -> list[tuple[dict[str, Any], float]]:
+        params = models.SearchParams(hnsw_ef=HNSW_EF)
+        if self.kind.quantization:
+            params.quantization = models.QuantizationSearchParams(
+                rescore=True, oversampling=OVERSAMPLING
+            )
+        with self._reaching():
+            found = self.client.query_points(
+                self.name,
+                query=vector,
+                using=VECTOR,
+                limit=limit,
+                query_filter=self._filter(where),
+                search_params=None if self.local else params,
+            )
+        return [(point.payload or {}, point.score) for point in found.points]
+
+    def scroll(self, where: Where) -> Iterator[dict[str, Any]]:
+        start: Any = None
+        while True:
+            with self._reaching():
+                found, start = self.client.scroll(
+                    self.name, scroll_filter=self._filter(where), limit=SCROLL, offset=start
+                )
+            yield from (point.payload or {} for point in found)
+            if start is None:
+                return
+
+    def count(self, where: Where) -> int:
+        with self._reaching():
+            return self.client.count(self.name, count_filter=self._filter(where), exact=True).count
+
+    def facet(self, field: str) -> dict[str, int]:
+        with self._reaching():
+            found = self.client.facet(self.name, field, limit=MAX_LANGUAGES, exact=True)
+        return {str(hit.value): hit.count for hit in found.hits}
+
+    @contextmanager
+    def rebuild(self) -> Iterator[Backend]:
+        with self._reaching():
+            space, kind = self.kind.space, self.kind.rebuilt()
+            fresh = next_version(space, self.collection, self._names())
+            self._create(fresh, kind)
+            try:
+                yield ServerBackend(self.client, self.url, kind, self.collection, fresh)
+                check_kept(fresh, self._names())
+            except BaseException:
+                self.client.delete_collection(fresh)
+                raise
+            forget = models.DeleteAlias(alias_name=self.collection)
+            self.client.update_collection_aliases(  # one request, so one step for who searches
+                [
+                    models.DeleteAliasOperation(delete_alias=forget),
+                    _point_alias(self.collection, fresh),
+                ]
+            )
+            self.kind = kind
+            for name in versions(space, self.collection, self._names()):
+                if name != fresh:  # the one replaced, and those of rebuilds that were killed
+                    self.client.delete_collection(name)
+
+    def ping(self) -> None:
+        with self._reaching():
+            self.client.get_collection(self.name)
+
+    def optimize(self) -> None:
+        pass  # a server does it in the background; local mode has no graph
+
+    def flush(self) -> None:
+        pass  # every write was waited for
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _create(self, name: str, kind: Kind, *, exist_ok: bool = False) -> None:
+        int8 = models.ScalarQuantizationConfig(
+            type=models.ScalarType.INT8, quantile=QUANTILE, always_ram=True
+        )
+        params = models.VectorParams(
+            size=kind.space.dim,
+            distance=models.Distance.COSINE,
+            quantization_config=models.ScalarQuantization(scalar=int8)
+            if kind.quantization
+            else None,
+        )
+        record = kind.record()
+        try:
+            self.client.create_collection(name, vectors_config={VECTOR: params}, metadata=record)
+        except _ERRORS:
+            if not (exist_ok and self.client.collection_exists(name)):
+                raise
+        if not self.local:  # local mode warns that payload indexes have no effect there
+            for field in INDEXED:
+                self.client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Tell no answer, or one that asks to come again (ConnectionError), from a refusal."""
+        try:
+            yield
+        except _ERRORS as error:
+            if _is_passing(error):
+                raise ConnectionError(
+                    f"no Qdrant server answers at {self.url}: {_said(error)}; start one, or use "
+                    "edge:folder"
+                ) from error
+            raise RuntimeError(
+                f"the Qdrant server at {self.url} refuses: {_said(error)}"
+            ) from error
+
+    def _names(self) -> list[str]:
+        return [collection.name for collection in self.client.get_collections().collections]
+
+    @staticmethod
+    def _filter(where: Where, ids: list[str] | None = None) -> models.Filter:
+        must: list[models.Condition] = [
+            models.IsEmptyCondition(is_empty=models.PayloadField(key=field))
+            if value is None
+            else models.FieldCondition(key=field, match=models.MatchValue(value=value))
+            for field, value in where.items()
+        ]
+        if ids is not None:
+            must.append(models.HasIdCondition(has_id=list(ids)))
+        return models.Filter(must=must)
+
+
+def _point_alias(alias: str, name: str) -> models.CreateAliasOperation:
+    return models.CreateAliasOperation(
+        create_alias=models.CreateAlias(collection_name=name, alias_name=alias)
+    )
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code in (408, 429, 502, 503, 504)
+    if isinstance(error, grpc.RpcError):
+        codes = grpc.StatusCode
+        return error.code() in (
+            codes.UNAVAILABLE,
+            codes.DEADLINE_EXCEEDED,
+            codes.RESOURCE_EXHAUSTED,
+        )
+    return True
+
+
+def _said(error: Exception) -> str:
+    return (
+        f"{error.code().name}: {error.details()}"
+        if isinstance(error, grpc.RpcError)
+        else str(error)
+    )
+
+
+def connect(url: str) -> QdrantClient:
+    """A client of the server at `url`. It connects when it is first used."""
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https", "grpc", "grpcs") or not address.hostname:
+        raise ValueError(
+            f"index {url!r} is not understood; give http(s)://host:port, grpc(s)://host:port, "
+            "edge:folder or :memory:"
+        )
+    if "@" in address.netloc:
+        raise ValueError(
+            "the index URL holds a user or password; set QDRANT_API_KEY instead, URLs end up in "
+            "logs"
+        )
+    key = os.environ.get("QDRANT_API_KEY")
+    if address.scheme.startswith("http"):
+        return QdrantClient(url, api_key=key)
+    return QdrantClient(
+        f"http{address.scheme.removeprefix('grpc')}://{address.hostname}",
+        grpc_port=address.port or 6334,
+        prefer_grpc=True,
+        api_key=key,
+        check_compatibility=False,  # that would ask the HTTP port, which may be closed
+    )
