@@ -234,6 +234,12 @@ def bert_folder(corpus: dict[str, list[str]], tmp_path_factory: pytest.TempPathF
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need Ray come first: they take longest, and `make test` runs two at a time."""
+    using_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in using_ray)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One private Ray for the whole test session."""

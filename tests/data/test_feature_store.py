@@ -329,6 +329,7 @@ def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
     assert fill({store.kind: store}, str(native_folder), [contents]).computed == 0
 
 
+@pytest.mark.slow
 def test_a_bad_image_costs_its_row_and_is_told_every_time(
     ray_cluster: None, native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:

@@ -22,7 +22,6 @@ from mla_ray.evaluation.evaluation import Gallery, evaluate
 from mla_ray.index.ingest import keep_pictures
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
-from mla_ray.training.encode_features import Contents, fill
 from tests.support.natives import MakePack
 
 Pixels = npt.NDArray[np.uint8]
@@ -271,7 +270,7 @@ def test_the_search_page_gets_the_frame_in_the_middle(tmp_path: Path) -> None:
 
 
 def test_the_feature_store_has_videos_and_says_which_are_bad(
-    ray_cluster: None, native_folder: Path, films: dict[str, bytes], tmp_path: Path
+    native_folder: Path, films: dict[str, bytes], tmp_path: Path
 ) -> None:
     native = Native.load(str(native_folder))
     store = FeatureStore(UPath(tmp_path / "store"), native.fingerprint, "image")
@@ -290,12 +289,13 @@ def test_the_feature_store_has_videos_and_says_which_are_bad(
         }
     )
     pa.parquet.write_table(table, tmp_path / "b.parquet")
-    contents = Contents(UPath(tmp_path), "image", [("", 5)], ["captions.parquet"])
-    filled = fill({store.kind: store}, str(native_folder), [contents])
-    assert (filled.computed, filled.failed) == (5, 1)
-    (failure,) = filled.failures
-    assert (failure.file, failure.row) == ("captions.parquet", 14)
-    assert failure.reason.startswith("is a video that is")
+    block = {"path": str(tmp_path / "b.parquet"), "prefix": "", "table": 0, "kind": "image"}
+    encoder = _Encoder(str(native_folder), {"image": store})
+    (filled,) = encoder(pa.Table.from_pylist([block])).to_pylist()
+    assert (filled["computed"], filled["failed"]) == (5, 1)
+    (failure,) = filled["failures"]
+    assert (failure["file"], failure["row"]) == (0, 14)
+    assert failure["reason"].startswith("is a video that is")
     found = store.read([key_of(data) for data in films.values()])
     np.testing.assert_allclose(found, encode_images(native, list(films.values())), atol=1e-5)
 

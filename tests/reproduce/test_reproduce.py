@@ -116,6 +116,7 @@ def places(records: grid.Records, variant: ab.Variant, *languages: str) -> dict[
     return dict(record["places"])
 
 
+@pytest.mark.slow
 def test_every_run_has_one_record(records: grid.Records) -> None:
     lines = [json.loads(line) for line in records.path.read_text().splitlines()]
     keys = [line["run"] for line in lines]
@@ -126,6 +127,7 @@ def test_every_run_has_one_record(records: grid.Records) -> None:
     assert not scratch.exists() or not list(scratch.iterdir()), "what runs made is gone"
 
 
+@pytest.mark.slow
 def test_packs_leave_english_and_each_other_as_they_are(
     records: grid.Records,
 ) -> None:
@@ -153,6 +155,7 @@ def test_english_has_the_stamps_of_each_language_that_describes_some(
     assert BESIDE.format("hi") not in found, "of which there are none"
 
 
+@pytest.mark.slow
 def test_a_tuned_tower_is_tuned(records: grid.Records, material: Material, tmp_path: Path) -> None:
     from mla_ray.reproduce.runs import Prepared
     from mla_ray.reproduce.tower import tune
@@ -168,6 +171,7 @@ def test_a_tuned_tower_is_tuned(records: grid.Records, material: Material, tmp_p
     assert encode(["ein Hund"]).shape == (1, native.dim)
 
 
+@pytest.mark.slow
 def test_runs_of_other_data_are_not_taken(
     records: grid.Records, material: Material, tmp_path: Path
 ) -> None:
@@ -179,6 +183,7 @@ def test_runs_of_other_data_are_not_taken(
     assert records.get(changed) is None
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_run(
     records: grid.Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +199,7 @@ def test_the_page_says_what_was_run(
     assert json.loads((tmp_path / "results.json").read_text()) == made
 
 
+@pytest.mark.slow
 def test_somebody_elses_records_are_gone_on_from(
     records: grid.Records, material: Material, tmp_path: Path
 ) -> None:

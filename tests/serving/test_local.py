@@ -202,6 +202,7 @@ def test_packs_come_change_and_go_under_load_without_a_failed_request(place: Pla
     assert load.failed == []
 
 
+@pytest.mark.slow
 def test_a_killed_encoder_costs_no_request(place: Place) -> None:
     with Load(place, ["de", "en"]) as load:
         (victim,) = place.replicas("TextEncoder")
@@ -219,6 +220,7 @@ def test_a_killed_encoder_costs_no_request(place: Place) -> None:
     assert load.failed == []
 
 
+@pytest.mark.slow
 def test_a_killed_index_owner_comes_back_with_all_its_points(place: Place) -> None:
     count = lambda: place.get("/v1/search", q="x", language="en", k=20).json()  # noqa: E731
     before = count()
@@ -232,6 +234,7 @@ def test_a_killed_index_owner_comes_back_with_all_its_points(place: Place) -> No
     assert count() == before
 
 
+@pytest.mark.slow
 def test_an_ingest_killed_in_mid_stream_and_run_again_loses_and_doubles_nothing(
     place: Place, tmp_path: Path
 ) -> None:

@@ -472,6 +472,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_finetune_by_command_leaves_a_native_that_evaluates(
     mla: Mla, ray_cluster: None, native_folder: Path, table: Table, config_file: Path
 ) -> None:

@@ -107,8 +107,15 @@ def run(plan: SweepPlan, report: Report = lambda step: None) -> list[Outcome]:
 
 
 @pytest.fixture(scope="module")
-def stopped_at(plan_of: PlanOf, ray_cluster: None) -> int:
-    """How many trials of the sweep had ended when it was stopped; the others were not begun."""
+def swept(plan_of: PlanOf, ray_cluster: None) -> Outcome:
+    return run(plan_of(concurrent=1))[0]
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_goes_on_and_repeats_no_finished_trial(
+    plan_of: PlanOf, ray_cluster: None, tmp_path: Path
+) -> None:
+    plan = plan_of(concurrent=1, run=str(tmp_path / "runs"), results=str(tmp_path / "results"))
     stop, ended = threading.Event(), 0
 
     def report(step: Progress) -> None:
@@ -118,14 +125,13 @@ def stopped_at(plan_of: PlanOf, ray_cluster: None) -> int:
             stop.set()
 
     with pytest.raises(Stopped):
-        sweep(plan_of(concurrent=1), report, stop)
-    return ended
-
-
-@pytest.fixture(scope="module")
-def swept(plan_of: PlanOf, stopped_at: int) -> Outcome:
-    """The same sweep, gone on with."""
-    return run(plan_of(concurrent=1))[0]
+        sweep(plan, report, stop)
+    assert 1 <= ended < 4, "the others were not begun"
+    (gone_on,) = run(plan)
+    folder = Path(plan.run) / "de" / "tune"
+    told = (folder / gone_on.trials[0].id / "result.json").read_text().splitlines()
+    percents = [json.loads(line)["percent"] for line in told]
+    assert percents == sorted(set(percents)), "each look of the first trial once"
 
 
 def test_every_trial_is_recorded_with_its_end(swept: Outcome) -> None:
@@ -154,16 +160,6 @@ def test_the_defaults_come_first(swept: Outcome) -> None:
     assert first.status == "done"
     assert [percent for percent, _ in first.curve] == [25, 50, 75, 100]
     assert {trial.origin for trial in swept.trials[1:]} == {"search"}
-
-
-def test_a_stopped_sweep_goes_on_and_repeats_no_finished_trial(
-    swept: Outcome, stopped_at: int, plan_of: PlanOf
-) -> None:
-    assert 1 <= stopped_at < 4
-    folder = Path(plan_of().run) / "de" / "tune"
-    told = (folder / swept.trials[0].id / "result.json").read_text().splitlines()
-    percents = [json.loads(line)["percent"] for line in told]
-    assert percents == sorted(set(percents)), "each look of the first trial once"
 
 
 def test_the_best_settings_are_a_configuration_and_a_pack(
