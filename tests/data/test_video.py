@@ -22,6 +22,7 @@ from mla_ray.evaluation.evaluation import Gallery, evaluate
 from mla_ray.index.ingest import keep_pictures
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
+from mla_ray.training.encode_features import _Encoder
 from tests.support.natives import MakePack
 
 Pixels = npt.NDArray[np.uint8]
