@@ -120,6 +120,7 @@ def test_tasks_that_write_through_the_sink_write_the_same(
     assert_same(sunk, plain, native)
 
 
+@pytest.mark.slow
 def test_sync_removes_what_left_the_tables_and_keeps_what_cannot_be_read(
     native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:

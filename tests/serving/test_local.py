@@ -305,12 +305,16 @@ def test_it_ends_when_told_and_leaves_nothing_behind(place: Place) -> None:
     process = psutil.Process(place.server.process.pid)
     children = process.children(recursive=True)
     assert len(children) > 5
+    captions = {
+        row["language"]: row["captions"] for row in place.get("/v1/languages").json()["languages"]
+    }
+    assert captions["en"] == 12
     process.terminate()
     assert place.server.process.wait(90) == 0
     _, alive = psutil.wait_procs(children, 30)
     assert alive == []
     with CaptionIndex.open(place.index, space_of(place.native), "captions", create=False) as index:
-        assert index.count(language="de") == 3000
+        assert {language: index.count(language=language) for language in captions} == captions
 
 
 def test_the_configuration_for_clusters_is_one_that_serve_takes() -> None:

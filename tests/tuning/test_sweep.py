@@ -134,6 +134,7 @@ def test_a_stopped_sweep_goes_on_and_repeats_no_finished_trial(
     assert percents == sorted(set(percents)), "each look of the first trial once"
 
 
+@pytest.mark.slow
 def test_every_trial_is_recorded_with_its_end(swept: Outcome) -> None:
     assert [trial.number for trial in swept.trials] == [0, 1, 2, 3]
     assert len({trial.id for trial in swept.trials}) == 4
@@ -153,6 +154,7 @@ def test_every_trial_is_recorded_with_its_end(swept: Outcome) -> None:
         assert trial.status in expected
 
 
+@pytest.mark.slow
 def test_the_defaults_come_first(swept: Outcome) -> None:
     first = swept.trials[0]
     assert first.origin == "defaults"
@@ -162,6 +164,7 @@ def test_the_defaults_come_first(swept: Outcome) -> None:
     assert {trial.origin for trial in swept.trials[1:]} == {"search"}
 
 
+@pytest.mark.slow
 def test_the_best_settings_are_a_configuration_and_a_pack(
     swept: Outcome, plan_of: PlanOf, native_folder: Path
 ) -> None:
@@ -178,6 +181,7 @@ def test_the_best_settings_are_a_configuration_and_a_pack(
     assert pack.card.stages["nlt"]["lr"] == config.nlt.lr
 
 
+@pytest.mark.slow
 def test_the_gain_is_of_the_test_split(swept: Outcome) -> None:
     assert swept.validation == "captions"
     assert swept.gain is not None
@@ -185,6 +189,7 @@ def test_the_gain_is_of_the_test_split(swept: Outcome) -> None:
     assert "gain" in swept.line
 
 
+@pytest.mark.slow
 def test_trials_leave_neither_checkpoints_nor_packs(swept: Outcome, plan_of: PlanOf) -> None:
     root = Path(plan_of().run) / "de"
     assert not (root / "trials").exists()
@@ -195,6 +200,7 @@ def test_trials_leave_neither_checkpoints_nor_packs(swept: Outcome, plan_of: Pla
     assert len(list((root / "prepared").iterdir())) == 3, "one more with all rows"
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_read_not_run(swept: Outcome, plan_of: PlanOf) -> None:
     phases = set()
     again = run(plan_of(), lambda step: phases.add(step.phase))
@@ -202,6 +208,7 @@ def test_a_finished_sweep_is_read_not_run(swept: Outcome, plan_of: PlanOf) -> No
     assert not any("trials" in phase for phase in phases)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_rule_of_before_is_the_same_sweep(
     swept: Outcome, plan_of: PlanOf, native_folder: Path, recognitions: list[str]
 ) -> None:
@@ -214,11 +221,13 @@ def test_a_sweep_of_the_rule_of_before_is_the_same_sweep(
     assert said.startswith(f"{path.parent}: has the fingerprint of mla-ray 0.1.0")
 
 
+@pytest.mark.slow
 def test_another_sweep_in_the_same_folder_is_refused(swept: Outcome, plan_of: PlanOf) -> None:
     with pytest.raises(ValueError, match="trials and seed differ from the sweep begun there"):
         run(plan_of(trials=5, seed=1))
 
 
+@pytest.mark.slow
 def test_the_report_shows_every_trial(swept: Outcome, plan_of: PlanOf) -> None:
     page = (Path(plan_of().run) / "de" / "report.html").read_text()
     assert all(trial.status in page for trial in swept.trials)
