@@ -206,11 +206,12 @@ def encode(
 ) -> Filled:
     """Fill the feature stores with what a prepared run needs."""
     needed = contents(run, corpora)
-    stores, total = {}, Counter[Kind]()
+    total = Counter[Kind]()
     for each in needed:
         total[each.kind] += sum(rows for _, rows in each.blocks)
-    for kind in total:
-        stores[kind] = FeatureStore(store, native.fingerprint, kind, native.fingerprint_v1)
+    stores = {
+        kind: FeatureStore(store, native.fingerprint, kind, native.fingerprint_v1) for kind in total
+    }
     done, computed = Counter[Kind](), Counter[Kind]()
 
     def advance(kind: Kind, rows: int, new: int) -> None:
