@@ -61,11 +61,11 @@ from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import stderr, stdout
 from mla_ray.runtime.storage import at
+from mla_ray.training.acquisition import acquire, begin, encode
 from mla_ray.training.config import AcquireConfig, Stage
 from mla_ray.training.encode_features import Encoders
 from mla_ray.training.prepare import prepare
 from mla_ray.training.pretraining import save_native
-from mla_ray.training.trainer import acquire, begin, encode
 from mla_ray.training.workers import Workers
 
 STEPS = ("prepare", "encode", "acquire")

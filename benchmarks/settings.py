@@ -29,9 +29,10 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.transfer import plug
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars
+from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig, Evaluations, FinetuneConfig, HeldOut, Stage
 from mla_ray.training.finetuning import finetune
-from mla_ray.training.trainer import acquire
+from mla_ray.training.workers import Hooks
 
 
 def write_table(emoji: Emoji, language: str, path: Path) -> None:
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         english = FinetuneConfig(
             steps=args.steps, lr=args.lr, held_out=Evaluations(every=max(1, args.steps // 4))
         )
-        made = finetune(args.native, table, english, scratch / "english", report=report)
+        made = finetune(args.native, table, english, scratch / "english", hooks=Hooks(report))
         tuned = Native.load(str(made.native))
         plug(args.pack, tuned, scratch / "plugged")
         plugged = LanguagePack.load(scratch / "plugged", tuned)
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             every,
             scratch / "all",
             store=scratch / "features",
-            report=report,
+            hooks=Hooks(report=report),
         )
         tell("fine-tuned on all", tuned, LanguagePack.load(packs[language], tuned))
     return results

@@ -6,7 +6,7 @@
 The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the
 language's emoji: tables, features (none are there yet), then trials side by side, stopped by ASHA.
 Then the same settings, trial by trial, as somebody without it would run them:
-`mla_ray.training.trainer.acquire` with all cores, each with tables and features of its own and
+`mla_ray.training.acquisition.acquire` with all cores, each with tables and features of its own and
 the same looks at its validation rows. One Ray for both, started before; the emoji are drawn before.
 With --full N only N of them are run, evenly over their numbers of steps, and the others' time is
 worked out from these by a line over steps. What features cost is measured apart, so that the ratio
@@ -31,8 +31,9 @@ from mla_ray.model.native import Native
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars, stdout
 from mla_ray.runtime.storage import at, read_json
+from mla_ray.training.acquisition import acquire, encode
 from mla_ray.training.prepare import prepare
-from mla_ray.training.trainer import acquire, encode
+from mla_ray.training.workers import Hooks
 from mla_ray.tuning.outcome import Trial
 from mla_ray.tuning.sweep import LanguageSweep, SweepPlan
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                     folder,
                     store=folder / "features",
                     resume=True,
-                    report=report,
+                    hooks=Hooks(report=report),
                 )
                 seconds = time.perf_counter() - began
                 ar = read_json(folder / "done.json")["best_AR"]

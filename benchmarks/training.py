@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--steps 10000] [--batch 16] [--rounds 3] [--json training.json]
 
-Both run `mla_ray.training.loop.train`, NLT on the German emoji tables with emoji-clip, from copies
-of one prepared run: on one side through `mla_ray.training.trainer.acquire` with one worker (board,
-wishes, a report to Ray at every checkpoint), on the other called by a script that never imports
+Both run `mla_ray.training.loop`, NLT on the German emoji tables with emoji-clip, from copies
+of one prepared run: on one side through `mla_ray.training.acquisition.acquire` with one worker (its
+monitor, a report to Ray at every checkpoint), on the other called by a script that never imports
 Ray. Batches
 are small, so that what is done per step, and not the matrix products, would show. The sides take
 turns, and the one that begins changes every round. On a machine with other users `--together` is
@@ -37,10 +37,11 @@ from mla_ray.datasets.emoji_tables import emoji_tables
 from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stderr, stdout
 from mla_ray.runtime.storage import at, read_json
+from mla_ray.training.acquisition import acquire, begin, encode, job_of
+from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, Stage
-from mla_ray.training.loop import DONE, train
+from mla_ray.training.loop import DONE
 from mla_ray.training.prepare import prepare, read_prepared
-from mla_ray.training.trainer import acquire, begin, encode, job_of
 from mla_ray.training.workers import Workers
 
 NATIVE, LANGUAGE = "emoji-clip", "de"

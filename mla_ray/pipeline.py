@@ -28,11 +28,11 @@ from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, write_json
+from mla_ray.training.acquisition import acquire, begin, encode
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.encode_features import Encoders
 from mla_ray.training.prepare import Prepared, prepare
-from mla_ray.training.trainer import acquire, begin, encode
-from mla_ray.training.workers import Workers
+from mla_ray.training.workers import Hooks, Workers
 
 log = logging.getLogger(__name__)
 
@@ -246,9 +246,7 @@ class Work:
             encoders=self.plan.of_encoders(),
             resume=True,
             skip_invalid=plan.skip_invalid,
-            report=self._tell(language),
-            stop=self.stop,
-            labels={**self.labels, "language": language},
+            hooks=Hooks(self._tell(language), self.stop, {**self.labels, "language": language}),
         )
         copy_pack(packs[language], self.packs / language)
         return {"pack": str(self.packs / language)}

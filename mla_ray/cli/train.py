@@ -61,9 +61,9 @@ def acquire(
     from mla_ray.packs.pack import copy_pack
     from mla_ray.runtime.cluster import ray_session
     from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.training.acquisition import acquire as run_stages
     from mla_ray.training.prepare import read_prepared
-    from mla_ray.training.trainer import acquire as run_stages
-    from mla_ray.training.workers import Workers
+    from mla_ray.training.workers import Hooks, Workers
 
     if not pairs and start is None:
         raise typer.BadParameter("give --pairs, or --from a pack to go on from")
@@ -84,7 +84,7 @@ def acquire(
             workers=Workers.parse(workers),
             resume=resume,
             skip_invalid=skip_invalid,
-            report=report,
+            hooks=Hooks(report=report),
         )
     copy_pack(made[language], out)
     prepared = read_prepared(folder)
@@ -110,7 +110,7 @@ def finetune(
     from mla_ray.runtime.console import bars, tell_dropped
     from mla_ray.training.config import FinetuneConfig, load_finetune_config
     from mla_ray.training.finetuning import finetune as run_finetuning
-    from mla_ray.training.workers import Workers
+    from mla_ray.training.workers import Hooks, Workers
 
     settings = load_finetune_config(config) if config else FinetuneConfig()
     with bars() as report, ray_session():
@@ -122,7 +122,7 @@ def finetune(
             workers=Workers.parse(workers),
             resume=resume,
             skip_invalid=skip_invalid,
-            report=report,
+            hooks=Hooks(report=report),
         )
     copy_native(made.native, out)
     tell_dropped(made.dropped, [made.problem])

@@ -140,7 +140,7 @@ class FeatureStore:
         try:
             found = self._lookup(wanted)
         except KeyError:  # perhaps written since we looked
-            self.look()
+            self.refresh()
             found = self._lookup(wanted)
         place = {key: row for row, key in enumerate(wanted)}
         return found[[place[key] for key in keys]]
@@ -185,7 +185,7 @@ class FeatureStore:
     def keys(self, prefix: str = "") -> dict[str, str | None]:
         """What is there, and why it has no feature; a superset of the keys with these bits.
 
-        As of the last `look`, if there was one.
+        As of the last `refresh`, if there was one.
         """
         found: dict[str, str | None] = {}
         for part, bits in self._parts():
@@ -201,7 +201,7 @@ class FeatureStore:
                     found.setdefault(key, reason)
         return found
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Forget which parts there are: others write, too."""
         self._listed = None
 
@@ -216,7 +216,7 @@ class FeatureStore:
         sink = BytesIO()
         pq.write_table(table, sink)
         write_bytes(self.folder / f"b{prefix}-{uuid.uuid4().hex}.parquet", sink.getvalue())
-        self.look()
+        self.refresh()
 
     def claim(self) -> None:
         """Have no other native read what the rule of before takes for this one's; for writers."""

@@ -27,8 +27,9 @@ from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars, stderr, stdout
 from mla_ray.runtime.storage import at
+from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.trainer import acquire
+from mla_ray.training.workers import Hooks
 
 NATIVE = "emoji-clip"
 CONFIG = AcquireConfig()
@@ -76,7 +77,7 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
                 run / "run",
                 store=data / "features",
                 resume=True,
-                report=report,
+                hooks=Hooks(report=report),
             )
         copy_pack(packs[language], run / "packs" / language)
         gallery = Gallery.of(native, test)

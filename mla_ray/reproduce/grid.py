@@ -23,8 +23,8 @@ from mla_ray.reproduce.material import Material
 from mla_ray.reproduce.runs import BESIDE, REWORDED, Prepared, english, measure
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at
-from mla_ray.training.trainer import encode
-from mla_ray.training.workers import Workers, gpus_of
+from mla_ray.training.acquisition import encode
+from mla_ray.training.workers import Workers, gpus_per_worker
 
 ENGLISH = "English"
 """Key of the record of the native itself."""
@@ -118,7 +118,7 @@ def measure_all(
     missing = [run for run in runs if records.get(run) is None]
     if missing:
         _encode(missing, material, folder, report)
-    gpus = gpus_of(Workers(), ray.cluster_resources())
+    gpus = gpus_per_worker(Workers(), ray.cluster_resources())
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_task)
     done = len(runs) - len(missing)
     report(Progress("runs", done, len(runs)))

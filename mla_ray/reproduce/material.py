@@ -26,7 +26,7 @@ from mla_ray.reproduce import bert
 from mla_ray.runtime.console import stderr
 from mla_ray.runtime.progress import Report, counting
 from mla_ray.runtime.storage import at, read_json, write_json
-from mla_ray.training.prepare import sources
+from mla_ray.training.run_spec import sources
 
 STEPS = 500
 """Of the BERT's pretraining."""

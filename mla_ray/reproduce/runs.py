@@ -30,10 +30,13 @@ from mla_ray.reproduce.material import Material, part_of
 from mla_ray.reproduce.reworded import reworded
 from mla_ray.reproduce.tower import tune
 from mla_ray.runtime.storage import at, write_json
+from mla_ray.training.acquisition import acquire, job_of
+from mla_ray.training.acquisition_learner import PreparedRun
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.loop import Job, Outside
-from mla_ray.training.prepare import prepare, spec_of, tables_key
-from mla_ray.training.trainer import acquire, job_of
+from mla_ray.training.driver import Driver
+from mla_ray.training.prepare import prepare
+from mla_ray.training.run_spec import spec_of, tables_key
+from mla_ray.training.workers import Hooks
 
 Encode = Callable[[Sequence[str]], Any]
 
@@ -161,10 +164,10 @@ class Prepared:
             folder,
             store=material.store,
             prepared=self.tables,
-            here=Outside(),
+            hooks=Hooks(in_process=Driver()),
         )
 
-    def job(self, native: Native, folder: Path, store: str) -> Job:
+    def job(self, native: Native, folder: Path, store: str) -> PreparedRun:
         made = prepare(native, self.corpora, self.config, self.tables)
         write_json(at(folder) / "run.json", spec_of(native, self.corpora, self.config))
         return job_of(at(folder), at(store), made, self.tables)

@@ -35,10 +35,11 @@ from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.pipeline import TEST, Material, of_language
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, names_in, read_json, write_bytes, write_json
+from mla_ray.training.acquisition import acquire, bad_images, encode
 from mla_ray.training.config import AcquireConfig, HeldOut
-from mla_ray.training.prepare import OF_TABLES, prepare
-from mla_ray.training.trainer import acquire, bad_images, encode
-from mla_ray.training.workers import Workers, gpus_of
+from mla_ray.training.prepare import prepare
+from mla_ray.training.run_spec import OF_TABLES, sources, with_todays_fingerprint
+from mla_ray.training.workers import Hooks, Workers, gpus_per_worker
 from mla_ray.tuning import report as reporting
 from mla_ray.tuning.families import related
 from mla_ray.tuning.gain import gain
@@ -209,8 +210,6 @@ class LanguageSweep:
 
     def _begin(self, held_out: HeldOut) -> None:
         """See that the folder is of this sweep, or of none yet."""
-        from mla_ray.training.prepare import as_begun, sources
-
         spec = {
             "fingerprint": self.native.fingerprint,
             "sources": sources([self.corpus]),
@@ -223,7 +222,7 @@ class LanguageSweep:
         if not path.exists():
             write_json(path, spec)
             return
-        before = as_begun(read_json(path), self.native, self.root)
+        before = with_todays_fingerprint(read_json(path), self.native, self.root)
         if changed := [key for key in spec if before.get(key) != spec[key]]:
             raise ValueError(
                 f"{self.root}: {' and '.join(changed)} differ from the sweep begun there; "
@@ -355,10 +354,12 @@ class LanguageSweep:
             encoders=self.plan.of_encoders(),
             resume=True,
             skip_invalid=self.plan.skip_invalid,
-            report=lambda step: self._tell(replace(step, phase=f"{name} {step.phase}")),
-            stop=self.stop,
-            labels={"language": self.language},
             prepared=task.tables(self.native, config),
+            hooks=Hooks(
+                report=lambda step: self._tell(replace(step, phase=f"{name} {step.phase}")),
+                stop=self.stop,
+                labels={"language": self.language},
+            ),
         )
         return packs[self.language]
 
@@ -405,6 +406,6 @@ def room(workers: Workers, resources: Mapping[str, float]) -> int:
     One that is to grow has to be told with `concurrent`.
     """
     trials = resources.get("CPU", 1) / ((workers.cpus or 1) * workers.count)
-    if gpus := gpus_of(workers, resources):
+    if gpus := gpus_per_worker(workers, resources):
         trials = min(trials, resources.get("GPU", 0) / (gpus * workers.count))
     return max(1, int(trials + 1e-6))

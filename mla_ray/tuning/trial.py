@@ -10,7 +10,7 @@ bears the trial's id.
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from upath import UPath
@@ -19,11 +19,12 @@ from mla_ray.data.corpus import Corpus
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Stopped
 from mla_ray.runtime.storage import at, read_json
+from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig, HeldOut
-from mla_ray.training.loop import DONE, Outside
-from mla_ray.training.prepare import tables_key
-from mla_ray.training.trainer import acquire
-from mla_ray.training.workers import Workers, gpus_of
+from mla_ray.training.driver import Driver
+from mla_ray.training.loop import DONE
+from mla_ray.training.run_spec import tables_key
+from mla_ray.training.workers import Hooks, Workers, gpus_per_worker
 from mla_ray.tuning.space import Space
 
 METRIC = "best_AR"
@@ -54,7 +55,7 @@ class Task:
         """What Ray Tune sets aside for a trial on a cluster of these resources."""
         if not self.alone:  # it waits for its workers, which have the cores
             return {"CPU": 0, "memory": 5e8}
-        gpus = gpus_of(self.workers, cluster)
+        gpus = gpus_per_worker(self.workers, cluster)
         cores = {"CPU": self.workers.cpus or 1, **self.workers.resources}
         return cores | ({"GPU": gpus} if gpus else {})
 
@@ -78,11 +79,11 @@ def run_trial(point: dict[str, Any], task: Task) -> None:
         tune.report({METRIC: figures[METRIC], TIME: figures[TIME]})
         return
     config = task.config(point)
-    by: dict[str, Any]
     if task.alone:
-        by = {"here": Outside(saved=lambda figures, folder: tune.report(figures))}
+        driver = Driver(on_checkpoint=lambda figures, folder: tune.report(figures))
+        hooks = Hooks(in_process=driver)
     else:  # the callback starts a process
-        by = {"workers": task.workers, "callbacks": [TuneReportCallback()]}
+        hooks = Hooks(callbacks=[TuneReportCallback()])
     with suppress(Stopped), ending(run) as stop:
         acquire(
             task.native,
@@ -92,9 +93,9 @@ def run_trial(point: dict[str, Any], task: Task) -> None:
             store=task.store,
             resume=True,
             skip_invalid=task.skip_invalid,
+            workers=Workers() if task.alone else task.workers,
             prepared=task.tables(Native.load(task.native), config),
-            stop=stop,
-            **by,
+            hooks=replace(hooks, stop=stop),
         )
 
 
