@@ -34,7 +34,8 @@ from upath import UPath
 
 from mla_ray.data.blocks import read_parquet
 from mla_ray.data.feature_store import key_of
-from mla_ray.data.table_reader import Stream, find_image
+from mla_ray.data.table_images import read_image
+from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import DECODING, frames_of
 from mla_ray.model.native import Native
 from mla_ray.model.text import identity
@@ -218,7 +219,7 @@ class _Shards:
             return self._number(image)
         place = (str(folder), image)
         if place not in self._by_place:  # an image has several captions
-            self._by_place[place] = self._number(find_image(image, folder).read_bytes())
+            self._by_place[place] = self._number(read_image(image, folder))
         return self._by_place[place]
 
     def close(self) -> None:

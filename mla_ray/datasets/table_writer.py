@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mla_ray.data.table_reader import CAPTION_COLUMNS, KEPT_PROBLEMS, PAIR_COLUMNS, SHOWN_PROBLEMS
+from mla_ray.data.problems import KEPT_PROBLEMS, SHOWN_PROBLEMS
+from mla_ray.data.table_reader import CAPTION_COLUMNS, PAIR_COLUMNS
 from mla_ray.runtime.progress import Progress, Report
 
 BATCH = 16_384

@@ -37,7 +37,8 @@ from upath import UPath
 from mla_ray.data.blocks import fingerprint
 from mla_ray.data.decoded_images import LANGUAGE, Decoded, Ints, Shots, decode
 from mla_ray.data.feature_store import BATCH, encode_texts
-from mla_ray.data.table_reader import InvalidTable, Stream
+from mla_ray.data.problems import InvalidTable
+from mla_ray.data.table_reader import Stream
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.lineage import write_descendant
 from mla_ray.model.native import Native

@@ -33,7 +33,9 @@ from upath import UPath
 from mla_ray.data.blocks import BLOCK, IMAGES, Spool, cut, fingerprint, write_index
 from mla_ray.data.corpus import Corpus, Stage, named
 from mla_ray.data.feature_store import Kind, hashes, key_of
-from mla_ray.data.table_reader import InvalidTable, Problem, Stream, find_image
+from mla_ray.data.problems import InvalidTable, Problem
+from mla_ray.data.table_images import find_image
+from mla_ray.data.table_reader import Stream
 from mla_ray.model.alignment import aligned_rows
 from mla_ray.model.encoder import learned_rows
 from mla_ray.model.native import Native

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mla_ray.data.table_reader import InvalidTable
+from mla_ray.data.problems import InvalidTable
 from mla_ray.index.bulk import BLOCK, _encode, _Encoder, index_table
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Hit
 from mla_ray.index.ingest import (
