@@ -37,7 +37,7 @@ from mla_ray.index.sink import FIELDS, Indexed, IndexSink, opened, write
 from mla_ray.index.table_blocks import BlockRow, read, survey
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.progress import Progress, Report, counting
 from mla_ray.runtime.storage import at
 
 BLOCK = 1024
@@ -98,7 +98,7 @@ def index_table(
     in_tables, total = survey(tables, language)
     wanted = in_tables if languages is None else in_tables & set(languages)
     require_packs(wanted, packs)
-    space, done = space_of(native), Indexed()
+    space, indexed = space_of(native), Indexed()
     encoded = _encode(native_name, packs, read(tables, language, wanted), source)
     del native  # the actors have their own
     if url.startswith(("http", "grpc")):
@@ -106,22 +106,21 @@ def index_table(
             pass  # made once, before many tasks would
         sink = IndexSink(url, space)
         encoded.write_datasink(sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0})
-        done = sink.done
+        indexed = sink.indexed
         report(Progress("indexing", total, total))
     else:
         with opened(url, space, quantization) as collections:
-            rows = 0
+            advance = counting(report, "indexing", total)
             for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
-                done.add(write(collections, block))
-                rows += pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0
-                report(Progress("indexing", rows, total))
+                indexed.add(write(collections, block))
+                advance(pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0)
             for index in collections.values():
                 index.optimize()
                 index.flush()
     if sync:
         kept = keys_of(tables, source, language)
-        done.removed = remove_what_left(url, space, source, kept, pictures)
-    return done
+        indexed.removed = remove_what_left(url, space, source, kept, pictures)
+    return indexed
 
 
 def _encode(
@@ -130,7 +129,7 @@ def _encode(
     cpus = int(ray.cluster_resources().get("CPU", 1))
     gpus = int(ray.cluster_resources().get("GPU", 0))
     return rows.map_batches(
-        _Encoder,
+        PointEncoder,
         fn_constructor_kwargs={
             "native": native_name,
             "packs": {language: str(folder) for language, folder in packs.items()},
@@ -153,7 +152,7 @@ class _EncodedPoint(NamedTuple):
     reason: str | None
 
 
-class _Encoder:
+class PointEncoder:
     """One Ray Data actor: a native and packs, held.
 
     It keeps nothing from block to block, not even which images it saw: a block that is lost is

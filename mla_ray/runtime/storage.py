@@ -138,9 +138,12 @@ def write_json(path: UPath, document: Any) -> None:
     write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_bytes(path: UPath) -> bytes:
-    """All of a file, in one request: one that is replaced meanwhile is the old or the new one."""
-    return patiently(partial(_read_bytes, path), what=f"reading {path}")
+def read_bytes(path: UPath, pauses: Sequence[float] | None = None) -> bytes:
+    """All of a file, in one request: one that is replaced meanwhile is the old or the new one.
+
+    `pauses` as in `patiently`.
+    """
+    return patiently(partial(_read_bytes, path), pauses, f"reading {path}")
 
 
 def read_json(path: UPath) -> Any:
