@@ -34,7 +34,7 @@ from rich.table import Table
 
 from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets.emoji import Emoji
-from mla_ray.index.backend import HNSW_EF, Quantization, Space
+from mla_ray.index.backend import HNSW_EF, Quantization, VectorSpace
 from mla_ray.index.collection import CaptionIndex, Entry
 from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stdout
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace, report: Report) -> dict[str, Any]:
     found["encoding"] = remember(made / "encoding.json", lambda: corpus.encode(native, report))
     queries_QE = corpus.query_vectors()
     truth = exact(corpus, queries_QE, report)
-    space = Space(native.name, native.fingerprint, DIM)
+    space = VectorSpace(native.name, native.fingerprint, DIM)
     with CaptionIndex.open(f"edge:{made}", space, quantization=args.quantization) as index:
         found["edge"] = remember(
             made / "upsert.json", lambda: write(index, corpus, "edge: upsert", report)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from mla_ray.datasets.emoji_tables import emoji_tables
+from mla_ray.datasets.emoji_tables import table_files
 from mla_ray.model.native import Native
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars, stdout
@@ -40,7 +40,7 @@ from mla_ray.tuning.sweep import LanguageSweep, SweepPlan
 
 def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     with bars() as report:
-        emoji_tables(args.language, at(args.data), report)
+        table_files(args.language, at(args.data), report)
         shutil.copytree(args.data / "emoji", scratch / "data" / "emoji")
         if (args.data / "lexicons").exists():
             shutil.copytree(args.data / "lexicons", scratch / "data" / "lexicons")

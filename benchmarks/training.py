@@ -33,7 +33,7 @@ from typing import Any
 from rich.table import Table
 
 from mla_ray.data.corpus import Corpus
-from mla_ray.datasets.emoji_tables import emoji_tables
+from mla_ray.datasets.emoji_tables import table_files
 from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stderr, stdout
 from mla_ray.runtime.storage import at, read_json
@@ -109,7 +109,7 @@ def weights(run: Path) -> str:
 def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     config = settings(args.steps, args.batch, args.checkpoint_every)
     with bars() as report:
-        pairs = [str(file) for file in emoji_tables(LANGUAGE, at(args.data), report)[1:]]
+        pairs = [str(file) for file in table_files(LANGUAGE, at(args.data), report)[1:]]
     make(scratch, pairs, config)
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     environment.pop("RAY_ADDRESS", None)

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from mla_ray.cli.job.plan import Settings
-from mla_ray.data.table_reader import InvalidTable
+from mla_ray.data.problems import InvalidTable
 from mla_ray.index.collection import CAPTIONS, CaptionIndex
 from mla_ray.index.ingest import space_of
 from mla_ray.model.native import Native

@@ -18,14 +18,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -34,7 +32,9 @@ from upath import UPath
 
 from mla_ray.data.blocks import read_parquet
 from mla_ray.data.feature_store import key_of
-from mla_ray.data.table_reader import Stream, find_image
+from mla_ray.data.parquet import write_parquet
+from mla_ray.data.table_images import read_image
+from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import DECODING, frames_of
 from mla_ray.model.native import Native
 from mla_ray.model.text import identity
@@ -98,39 +98,37 @@ def decode(
     if done.exists():
         return Decoded(**read_json(done))
     stream = Stream.captions([table], LANGUAGE, split)
-    found: list[tuple[int, str, int, int]] = []
+    readable: list[tuple[int, str, int, int]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shards = _Shards(native, folder, pool, progress)
-        for piece in stream:
-            columns = (piece[name].to_pylist() for name in ("image", "caption", "file", "row"))
+        for chunk in stream:
+            columns = (chunk[name].to_pylist() for name in ("image", "caption", "file", "row"))
             for image, caption, file, row in zip(*columns, strict=True):
                 try:
                     number = shards.number_of(image, stream.files[file].parent)
                 except ValueError as error:  # there is no such file
                     stream.refuse(file, row, f"image {image!r} {error}")
                 else:
-                    found.append((number, caption, file, row))
+                    readable.append((number, caption, file, row))
         shards.close()
     first: dict[tuple[int, str], tuple[int, int]] = {}
-    for number, caption, file, row in found:
+    for number, caption, file, row in readable:
         if fault := shards.faults.get(number):
             stream.refuse(file, row, f"image {fault}")
         elif (earlier := first.setdefault((number, caption), (file, row))) != (file, row):
             stream.refuse_repeat(file, row, earlier)
     stream.check(len(first), skip_invalid)
     numbers, captions = zip(*first, strict=True)
-    sink = BytesIO()
     rows = {
         "image": pa.array(numbers, pa.int64()),
         "caption": pa.array(captions, pa.string()),
         "identity": pa.array([identity(caption) for caption in captions], pa.string()),
     }
-    pq.write_table(pa.table(rows), sink)
-    write_bytes(folder / "rows.parquet", sink.getvalue())
+    write_parquet(folder / "rows.parquet", pa.table(rows))
     problems = [str(problem) for problem in stream.problems[:SHOWN]]
-    made = Decoded(len(first), len(set(numbers)), stream.refused, problems, DECODING)
-    write_json(done, asdict(made))
-    return made
+    decoded = Decoded(len(first), len(set(numbers)), stream.refused, problems, DECODING)
+    write_json(done, asdict(decoded))
+    return decoded
 
 
 class Shots:
@@ -166,8 +164,8 @@ class Shots:
 
     def pixels(self, images: Ints) -> Tensor:
         """Images [B, 3, S, S] float32 as `native.preprocess` gives them, by their numbers [B]."""
-        found = torch.stack([self._pixels(int(image)) for image in images])
-        return (found.float().div(255) - self._mean) / self._std
+        pixels = torch.stack([self._pixels(int(image)) for image in images])
+        return (pixels.float().div(255) - self._mean) / self._std
 
     def _pixels(self, image: int) -> Tensor:
         shard, place = divmod(image, SHARD)
@@ -218,7 +216,7 @@ class _Shards:
             return self._number(image)
         place = (str(folder), image)
         if place not in self._by_place:  # an image has several captions
-            self._by_place[place] = self._number(find_image(image, folder).read_bytes())
+            self._by_place[place] = self._number(read_image(image, folder))
         return self._by_place[place]
 
     def close(self) -> None:

@@ -15,9 +15,9 @@ from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from mla_ray.data.parquet import write_parquet
 from mla_ray.datasets.emoji import Emoji, pairs
 from mla_ray.datasets.npm import Package, fetch
 from mla_ray.runtime.progress import Progress, Report
@@ -87,11 +87,11 @@ def tables(
         report(Progress("fetching", done + 1, len(parts)))
         images |= _unpack(archive, out, keys, f"part {part}", report)
     paths = {"captions": out / "captions.parquet"}
-    _write(captions(emoji, images, languages), paths["captions"])
+    write_parquet(at(paths["captions"]), captions(emoji, images, languages))
     for language in languages:
         if language != "en":
             paths[language] = out / f"pairs-{language}.parquet"
-            _write(pairs(emoji, language), paths[language])
+            write_parquet(at(paths[language]), pairs(emoji, language))
     return paths
 
 
@@ -129,10 +129,10 @@ def _unpack(archive: Path, out: Path, keys: set[str], phase: str, report: Report
     images: dict[str, str] = {}
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
-            found = _MEMBER.fullmatch(member.name)
-            if not found or not member.isfile():
+            name = _MEMBER.fullmatch(member.name)
+            if not name or not member.isfile():
                 continue
-            key = found[1].replace("-fe0f", "")
+            key = name[1].replace("-fe0f", "")
             if key not in keys:
                 continue
             if member.size > MAX_BYTES:
@@ -147,9 +147,3 @@ def _unpack(archive: Path, out: Path, keys: set[str], phase: str, report: Report
                 write_bytes(path, data)
             report(Progress(phase, len(images), None))
     return images
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    sink = BytesIO()
-    pq.write_table(table, sink)
-    write_bytes(at(path), sink.getvalue())

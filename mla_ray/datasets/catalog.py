@@ -9,7 +9,7 @@ from typing import Any
 from mla_ray.datasets.cc300k import CC300K
 from mla_ray.datasets.coco import COCO
 from mla_ray.datasets.crossmodal3600 import CROSSMODAL3600
-from mla_ray.datasets.layout import DataSet, Part, Size, count, find
+from mla_ray.datasets.layout import DataSet, Size, SourceFile, count, find
 from mla_ray.datasets.msrvtt import MSRVTT
 from mla_ray.datasets.multi30k import MULTI30K, TASK1_ONLY
 from mla_ray.datasets.table_writer import Tally, write_captions, write_pairs
@@ -25,7 +25,7 @@ CATALOG: Mapping[str, DataSet] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Made:
+class WrittenTables:
     """The tables of a data set, and what became of its rows."""
 
     captions: Tally | None
@@ -58,14 +58,14 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A part of a data set, looked for.
+class FileCheck:
+    """A file or folder of a data set, looked for.
 
     `state` is there, missing, broken (`note` says how) or different: of another count than
     published. `count` is None where it is not there or not worth counting.
     """
 
-    part: Part
+    file: SourceFile
     state: str
     count: int | None = None
     note: str = ""
@@ -73,32 +73,32 @@ class Found:
     @property
     def needed(self) -> bool:
         """Whether the set can not be made for want of it."""
-        return self.state in ("missing", "broken") and not self.part.optional
+        return self.state in ("missing", "broken") and not self.file.optional
 
     def as_dict(self) -> dict[str, Any]:
-        """What `mla data check --json` prints of a part."""
+        """What `mla data check --json` prints of one."""
         return {
-            "path": self.part.path,
+            "path": self.file.path,
             "state": self.state,
             "count": self.count,
-            "expected": self.part.count,
-            "optional": self.part.optional,
-            "home": self.part.home,
+            "expected": self.file.count,
+            "optional": self.file.optional,
+            "home": self.file.home,
             "note": self.note,
         }
 
     @property
     def line(self) -> str:
         """The same for people."""
-        said = f"  {self.state:<9} {self.part.path}"
+        line = f"  {self.state:<9} {self.file.path}"
         if self.count is not None:
-            said += f"  {self.count:,}"
+            line += f"  {self.count:,}"
         if self.state == "different":
-            said += f", but {self.part.count:,} are published"
+            line += f", but {self.file.count:,} are published"
         if self.state in ("missing", "broken"):
-            optional = " (can do without)" if self.part.optional else ""
-            said += f"{optional}  {self.note or self.part.home}"
-        return said
+            optional = " (can do without)" if self.file.optional else ""
+            line += f"{optional}  {self.note or self.file.home}"
+        return line
 
 
 def data_set(name: str) -> DataSet:
@@ -117,7 +117,7 @@ def make(
     languages: Sequence[str] | None = None,
     pairs_only: bool = False,
     skip_invalid: bool = False,
-) -> Made:
+) -> WrittenTables:
     """Write captions.parquet, and pairs-LANGUAGE.parquet where the set has translations.
 
     Args:
@@ -146,36 +146,36 @@ def make(
             pairs[language] = write_pairs(
                 chosen.pairs(root, language), path, report, skip_invalid=skip_invalid
             )
-    return Made(captions, pairs, _differences(chosen, captions) if captions else [])
+    return WrittenTables(captions, pairs, _differences(chosen, captions) if captions else [])
 
 
 def check(
     name: str, root: Path, report: Report, languages: Sequence[str] | None = None
-) -> list[Found]:
+) -> list[FileCheck]:
     """Look for what a data set needs in these languages (all if not given), and count it."""
     chosen = data_set(name)
     wanted = set(_known(chosen, languages))
-    parts = [part for part in chosen.parts if part.languages is None or wanted & {*part.languages}]
-    found = []
-    for done, part in enumerate(parts, start=1):
-        found.append(_look(part, root.expanduser().resolve()))
-        report(Progress(name, done, len(parts), part.path))
-    return found
+    files = [file for file in chosen.files if file.languages is None or wanted & {*file.languages}]
+    checks = []
+    for done, file in enumerate(files, start=1):
+        checks.append(_checked(file, root.expanduser().resolve()))
+        report(Progress(name, done, len(files), file.path))
+    return checks
 
 
-def _look(part: Part, root: Path) -> Found:
+def _checked(file: SourceFile, root: Path) -> FileCheck:
     try:
-        path = find(root, part.path)
+        path = find(root, file.path)
     except FileNotFoundError:
-        return Found(part, "missing")
-    if part.count is None and path.is_file():
-        return Found(part, "there")
+        return FileCheck(file, "missing")
+    if file.count is None and path.is_file():
+        return FileCheck(file, "there")
     try:
-        counted = count(path, part)
+        counted = count(path, file)
     except (ValueError, OSError) as error:
-        return Found(part, "broken", note=str(error))
-    state = "there" if part.count in (None, counted) else "different"
-    return Found(part, state, counted)
+        return FileCheck(file, "broken", note=str(error))
+    state = "there" if file.count in (None, counted) else "different"
+    return FileCheck(file, state, counted)
 
 
 def _known(chosen: DataSet, languages: Sequence[str] | None) -> list[str]:
@@ -194,12 +194,12 @@ def _differences(chosen: DataSet, captions: Tally) -> list[str]:
     for key in captions.rows:
         size = chosen.sizes.get(key, Size(None))
         language, split = key
-        for what, published, made in (
+        for what, published, written in (
             (chosen.items, size.images, captions.images[key]),
             ("captions", size.captions, captions.rows[key] + captions.repeats[key]),
         ):
-            if published is not None and published != made:
+            if published is not None and published != written:
                 warnings.append(
-                    f"{language} {split}: {made:,} {what}, but {published:,} are published"
+                    f"{language} {split}: {written:,} {what}, but {published:,} are published"
                 )
     return warnings

@@ -32,8 +32,8 @@ import ijson
 
 from mla_ray.datasets.layout import (
     DataSet,
-    Part,
     Size,
+    SourceFile,
     array,
     find,
     inside,
@@ -121,12 +121,12 @@ CC300K = DataSet(
     title="CC300K: 300,000 of Conceptual Captions, machine-translated into five languages",
     licence="captions: free to use, naming Google; translations: none stated; images: the web's",
     languages=LANGUAGES,
-    parts=(
-        Part(NAMES, _MLA),
-        Part(EXISTING, _MLA, records="item", optional=True),
-        Part(_file("en"), _MLA),
-        *(Part(_file(code), _MLA, languages=(code,)) for code in LANGUAGES if code != "en"),
-        Part(IMAGES, _CONCEPTUAL),
+    files=(
+        SourceFile(NAMES, _MLA),
+        SourceFile(EXISTING, _MLA, records="item", optional=True),
+        SourceFile(_file("en"), _MLA),
+        *(SourceFile(_file(code), _MLA, languages=(code,)) for code in LANGUAGES if code != "en"),
+        SourceFile(IMAGES, _CONCEPTUAL),
     ),
     captions=captions,
     pairs=pairs,

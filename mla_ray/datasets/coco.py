@@ -32,7 +32,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mla_ray.datasets.layout import DataSet, Part, Size, find, inside, lines, member, names, records
+from mla_ray.datasets.layout import (
+    DataSet,
+    Size,
+    SourceFile,
+    find,
+    inside,
+    lines,
+    member,
+    names,
+    records,
+)
 from mla_ray.datasets.table_writer import Caption
 
 SPLITS = "dataset_coco.json"
@@ -132,18 +142,18 @@ _COCO = "https://cocodataset.org/#download (2014)"
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/ (caption_datasets.zip)"
 _STAIR = "https://github.com/STAIR-Lab-CIT/STAIR-captions"
 _COCO_CN = "https://github.com/li-xirong/coco-cn"
-IMAGE_PARTS = (Part("train2014", _COCO, 82_783), Part("val2014", _COCO, 40_504))
+IMAGE_PARTS = (SourceFile("train2014", _COCO, 82_783), SourceFile("val2014", _COCO, 40_504))
 
 COCO = DataSet(
     name="coco",
     title="MSCOCO captions in en, STAIR captions (ja) and COCO-CN (zh)",
     licence="captions: CC-BY-4.0 (en, ja), MIT (zh); images: their authors' on Flickr",
     languages=LANGUAGES,
-    parts=(
+    files=(
         *IMAGE_PARTS,
-        Part(SPLITS, _KARPATHY, 123_287, "images.item", languages=("en", "ja")),
+        SourceFile(SPLITS, _KARPATHY, 123_287, "images.item", languages=("en", "ja")),
         *(
-            Part(path, home, count, "annotations.item", languages=(language,))
+            SourceFile(path, home, count, "annotations.item", languages=(language,))
             for language, home, counts in (
                 ("en", _COCO, (414_113, 202_654)),
                 ("ja", _STAIR, (413_915, 202_520)),
@@ -151,7 +161,7 @@ COCO = DataSet(
             for path, count in zip(ANNOTATIONS[language], counts, strict=True)
         ),
         *(
-            Part(f"{CHINESE}/{name}", _COCO_CN, count, languages=("zh",))
+            SourceFile(f"{CHINESE}/{name}", _COCO_CN, count, languages=("zh",))
             for name, count in (
                 ("coco-cn_train.txt", 18_341),
                 ("coco-cn_val.txt", 1_000),

@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mla_ray.datasets.layout import DataSet, Part, Size, find, inside, lines, member
+from mla_ray.datasets.layout import DataSet, Size, SourceFile, find, inside, lines, member
 from mla_ray.datasets.table_writer import Caption
 
 TEXTS = "captions.jsonl"
@@ -63,7 +63,7 @@ CROSSMODAL3600 = DataSet(
     title="Crossmodal-3600: 3,600 images captioned by people in 36 languages",
     licence="captions: CC-BY-4.0; images: CC-BY, of Open Images",
     languages=LANGUAGES,
-    parts=(Part(TEXTS, _HOME, COUNT), Part(IMAGES, _HOME, COUNT)),
+    files=(SourceFile(TEXTS, _HOME, COUNT), SourceFile(IMAGES, _HOME, COUNT)),
     captions=captions,
     sizes={(language, "test"): Size(COUNT) for language in LANGUAGES},
 )

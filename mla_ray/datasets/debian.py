@@ -3,8 +3,9 @@
 import io
 import subprocess
 import tarfile
-import tempfile
 from pathlib import Path
+
+from mla_ray.datasets.downloads import download
 
 
 class Unavailable(RuntimeError):
@@ -15,12 +16,7 @@ def fetch(name: str, folder: Path) -> Path:
     """The package in `folder`, downloaded by apt-get unless one is there."""
     if present := sorted(folder.glob(f"{name}_*.deb")):
         return present[-1]
-    folder.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the move is atomic and an interrupted download leaves nothing.
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _run(["apt-get", "download", name], Path(scratch))
-        (deb,) = Path(scratch).glob("*.deb")
-        return deb.replace(folder / deb.name)
+    return download(folder, "*.deb", lambda scratch: _run(["apt-get", "download", name], scratch))
 
 
 def read(deb: Path, *paths: str) -> list[bytes]:

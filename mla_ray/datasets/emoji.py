@@ -34,9 +34,11 @@ import pyarrow.parquet as pq
 import resvg_py
 from PIL import Image
 
+from mla_ray.data.parquet import write_parquet
 from mla_ray.datasets.npm import Package, fetch
 from mla_ray.model.language import NOT_A_LANGUAGE
 from mla_ray.model.text import identity
+from mla_ray.runtime.storage import at
 
 TRAIN_STYLES = ("noto", "openmoji", "fluent")
 TEST_STYLE = "twemoji"
@@ -125,8 +127,8 @@ class Emoji:
         """BCP-47 codes that CLDR has annotations for."""
         with tarfile.open(self.archives["annotations"]) as archive:
             names = (Path(name).parts for name in archive.getnames())
-            found = {p[2] for p in names if len(p) == 4 and p[1] == "annotations"}
-            return tuple(sorted(found - NOT_A_LANGUAGE))
+            folders = {p[2] for p in names if len(p) == 4 and p[1] == "annotations"}
+            return tuple(sorted(folders - NOT_A_LANGUAGE))
 
     def labels(self, language: str) -> dict[str, Label]:
         """Name and keywords by concept key; a language without any is a KeyError."""
@@ -228,8 +230,8 @@ class Emoji:
         kept: dict[str, bytes] = {}
         if path.exists():
             table = pq.read_table(path)
-            columns = (table[name].to_pylist() for name in ("image_id", "image"))
-            kept = dict(zip(*columns, strict=True))
+            cells = (table[name].to_pylist() for name in ("image_id", "image"))
+            kept = dict(zip(*cells, strict=True))
         before = len(kept)
         for concept in self.concepts:
             test = concept.split == "test"
@@ -239,10 +241,8 @@ class Emoji:
             if progress:
                 progress(1)
         if len(kept) > before:
-            scratch = path.with_suffix(".tmp")
-            table = {"image_id": list(kept), "image": pa.array(kept.values(), pa.binary())}
-            pq.write_table(pa.table(table), scratch)
-            scratch.replace(path)
+            columns = {"image_id": list(kept), "image": pa.array(kept.values(), pa.binary())}
+            write_parquet(at(path), pa.table(columns))
         return kept
 
     @cached_property

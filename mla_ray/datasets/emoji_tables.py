@@ -21,13 +21,15 @@ from upath import UPath
 
 from mla_ray.data.blocks import fingerprint
 from mla_ray.data.corpus import Corpus
+from mla_ray.data.parquet import write_parquet
 from mla_ray.datasets import emoji as emoji_data
 from mla_ray.datasets.emoji import Emoji
 from mla_ray.datasets.lexicons import Lexicon, lexicon
-from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.progress import Report, counting
 from mla_ray.runtime.storage import (
     at,
     download,
+    is_file,
     is_local,
     names_in,
     read_json,
@@ -42,7 +44,7 @@ EARLIER = ("tables-{language}",)
 
 
 @dataclass(frozen=True)
-class Tables:
+class EmojiTables:
     """The emoji tables of one language."""
 
     captions: pa.Table
@@ -65,51 +67,46 @@ def write_tables(
 ) -> dict[str, Path]:
     """Write captions.parquet, with all `languages`, and a pairs-LANGUAGE.parquet each."""
     emoji = Emoji(data / "emoji")
-    total, done = len(emoji.concepts), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        report(Progress("drawing emoji", done, total))
-
-    out.mkdir(parents=True, exist_ok=True)
+    advance = counting(report, "drawing emoji", len(emoji.concepts))
     paths = {"captions": out / "captions.parquet"}
-    _write(emoji_data.captions(emoji, languages, advance), paths["captions"])
+    write_parquet(at(paths["captions"]), emoji_data.captions(emoji, languages, advance))
     for language in languages:
         if language != "en":
             paths[language] = out / f"pairs-{language}.parquet"
-            _write(emoji_data.pairs(emoji, language), paths[language])
+            write_parquet(at(paths[language]), emoji_data.pairs(emoji, language))
     return paths
 
 
-def local_tables(language: str, data: Path, report: Report, begun: UPath | None = None) -> Tables:
+def local_tables(
+    language: str, data: Path, report: Report, begun: UPath | None = None
+) -> EmojiTables:
     """The demo's tables, made unless they are there; with a lexicon where there is one.
 
     Args:
         language: BCP-47.
         data: folder of the data sets.
         report: told of the drawing.
-        begun: a file of a run as `tables_of` reads it. A run that has begun keeps its tables.
+        begun: a file of a run as `tables_of_run` reads it. A run that has begun keeps its tables.
 
     """
-    if kept := tables_of(begun, language, at(data)):
+    if kept := tables_of_run(begun, language, at(data)):
         files = [Path(file.path) for file in kept]
-        found = Lexicon.of_table(pq.read_table(files[2])) if files[2:] else None
+        words = Lexicon.of_table(pq.read_table(files[2])) if files[2:] else None
     else:
         out = data / "emoji" / TABLES.format(language=language)
         if not (out / f"pairs-{language}.parquet").exists():
             write_tables(data, ["en", language], out, report)
         files = [out / "captions.parquet", out / f"pairs-{language}.parquet"]
-        found, file = _lexicon(language, data, out)
-        files += [file] if found.pairs.num_rows else []
-    note = found.note if found else "no dictionary pairs"
+        words, file = _lexicon(language, data, out)
+        files += [file] if words.pairs.num_rows else []
+    note = words.note if words else "no dictionary pairs"
     if files[2:]:
         note += ", in half of every NLT batch"
     captions, *pairs = (pq.read_table(file) for file in files)
-    return Tables(captions, pairs, files, note, found.missing if found else {})
+    return EmojiTables(captions, pairs, files, note, words.missing if words else {})
 
 
-def tables_of(begun: UPath | None, language: str, data: UPath) -> list[UPath] | None:
+def tables_of_run(begun: UPath | None, language: str, data: UPath) -> list[UPath] | None:
     """The tables that a run began with, captions first, by the sums that it keeps of them.
 
     None if it has not begun, or they are not in `data` any more.
@@ -120,7 +117,7 @@ def tables_of(begun: UPath | None, language: str, data: UPath) -> list[UPath] | 
         data: folder of the data sets.
 
     """
-    if begun is None or not begun.exists():
+    if begun is None or not is_file(begun):
         return None
     wanted: Mapping[str, Sequence[str]] = read_json(begun).get("sources", {}).get(language, {})
     folders = [data / "emoji" / name.format(language=language) for name in (TABLES, *EARLIER)]
@@ -137,23 +134,23 @@ def _lexicon(language: str, data: Path, out: Path) -> tuple[Lexicon, Path]:
     One that was made stays beside a better one, for the runs that are of it.
     """
     kept = {path: Lexicon.of_table(pq.read_table(path)) for path in out.glob("lexicon-*.parquet")}
-    if all(found.missing for found in kept.values()):
+    if all(each.missing for each in kept.values()):
         labels = Emoji(data / "emoji").labels("en").values()
         texts = (text for label in labels for text in (label.name, *label.keywords))
         known = {word for text in texts for word in words_of(text)}
-        found = lexicon(language, data / "lexicons", known)
-        path = out / f"lexicon-{_digest(found)}.parquet"
+        newest = lexicon(language, data / "lexicons", known)
+        path = out / f"lexicon-{_digest(newest)}.parquet"
         if path not in kept:
-            kept[path] = found
-            _write(found.table(), path)
+            kept[path] = newest
+            write_parquet(at(path), newest.table())
     best = min(kept, key=lambda path: (len(kept[path].missing), -kept[path].pairs.num_rows, path))
     return kept[best], best
 
 
-def _digest(found: Lexicon) -> str:
+def _digest(of: Lexicon) -> str:
     """Of its pairs, and of which sources it has; why one is missing is told otherwise each time."""
-    said = [found.pairs.to_pylist(), dict(found.sources), sorted(found.missing)]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+    content = [of.pairs.to_pylist(), dict(of.sources), sorted(of.missing)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def words_of(text: str) -> list[str]:
@@ -161,13 +158,7 @@ def words_of(text: str) -> list[str]:
     return "".join(c if category(c)[0] in "LM" else " " for c in text.lower()).split()
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    scratch = path.with_suffix(".tmp")
-    pq.write_table(table, scratch)
-    scratch.replace(path)
-
-
-def emoji_tables(
+def table_files(
     language: str, data: UPath, report: Report, begun: UPath | None = None
 ) -> list[UPath]:
     """The emoji tables of a language in `data`: captions, names, and a lexicon if there is one.
@@ -176,20 +167,20 @@ def emoji_tables(
     """
     if is_local(data):
         return [at(file) for file in local_tables(language, Path(data.path), report, begun).files]
-    if kept := tables_of(begun, language, data):
+    if kept := tables_of_run(begun, language, data):
         return kept
     name = TABLES.format(language=language)
     folder, record = data / "emoji" / name, data / "emoji" / f"{name}.json"
-    said = read_json(record) if record.exists() else None
-    if said is None or said["missing"]:
+    content = read_json(record) if is_file(record) else None
+    if content is None or content["missing"]:
         with tempfile.TemporaryDirectory() as scratch:
-            local, there = Path(scratch) / "emoji" / name, names_in(folder)
-            if there:
+            local, uploaded = Path(scratch) / "emoji" / name, names_in(folder)
+            if uploaded:
                 download(folder, local)
-            made = local_tables(language, Path(scratch), report)
+            tables = local_tables(language, Path(scratch), report)
             for file in local.iterdir():
-                if file.name not in there:
+                if file.name not in uploaded:
                     write_bytes(folder / file.name, file.read_bytes())
-            said = {"files": [file.name for file in made.files], "missing": [*made.missing]}
-        write_json(record, said)
-    return [folder / name for name in said["files"]]
+            content = {"files": [file.name for file in tables.files], "missing": [*tables.missing]}
+        write_json(record, content)
+    return [folder / name for name in content["files"]]

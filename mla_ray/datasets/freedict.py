@@ -17,15 +17,6 @@ from types import MappingProxyType
 from mla_ray.datasets import debian
 from mla_ray.datasets.debian import Unavailable
 
-__all__ = [
-    "LANGUAGES",
-    "Unavailable",
-    "fetch",
-    "read_articles",
-    "read_heads",
-    "read_words",
-]
-
 # BCP-47 to the three letters in FreeDict's package names.
 LANGUAGES: Mapping[str, str] = MappingProxyType(
     {

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceFile:
     """A file or folder of a data set.
 
     Args:
@@ -65,7 +65,7 @@ class DataSet:
         title: what it is, in a few words.
         licence: of captions and images.
         languages: BCP-47, those that captions are in.
-        parts: files and folders that it is made of.
+        files: and folders that it is made of.
         captions: rows of the caption table in these languages, from this root. Captions of an image
             in a language come together, and no image twice.
         pairs: rows of the translation table into one language; training data alone.
@@ -79,7 +79,7 @@ class DataSet:
     title: str
     licence: str
     languages: tuple[str, ...]
-    parts: tuple[Part, ...]
+    files: tuple[SourceFile, ...]
     captions: Callable[[Path, Sequence[str]], Iterator[Caption]]
     pairs: Callable[[Path, str], Iterator[Pair]] | None = None
     pair_languages: tuple[str, ...] = ()
@@ -223,7 +223,7 @@ def member(record: Mapping[str, Any], name: str, kind: type[T], place: str) -> T
     return value
 
 
-def count(path: Path, part: Part) -> int:
+def count(path: Path, file: SourceFile) -> int:
     """How many lines, records or files there are; nothing is kept in memory."""
     if path.is_dir():
         with os.scandir(path) as entries:
@@ -231,8 +231,8 @@ def count(path: Path, part: Part) -> int:
     if path.suffix == ".npy":
         return len(array(path))
     if path.suffix == ".json":
-        if part.records:
-            return sum(1 for _ in parsed(path, lambda file: ijson.items(file, part.records)))
+        if file.records:
+            return sum(1 for _ in parsed(path, lambda raw: ijson.items(raw, file.records)))
         return sum(1 for _ in parsed(path, lambda file: ijson.kvitems(file, "")))
     return sum(1 for _ in lines(path)) - (path.suffix == ".csv")
 
@@ -240,11 +240,11 @@ def count(path: Path, part: Part) -> int:
 def array(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
     """A NumPy file of text [N], on disk; pickled ones are refused."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        texts = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{path}: no NumPy array of plain text ({error}); pickled arrays are not read"
         ) from error
-    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "US":
+    if not isinstance(texts, np.ndarray) or texts.ndim != 1 or texts.dtype.kind not in "US":
         raise ValueError(f"{path}: no array of text in one dimension; is it the right file?")
-    return found
+    return texts

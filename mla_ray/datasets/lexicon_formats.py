@@ -62,8 +62,8 @@ def turned_round(words: Iterable[Word]) -> Translations:
             cost = place + 3 * (not common) - log2(1 + builds[word]) / 3
             head = _ARTICLE.sub("", gloss)
             costs[head][word] = min(cost, costs[head].get(word, cost))
-    for head, found in costs.items():
-        yield head, sorted(found, key=found.__getitem__)
+    for head, cost_of in costs.items():
+        yield head, sorted(cost_of, key=cost_of.__getitem__)
 
 
 def _glosses(listed: Iterable[str]) -> list[str]:
@@ -119,9 +119,9 @@ def cedict(wheel: Path) -> Translations:
 
 def _cedict_words(text: str) -> Iterator[Word]:
     for line in text.splitlines():
-        if (found := _CEDICT_LINE.fullmatch(line.strip())) and not line.startswith("#"):
-            said = (g for gloss in found[2].split("/") for g in gloss.split(";"))
-            yield Word(found[1], _glosses(g for g in said if not _CEDICT_NOTE.match(g.strip())))
+        if (entry := _CEDICT_LINE.fullmatch(line.strip())) and not line.startswith("#"):
+            glosses = (g for gloss in entry[2].split("/") for g in gloss.split(";"))
+            yield Word(entry[1], _glosses(g for g in glosses if not _CEDICT_NOTE.match(g.strip())))
 
 
 _EDICT_LINE = re.compile(r"(\S+) (?:\[([^\]]*)\] )?/(.*)/")
@@ -135,9 +135,9 @@ def edict(deb: Path) -> Translations:
 
 def _edict_words(text: str) -> Iterator[Word]:
     for line in text.splitlines():
-        if not (found := _EDICT_LINE.fullmatch(line.strip())):
+        if not (entry := _EDICT_LINE.fullmatch(line.strip())):
             continue
-        written, kana, said = found.groups()
+        written, kana, said = entry.groups()
         parts = said.split("/")
         common = "(P)" in parts
         glosses = _glosses(part for part in parts if part != "(P)" and not part.startswith("Ent"))
@@ -228,9 +228,9 @@ def kenet(archive: Path) -> Translations:
             synsets[equal] += words
     senses: dict[str, dict[tuple[int, str], list[str]]] = defaultdict(dict)
     for synset in _SYNSET.findall(english):
-        found = _SYNSET_ID.search(synset)
-        if found and (words := sorted(synsets.get(found[1], []))):
-            part = found[1][-1]
+        synset_id = _SYNSET_ID.search(synset)
+        if synset_id and (words := sorted(synsets.get(synset_id[1], []))):
+            part = synset_id[1][-1]
             for lemma, sense in _LITERAL.findall(synset):
                 if int(sense) < _SENSES:  # counted from 0
                     senses[lemma][int(sense), part] = [word for _, word in words]

@@ -226,18 +226,18 @@ class Lexicon:
     @property
     def note(self) -> str:
         named = ", ".join(f"{name} {count:,}" for name, count in self.sources.items())
-        told = f"{self.pairs.num_rows:,} dictionary pairs" + (f" ({named})" if named else "")
-        return "; ".join([told, *(f"without {n}: {why}" for n, why in self.missing.items())])
+        pairs = f"{self.pairs.num_rows:,} dictionary pairs" + (f" ({named})" if named else "")
+        return "; ".join([pairs, *(f"without {n}: {why}" for n, why in self.missing.items())])
 
     def table(self) -> pa.Table:
         """The pairs with the rest as metadata, for `of_table`."""
-        said = {"sources": dict(self.sources), "missing": dict(self.missing)}
-        return self.pairs.replace_schema_metadata({"lexicon": json.dumps(said)})
+        metadata = {"sources": dict(self.sources), "missing": dict(self.missing)}
+        return self.pairs.replace_schema_metadata({"lexicon": json.dumps(metadata)})
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Self:
-        said = json.loads(table.schema.metadata[b"lexicon"])
-        return cls(table.replace_schema_metadata(), said["sources"], said["missing"])
+        metadata = json.loads(table.schema.metadata[b"lexicon"])
+        return cls(table.replace_schema_metadata(), metadata["sources"], metadata["missing"])
 
 
 def lexicon(
@@ -276,8 +276,8 @@ def lexicon(
                 offered[source.name].add((head, folded))
     chosen = [
         (head, folded)
-        for head, found in votes.items()
-        for folded in sorted(found, key=found.__getitem__, reverse=True)[:MAX_TRANSLATIONS]
+        for head, score_of in votes.items()
+        for folded in sorted(score_of, key=score_of.__getitem__, reverse=True)[:MAX_TRANSLATIONS]
     ]
     pairs = pa.table(
         {
@@ -295,7 +295,7 @@ def read_translations(
     source: Source, files: Sequence[Path], language: str, known_words: frozenset[str]
 ) -> Iterator[tuple[str, list[str]]]:
     """Known head words, lower-cased, each with the first few clean translations of one source."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
+    written: dict[str, dict[str, None]] = defaultdict(dict)
     derived: dict[str, dict[str, None]] = defaultdict(dict)
     for spelled, targets in source.translations(files, language):
         head = spelled.strip().lower()
@@ -309,8 +309,8 @@ def read_translations(
             for form in others:
                 derived[form].update(dict.fromkeys(clean))
             if known:
-                found[head].update(dict.fromkeys(clean))
-    for head, distinct in {**derived, **found}.items():
+                written[head].update(dict.fromkeys(clean))
+    for head, distinct in {**derived, **written}.items():
         if distinct:
             yield head, list(distinct)[:PER_SOURCE]
 

@@ -32,8 +32,8 @@ from pathlib import Path
 
 from mla_ray.datasets.layout import (
     DataSet,
-    Part,
     Size,
+    SourceFile,
     find,
     inside,
     lines,
@@ -149,14 +149,14 @@ MSRVTT = DataSet(
     title="MSR-VTT: videos, split 1k-A, captions in en and machine-translated into eight languages",
     licence="videos: their authors' on YouTube, for research; captions: none stated",
     languages=("en", *TRANSLATED),
-    parts=(
-        Part(TRAIN, _CLIP4CLIP, 9_000),
-        Part(TEST, _CLIP4CLIP, 1_000),
-        Part(TEXTS, _CLIP4CLIP, 200_000, "sentences.item", languages=("en",)),
-        Part(_train("en"), _MULTI, languages=TRANSLATED),
-        *(Part(_train(code), _MULTI, languages=(code,)) for code in TRANSLATED),
-        *(Part(_test(code), _MULTI, 1_000, languages=(code,)) for code in TRANSLATED),
-        Part(VIDEOS, _VIDEOS, 10_000),
+    files=(
+        SourceFile(TRAIN, _CLIP4CLIP, 9_000),
+        SourceFile(TEST, _CLIP4CLIP, 1_000),
+        SourceFile(TEXTS, _CLIP4CLIP, 200_000, "sentences.item", languages=("en",)),
+        SourceFile(_train("en"), _MULTI, languages=TRANSLATED),
+        *(SourceFile(_train(code), _MULTI, languages=(code,)) for code in TRANSLATED),
+        *(SourceFile(_test(code), _MULTI, 1_000, languages=(code,)) for code in TRANSLATED),
+        SourceFile(VIDEOS, _VIDEOS, 10_000),
     ),
     captions=captions,
     pairs=pairs,

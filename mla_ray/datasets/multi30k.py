@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from mla_ray.datasets.layout import DataSet, Part, Size, aligned, find, inside, names
+from mla_ray.datasets.layout import DataSet, Size, SourceFile, aligned, find, inside, names
 from mla_ray.datasets.table_writer import Caption, Pair
 
 REPOSITORY = "https://github.com/multi30k/dataset"
@@ -102,39 +102,39 @@ def pairs(root: Path, language: str) -> Iterator[Pair]:
         yield Pair(source, target, language, f"{foreign} line {line}")
 
 
-def _task1(captioned: tuple[str, ...]) -> list[Part]:
+def _task1(captioned: tuple[str, ...]) -> list[SourceFile]:
     """The parts of task 1: captions of these languages, and training sentences for the pairs."""
     parts = []
     for split, (stem, listed) in TASK1.items():
         count = COUNTS[split]
         path = f"data/task1/image_splits/{listed}"
         parts.append(
-            Part(path, REPOSITORY, count, languages=None if split == "train" else captioned)
+            SourceFile(path, REPOSITORY, count, languages=None if split == "train" else captioned)
         )
         for language in LANGUAGES:
             if split == "train" or language in captioned:
                 raw = f"data/task1/raw/{stem}.{language}.gz"
                 of_all = split == "train" and language == "en"  # the other side of every pair
                 only = None if of_all else (language,)
-                parts.append(Part(raw, REPOSITORY, count, languages=only))
+                parts.append(SourceFile(raw, REPOSITORY, count, languages=only))
     return parts
 
 
-def _task2() -> list[Part]:
+def _task2() -> list[SourceFile]:
     parts = []
     for split, (stem, listed) in TASK2.items():
         count = COUNTS[split]
         parts.append(
-            Part(f"data/task2/image_splits/{listed}", REPOSITORY, count, languages=OF_TASK2)
+            SourceFile(f"data/task2/image_splits/{listed}", REPOSITORY, count, languages=OF_TASK2)
         )
         for language in OF_TASK2:
             for number in range(1, INDEPENDENT + 1):
                 raw = f"data/task2/raw/{stem}.{number}.{language}.gz"
-                parts.append(Part(raw, REPOSITORY, count, languages=(language,)))
+                parts.append(SourceFile(raw, REPOSITORY, count, languages=(language,)))
     return parts
 
 
-_FLICKR30K = Part(
+_FLICKR30K = SourceFile(
     IMAGES, "https://shannon.cs.illinois.edu/DenotationGraph/ (ask for Flickr30K)", 31_783
 )
 _LICENCE = "captions: none stated; images: their authors', for research and teaching"
@@ -154,7 +154,7 @@ MULTI30K = DataSet(
     title="Multi30K as the paper uses it: five captions an image in en and de, one in fr and cs",
     licence=_LICENCE,
     languages=LANGUAGES,
-    parts=(*_task1(("fr", "cs")), *_task2(), _FLICKR30K),
+    files=(*_task1(("fr", "cs")), *_task2(), _FLICKR30K),
     captions=partial(captions, of_task2=OF_TASK2),
     pairs=pairs,
     pair_languages=("de", "fr", "cs"),
@@ -165,7 +165,7 @@ TASK1_ONLY = DataSet(
     title="Multi30K task 1: one caption an image, translated, in en, de, fr and cs",
     licence=_LICENCE,
     languages=LANGUAGES,
-    parts=(*_task1(LANGUAGES), _FLICKR30K),
+    files=(*_task1(LANGUAGES), _FLICKR30K),
     captions=partial(captions, of_task2=()),
     pairs=pairs,
     pair_languages=("de", "fr", "cs"),

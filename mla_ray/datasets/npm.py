@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from mla_ray.datasets import pinned
+from mla_ray.datasets.downloads import download_pinned
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Package:
 def fetch(package: Package, folder: Path) -> Path:
     """The package's tarball in `folder`, downloaded unless it is there; checked either way."""
     spec = f"{package.name}@{package.version}"
-    return pinned.fetch(
+    return download_pinned(
         folder / package.file_name,
         package.sha256,
         f"npm pack {spec}",

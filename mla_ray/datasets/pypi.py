@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mla_ray.datasets import pinned
+from mla_ray.datasets.downloads import download_pinned
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     """The wheel in `folder`, downloaded unless it is there; checked either way."""
     wanted = f"{wheel.name}=={wheel.version}"
     options = ["--quiet", "--no-deps", "--only-binary", ":all:"]
-    return pinned.fetch(
+    return download_pinned(
         folder / wheel.file_name,
         wheel.sha256,
         f"pip download {wanted}",

@@ -30,15 +30,15 @@ from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import resvg_py
 from PIL import Image
 
+from mla_ray.data.parquet import write_parquet
 from mla_ray.datasets import debian
-from mla_ray.datasets.debian import Unavailable as Unavailable
+from mla_ray.datasets.debian import Unavailable
 from mla_ray.model.language import UnknownLanguage, canonical
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, write_bytes
+from mla_ray.runtime.storage import at
 
 PACKAGE = "tuxpaint-stamps-default"
 SIZE = 128
@@ -86,8 +86,8 @@ def stamps(deb: Path, report: Report = lambda progress: None) -> list[Stamp]:
     """The stamps of a package in its order, one of each English description."""
     texts: dict[str, dict[str, str]] = {}
     pictures: dict[str, tuple[str, bytes]] = {}
-    for found, content in _files(deb):
-        name, kind = found["stamp"], found["kind"]
+    for path, content in _files(deb):
+        name, kind = path["stamp"], path["kind"]
         if kind == "txt":
             texts[name] = _texts(content.decode("utf-8-sig"))
         elif kind == "png" or name not in pictures:
@@ -114,14 +114,14 @@ def table(deb: Path, languages: Sequence[str], report: Report = lambda progress:
         report: called as stamps are drawn.
 
     """
-    found = stamps(deb, report)
-    known = {language for stamp in found for language in stamp.texts}
+    described = stamps(deb, report)
+    known = {language for stamp in described for language in stamp.texts}
     if unknown := [language for language in languages if language not in known]:
         raise ValueError(f"no stamp is described in {unknown[0]!r}; {', '.join(sorted(known))} are")
-    return captions(found, languages)
+    return captions(described, languages)
 
 
-def captions(found: Sequence[Stamp], languages: Sequence[str]) -> pa.Table:
+def captions(described: Sequence[Stamp], languages: Sequence[str]) -> pa.Table:
     """`table` of stamps that are read already; a language without any text has no rows."""
     rows = [
         {
@@ -131,7 +131,7 @@ def captions(found: Sequence[Stamp], languages: Sequence[str]) -> pa.Table:
             "caption": stamp.texts[language],
             "split": "test",
         }
-        for stamp in found
+        for stamp in described
         for language in languages
         if language in stamp.texts
     ]
@@ -142,12 +142,10 @@ def write_table(
     deb: Path, languages: Sequence[str], path: Path, report: Report = lambda progress: None
 ) -> pa.Table:
     """Write `table` as Parquet, whole or not at all, and return it."""
-    made = table(deb, languages, report)
-    sink = BytesIO()
+    written = table(deb, languages, report)
     # With room for every picture in the dictionary, each is in the file once, not once a language.
-    pq.write_table(made, sink, dictionary_pagesize_limit=1 << 30)
-    write_bytes(at(path), sink.getvalue())
-    return made
+    write_parquet(at(path), written, dictionary_pagesize_limit=1 << 30)
+    return written
 
 
 def _files(deb: Path) -> Iterator[tuple[re.Match[str], bytes]]:
@@ -167,13 +165,13 @@ def _files(deb: Path) -> Iterator[tuple[re.Match[str], bytes]]:
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                 for member in archive:
-                    found = _FILE.fullmatch(member.name)
-                    if not found or not member.isfile():
+                    path = _FILE.fullmatch(member.name)
+                    if not path or not member.isfile():
                         continue
                     if member.size > MAX_BYTES:
                         raise ValueError(f"{deb}: {member.name} has {member.size:,} bytes; refused")
                     if file := archive.extractfile(member):
-                        yield found, file.read()
+                        yield path, file.read()
             while process.stdout.read(1 << 20):  # the padding, or dpkg-deb ends with an error
                 pass
         except tarfile.ReadError as error:
@@ -195,9 +193,9 @@ def _texts(document: str) -> dict[str, str]:
     english = _tidy(first)
     texts = {"en": english}
     for line in others:
-        if not (found := _LINE.fullmatch(line)):
+        if not (translation := _LINE.fullmatch(line)):
             continue
-        locale, text = found["locale"], _tidy(found["text"])
+        locale, text = translation["locale"], _tidy(translation["text"])
         try:
             language = canonical(_LANGUAGES.get(locale, locale))
         except UnknownLanguage:

@@ -8,7 +8,6 @@ a digest of every row of one language.
 
 import hashlib
 import secrets
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mla_ray.data.table_reader import CAPTION_COLUMNS, KEPT_PROBLEMS, PAIR_COLUMNS, SHOWN_PROBLEMS
+from mla_ray.data.problems import KEPT_PROBLEMS, SHOWN_PROBLEMS
+from mla_ray.data.table_reader import CAPTION_COLUMNS, PAIR_COLUMNS
+from mla_ray.model.text import fault_of, normalized
 from mla_ray.runtime.progress import Progress, Report
 
 BATCH = 16_384
@@ -145,7 +146,7 @@ def _captions(rows: Iterable[Caption], tally: Tally) -> Iterator[tuple[str, ...]
             seen.clear()
         if not there:
             tally.refuse(f"{row.place}: there is no {row.image}")
-        elif fault := _fault(text := _tidy(row.text)):
+        elif fault := _fault(text := normalized(row.text)):
             tally.refuse(f"{row.place}: the caption {fault}")
         elif text in seen and row.split != "test":  # published counts include those
             tally.repeats[key] += 1
@@ -163,7 +164,7 @@ def _pairs(rows: Iterable[Pair], tally: Tally) -> Iterator[tuple[str, ...]]:
         if language != row.language:
             language = row.language
             seen.clear()
-        source, target = _tidy(row.source), _tidy(row.target)
+        source, target = normalized(row.source), normalized(row.target)
         if fault := _fault(source):
             tally.refuse(f"{row.place}: the English text {fault}")
         elif fault := _fault(target):
@@ -180,19 +181,8 @@ def _digest(source: str, target: str) -> bytes:
     return hashlib.blake2b(f"{source}\0{target}".encode(), digest_size=16).digest()
 
 
-def _tidy(text: str) -> str:
-    """As `table_reader` reads it, so that texts which differ here differ there."""
-    return unicodedata.normalize("NFC", text.strip())
-
-
 def _fault(text: str) -> str | None:
-    if not text:
-        return "is empty"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "holds half a character (a lone surrogate)"
-    return None
+    return fault_of(text) if text else "is empty"
 
 
 def _write(

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mla_ray.datasets.coco import IMAGE_PARTS, image_file
-from mla_ray.datasets.layout import DataSet, Part, Size, aligned, find, names
+from mla_ray.datasets.layout import DataSet, Size, SourceFile, aligned, find, names
 from mla_ray.datasets.table_writer import Caption
 
 IMAGES = "XTD10/test_image_names.txt"
@@ -52,9 +52,9 @@ XTD = DataSet(
     title="XTD-11: 1,000 MSCOCO images, one caption each in eleven languages",
     licence="captions: Adobe Research License (noncommercial), STAIR CC-BY-4.0; images: Flickr",
     languages=tuple(sorted(TEXTS)),
-    parts=(
-        Part(IMAGES, _REPOSITORY, COUNT),
-        *(Part(path, _REPOSITORY, COUNT, languages=(code,)) for code, path in TEXTS.items()),
+    files=(
+        SourceFile(IMAGES, _REPOSITORY, COUNT),
+        *(SourceFile(path, _REPOSITORY, COUNT, languages=(code,)) for code, path in TEXTS.items()),
         *IMAGE_PARTS,
     ),
     captions=captions,

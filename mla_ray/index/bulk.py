@@ -14,7 +14,7 @@ Shapes: N points, E joint embedding size.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from PIL import Image
 from ray.data import ActorPoolStrategy
 
 from mla_ray.data.feature_store import BATCH, Features, encode_frames
-from mla_ray.data.table_reader import find_image
+from mla_ray.data.table_images import image_fault, read_image
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import encode_query
 from mla_ray.index.backend import Quantization
@@ -34,10 +34,10 @@ from mla_ray.index.ingest import caption_entry, image_entry, keys_of, require_pa
 from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.index.sink import FIELDS, Indexed, IndexSink, opened, write
-from mla_ray.index.table_blocks import read, survey
+from mla_ray.index.table_blocks import BlockRow, read, survey
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.progress import Progress, Report, counting
 from mla_ray.runtime.storage import at
 
 BLOCK = 1024
@@ -91,14 +91,14 @@ def index_table(
 
     """
     native = Native.load(native_name)
-    for language, folder in packs.items():
-        found = LanguagePack.load(folder, native).card.language
-        if found != language:
-            raise ValueError(f"{folder} is a pack for {found!r}, not for {language!r}")
-    found_languages, total = survey(tables, language)
-    wanted = found_languages if languages is None else found_languages & set(languages)
+    for tag, folder in packs.items():
+        of_pack = LanguagePack.load(folder, native).card.language
+        if of_pack != tag:
+            raise ValueError(f"{folder} is a pack for {of_pack!r}, not for {tag!r}")
+    in_tables, total = survey(tables, language)
+    wanted = in_tables if languages is None else in_tables & set(languages)
     require_packs(wanted, packs)
-    space, done = space_of(native), Indexed()
+    space, indexed = space_of(native), Indexed()
     encoded = _encode(native_name, packs, read(tables, language, wanted), source)
     del native  # the actors have their own
     if url.startswith(("http", "grpc")):
@@ -106,22 +106,21 @@ def index_table(
             pass  # made once, before many tasks would
         sink = IndexSink(url, space)
         encoded.write_datasink(sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0})
-        done = sink.done
+        indexed = sink.indexed
         report(Progress("indexing", total, total))
     else:
         with opened(url, space, quantization) as collections:
-            rows = 0
+            advance = counting(report, "indexing", total)
             for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
-                done.add(write(collections, block))
-                rows += pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0
-                report(Progress("indexing", rows, total))
+                indexed.add(write(collections, block))
+                advance(pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0)
             for index in collections.values():
                 index.optimize()
                 index.flush()
     if sync:
         kept = keys_of(tables, source, language)
-        done.removed = remove_what_left(url, space, source, kept, pictures)
-    return done
+        indexed.removed = remove_what_left(url, space, source, kept, pictures)
+    return indexed
 
 
 def _encode(
@@ -130,7 +129,7 @@ def _encode(
     cpus = int(ray.cluster_resources().get("CPU", 1))
     gpus = int(ray.cluster_resources().get("GPU", 0))
     return rows.map_batches(
-        _Encoder,
+        PointEncoder,
         fn_constructor_kwargs={
             "native": native_name,
             "packs": {language: str(folder) for language, folder in packs.items()},
@@ -144,7 +143,7 @@ def _encode(
     )
 
 
-class _Made(NamedTuple):
+class _EncodedPoint(NamedTuple):
     """Of each row one, of each distinct image one: a point, or the reason why there is none."""
 
     collection: str
@@ -153,7 +152,7 @@ class _Made(NamedTuple):
     reason: str | None
 
 
-class _Encoder:
+class PointEncoder:
     """One Ray Data actor: a native and packs, held.
 
     It keeps nothing from block to block, not even which images it saw: a block that is lost is
@@ -167,80 +166,72 @@ class _Encoder:
         self.source = source
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        rows = [row for row in block.to_pylist() if row["fault"] is None]
-        made = [_refused(CAPTIONS, fault) for fault in block["fault"].drop_null().to_pylist()]
+        rows = BlockRow.all_of(block)
+        points = [_refused(CAPTIONS, fault) for fault in block["fault"].drop_null().to_pylist()]
         images, faults = self._images(rows)
-        made += images
-        good = [row for row in rows if row["image_id"] not in faults]
-        bad = [row for row in rows if row["image_id"] in faults]
-        made += [_refused(CAPTIONS, f"{row['place']}: {faults[row['image_id']]}") for row in bad]
-        made += self._captions(good)
+        points += images
+        bad = [row for row in rows if row.image_id in faults]
+        points += [_refused(CAPTIONS, f"{row.place}: {faults[row.image_id]}") for row in bad]
+        points += self._captions([row for row in rows if row.image_id not in faults])
         columns: dict[str, pa.Array] = {
-            name: pa.array([getattr(point.entry, name) for point in made], pa.string())
+            name: pa.array([getattr(point.entry, name) for point in points], pa.string())
             for name in FIELDS
         }
         for name in ("collection", "reason"):
-            columns[name] = pa.array([getattr(point, name) for point in made], pa.string())
+            columns[name] = pa.array([getattr(point, name) for point in points], pa.string())
         of_E = pa.list_(pa.float32(), self.native.dim)
-        columns["vector"] = pa.array([point.vector for point in made], of_E)
+        columns["vector"] = pa.array([point.vector for point in points], of_E)
         return pa.table(columns)
 
-    def _images(self, rows: list[dict[str, Any]]) -> tuple[list[_Made], dict[str, str]]:
+    def _images(self, rows: Sequence[BlockRow]) -> tuple[list[_EncodedPoint], dict[str, str]]:
         """Points of the distinct images of some rows, and what is wrong with the others, by id."""
-        cells: dict[str, dict[str, Any]] = {}
+        first: dict[str, BlockRow] = {}
         faults: dict[str, str] = {}
         for row in rows:
-            first = cells.setdefault(row["image_id"], row)
-            if (row["content"], row["uri"]) != (first["content"], first["uri"]):
-                faults[row["image_id"]] = (
-                    f"image_id {row['image_id']!r} has another image in {first['place']}; give "
+            earlier = first.setdefault(row.image_id, row)
+            if row.image != earlier.image:
+                faults[row.image_id] = (
+                    f"image_id {row.image_id!r} has another image in {earlier.place}; give "
                     "each image an id of its own"
                 )
         ids: list[str] = []
 
         def decoded() -> Iterator[list[Image.Image]]:
-            for image_id, row in cells.items():
+            for image_id, row in first.items():
                 try:
-                    frames = frames_of(_bytes_of(row))
+                    frames = frames_of(read_image(row.image, at(row.folder)))
                 except (ValueError, OSError) as error:
-                    name = repr(row["uri"]) if row["uri"] else f"of {image_id!r}"
-                    faults.setdefault(image_id, f"image {name} {error}")
+                    faults.setdefault(image_id, image_fault(image_id, row.image, error))
                 else:
                     ids.append(image_id)
                     yield frames
 
-        made: list[_Made] = []
+        points: list[_EncodedPoint] = []
         for vectors in encode_frames(self.native, decoded()):
-            for image_id, vector in zip(ids[len(made) :], vectors, strict=False):
-                made.append(_made(IMAGES, image_entry(image_id, self.source), vector))
-        return [point for point in made if point.entry.image_id not in faults], faults
+            for image_id, vector in zip(ids[len(points) :], vectors, strict=False):
+                points.append(_encoded(IMAGES, image_entry(image_id, self.source), vector))
+        return [point for point in points if point.entry.image_id not in faults], faults
 
-    def _captions(self, rows: list[dict[str, Any]]) -> Iterator[_Made]:
+    def _captions(self, rows: Sequence[BlockRow]) -> Iterator[_EncodedPoint]:
         by_language: dict[str, list[Entry]] = {}
         for row in rows:
-            entry = caption_entry(row["image_id"], row["language"], row["caption"], self.source)
-            by_language.setdefault(row["language"], []).append(entry)
+            entry = caption_entry(row.image_id, row.language, row.caption, self.source)
+            by_language.setdefault(row.language, []).append(entry)
         for language, entries in sorted(by_language.items()):
             for start in range(0, len(entries), BATCH):
                 batch = entries[start : start + BATCH]
                 texts = [entry.caption for entry in batch]
                 features = encode_query(self.native, self.packs, language, texts)
                 for entry, vector in zip(batch, features, strict=True):
-                    yield _made(CAPTIONS, entry, vector)
+                    yield _encoded(CAPTIONS, entry, vector)
 
 
-def _made(collection: str, entry: Entry, vector: Features) -> _Made:
+def _encoded(collection: str, entry: Entry, vector: Features) -> _EncodedPoint:
     length = float(np.linalg.norm(vector.astype(np.float64)))
     if np.isfinite(length) and length > 0:
-        return _Made(collection, entry, vector, None)
-    return _Made(collection, entry, None, f"{entry.id!r}: its vector is zero or not finite")
+        return _EncodedPoint(collection, entry, vector, None)
+    return _EncodedPoint(collection, entry, None, f"{entry.id!r}: its vector is zero or not finite")
 
 
-def _refused(collection: str, reason: str) -> _Made:
-    return _Made(collection, Entry("", "", "", "", ""), None, reason)
-
-
-def _bytes_of(row: Mapping[str, Any]) -> bytes:
-    if row["content"] is not None:
-        return row["content"]  # type: ignore[no-any-return]
-    return find_image(row["uri"], at(row["folder"])).read_bytes()
+def _refused(collection: str, reason: str) -> _EncodedPoint:
+    return _EncodedPoint(collection, Entry("", "", "", "", ""), None, reason)

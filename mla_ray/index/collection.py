@@ -25,13 +25,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import QdrantClient
 
-from mla_ray.index.backend import MIXED_SCHEMA, Backend, Kind, Point, Quantization, Space, Where
+from mla_ray.index.backend import (
+    MIXED_SCHEMA,
+    CollectionBackend,
+    CollectionConfig,
+    Payload,
+    PayloadFilter,
+    Point,
+    Quantization,
+    VectorSpace,
+)
 from mla_ray.index.edge import EdgeBackend
 from mla_ray.index.server import ServerBackend, connect
 from mla_ray.model.directions import faults, norms
@@ -79,7 +88,7 @@ class Hit:
 class CaptionIndex:
     """Captions or images of one native, searched by cosine. Open with `CaptionIndex.open`."""
 
-    def __init__(self, backend: Backend, space: Space) -> None:
+    def __init__(self, backend: CollectionBackend, space: VectorSpace) -> None:
         self.space = space
         self._backend = backend
         self._mixed: bool | None = None  # whether there are points of FORMER_RULE, once it is known
@@ -88,7 +97,7 @@ class CaptionIndex:
     def open(
         cls,
         url: str,
-        space: Space,
+        space: VectorSpace,
         collection: str = "captions",
         *,
         create: bool = True,
@@ -109,22 +118,22 @@ class CaptionIndex:
                 f"collection name {collection!r}: use 1 to 63 of a-z, 0-9, '_' and '-', "
                 "the first a letter or digit"
             )
-        kind = Kind(space, quantization)
+        config = CollectionConfig(space, quantization)
         if url == ":memory:":
             local = QdrantClient(":memory:")
-            backend: Backend = ServerBackend.open(local, url, kind, collection, create)
-            return cls(backend, backend.kind.space)
+            backend: CollectionBackend = ServerBackend.open(local, url, config, collection, create)
+            return cls(backend, backend.config.space)
         scheme, _, rest = url.partition(":")
         if scheme == "edge" and rest:
             folder = Path(rest).expanduser().resolve() / collection
-            backend = EdgeBackend.open(folder, kind, create)
-            return cls(backend, backend.kind.space)
+            backend = EdgeBackend.open(folder, config, create)
+            return cls(backend, backend.config.space)
         client = connect(url)
         with ExitStack() as undo:
             undo.callback(client.close)
-            backend = ServerBackend.open(client, url, kind, collection, create)
+            backend = ServerBackend.open(client, url, config, collection, create)
             undo.pop_all()
-        return cls(backend, backend.kind.space)
+        return cls(backend, backend.config.space)
 
     def upsert(self, entries: Sequence[Entry], vectors: npt.NDArray[np.float32]) -> int:
         """Write entries and their vectors [N, E], of any length but zero; returns N.
@@ -207,11 +216,11 @@ class CaptionIndex:
 
     def sources(self, image_id: str) -> dict[str, int]:
         """The sources that have entries of that image, and the rule (`RULE`) each is stored by."""
-        found: dict[str, int] = {}
+        rules: dict[str, int] = {}
         for payload in self._backend.scroll(_where(image_id=image_id)):
             rule = payload.get("rule", FORMER_RULE)
-            found[payload["source"]] = max(rule, found.get(payload["source"], rule))
-        return found
+            rules[payload["source"]] = max(rule, rules.get(payload["source"], rule))
+        return rules
 
     def count(self, *, language: str | None = None) -> int:
         return self._backend.count(_where(language=language))
@@ -269,7 +278,7 @@ class CaptionIndex:
     def _is_mixed(self) -> bool:
         """Whether points of the rule before are there; asked once, of older collections only."""
         if self._mixed is None:
-            may_be = self._backend.kind.schema == MIXED_SCHEMA
+            may_be = self._backend.config.schema == MIXED_SCHEMA
             self._mixed = may_be and self._backend.count({"rule": None}) > 0
         return self._mixed
 
@@ -284,7 +293,7 @@ class CaptionIndex:
 
     def _former_point_id(self, entry: Entry) -> str:
         # by the fingerprint that the collection was made with
-        fingerprint = self._backend.kind.space.fingerprint
+        fingerprint = self._backend.config.space.fingerprint
         return str(uuid.uuid5(NAMESPACE, json.dumps([fingerprint, entry.id, entry.language])))
 
     def _norms(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -294,17 +303,17 @@ class CaptionIndex:
                 f"vectors have shape {list(vectors.shape)}, native {self.space.native!r} makes "
                 f"[N, {self.space.dim}]; encode with that native"
             )
-        found = norms(vectors)
-        if bad := faults(found):
+        lengths = norms(vectors)
+        if bad := faults(lengths):
             row, fault = next(iter(bad.items()))
             raise ValueError(
                 f"vector {row} is {fault} ({len(bad)} of {len(vectors)} are bad) and has no "
                 "direction; drop these rows, or look at what encoded them"
             )
-        return found
+        return lengths
 
 
-def _where(**fields: str | None) -> Where:
+def _where(**fields: str | None) -> PayloadFilter:
     """Of the fields that are asked for."""
     return {field: value for field, value in fields.items() if value is not None}
 
@@ -313,7 +322,7 @@ def _point_id(entry: Entry) -> str:
     return str(uuid.UUID(bytes=entry.key))
 
 
-def _entry(payload: dict[str, Any]) -> Entry:
+def _entry(payload: Payload) -> Entry:
     return Entry(
         id=payload["id"],
         image_id=payload["image_id"],

@@ -19,13 +19,17 @@ from mla_ray.index.backend import (
     QUANTILE,
     SCROLL,
     VECTOR,
-    Backend,
-    Kind,
+    CollectionBackend,
+    CollectionConfig,
+    Payload,
+    PayloadFilter,
     Point,
-    Where,
     check_kept,
+    counts_by_value,
     missing,
     next_version,
+    payloads_and_scores,
+    scrolled,
     version,
     versions,
 )
@@ -35,15 +39,15 @@ class EdgeBackend:
     """The embedded engine. The folder holds a shard a version, `space.json`, `current`, `lock`."""
 
     def __init__(
-        self, folder: Path, kind: Kind, shard: edge.EdgeShard, lock: TextIO | None
+        self, folder: Path, config: CollectionConfig, shard: edge.EdgeShard, lock: TextIO | None
     ) -> None:
         self.folder = folder
-        self.kind = kind
+        self.config = config
         self.shard = shard
         self.lock = lock  # None for a version being filled: it lives under its owner's lock
 
     @classmethod
-    def open(cls, folder: Path, kind: Kind, create: bool) -> "EdgeBackend":
+    def open(cls, folder: Path, config: CollectionConfig, create: bool) -> "EdgeBackend":
         current, record = folder / "current", folder / "space.json"
         if not create and not current.exists():
             raise missing(str(folder))
@@ -59,76 +63,73 @@ class EdgeBackend:
                     "owner; close it there, or use a Qdrant server (http://…) for several"
                 ) from error
             if record.exists():
-                kind = kind.of_record(json.loads(record.read_text()), str(folder))
+                config = config.of_record(json.loads(record.read_text()), str(folder))
             else:
-                _write(record, json.dumps(kind.record(), indent=2))
+                _write(record, json.dumps(config.record(), indent=2))
             if current.exists():
                 name = current.read_text()
-                if name not in versions(kind.space, folder.name, _folders(folder)):
+                if name not in versions(config.space, folder.name, _folders(folder)):
                     raise ValueError(
                         f"{current} names {name!r}, which is no version in that folder; restore "
                         f"the folder from a backup, or delete it and ingest again"
                     )
                 shard = edge.EdgeShard.load(str(folder / name))
             else:
-                name = version(kind.space, folder.name, 1)
+                name = version(config.space, folder.name, 1)
                 shutil.rmtree(folder / name, ignore_errors=True)  # a creation that was killed
-                shard = _create_shard(folder / name, kind)
+                shard = _create_shard(folder / name, config)
                 _write(current, name)
             undo.pop_all()
-        return cls(folder, kind, shard, lock)
+        return cls(folder, config, shard, lock)
 
     def upsert(self, points: list[Point]) -> None:
         rows = [edge.Point(p.id, {VECTOR: p.vector}, p.payload) for p in points]
         self.shard.update(edge.UpdateOperation.upsert_points(rows))
 
-    def delete(self, ids: list[str], where: Where) -> None:
+    def delete(self, ids: list[str], where: PayloadFilter) -> None:
         chosen = self._filter(where, ids)
         self.shard.update(edge.UpdateOperation.delete_points_by_filter(chosen))
 
     def search(
-        self, vector: list[float], limit: int, where: Where
-    ) -> list[tuple[dict[str, Any], float]]:
+        self, vector: list[float], limit: int, where: PayloadFilter
+    ) -> list[tuple[Payload, float]]:
         rescored = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
-        found = self.shard.query(
+        points = self.shard.query(
             edge.QueryRequest(
                 limit=limit,
                 query=edge.Query.Nearest(vector, VECTOR),
                 filter=self._filter(where),
                 with_payload=True,
                 params=edge.SearchParams(
-                    hnsw_ef=HNSW_EF, quantization=rescored if self.kind.quantization else None
+                    hnsw_ef=HNSW_EF, quantization=rescored if self.config.quantization else None
                 ),
             )
         )
-        return [(point.payload or {}, point.score) for point in found]
+        return payloads_and_scores(points)
 
-    def scroll(self, where: Where) -> Iterator[dict[str, Any]]:
-        start: Any = None
-        while True:
-            found, start = self.shard.scroll(
+    def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
+        return scrolled(
+            lambda offset: self.shard.scroll(
                 edge.ScrollRequest(
-                    offset=start, limit=SCROLL, filter=self._filter(where), with_payload=True
+                    offset=offset, limit=SCROLL, filter=self._filter(where), with_payload=True
                 )
             )
-            yield from (point.payload or {} for point in found)
-            if start is None:
-                return
+        )
 
-    def count(self, where: Where) -> int:
+    def count(self, where: PayloadFilter) -> int:
         return int(self.shard.count(edge.CountRequest(exact=True, filter=self._filter(where))))
 
     def facet(self, field: str) -> dict[str, int]:
-        found = self.shard.facet(edge.FacetRequest(field, limit=MAX_LANGUAGES, exact=True))
-        return {str(hit.value): hit.count for hit in found}
+        request = edge.FacetRequest(field, limit=MAX_LANGUAGES, exact=True)
+        return counts_by_value(self.shard.facet(request))
 
     @contextmanager
-    def rebuild(self) -> Iterator[Backend]:
-        name = next_version(self.kind.space, self.folder.name, _folders(self.folder))
-        kind = self.kind.rebuilt()
-        shard = _create_shard(self.folder / name, kind)
+    def rebuild(self) -> Iterator[CollectionBackend]:
+        name = next_version(self.config.space, self.folder.name, _folders(self.folder))
+        config = self.config.rebuilt()
+        shard = _create_shard(self.folder / name, config)
         try:
-            yield EdgeBackend(self.folder, kind, shard, lock=None)
+            yield EdgeBackend(self.folder, config, shard, lock=None)
             check_kept(name, _folders(self.folder))
             shard.flush()
         except BaseException:
@@ -137,11 +138,11 @@ class EdgeBackend:
             raise
         shard.close()  # so that `fresh`, if someone kept it, cannot write past the swap
         _write(self.folder / "current", name)
-        _write(self.folder / "space.json", json.dumps(kind.record(), indent=2))
-        self.kind = kind
+        _write(self.folder / "space.json", json.dumps(config.record(), indent=2))
+        self.config = config
         # Not closed: searches still running in the old shard end well, then it closes itself.
         self.shard = edge.EdgeShard.load(str(self.folder / name))
-        for other in versions(self.kind.space, self.folder.name, _folders(self.folder)):
+        for other in versions(self.config.space, self.folder.name, _folders(self.folder)):
             if other != name:  # the one replaced, and those of rebuilds that were killed
                 shutil.rmtree(self.folder / other, ignore_errors=True)  # the next one retries
 
@@ -163,7 +164,7 @@ class EdgeBackend:
             self.lock.close()
 
     @staticmethod
-    def _filter(where: Where, ids: list[str] | None = None) -> edge.Filter:
+    def _filter(where: PayloadFilter, ids: list[str] | None = None) -> edge.Filter:
         must: list[Any] = [
             edge.IsEmptyCondition(field)
             if value is None
@@ -175,14 +176,14 @@ class EdgeBackend:
         return edge.Filter(must=must)
 
 
-def _create_shard(path: Path, kind: Kind) -> edge.EdgeShard:
+def _create_shard(path: Path, config: CollectionConfig) -> edge.EdgeShard:
     int8 = edge.ScalarQuantizationConfig(
         type=edge.ScalarType.Int8, quantile=QUANTILE, always_ram=True
     )
     params = edge.EdgeVectorParams(
-        size=kind.space.dim,
+        size=config.space.dim,
         distance=edge.Distance.Cosine,
-        quantization_config=int8 if kind.quantization else None,
+        quantization_config=int8 if config.quantization else None,
     )
     shard = edge.EdgeShard.create(str(path), edge.EdgeConfig(vectors={VECTOR: params}))
     for field in INDEXED:

@@ -13,22 +13,22 @@ from mla_ray.data.feature_store import key_of
 from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery, encode_query
-from mla_ray.index.backend import Quantization, Space
+from mla_ray.index.backend import Quantization, VectorSpace
 from mla_ray.index.collection import CAPTIONS, IMAGES, RULE, CaptionIndex, Entry
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.native import Native
 from mla_ray.model.text import normalized
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.progress import Report, counting
 
 PICTURES = "pictures"
 """What `sync` counts beside collections."""
 BATCH = 256
 
 
-def space_of(native: Native) -> Space:
-    return Space(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
+def space_of(native: Native) -> VectorSpace:
+    return VectorSpace(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
 
 
 def image_entry(image_id: str, source: str) -> Entry:
@@ -58,7 +58,7 @@ def keys_of(tables: Sequence[str | Path], source: str, language: str | None = No
     """
     defaults = {"language": language} if language else {}
     stream = Stream(tables, ("image_id", "language", "caption"), defaults, {})
-    keys = {entry.key for piece in stream for entry in entries_of(piece, source)}
+    keys = {entry.key for chunk in stream for entry in entries_of(chunk, source)}
     stream.check(len(keys), skip_invalid=True)
     return keys
 
@@ -90,14 +90,8 @@ def index_captions(
     """
     languages = sorted(set(captions["language"].to_pylist()))
     require_packs(languages, packs)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        report(Progress("indexing", done, total))
-
     total = len(set(captions["image_id"].to_pylist())) + captions.num_rows
+    advance = counting(report, "indexing", total)
     gallery = Gallery.of(native, captions, advance)
     written = {}
     with CaptionIndex.open(url, space_of(native), IMAGES, quantization=quantization) as index:
@@ -133,7 +127,7 @@ def _upsert(
 
 def sync(
     url: str,
-    space: Space,
+    space: VectorSpace,
     source: str,
     kept: Container[bytes],
     pictures: PictureStore | None = None,
@@ -191,6 +185,7 @@ def _forget(pictures: PictureStore, images: CaptionIndex, image: Entry) -> bool:
 def keep_pictures(captions: pa.Table, source: str, store: PictureStore, report: Report) -> None:
     """Keep a small copy of each image of a caption table, of a video a frame, for the page."""
     images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
-    for done, (image_id, data) in enumerate(images.items(), 1):
+    advance = counting(report, "pictures", len(images))
+    for image_id, data in images.items():
         store.put(image_id, source, frames_of(data, 1)[0])
-        report(Progress("pictures", done, len(images)))
+        advance(1)

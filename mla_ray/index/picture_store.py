@@ -1,11 +1,12 @@
 """Small copies of images, for a search page to show."""
 
 import hashlib
-import uuid
 from io import BytesIO
 
-import fsspec
 from PIL import Image, ImageOps
+from upath import UPath
+
+from mla_ray.runtime.storage import at, is_file, read_bytes, remove, write_bytes
 
 SIDE = 256  # of a kept picture
 
@@ -22,7 +23,7 @@ class PictureStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._root = at(url)
 
     def put(self, image_id: str, source: str, image: Image.Image) -> None:
         """Keep a copy of at most 256 x 256 pixels; that of the same source and id is replaced."""
@@ -30,11 +31,7 @@ class PictureStore:
         small.thumbnail((SIDE, SIDE))
         buffer = BytesIO()
         small.save(buffer, "WEBP", quality=85)
-        path = self._path(image_id, source)
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        draft = f"{path}.{uuid.uuid4().hex}"  # there as a whole or not at all
-        self._fs.pipe_file(draft, buffer.getvalue())
-        self._fs.mv(draft, path)
+        write_bytes(self._path(image_id, source), buffer.getvalue())
 
     def get(self, image_id: str, source: str) -> bytes | None:
         """A WebP file, or None if there is no picture of that image."""
@@ -51,19 +48,18 @@ class PictureStore:
     def remove_former(self, image_id: str) -> bool:
         return self._remove(self._path(image_id))
 
-    def _read(self, path: str) -> bytes | None:
+    def _read(self, path: UPath) -> bytes | None:
         try:
-            return self._fs.cat_file(path)  # type: ignore[no-any-return]
+            return read_bytes(path, pauses=())  # whoever looks at a page does not wait for storage
         except FileNotFoundError:
             return None
 
-    def _remove(self, path: str) -> bool:
-        there: bool = self._fs.exists(path)
-        if there:
-            self._fs.rm_file(path)
-        return there
+    def _remove(self, path: UPath) -> bool:
+        existed = is_file(path)
+        remove(path)
+        return existed
 
-    def _path(self, *identity: str) -> str:
+    def _path(self, *identity: str) -> UPath:
         """Of an image id and a source; of an id alone as 0.1.0 named it."""
         hashes = [hashlib.sha256(part.encode()).hexdigest() for part in identity]
-        return f"{self._root}/{hashes[0][:2]}/{'-'.join(hashes)}.webp"
+        return self._root / hashes[0][:2] / f"{'-'.join(hashes)}.webp"

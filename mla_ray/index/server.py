@@ -19,13 +19,17 @@ from mla_ray.index.backend import (
     QUANTILE,
     SCROLL,
     VECTOR,
-    Backend,
-    Kind,
+    CollectionBackend,
+    CollectionConfig,
+    Payload,
+    PayloadFilter,
     Point,
-    Where,
     check_kept,
+    counts_by_value,
     missing,
     next_version,
+    payloads_and_scores,
+    scrolled,
     version,
     versions,
 )
@@ -42,29 +46,29 @@ class ServerBackend:
     """A Qdrant server, or qdrant-client's local mode, which behaves like one."""
 
     def __init__(
-        self, client: QdrantClient, url: str, kind: Kind, collection: str, name: str
+        self, client: QdrantClient, url: str, config: CollectionConfig, collection: str, name: str
     ) -> None:
         self.client = client
         self.url = url
         self.local = url == ":memory:"
-        self.kind = kind
+        self.config = config
         self.collection = collection  # the alias
         self.name = name  # what is read and written: the alias, or a version being filled
 
     @classmethod
     def open(
-        cls, client: QdrantClient, url: str, kind: Kind, collection: str, create: bool
+        cls, client: QdrantClient, url: str, config: CollectionConfig, collection: str, create: bool
     ) -> "ServerBackend":
-        self = cls(client, url, kind, collection, collection)
+        self = cls(client, url, config, collection, collection)
         with self._reaching():
             if collection not in {alias.alias_name for alias in client.get_aliases().aliases}:
                 if not create:
                     raise missing(f"collection {collection!r}")
-                first = version(kind.space, collection, 1)
-                self._create(first, kind, exist_ok=True)  # someone else may be opening it, too
+                first = version(config.space, collection, 1)
+                self._create(first, config, exist_ok=True)  # someone else may be opening it, too
                 client.update_collection_aliases([_point_alias(collection, first)])
-            found = client.get_collection(collection).config.metadata
-        self.kind = kind.of_record(found, f"collection {collection!r}")
+            record = client.get_collection(collection).config.metadata
+        self.config = config.of_record(record, f"collection {collection!r}")
         return self
 
     def upsert(self, points: list[Point]) -> None:
@@ -75,21 +79,21 @@ class ServerBackend:
         with self._reaching():
             self.client.upsert(self.name, rows, wait=True)
 
-    def delete(self, ids: list[str], where: Where) -> None:
+    def delete(self, ids: list[str], where: PayloadFilter) -> None:
         chosen = models.FilterSelector(filter=self._filter(where, ids))
         with self._reaching():
             self.client.delete(self.name, chosen, wait=True)
 
     def search(
-        self, vector: list[float], limit: int, where: Where
-    ) -> list[tuple[dict[str, Any], float]]:
+        self, vector: list[float], limit: int, where: PayloadFilter
+    ) -> list[tuple[Payload, float]]:
         params = models.SearchParams(hnsw_ef=HNSW_EF)
-        if self.kind.quantization:
+        if self.config.quantization:
             params.quantization = models.QuantizationSearchParams(
                 rescore=True, oversampling=OVERSAMPLING
             )
         with self._reaching():
-            found = self.client.query_points(
+            response = self.client.query_points(
                 self.name,
                 query=vector,
                 using=VECTOR,
@@ -97,36 +101,34 @@ class ServerBackend:
                 query_filter=self._filter(where),
                 search_params=None if self.local else params,
             )
-        return [(point.payload or {}, point.score) for point in found.points]
+        return payloads_and_scores(response.points)
 
-    def scroll(self, where: Where) -> Iterator[dict[str, Any]]:
-        start: Any = None
-        while True:
+    def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
+        def page_from(offset: Any) -> tuple[list[models.Record], Any]:
             with self._reaching():
-                found, start = self.client.scroll(
-                    self.name, scroll_filter=self._filter(where), limit=SCROLL, offset=start
+                return self.client.scroll(
+                    self.name, scroll_filter=self._filter(where), limit=SCROLL, offset=offset
                 )
-            yield from (point.payload or {} for point in found)
-            if start is None:
-                return
 
-    def count(self, where: Where) -> int:
+        return scrolled(page_from)
+
+    def count(self, where: PayloadFilter) -> int:
         with self._reaching():
             return self.client.count(self.name, count_filter=self._filter(where), exact=True).count
 
     def facet(self, field: str) -> dict[str, int]:
         with self._reaching():
-            found = self.client.facet(self.name, field, limit=MAX_LANGUAGES, exact=True)
-        return {str(hit.value): hit.count for hit in found.hits}
+            response = self.client.facet(self.name, field, limit=MAX_LANGUAGES, exact=True)
+        return counts_by_value(response.hits)
 
     @contextmanager
-    def rebuild(self) -> Iterator[Backend]:
+    def rebuild(self) -> Iterator[CollectionBackend]:
         with self._reaching():
-            space, kind = self.kind.space, self.kind.rebuilt()
+            space, config = self.config.space, self.config.rebuilt()
             fresh = next_version(space, self.collection, self._names())
-            self._create(fresh, kind)
+            self._create(fresh, config)
             try:
-                yield ServerBackend(self.client, self.url, kind, self.collection, fresh)
+                yield ServerBackend(self.client, self.url, config, self.collection, fresh)
                 check_kept(fresh, self._names())
             except BaseException:
                 self.client.delete_collection(fresh)
@@ -138,7 +140,7 @@ class ServerBackend:
                     _point_alias(self.collection, fresh),
                 ]
             )
-            self.kind = kind
+            self.config = config
             for name in versions(space, self.collection, self._names()):
                 if name != fresh:  # the one replaced, and those of rebuilds that were killed
                     self.client.delete_collection(name)
@@ -156,18 +158,18 @@ class ServerBackend:
     def close(self) -> None:
         self.client.close()
 
-    def _create(self, name: str, kind: Kind, *, exist_ok: bool = False) -> None:
+    def _create(self, name: str, config: CollectionConfig, *, exist_ok: bool = False) -> None:
         int8 = models.ScalarQuantizationConfig(
             type=models.ScalarType.INT8, quantile=QUANTILE, always_ram=True
         )
         params = models.VectorParams(
-            size=kind.space.dim,
+            size=config.space.dim,
             distance=models.Distance.COSINE,
             quantization_config=models.ScalarQuantization(scalar=int8)
-            if kind.quantization
+            if config.quantization
             else None,
         )
-        record = kind.record()
+        record = config.record()
         try:
             self.client.create_collection(name, vectors_config={VECTOR: params}, metadata=record)
         except _ERRORS:
@@ -196,7 +198,7 @@ class ServerBackend:
         return [collection.name for collection in self.client.get_collections().collections]
 
     @staticmethod
-    def _filter(where: Where, ids: list[str] | None = None) -> models.Filter:
+    def _filter(where: PayloadFilter, ids: list[str] | None = None) -> models.Filter:
         must: list[models.Condition] = [
             models.IsEmptyCondition(is_empty=models.PayloadField(key=field))
             if value is None

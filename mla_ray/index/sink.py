@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import Datasink, WriteResult
 
-from mla_ray.index.backend import Quantization, Space
+from mla_ray.index.backend import Quantization, VectorSpace
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
 from mla_ray.runtime.storage import patiently
 
@@ -40,8 +40,8 @@ class Indexed:
 
 
 def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
-    """Upsert a block of `_Encoder`'s, trying again for a while where no server answers."""
-    done = Indexed()
+    """Upsert a block of `PointEncoder`'s, trying again for a while where no server answers."""
+    indexed = Indexed()
     good = block.filter(pc.is_null(block["reason"]))
     for collection, index in collections.items():
         rows = good.filter(pc.equal(good["collection"], collection))
@@ -49,12 +49,12 @@ def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
         entries = [Entry(*row) for row in zip(*columns, strict=True)]
         flat = rows["vector"].combine_chunks().flatten().to_numpy()
         vectors_NE = flat.reshape(len(entries), index.space.dim)
-        done.written[collection] = patiently(
+        indexed.written[collection] = patiently(
             partial(index.upsert, entries, vectors_NE), what=f"writing {collection}"
         )
     reasons = block["reason"].drop_null().to_pylist()
-    done.rejected, done.reasons = len(reasons), reasons[:MAX_REASONS]
-    return done
+    indexed.rejected, indexed.reasons = len(reasons), reasons[:MAX_REASONS]
+    return indexed
 
 
 class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
@@ -66,30 +66,30 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
     exist already.
     """
 
-    def __init__(self, url: str, space: Space) -> None:
+    def __init__(self, url: str, space: VectorSpace) -> None:
         self.url = url
         self.space = space
-        self.done = Indexed()
+        self.indexed = Indexed()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Indexed:
-        done = Indexed()
+        indexed = Indexed()
         with ExitStack() as stack:
             collections = patiently(
                 lambda: stack.enter_context(opened(self.url, self.space)),
                 what="opening the index",
             )
             for block in blocks:
-                done.add(write(collections, block))
-        return done
+                indexed.add(write(collections, block))
+        return indexed
 
     def on_write_complete(self, write_result: WriteResult) -> None:
-        for done in write_result.write_returns:
-            self.done.add(done)
+        for indexed in write_result.write_returns:
+            self.indexed.add(indexed)
 
 
 @contextmanager
 def opened(
-    url: str, space: Space, quantization: Quantization | None = None
+    url: str, space: VectorSpace, quantization: Quantization | None = None
 ) -> Iterator[dict[str, CaptionIndex]]:
     with ExitStack() as stack:
         yield {

@@ -6,6 +6,8 @@ Imports neither torch nor open_clip, which takes many seconds: tasks that only r
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from itertools import starmap
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,6 +32,29 @@ BLOCK_SCHEMA = pa.schema(
         "fault": pa.string(),  # of a row that is no use; the columns above are null then
     }
 )
+
+
+class BlockRow(NamedTuple):
+    """A row of a block that is of use, with the columns of `BLOCK_SCHEMA`."""
+
+    image_id: str
+    content: bytes | None
+    uri: str | None
+    folder: str
+    language: str
+    caption: str
+    place: str
+
+    @property
+    def image(self) -> bytes | str:
+        """As a caption table has it: bytes, or where they are."""
+        return self.content if self.content is not None else self.uri or ""
+
+    @classmethod
+    def all_of(cls, block: pa.Table) -> "list[BlockRow]":
+        sound = block.filter(pc.is_null(block["fault"]))
+        columns = (sound[name].to_pylist() for name in cls._fields)
+        return list(starmap(cls, zip(*columns, strict=True)))
 
 
 def read(tables: Sequence[str], language: str | None, wanted: Collection[str]) -> ray.data.Dataset:
@@ -58,8 +83,8 @@ def _rows_of(files: pa.Table, language: str | None, wanted: Sequence[str]) -> It
     for file in files["file"].to_pylist():
         stream = Stream.captions([file], language, every_language=True)
         folder = str(stream.files[0].parent)
-        for piece in stream:
-            rows = piece.filter(pc.is_in(piece["language"], pa.array(wanted, pa.string())))
+        for chunk in stream:
+            rows = chunk.filter(pc.is_in(chunk["language"], pa.array(wanted, pa.string())))
             inside = pa.types.is_large_binary(rows["image"].type)
             nothing = pa.nulls(len(rows))
             yield pa.table(
@@ -89,7 +114,7 @@ def survey(tables: Sequence[str], language: str | None = None) -> tuple[set[str]
     for file in map(str, _files(tables)):
         next(iter(Stream.captions([file], language, every_language=True)), None)
         stream = Stream.languages([file], language)
-        for piece in stream:
-            languages.update(pc.unique(piece["language"]).to_pylist())
+        for chunk in stream:
+            languages.update(pc.unique(chunk["language"]).to_pylist())
         rows += stream.rows + stream.refused
     return languages, rows

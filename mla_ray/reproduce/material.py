@@ -19,6 +19,7 @@ from mla_ray.data.blocks import fingerprint
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.video import DECODING
 from mla_ray.datasets import stamps
+from mla_ray.datasets.debian import Unavailable
 from mla_ray.datasets.emoji_tables import local_tables
 from mla_ray.evaluation.evaluation import Gallery
 from mla_ray.model.native import Native
@@ -98,7 +99,7 @@ def gather(
             found = stamps.stamps(stamps.fetch(data / "stamps"), report)
             _keep(native, [stamps.captions(found, tags)], tests / "stamps", about, report)
         sets.append("stamps")
-    except stamps.Unavailable as reason:
+    except Unavailable as reason:
         stderr.print(f"without the stamps: {reason}")
     if with_bert and not (learned / "tokenizer.json").exists():
         advance = counting(report, "multilingual BERT", STEPS)

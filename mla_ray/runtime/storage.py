@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -35,7 +35,13 @@ _DRIVERS = {
     "abfs": "pip install adlfs",
 }
 # OSErrors that say what is there, not that the storage is away.
-_FACTS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_FACTS = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 # s3fs lets these through untranslated, and they are no OSErrors. By name, so that a machine without
 # s3fs needs no botocore: endpoint refuses or times out; connection cut; answer cut.
 _AWAY = {
@@ -93,7 +99,7 @@ def patiently(
 ) -> T:
     """What `do` returns, tried again after each pause while it raises an error that may pass.
 
-    That is any OSError but those which state a fact (no such file, file exists …), and from an
+    That is any OSError but those which state a fact (no such file, no permission …), and from an
     object store also a refused or cut connection, a timeout, or a server that is out of order.
 
     Args:
@@ -132,9 +138,12 @@ def write_json(path: UPath, document: Any) -> None:
     write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_bytes(path: UPath) -> bytes:
-    """All of a file, in one request: one that is replaced meanwhile is the old or the new one."""
-    return patiently(partial(_read_bytes, path), what=f"reading {path}")
+def read_bytes(path: UPath, pauses: Sequence[float] | None = None) -> bytes:
+    """All of a file, in one request: one that is replaced meanwhile is the old or the new one.
+
+    `pauses` as in `patiently`.
+    """
+    return patiently(partial(_read_bytes, path), pauses, f"reading {path}")
 
 
 def read_json(path: UPath) -> Any:
@@ -144,6 +153,22 @@ def read_json(path: UPath) -> Any:
         return json.loads(data)
     except ValueError as error:  # JSON's and Unicode's errors are
         raise ValueError(f"{path}: not JSON, or damaged: {error}") from error
+
+
+def open_file(path: UPath) -> BinaryIO:
+    """A file of any size, opened for reading piece by piece."""
+    return cast("BinaryIO", patiently(partial(path.open, "rb"), what=f"opening {path}"))
+
+
+def is_file(path: UPath) -> bool:
+    """Whether there is such a file.
+
+    UPath's own says no of an object store that is away; here that is waited for. What may not be
+    seen is not there.
+    """
+    if is_local(path):
+        return path.is_file()
+    return patiently(partial(_is_file, path), what=f"looking for {path}")
 
 
 def upload(folder: Path, target: UPath, last: str | None = None) -> None:
@@ -203,6 +228,13 @@ def _write_bytes(path: UPath, data: bytes) -> None:
 
 def _read_bytes(path: UPath) -> bytes:
     return path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
+
+
+def _is_file(path: UPath) -> bool:
+    try:
+        return bool(path.fs.info(path.path)["type"] == "file")
+    except (FileNotFoundError, PermissionError):
+        return False
 
 
 def _put(file: Path, path: UPath) -> None:

@@ -17,8 +17,10 @@ from upath import UPath
 from mla_ray.data.blocks import BLOCK, IMAGES, ScratchTable, cut
 from mla_ray.data.corpus import Corpus, Stage
 from mla_ray.data.feature_store import hashes, key_of
-from mla_ray.data.table_reader import InvalidTable, Problem, Stream, find_image
-from mla_ray.runtime.storage import at
+from mla_ray.data.problems import InvalidTable, Problem
+from mla_ray.data.table_images import find_image
+from mla_ray.data.table_reader import Stream
+from mla_ray.runtime.storage import at, read_bytes
 from mla_ray.training.run_spec import stream_of
 
 PhaseProgress = Callable[[str, int], None]
@@ -173,7 +175,7 @@ def _captions(piece: pa.Table, stream: Stream) -> tuple[pa.Table, pa.Table]:
 
 def _key_at(uri: str, folder: UPath) -> tuple[str, str]:
     path = find_image(uri, folder)
-    return key_of(path.read_bytes()), str(at(path))
+    return key_of(read_bytes(path)), str(at(path))
 
 
 def _without_repeats(block: ScratchTable, stream: Stream) -> ScratchTable:

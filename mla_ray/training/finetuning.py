@@ -20,7 +20,8 @@ from upath import UPath
 
 from mla_ray.data.blocks import fingerprint
 from mla_ray.data.decoded_images import Decoded, decode
-from mla_ray.data.table_reader import InvalidTable, Stream
+from mla_ray.data.problems import InvalidTable
+from mla_ray.data.table_reader import Stream
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, read_json, remove, write_json

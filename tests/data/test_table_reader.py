@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from mla_ray.data.images import decode_image
-from mla_ray.data.table_reader import InvalidTable, Stream, read_captions, read_pairs
+from mla_ray.data.problems import InvalidTable
+from mla_ray.data.table_reader import Stream, read_captions, read_pairs
 from mla_ray.model.language import UnknownLanguage
 
 PAIRS = [
@@ -401,7 +402,8 @@ def test_one_id_may_not_stand_for_two_images(tmp_path: Path) -> None:
         caption("1", png("blue"), caption="eine andere"),
     ]
     assert refusal(read_captions, write(tmp_path / "c.parquet", rows)) == [
-        "c.parquet row 3: image_id '1' has another image in row 1; give each image an id of its own"
+        "c.parquet row 3: image_id '1' has another image in row 1; give each image an id of its "
+        "own; drop the row or pass --skip-invalid"
     ]
 
 

@@ -16,7 +16,8 @@ from upath import UPath
 from mla_ray.data import feature_store as features
 from mla_ray.data import video
 from mla_ray.data.feature_store import FeatureStore, encode_images, key_of
-from mla_ray.data.table_reader import InvalidTable, read_captions
+from mla_ray.data.problems import InvalidTable
+from mla_ray.data.table_reader import read_captions
 from mla_ray.data.video import FRAMES, frames_of, pooled, sampled
 from mla_ray.evaluation.evaluation import Gallery, evaluate
 from mla_ray.index.ingest import keep_pictures

@@ -10,7 +10,7 @@ import pytest
 from upath import UPath
 
 from mla_ray.data.corpus import Corpus
-from mla_ray.datasets.emoji_tables import emoji_tables, local_tables
+from mla_ray.datasets.emoji_tables import local_tables, table_files
 from mla_ray.datasets.lexicons import Lexicon
 from mla_ray.runtime.progress import Progress
 from mla_ray.runtime.storage import at, names_in, remove, write_bytes, write_json
@@ -58,36 +58,36 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UPath]:
 def test_a_run_that_has_begun_keeps_its_tables_and_a_new_one_has_the_better_lexicon(
     data: UPath, dictionaries: Dictionaries, tmp_path: Path
 ) -> None:
-    first = emoji_tables("de", data, nothing)
+    first = table_files("de", data, nothing)
     assert lexicon_of(first).pairs.num_rows == 1
     assert lexicon_of(first).missing == {"flaky": "connection refused, try 1"}
     run = begun(at(tmp_path / "first"), first)
     before = [file.read_bytes() for file in first]
     dictionaries.away = False
-    better = emoji_tables("de", data, nothing, at(tmp_path / "new" / "run.json"))
+    better = table_files("de", data, nothing, at(tmp_path / "new" / "run.json"))
     assert better[:2] == first[:2]
     assert lexicon_of(better).pairs.num_rows == 4
     assert not lexicon_of(better).missing
-    assert emoji_tables("de", data, nothing, run) == first
+    assert table_files("de", data, nothing, run) == first
     assert [file.read_bytes() for file in first] == before
     asked = dictionaries.asked
-    assert emoji_tables("de", data, nothing) == better
-    assert emoji_tables("de", data, nothing, begun(at(tmp_path / "second"), better)) == better
+    assert table_files("de", data, nothing) == better
+    assert table_files("de", data, nothing, begun(at(tmp_path / "second"), better)) == better
     assert dictionaries.asked == asked, "nothing is missing any more"
     dictionaries.away = True
-    assert emoji_tables("de", data, nothing) == better
+    assert table_files("de", data, nothing) == better
 
 
 def test_a_source_that_stays_away_changes_nothing(
     data: UPath, dictionaries: Dictionaries, tmp_path: Path
 ) -> None:
     """Though it says each time in other words why."""
-    first = emoji_tables("de", data, nothing)
+    first = table_files("de", data, nothing)
     before = [file.read_bytes() for file in first]
-    assert emoji_tables("de", data, nothing) == first
+    assert table_files("de", data, nothing) == first
     assert dictionaries.asked == 2
     assert [file.read_bytes() for file in first] == before
-    emoji_tables("de", data, nothing, begun(at(tmp_path), first))
+    table_files("de", data, nothing, begun(at(tmp_path), first))
     assert dictionaries.asked == 2, "a run that has begun asks nobody"
 
 
@@ -95,12 +95,12 @@ def test_a_source_that_adds_nothing_is_not_asked_for_ever(
     data: UPath, dictionaries: Dictionaries
 ) -> None:
     dictionaries.words["flaky"] = {}
-    first = emoji_tables("de", data, nothing)
+    first = table_files("de", data, nothing)
     dictionaries.away = False
-    better = emoji_tables("de", data, nothing)
+    better = table_files("de", data, nothing)
     assert lexicon_of(better).pairs == lexicon_of(first).pairs
     asked = dictionaries.asked
-    assert emoji_tables("de", data, nothing) == better
+    assert table_files("de", data, nothing) == better
     assert dictionaries.asked == asked
 
 
@@ -108,30 +108,30 @@ def test_a_lexicon_without_pairs_is_no_table(
     data: UPath, dictionaries: Dictionaries, tmp_path: Path
 ) -> None:
     dictionaries.words["steady"] = {}
-    first = emoji_tables("de", data, nothing)
+    first = table_files("de", data, nothing)
     assert [file.name for file in first] == ["captions.parquet", "pairs-de.parquet"]
     run = begun(at(tmp_path), first)
     dictionaries.away = False
-    assert len(emoji_tables("de", data, nothing)) == 3
-    assert emoji_tables("de", data, nothing, run) == first
+    assert len(table_files("de", data, nothing)) == 3
+    assert table_files("de", data, nothing, run) == first
 
 
 def test_tables_that_are_gone_are_made_anew(
     data: UPath, dictionaries: Dictionaries, tmp_path: Path
 ) -> None:
     """The run then says that its sources differ."""
-    run = begun(at(tmp_path), emoji_tables("de", data, nothing))
+    run = begun(at(tmp_path), table_files("de", data, nothing))
     for name in names_in(data / "emoji"):
         remove(data / "emoji" / name)
     dictionaries.away = False
-    assert lexicon_of(emoji_tables("de", data, nothing, run)).pairs.num_rows == 4
+    assert lexicon_of(table_files("de", data, nothing, run)).pairs.num_rows == 4
 
 
 def test_a_run_of_the_first_split_goes_on_with_its_tables_and_others_do_not(
     tmp_path: Path, dictionaries: Dictionaries
 ) -> None:
     data = at(tmp_path / "data")
-    made = emoji_tables("de", data, nothing)
+    made = table_files("de", data, nothing)
     old = data / "emoji" / "tables-de"  # as 0.1.0 called it
     for file, name in zip(made, ("captions", "pairs-de", "lexicon-de"), strict=True):
         with file.open("rb") as parquet:
@@ -139,8 +139,8 @@ def test_a_run_of_the_first_split_goes_on_with_its_tables_and_others_do_not(
         write_bytes(old / f"{name}.parquet", written(rows.slice(1)))
     theirs = [old / "captions.parquet", old / "pairs-de.parquet"]
     run = begun(at(tmp_path / "run"), theirs)
-    assert emoji_tables("de", data, nothing, run) == theirs
-    assert emoji_tables("de", data, nothing) == made
+    assert table_files("de", data, nothing, run) == theirs
+    assert table_files("de", data, nothing) == made
     kept = local_tables("de", Path(data.path), nothing, run)
     assert kept.captions.num_rows == pq.read_table(made[0].path).num_rows - 1
     assert kept.note == "no dictionary pairs"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mla_ray.datasets.freedict import LANGUAGES, MAX_TRANSLATIONS, Unavailable, fetch, read_heads
+from mla_ray.datasets.debian import Unavailable
+from mla_ray.datasets.freedict import LANGUAGES, MAX_TRANSLATIONS, fetch, read_heads
 
 needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is missing")
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"

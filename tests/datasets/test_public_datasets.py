@@ -29,7 +29,7 @@ from mla_ray.datasets import (
 from mla_ray.datasets import (
     table_writer as tables,
 )
-from mla_ray.datasets.catalog import CATALOG, Made, check, make
+from mla_ray.datasets.catalog import CATALOG, WrittenTables, check, make
 from mla_ray.datasets.table_writer import Caption, Incomplete, Pair, write_captions, write_pairs
 from mla_ray.runtime.progress import Progress
 from tests.support.commands import Mla
@@ -57,7 +57,7 @@ def document(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
-def build(name: str, root: Path, out: Path, **options: Any) -> Made:
+def build(name: str, root: Path, out: Path, **options: Any) -> WrittenTables:
     return make(name, root, out, silent, **options)
 
 

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from mla_ray.cli import app
 from mla_ray.data.table_reader import read_captions
 from mla_ray.datasets import stamps
+from mla_ray.datasets.debian import Unavailable
 from mla_ray.datasets.stamps import (
     MARGIN,
     PACKAGE,
     SIZE,
-    Unavailable,
     fetch,
     table,
     write_table,

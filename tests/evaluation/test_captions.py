@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from mla_ray.data.feature_store import Features, encode_images
-from mla_ray.data.table_reader import InvalidTable, read_captions
+from mla_ray.data.problems import InvalidTable
+from mla_ray.data.table_reader import read_captions
 from mla_ray.evaluation import captions, evaluation
 from mla_ray.evaluation.captions import CaptionTable
 from mla_ray.evaluation.evaluation import Gallery

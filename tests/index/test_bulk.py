@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mla_ray.data.table_reader import InvalidTable
-from mla_ray.index.bulk import BLOCK, _encode, _Encoder, index_table
+from mla_ray.data.problems import InvalidTable
+from mla_ray.index.bulk import BLOCK, PointEncoder, _encode, index_table
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Hit
 from mla_ray.index.ingest import (
     index_captions,
@@ -117,7 +117,7 @@ def test_tasks_that_write_through_the_sink_write_the_same(
     _encode(str(native_folder), pack[1], rows, "emoji").write_datasink(
         sink, concurrency=1, ray_remote_args={"num_cpus": 0}
     )
-    assert (sink.done.written[CAPTIONS], sink.done.rejected) == (26, 0)
+    assert (sink.indexed.written[CAPTIONS], sink.indexed.rejected) == (26, 0)
     assert_same(sunk, plain, native)
 
 
@@ -254,7 +254,7 @@ def test_two_images_of_one_id_are_refused(
     rows = [("a", pngs[0], "en", "a dog"), ("a", pngs[1], "en", "a cat"), ("b", pngs[1], "en", "x")]
     tables = write(tmp_path / "tables", table_of(rows))
     blocks = pa.concat_tables(_rows_of(pa.table({"file": tables}), None, ["en"]))
-    made = _Encoder(str(native_folder), {}, "test")(blocks)
+    made = PointEncoder(str(native_folder), {}, "test")(blocks)
     refused = made["reason"].drop_null().to_pylist()
     assert len(refused) == 2
     assert all("has another image" in reason for reason in refused)

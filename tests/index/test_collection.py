@@ -19,14 +19,14 @@ import numpy.typing as npt
 import pytest
 from qdrant_client import QdrantClient, models
 
-from mla_ray.index.backend import Kind, Point, Quantization, Space
+from mla_ray.index.backend import CollectionConfig, Point, Quantization, VectorSpace
 from mla_ray.index.collection import CaptionIndex, Entry, Hit
 from mla_ray.index.server import ServerBackend, connect
 
 Vectors = npt.NDArray[np.float32]
 
-SPACE = Space("emoji-clip", "0123456789abcdef", 16)
-OTHER = Space("ViT-B-32/openai", "fedcba9876543210", 16)
+SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 16)
+OTHER = VectorSpace("ViT-B-32/openai", "fedcba9876543210", 16)
 
 
 class Place(Protocol):
@@ -34,7 +34,7 @@ class Place(Protocol):
 
     def open(
         self,
-        space: Space = SPACE,
+        space: VectorSpace = SPACE,
         collection: str = "captions",
         *,
         create: bool = True,
@@ -53,15 +53,15 @@ class Memory:
 
     def open(
         self,
-        space: Space = SPACE,
+        space: VectorSpace = SPACE,
         collection: str = "captions",
         *,
         create: bool = True,
         quantization: Quantization | None = None,
     ) -> CaptionIndex:
-        kind = Kind(space, quantization)
-        backend = ServerBackend.open(self.client, ":memory:", kind, collection, create)
-        return CaptionIndex(backend, backend.kind.space)
+        config = CollectionConfig(space, quantization)
+        backend = ServerBackend.open(self.client, ":memory:", config, collection, create)
+        return CaptionIndex(backend, backend.config.space)
 
     def leave(self, index: CaptionIndex) -> None:
         pass
@@ -73,7 +73,7 @@ class Url:
 
     def open(
         self,
-        space: Space = SPACE,
+        space: VectorSpace = SPACE,
         collection: str = "captions",
         *,
         create: bool = True,
@@ -283,7 +283,7 @@ def test_no_hit_is_below_the_score_asked_for(filled: CaptionIndex) -> None:
 def old(place: Place, monkeypatch: pytest.MonkeyPatch) -> CaptionIndex:
     """A collection of 0.1.0: its record, and points whose ids are of native, id and language."""
     with monkeypatch.context() as patch:
-        patch.setattr(Kind, "record", old_record)
+        patch.setattr(CollectionConfig, "record", old_record)
         place.leave(place.open())
     index = place.open()
     namespace = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")
@@ -298,8 +298,8 @@ def old(place: Place, monkeypatch: pytest.MonkeyPatch) -> CaptionIndex:
     return index
 
 
-def old_record(kind: Kind) -> dict[str, object]:
-    return {"schema": 2, **asdict(kind.space), "quantization": kind.quantization}
+def old_record(config: CollectionConfig) -> dict[str, object]:
+    return {"schema": 2, **asdict(config.space), "quantization": config.quantization}
 
 
 def test_what_0_1_0_wrote_is_read_as_it_is(place: Place, old: CaptionIndex) -> None:
@@ -332,7 +332,7 @@ def test_a_rebuild_leaves_nothing_of_before(place: Place, old: CaptionIndex) -> 
     assert old.sources("i007") == {"a": 2, "b": 2}
     place.leave(old)
     again = place.open()
-    assert again._backend.kind.schema == 3
+    assert again._backend.config.schema == 3
     again.upsert(ENTRIES, VECTORS)
     assert again.count() == 600
 
@@ -396,7 +396,7 @@ def test_a_collection_of_the_rule_of_before_goes_on_and_that_is_told_once(
     old = place.open(SPACE, collection)
     old.upsert(captions(5), random_vectors(5))
     place.leave(old)
-    today = Space(SPACE.native, OTHER.fingerprint, SPACE.dim, SPACE.fingerprint)
+    today = VectorSpace(SPACE.native, OTHER.fingerprint, SPACE.dim, SPACE.fingerprint)
     for _ in range(2):
         index = place.open(today, collection, create=False)
         hits = index.search(random_vectors(5)[3], 1)
@@ -412,13 +412,13 @@ def test_a_collection_of_the_rule_of_before_goes_on_and_that_is_told_once(
     assert collection in said
     assert "another collection name" in said
     place.leave(place.open(SPACE, collection, create=False))  # whoever has not moved on, too
-    another = Space(SPACE.native, OTHER.fingerprint, SPACE.dim, "0" * 16)
+    another = VectorSpace(SPACE.native, OTHER.fingerprint, SPACE.dim, "0" * 16)
     with pytest.raises(ValueError, match="holds vectors of native"):
         place.open(another, collection)
 
 
 def test_a_new_collection_has_the_fingerprint_of_today(place: Place) -> None:
-    today = Space(SPACE.native, OTHER.fingerprint, SPACE.dim, SPACE.fingerprint)
+    today = VectorSpace(SPACE.native, OTHER.fingerprint, SPACE.dim, SPACE.fingerprint)
     place.leave(place.open(today))
     with pytest.raises(ValueError, match="holds vectors of native"):
         place.open(SPACE)
@@ -582,7 +582,7 @@ def test_a_closed_folder_does_not_answer_a_ping(tmp_path: Path) -> None:
 def test_quantized_vectors_are_searched_and_the_found_ranked_by_the_whole_ones(
     tmp_path: Path,
 ) -> None:
-    wide = Space("wide", "00112233445566", 512)
+    wide = VectorSpace("wide", "00112233445566", 512)
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(32, 512))  # in all 512 directions alike nobody is near to anybody
     vectors = (rng.normal(size=(6_000, 32)) @ basis).astype(np.float32)
@@ -627,7 +627,7 @@ def test_a_folder_of_another_schema_is_refused(tmp_path: Path) -> None:
 def test_a_folder_has_one_owner_here_and_in_other_processes(tmp_path: Path) -> None:
     url = f"edge:{tmp_path}"
     attempt = (
-        "from mla_ray.index.backend import Space\n"
+        "from mla_ray.index.backend import VectorSpace\n"
         "from mla_ray.index.collection import CaptionIndex\n"
         f"CaptionIndex.open({url!r}, {SPACE!r}).count()"
     )
@@ -648,7 +648,7 @@ def test_a_killed_owner_loses_nothing_and_frees_its_folder(tmp_path: Path) -> No
     url = f"edge:{tmp_path}"
     script = (
         "import os, numpy as np\n"
-        "from mla_ray.index.backend import Space\n"
+        "from mla_ray.index.backend import VectorSpace\n"
         "from mla_ray.index.collection import CaptionIndex, Entry\n"
         f"index = CaptionIndex.open({url!r}, {SPACE!r})\n"
         "index.upsert([Entry('c', 'i', 'de', 'Katze', 'a')], np.ones((1, 16), np.float32))\n"
@@ -775,4 +775,4 @@ def test_a_server_that_is_busy_is_told_from_one_that_refuses(
 @pytest.mark.parametrize(("fingerprint", "dim"), [("", 16), ("xyz" * 8, 16), ("0" * 16, 0)])
 def test_a_space_without_fingerprint_or_dimensions_is_refused(fingerprint: str, dim: int) -> None:
     with pytest.raises(ValueError, match=r"'emoji-clip'.*(fingerprint|dim)"):
-        Space("emoji-clip", fingerprint, dim)
+        VectorSpace("emoji-clip", fingerprint, dim)

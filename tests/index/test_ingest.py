@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mla_ray.data.table_reader import InvalidTable
+from mla_ray.data.problems import InvalidTable
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
 from mla_ray.index.ingest import (
     caption_entry,

@@ -13,6 +13,7 @@ import torch
 
 from mla_ray.data.corpus import Corpus
 from mla_ray.datasets import stamps
+from mla_ray.datasets.debian import Unavailable
 from mla_ray.evaluation.evaluation import Gallery
 from mla_ray.evaluation.recall import Ranks
 from mla_ray.model.native import Native
@@ -329,7 +330,7 @@ def test_what_was_begun_keeps_its_tables_and_tests_are_of_the_tables(
     """A dictionary that comes back would make all records those of other data."""
 
     def unavailable(folder: Path) -> Path:
-        raise stamps.Unavailable("no network")
+        raise Unavailable("no network")
 
     def gathered(name: str) -> Material:
         folder = tmp_path / name

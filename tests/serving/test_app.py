@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mla_ray.data.feature_store import encode_texts
-from mla_ray.index.backend import Kind, Point
+from mla_ray.index.backend import CollectionConfig, Point
 from mla_ray.index.collection import CaptionIndex, Entry
 from mla_ray.index.edge import EdgeBackend
 from mla_ray.index.ingest import space_of
@@ -509,8 +509,8 @@ def test_an_index_and_pictures_of_0_1_0_stay_together_when_another_source_comes(
 ) -> None:
     monkeypatch.setenv(TOKEN, "t")
     native = Native.load(str(native_folder))
-    kind = Kind(space_of(native), None, 2)  # as 0.1.0 made it
-    backend = EdgeBackend.open(tmp_path / "index" / "images", kind, create=True)
+    config = CollectionConfig(space_of(native), None, 2)  # as 0.1.0 made it
+    backend = EdgeBackend.open(tmp_path / "index" / "images", config, create=True)
     name = json.dumps([native.fingerprint, "1", ""])
     id_ = str(uuid.uuid5(uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11"), name))
     payload = {"id": "1", "image_id": "1", "language": "", "caption": "", "source": "old"}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mla_ray.data import decoded_images as decoded
 from mla_ray.data.decoded_images import Shots, decode
 from mla_ray.data.feature_store import encode_images, encode_texts
-from mla_ray.data.table_reader import InvalidTable
+from mla_ray.data.problems import InvalidTable
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.lineage import LINEAGE, copy_native, read_lineage
 from mla_ray.model.native import Native

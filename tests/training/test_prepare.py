@@ -17,11 +17,11 @@ from safetensors.torch import load
 from tokenizers import Tokenizer
 from upath import UPath
 
-from mla_ray.data import table_reader as files
+from mla_ray.data import table_formats, table_reader
 from mla_ray.data.blocks import read_parquet
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.feature_store import FeatureStore, encode_images, hashes, key_of
-from mla_ray.data.table_reader import InvalidTable
+from mla_ray.data.problems import InvalidTable
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer, token_ids
 from mla_ray.runtime.storage import at
@@ -154,8 +154,8 @@ def blocks_of(monkeypatch: pytest.MonkeyPatch) -> BlocksOf:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are read some rows at a time."""
-    monkeypatch.setattr(files, "CHUNK", 7)
-    monkeypatch.setattr(files, "IMAGE_CHUNK", 5)
+    monkeypatch.setattr(table_formats, "CHUNK", 7)
+    monkeypatch.setattr(table_formats, "IMAGE_CHUNK", 5)
 
 
 @pytest.fixture
@@ -385,7 +385,7 @@ def test_an_image_that_changed_since_is_not_taken_for_the_old_one(
 def test_of_very_many_bad_rows_the_first_are_named_and_all_are_counted(
     native: Native, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip_invalid: bool
 ) -> None:
-    monkeypatch.setattr(files, "KEPT_PROBLEMS", 12)
+    monkeypatch.setattr(table_reader, "KEPT_PROBLEMS", 12)
     empty = [row | {"target": ""} for row in pairs(30)]
     path = write(tmp_path / "pairs.tsv", [*pairs(30, word="Neu"), *empty])
     if skip_invalid:
