@@ -159,7 +159,7 @@ def _tokenizer(
     too_long = " ".join(["one", "two", "three"] * tower.context_length)
     ids_BL = tokenize([*PROBES, too_long]).cpu()
     end_B = tower.english_end(ids_BL)
-    lengths = [ids_BL.shape[1]] * len(ids_BL) if tower.fixed_length else (end_B + 1).tolist()
+    lengths = [tower.batch_length(end + 1) for end in end_B.tolist()]
     ids = [row[:length] for row, length in zip(ids_BL.tolist(), lengths, strict=True)]
     read = tower.sentence_position(end_B).tolist()
     # One model is published with the tokens that frame a text under several names.

@@ -179,7 +179,7 @@ class Native:
     def encode_text(self, ids_BL: Tensor) -> Tensor:
         """English features [B, E], not normalised: to the byte what open_clip's own gives.
 
-        `ids_BL` may be cut at the longest text of the batch unless the tower is `fixed_length`.
+        `ids_BL` are native token ids, whole or as the tower's `trim` cuts them.
         """
         tower = self.text
         ids_BL = ids_BL.to(self.device)

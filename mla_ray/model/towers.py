@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from mla_ray.model.tokenizers import Ids, pad
+
 AfterBlock = Callable[[int, Tensor], Tensor]
 """(block number, x_BLD) -> x_BLD: what a language acquirer does after a frozen block."""
 
@@ -78,6 +80,18 @@ class TextTower(ABC):
     def width(self) -> int:
         """D, of token embeddings and blocks."""
         return self.token_embedding.embedding_dim
+
+    def batch_length(self, longest: int) -> int:
+        """L of a batch whose longest text has `longest` tokens: no more where that does."""
+        return self.context_length if self.fixed_length else longest
+
+    def pad(self, rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        """Embedding rows of B texts to `(ids_BL, length_B)`, int64, as an encoder takes them."""
+        return pad(rows, self.batch_length(max(map(len, rows), default=0)))
+
+    def trim(self, ids_BL: Tensor) -> Tensor:
+        """Native token ids, cut after the longest text where that changes no feature."""
+        return ids_BL[:, : self.batch_length(int(self.english_end(ids_BL).max()) + 1)]
 
     @abstractmethod
     def sentence_position(self, end_B: Tensor) -> Tensor:

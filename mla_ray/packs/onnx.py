@@ -237,9 +237,7 @@ def _english(native: Native) -> _Graph:
         for size, contexts in BATCHES.items():
             longest = int(contexts * native.text.context_length)  # letters: no more tokens
             texts = ["".join(draw.choices(letters, k=draw.randrange(longest))) for _ in range(size)]
-            ids_BL = native.tokenize(texts)
-            if not native.text.fixed_length:
-                ids_BL = ids_BL[:, : int(native.text.english_end(ids_BL).max()) + 1]
+            ids_BL = native.text.trim(native.tokenize(texts))
             found.append(({"token_ids": ids_BL.numpy()}, native.encode_text(ids_BL).float()))
         return found
 

@@ -27,7 +27,7 @@ from upath import UPath
 from mla_ray.model.batches import by_length
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
-from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer, pad
+from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer
 from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, check_size, make_card, read_card
 from mla_ray.packs.official import END, read_checkpoint
 from mla_ray.packs.readme import model_card
@@ -51,7 +51,7 @@ class LanguagePack:
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts to `(ids_BL, length_B)` as the encoder takes them."""
-        return self._padded(self.tokenizer(texts))
+        return self.encoder.tower.pad(self.tokenizer(texts))
 
     def unknown_tokens(self, texts: Sequence[str]) -> Shares:
         """Share of each text's tokens of which nothing was learned [N], 0 to 1.
@@ -75,13 +75,9 @@ class LanguagePack:
         device = self.encoder.embedding.linear.weight.device
         features_NE = torch.empty(len(ids), self.encoder.tower.dim, device=device)
         for rows in by_length([len(each) for each in ids], BATCH):
-            ids_BL, length_B = self._padded([ids[row] for row in rows])
+            ids_BL, length_B = self.encoder.tower.pad([ids[row] for row in rows])
             features_NE[rows] = self.encoder(ids_BL.to(device), length_B.to(device)).float()
         return features_NE
-
-    def _padded(self, rows: list[Ids]) -> tuple[Tensor, Tensor]:
-        tower = self.encoder.tower
-        return pad(rows, tower.context_length if tower.fixed_length else None)
 
     def save(self, folder: str | Path | UPath) -> None:
         """Write the pack to a path or URL; an older one is replaced at once or not at all.
