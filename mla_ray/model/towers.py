@@ -25,6 +25,9 @@ from mla_ray.model.tokenizers import Ids, pad
 AfterBlock = Callable[[int, Tensor], Tensor]
 """(block number, x_BLD) -> x_BLD: what a language acquirer does after a frozen block."""
 
+Description = dict[str, object]
+"""Settings by name, as JSON has them."""
+
 BERTS = ("bert", "roberta", "xlm-roberta")
 """The `model_type` of configurations that `BertTower` runs."""
 
@@ -101,7 +104,7 @@ class TextTower(ABC):
         """
 
     @abstractmethod
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         """As JSON has it, what changes features and is not to be seen from weights or modules.
 
         Where texts end is not in it: `english_end` and `sentence_position` show that.
@@ -158,7 +161,7 @@ class ClipTower(TextTower):
         else:
             self.dim = self.projection.shape[1]
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         mask = self.causal_mask
         return {
             "reads": self.pool if self.pool in ("first", "last") else "the end",
@@ -240,7 +243,7 @@ class BertTower(TextTower):
         self.context_length = min(context_length, config.max_position_embeddings - first)
         self.dim = encoder.output_dim
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         config = self._encoder.config
         # Releases differ in which settings there are: what is not said is as ever.
         return {

@@ -162,7 +162,10 @@ def test_the_fault_is_laid_to_what_set_the_value(file: Path) -> None:
         (["--train.temperature", "warm"], "--train.temperature: Input should be a valid number"),
         (["--pairs", '["a"'], "Parsing error encountered for pairs: "),
         (["--config", "no.yaml"], "--config no.yaml: [Errno 2] No such file or directory: "),
-        (["--config", "nope://no.yaml"], "--config nope://no.yaml: Protocol not known: nope"),
+        (
+            ["--config", "nope://no.yaml"],
+            "--config nope://no.yaml: Unsupported filesystem: 'nope'; give a",
+        ),
     ],
 )
 def test_a_bad_flag_is_refused_with_its_name(argv: list[str], said: str) -> None:
