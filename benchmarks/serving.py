@@ -49,9 +49,9 @@ from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer, learn
 from mla_ray.packs.card import make_card
+from mla_ray.packs.library import load_packs
 from mla_ray.packs.mixed_batch import encode_mixed
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.packs.store import load_packs
 from mla_ray.runtime.cluster import free_port
 
 NATIVE, LANGUAGES = "emoji-clip", ("de", "fr", "cs")

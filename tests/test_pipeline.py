@@ -17,7 +17,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from mla_ray.cli.job.plan import Settings
+from mla_ray.cli.job.plan import PlanSettings
 from mla_ray.data.problems import InvalidTable
 from mla_ray.index.collection import CAPTIONS, CaptionIndex
 from mla_ray.index.ingest import space_of
@@ -25,10 +25,11 @@ from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.pipeline import Plan, Work
-from mla_ray.runtime.job import Usage, load
+from mla_ray.runtime.exit_codes import Usage
+from mla_ray.runtime.job_settings import load
 from mla_ray.runtime.progress import Stopped
 from mla_ray.runtime.storage import at, names_in, read_json
-from mla_ray.training import trainer as training
+from mla_ray.training import acquisition as training
 from mla_ray.training.encode_features import Failure, Filled
 from tests.support import ROOT
 from tests.support.emoji import Dictionaries, only_a_few
@@ -105,7 +106,7 @@ def test_a_job_takes_a_plan_from_a_file_and_flags(tmp_path: Path) -> None:
     }
     file.write_text(yaml.safe_dump(document))
     flags = ["--config", str(file), "--train.nlt.steps", "5", "--languages", "cs"]
-    settings = load(Settings, flags)
+    settings = load(PlanSettings, flags)
     made = Plan.model_validate(settings.model_dump())
     assert made.languages == ["cs"]
     assert (made.train.nlt.steps, made.train.nlt.batch) == (5, 4)
@@ -115,7 +116,7 @@ def test_a_job_takes_a_plan_from_a_file_and_flags(tmp_path: Path) -> None:
         (["--train.nlt.stepps", "5"], "unknown flag --train.nlt.stepps; did you mean"),
     ):
         with pytest.raises(Usage, match=message):
-            load(Settings, [*flags, *extra])
+            load(PlanSettings, [*flags, *extra])
 
 
 # --- languages beside each other, of which only the tables are prepared -------------------------

@@ -56,19 +56,19 @@ def reproduce(
         bert = not only_page and any(
             v.settings.get("vocabulary") for t in chosen for v in t.variants
         )
-        made = material.gather(native, of, data.absolute(), run, report, with_bert=bert)
+        gathered = material.gather(native, of, data.absolute(), run, report, with_bert=bert)
         if only_page:
-            records = grid.Records(run, made)
+            records = grid.Records(run, gathered)
         else:
             with ray_session():
-                records = grid.measure_all(every, made, run, report)
-    found = records.of(every)
-    results = Results(found, of, range(seeds))
+                records = grid.measure_all(every, gathered, run, report)
+    rows = records.of(every)
+    results = Results(rows, of, range(seeds))
     command = " ".join(["mla reproduce", *(tables or [])])
     if languages:
         command += f" --languages {languages}"
     if seeds != len(ablations.SEEDS):
         command += f" --seeds {seeds}"
     figures = page.write(results, chosen, out or run, command)
-    done = len(found) - 1
+    done = len(rows) - 1
     emit(figures, as_json, f"{done} of {len(every)} runs: {(out or run) / 'results.md'}")

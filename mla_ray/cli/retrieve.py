@@ -1,14 +1,25 @@
 """What retrieves: `mla evaluate`, `mla index`, `mla search`."""
 
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 import typer
 
 from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit, one_language
 
 if TYPE_CHECKING:
-    from mla_ray.serving.schemas import Collection
+    from mla_ray.index.collection import Entry
+    from mla_ray.serving.schemas import Collection, Hit
+
+
+class HitRow(TypedDict):
+    """An entry that was found, as `mla search --json` prints it."""
+
+    image_id: str
+    score: float
+    language: str
+    caption: str
+    source: str
 
 
 def evaluate(
@@ -45,8 +56,8 @@ def evaluate(
     from mla_ray.evaluation.protocols import find
     from mla_ray.model.native import Native
     from mla_ray.packs.card import read_card
-    from mla_ray.packs.store import load_packs
-    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.packs.library import load_packs
+    from mla_ray.runtime.console import bars, print_dropped
     from mla_ray.runtime.progress import counting
 
     chosen = find(protocol)
@@ -64,14 +75,14 @@ def evaluate(
         table = CaptionTable.read(
             captions, tongues, split=split, skip_invalid=skip_invalid, report=report
         )
-        tell_dropped(table.dropped, table.problems)
+        print_dropped(table.dropped, table.problems)
         sizes = {tongue: rows_of(table.rows, tongue, chosen).num_rows for tongue in tongues}
         frozen = Native.load(native)
         packs = load_packs(pack or [], frozen)
         gallery = table.gallery(frozen, report)
-        found = []
+        measured = []
         for tongue, size in sizes.items():
-            found.append(
+            measured.append(
                 measure(
                     partial(encode_query, frozen, packs, tongue),
                     tongue,
@@ -83,7 +94,7 @@ def evaluate(
                     unknown=partial(unknown_in, frozen, packs, tongue),
                 )
             )
-        result = printed(found, k or (), with_intervals=intervals)
+        result = printed(measured, k or (), with_intervals=intervals)
     emit(result, as_json, _evaluation_text(result))
 
 
@@ -101,8 +112,8 @@ def _evaluation_text(result: dict[str, Any]) -> str:
             cells = [row[way][k] for way in ("t2i", "i2t") for k in ks]
             figures = "".join(f"{cell:7.1f}" for cell in [*cells, row["AR"]])
             lines.append(f"{row['language']:12}{figures}{_interval(row, 'AR')}")
-        told = [f"{row['language']}:{said}" for row in rows for said in _unknown_text(row)]
-        return "\n".join([*lines, *told])
+        unknown = [f"{row['language']}:{line}" for row in rows for line in _unknown_text(row)]
+        return "\n".join([*lines, *unknown])
     lines = [
         f"{result['language']}: AR {result['AR']:.1f}{_interval(result, 'AR')} over "
         f"{result['captions']:,} captions and {result['images']:,} images"
@@ -120,11 +131,11 @@ def _evaluation_text(result: dict[str, Any]) -> str:
 
 def _unknown_text(row: dict[str, Any]) -> list[str]:
     """A line on captions with unknown tokens; none if there are none."""
-    found = row.get("unknown_tokens", {})
-    if not found.get("some"):
+    shares = row.get("unknown_tokens", {})
+    if not shares.get("some"):
         return []
-    some, whole = (f"{100 * found[name]:.1f} %" for name in ("some", "all"))
-    return [f"  {some} of the captions have an unknown token, {whole} no other"]
+    some, every = (f"{100 * shares[name]:.1f} %" for name in ("some", "all"))
+    return [f"  {some} of the captions have an unknown token, {every} no other"]
 
 
 def _interval(result: dict[str, Any], name: str) -> str:
@@ -163,11 +174,11 @@ def index_command(
     from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
     from mla_ray.model.native import Native
-    from mla_ray.packs.store import load_packs
-    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.packs.library import load_packs
+    from mla_ray.runtime.console import bars, print_dropped
 
     read = read_captions(captions, language=language, split=None, skip_invalid=skip_invalid)
-    tell_dropped(len(read.dropped), read.dropped)
+    print_dropped(len(read.dropped), read.dropped)
     frozen = Native.load(native)
     packs = load_packs(pack or [], frozen)
     source = source or PurePosixPath(captions).stem
@@ -186,15 +197,17 @@ def index_command(
         )
         if store:
             ingest.keep_pictures(read.table, source, store, report)
-    tell_dropped(len(rejected), rejected)
-    result: dict[str, Any] = written | ({"rejected": len(rejected)} if rejected else {})
-    told = "\n".join(f"{name}: {n:,} points" for name, n in written.items())
+    print_dropped(len(rejected), rejected)
+    result: dict[str, object] = {**written}
+    if rejected:
+        result["rejected"] = len(rejected)
+    text = "\n".join(f"{name}: {n:,} points" for name, n in written.items())
     if sync:
         kept = ingest.keys_of([captions], source, language)  # all, whatever was left out above
         removed = ingest.sync(index, ingest.space_of(frozen), source, kept, store)
         result["removed"] = removed
-        told += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())
-    emit(result, as_json, told)
+        text += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())
+    emit(result, as_json, text)
 
 
 def _of_query(tag: str | None) -> str | None:
@@ -291,13 +304,13 @@ def _search_index(
     pack: Path | None,
     native: str,
     find: str,
-) -> tuple[list[dict[str, Any]], float | None]:
+) -> tuple[list[HitRow], float | None]:
     """Hits, and the share of the query's tokens that is unknown."""
     from mla_ray.evaluation.evaluation import encode_query, unknown_in
     from mla_ray.index.collection import CaptionIndex
     from mla_ray.index.ingest import space_of
     from mla_ray.model.native import Native
-    from mla_ray.packs.store import load_packs
+    from mla_ray.packs.library import load_packs
 
     frozen = Native.load(native)
     folders = [] if language == "en" else [pack or Path("packs") / language]
@@ -321,7 +334,7 @@ def _search_server(
     in_language: str | None,
     source: str | None,
     image: Path | None,
-) -> tuple[list[dict[str, Any]], float | None]:
+) -> tuple[list[HitRow], float | None]:
     """As `_search_index`; None from a server of before it told."""
     from mla_ray.serving.client import Client, Retry
 
@@ -349,7 +362,7 @@ def _search_server(
     return [_hit_row(hit, hit.score) for hit in page.hits], page.unknown_tokens
 
 
-def _hit_row(entry: Any, score: float) -> dict[str, Any]:
+def _hit_row(entry: "Entry | Hit", score: float) -> HitRow:
     return {
         "image_id": entry.image_id,
         "score": score,

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -60,7 +60,7 @@ def acquire(
     from mla_ray.data.corpus import Corpus
     from mla_ray.packs.pack import copy_pack
     from mla_ray.runtime.cluster import ray_session
-    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.runtime.console import bars, print_dropped
     from mla_ray.training.acquisition import acquire as run_stages
     from mla_ray.training.prepare import read_prepared
     from mla_ray.training.workers import Hooks, Workers
@@ -75,7 +75,7 @@ def acquire(
         settings = settings.text_only()
     folder = run or f"runs/{PurePosixPath(out).name}"
     with bars() as report, ray_session():
-        made = run_stages(
+        packs = run_stages(
             native,
             [Corpus(language, pairs or [], captions, start)],
             settings,
@@ -86,9 +86,9 @@ def acquire(
             skip_invalid=skip_invalid,
             hooks=Hooks(report=report),
         )
-    copy_pack(made[language], out)
+    copy_pack(packs[language], out)
     prepared = read_prepared(folder)
-    tell_dropped(prepared.dropped, prepared.problems)
+    print_dropped(prepared.dropped, prepared.problems)
     result = {"language": language, "pack": out, "dropped": prepared.dropped}
     emit(result, as_json, f"{language}: pack in {out}")
 
@@ -107,14 +107,14 @@ def finetune(
     """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
     from mla_ray.model.lineage import copy_native
     from mla_ray.runtime.cluster import ray_session
-    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.runtime.console import bars, print_dropped
     from mla_ray.training.config import FinetuneConfig, load_finetune_config
     from mla_ray.training.finetuning import finetune as run_finetuning
     from mla_ray.training.workers import Hooks, Workers
 
     settings = load_finetune_config(config) if config else FinetuneConfig()
     with bars() as report, ray_session():
-        made = run_finetuning(
+        finetuned = run_finetuning(
             native,
             captions,
             settings,
@@ -124,10 +124,10 @@ def finetune(
             skip_invalid=skip_invalid,
             hooks=Hooks(report=report),
         )
-    copy_native(made.native, out)
-    tell_dropped(made.dropped, [made.problem])
-    result: dict[str, Any] = {"native": out, "fingerprint": made.fingerprint, **made.figures}
-    emit(result | {"dropped": made.dropped}, as_json, f"fine-tuned native in {out}")
+    copy_native(finetuned.native, out)
+    print_dropped(finetuned.dropped, [finetuned.problem])
+    result = {"native": out, "fingerprint": finetuned.fingerprint, **finetuned.figures}
+    emit(result | {"dropped": finetuned.dropped}, as_json, f"fine-tuned native in {out}")
 
 
 def sweep(
@@ -206,8 +206,8 @@ def sweep(
     with redirect_stdout(sys.stderr), bars() as report, ray_session(dashboard=True):
         outcomes = run_sweep(plan, report, threading.Event())
     if as_json:
-        found = {o.language: o.model_dump(mode="json", exclude={"trials"}) for o in outcomes}
-        emit(found, as_json, "")
+        result = {o.language: o.model_dump(mode="json", exclude={"trials"}) for o in outcomes}
+        emit(result, as_json, "")
         return
     stdout.print(table(outcomes))
     for outcome in outcomes:

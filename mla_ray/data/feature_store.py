@@ -58,9 +58,7 @@ def encode_texts(
     """English features [N, E] float32, not normalised; batches cut at their longest text."""
     features = np.empty((len(texts), native.dim), dtype=np.float32)
     for rows in by_length([len(text) for text in texts], BATCH):
-        ids_BL = native.tokenize([texts[row] for row in rows])
-        if not native.text.fixed_length:
-            ids_BL = ids_BL[:, : int(native.text.english_end(ids_BL).max()) + 1]
+        ids_BL = native.text.trim(native.tokenize([texts[row] for row in rows]))
         features[rows] = native.encode_text(ids_BL).float().cpu().numpy()
         if progress:
             progress(len(rows))

@@ -15,7 +15,7 @@ from mla_ray.index.ingest import entries_of, index_captions, space_of, sync
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
-from mla_ray.packs.store import load_packs
+from mla_ray.packs.library import load_packs
 from mla_ray.runtime.console import bars, stderr
 from mla_ray.runtime.progress import Progress, Report
 

@@ -295,7 +295,7 @@ def spelled_out(
     pattern = re.compile("|".join(names))
 
     def spell(text: str) -> str:
-        return pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return pattern.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text)
 
     def given(text: str) -> str:
         text = spell(text)
@@ -308,8 +308,10 @@ def spelled_out(
 
 def blank_ids(tokenizer: Tokenizer) -> list[int]:
     """Ids of tokens that are a space and nothing else, in GPT-2's or sentencepiece's writing."""
-    found = [tokenizer.token_to_id(token) for token in ("Ġ", "▁")]
-    return [token for token in found if token is not None and not tokenizer.decode([token]).strip()]
+    spaces = [tokenizer.token_to_id(token) for token in ("Ġ", "▁")]
+    return [
+        token for token in spaces if token is not None and not tokenizer.decode([token]).strip()
+    ]
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:

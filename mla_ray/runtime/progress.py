@@ -21,8 +21,12 @@ class Stopped(RuntimeError):
     """Somebody asked for an end. All there was is saved; the same again goes on from there."""
 
 
-def counting(report: Report, phase: str, total: int) -> Callable[[int], None]:
-    """For functions that tell how many more are done: reports of how many are done in all."""
+Advance = Callable[[int], None]
+"""Called with how many more are done."""
+
+
+def counting(report: Report, phase: str, total: int | None) -> Advance:
+    """An `Advance` that reports how many of a phase are done in all."""
     done = 0
 
     def advance(count: int) -> None:

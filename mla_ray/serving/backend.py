@@ -108,7 +108,7 @@ class LocalBackend:
         return found
 
     async def refresh(self) -> None:
-        for listed in await asyncio.to_thread(self._text.library.look):
+        for listed in await asyncio.to_thread(self._text.library.rescan):
             await self._in(self._torch, partial(self._text.library.renew, listed))
 
     def close(self) -> None:

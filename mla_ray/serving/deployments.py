@@ -100,7 +100,7 @@ class TextEncoder:
         while True:
             await asyncio.sleep(self._every_s)
             try:
-                for listed in await asyncio.to_thread(library.look):
+                for listed in await asyncio.to_thread(library.rescan):
                     await loop.run_in_executor(self._torch, library.renew, listed)
             except (
                 Exception

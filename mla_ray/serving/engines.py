@@ -22,9 +22,10 @@ from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import Shares
+from mla_ray.packs.library import PackLibrary
 from mla_ray.packs.mixed_batch import read_mixed
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.packs.store import PackLibrary, PackStore
+from mla_ray.packs.store import PackStore
 
 # A core does more texts a second in small passes, whose activations stay in its cache: 2,600 in
 # passes of 32, 2,150 in passes of 128 (emoji-clip, two cores). A GPU wants large ones.

@@ -23,8 +23,8 @@ from mla_ray.evaluation.evaluation import encode_query
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.ingest import index_captions, space_of
 from mla_ray.model.native import Native
+from mla_ray.packs.library import load_packs
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.packs.store import load_packs
 from tests.support import ROOT
 from tests.support.natives import MakePack
 from tests.support.server import Served, serving

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mla_ray.cli.job.sweep import Settings
+from mla_ray.cli.job.sweep import SweepSettings
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.job import load
+from mla_ray.runtime.job_settings import load
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, read_json, write_json
 from mla_ray.training.config import load_config
@@ -355,5 +355,5 @@ def test_as_many_trials_run_as_there_is_room_for(
 
 def test_a_job_takes_the_plan_as_flags() -> None:
     argv = ["--languages", "sw,fi", "--dataset", "emoji", "--trials", "3", "--space", "quick"]
-    settings = load(Settings, argv)
+    settings = load(SweepSettings, argv)
     assert (settings.languages, settings.trials, settings.space) == (["sw", "fi"], 3, "quick")
