@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mla_ray.runtime.job import Job, JobSettings, run
-from mla_ray.tuning.sweep import SweepPlan, sweep
+from mla_ray.tuning.plan import SweepPlan
+from mla_ray.tuning.sweep import sweep
 
 
 class Settings(JobSettings, SweepPlan):  # type: ignore[misc]  # two models with a configuration each
