@@ -8,8 +8,8 @@ figures and their intervals are worked out from these.
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,12 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 from upath import UPath
 
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import encode_texts
-from mla_ray.evaluation.evaluation import Evaluation, Gallery, evaluate
+from mla_ray.evaluation.evaluation import EncodeText, Evaluation, Gallery, encode_query, evaluate
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.reproduce.ablations import Run
@@ -34,8 +32,6 @@ from mla_ray.training.config import AcquireConfig
 from mla_ray.training.loop import Job, Outside
 from mla_ray.training.prepare import prepare, spec_of, tables_key
 from mla_ray.training.trainer import acquire, job_of
-
-Encode = Callable[[Sequence[str]], Any]
 
 PLACES = "0123456789"
 LATER, NOTHING = "x", "."
@@ -55,28 +51,30 @@ def measure(run: Run, material: Material, scratch: Path, shared: Path) -> dict[s
     began = time.perf_counter()
     native = Native.load(material.native, "cuda" if torch.cuda.is_available() else "cpu")
     languages = list(run.languages)
-    ways: dict[str, Encode] = {}
+    encoders: dict[str, EncodeText] = {}
 
     def add(group: list[str]) -> None:
         prepared = Prepared.of(run, group, native, material, shared)
         folder = scratch / "+".join(group)
         if run.variant.how.startswith("tower"):
-            ways[group[0]] = tune(prepared.job(native, folder, material.store), native)
+            tuned = tune(prepared.job(native, folder, material.store), native)
+            encoders[group[0]] = lambda texts: tuned(texts).cpu().numpy()
         else:
             for language, pack in prepared.packs(material, folder).items():
-                ways[language] = LanguagePack.load(pack, native).encode_text
+                packs = {language: LanguagePack.load(pack, native)}
+                encoders[language] = partial(encode_query, native, packs, language)
 
     if not run.variant.in_turn:
         add(languages)
         if run.variant.how == "tower":  # what became of English
-            ways["en"] = _english(native)
-        places = _places(ways, material)
+            encoders["en"] = _english(native)
+        places = _places(encoders, material)
     else:
-        ways["en"] = _english(native)
-        places = {f"{name} after 0": of for name, of in _places(ways, material).items()}
+        encoders["en"] = _english(native)
+        places = {f"{name} after 0": of for name, of in _places(encoders, material).items()}
         for number, language in enumerate(languages, 1):
             add([language])
-            for name, of in _places(ways, material).items():
+            for name, of in _places(encoders, material).items():
                 places[f"{name} after {number}"] = of
     return {"seconds": round(time.perf_counter() - began, 1), "places": places}
 
@@ -89,21 +87,21 @@ BESIDE = "stamps beside {}"
 
 def english(material: Material) -> dict[str, Any]:
     """The native itself, which no run changes."""
-    way = _english(Native.load(material.native))
-    places = _places({"en": way}, material) | {REWORDED: {"en": _reworded(way, material)}}
+    encode = _english(Native.load(material.native))
+    places = _places({"en": encode}, material) | {REWORDED: {"en": _reworded(encode, material)}}
     if "stamps" in material.sets:
         captions, gallery = material.test("stamps")
         described = set(captions["language"].unique().to_pylist())
         for language in [tag for tag in material.corpora if tag in described]:
-            lines = _beside(way, language, captions, gallery)
+            lines = _beside(encode, language, captions, gallery)
             places[BESIDE.format(language)] = {"en": lines}
     return {"places": places}
 
 
-def _reworded(way: Encode, material: Material) -> list[str]:
+def _reworded(encode: EncodeText, material: Material) -> list[str]:
     captions, gallery = material.test("emoji")
     others, changed = reworded(captions)
-    lines = written(evaluate(way, "en", others, gallery), gallery)
+    lines = written(evaluate(encode, "en", others, gallery), gallery)
     return [
         "".join(
             place if image_id in changed else NOTHING
@@ -113,10 +111,10 @@ def _reworded(way: Encode, material: Material) -> list[str]:
     ]
 
 
-def _beside(way: Encode, language: str, captions: pa.Table, gallery: Gallery) -> list[str]:
+def _beside(encode: EncodeText, language: str, captions: pa.Table, gallery: Gallery) -> list[str]:
     theirs = captions.filter(pc.equal(captions["language"], language))["image_id"]
     same = captions.filter(pc.is_in(captions["image_id"], theirs.combine_chunks()))
-    return written(evaluate(way, "en", same, gallery), gallery)
+    return written(evaluate(encode, "en", same, gallery), gallery)
 
 
 @dataclass(frozen=True)
@@ -170,40 +168,32 @@ class Prepared:
         return job_of(at(folder), at(store), made, self.tables)
 
 
-def _english(native: Native) -> Encode:
-    return lambda texts: encode_texts(native, texts)
+def _english(native: Native) -> EncodeText:
+    return partial(encode_query, native, {}, "en")
 
 
-def _places(ways: dict[str, Encode], material: Material) -> dict[str, dict[str, list[str]]]:
+def _places(encoders: dict[str, EncodeText], material: Material) -> dict[str, dict[str, list[str]]]:
     """By test set and language."""
-    found: dict[str, dict[str, list[str]]] = {}
+    places: dict[str, dict[str, list[str]]] = {}
     for name in material.sets:
         captions, gallery = material.test(name)
-        known = set(captions["language"].unique().to_pylist())
-        found[name] = {
-            language: written(evaluate(_numpy(way), language, captions, gallery), gallery)
-            for language, way in ways.items()
-            if language in known
+        captioned = set(captions["language"].unique().to_pylist())
+        places[name] = {
+            language: written(evaluate(encode, language, captions, gallery), gallery)
+            for language, encode in encoders.items()
+            if language in captioned
         }
-    return found
+    return places
 
 
-def _numpy(way: Encode) -> Encode:
-    def encode(texts: Sequence[str]) -> Any:
-        features = way(texts)
-        return features.cpu().numpy() if isinstance(features, Tensor) else features
-
-    return encode
-
-
-def written(found: Evaluation, gallery: Gallery) -> list[str]:
+def written(evaluation: Evaluation, gallery: Gallery) -> list[str]:
     """Places of the right answers, text-to-image and image-to-text; one caption an image."""
     at_image = {image_id: index for index, image_id in enumerate(gallery.ids)}
     lines = []
     # The ranks' own order of images is that in which captions name them first.
-    for ranks in (found.ranks.t2i, found.ranks.i2t):
+    for ranks in (evaluation.ranks.t2i, evaluation.ranks.i2t):
         line = np.full(len(gallery.ids), NOTHING)
-        for image_id, rank in zip(found.image_ids, ranks, strict=True):
+        for image_id, rank in zip(evaluation.image_ids, ranks, strict=True):
             line[at_image[image_id]] = PLACES[rank] if rank < len(PLACES) else LATER
         lines.append("".join(line))
     return lines
