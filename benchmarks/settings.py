@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     def tell(setting: str, native: Native, pack: LanguagePack) -> None:
         results[setting] = measure(native, pack, test)
-        ars = "  ".join(f"{tag} AR {found['AR']:5.1f}" for tag, found in results[setting].items())
+        ars = "  ".join(f"{tag} AR {recall['AR']:5.1f}" for tag, recall in results[setting].items())
         print(f"{setting:>22}  {ars}", flush=True)
 
     tell("zero-shot", first, LanguagePack.load(args.pack, first))

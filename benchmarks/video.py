@@ -81,10 +81,10 @@ def transcoded(data: bytes, container: str) -> bytes:
 
 def compare(native: Native, datas: Sequence[bytes]) -> dict[str, Any]:
     """Cosines of the features of videos with those of the animations they were made of."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     began = time.process_time()
     own = [pooled(features(native, frames_of(data))) for data in datas]
-    found["webp"] = {"CPU ms each": round(1000 * (time.process_time() - began) / len(datas))}
+    figures["webp"] = {"CPU ms each": round(1000 * (time.process_time() - began) / len(datas))}
     for container in CODECS:
         videos = [transcoded(data, container) for data in track(datas, container)]
         began = time.process_time()
@@ -93,12 +93,12 @@ def compare(native: Native, datas: Sequence[bytes]) -> dict[str, Any]:
         cosines = [
             a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(own, made, strict=True)
         ]
-        found[container] = {
+        figures[container] = {
             "CPU ms each": round(1000 * seconds / len(datas)),
             "cosine, mean": round(float(np.mean(cosines)), 5),
             "cosine, least": round(float(np.min(cosines)), 5),
         }
-    return found
+    return figures
 
 
 def main() -> None:

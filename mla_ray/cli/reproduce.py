@@ -37,7 +37,8 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Remake the paper's ablations on emoji: tables, a plot, and which of its claims held."""
-    from mla_ray.reproduce import ablations, grid, material, page
+    from mla_ray.reproduce import ablations, grid, page
+    from mla_ray.reproduce.ablation_data import prepare_data
     from mla_ray.reproduce.figures import Results
     from mla_ray.runtime.cluster import ray_session
     from mla_ray.runtime.console import bars
@@ -56,7 +57,7 @@ def reproduce(
         bert = not only_page and any(
             v.settings.get("vocabulary") for t in chosen for v in t.variants
         )
-        made = material.gather(native, of, data.absolute(), run, report, with_bert=bert)
+        made = prepare_data(native, of, data.absolute(), run, report, with_bert=bert)
         if only_page:
             records = grid.Records(run, made)
         else:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from mla_ray.datasets import emoji as emoji_data
 from mla_ray.datasets.emoji_tables import local_tables, words_of
 from mla_ray.datasets.npm import fetch
 from mla_ray.demo import report as reporting
-from mla_ray.demo.report import Result
+from mla_ray.demo.report import QueryResult, Result
 from mla_ray.evaluation.evaluation import Evaluation, Gallery, encode_query, evaluate
 from mla_ray.evaluation.recall import Mask
 from mla_ray.index.collection import IMAGES, CaptionIndex
@@ -127,7 +126,7 @@ def _search(
     parts: dict[str, Mask],
     test: pa.Table,
     url: str,
-) -> list[dict[str, Any]]:
+) -> list[QueryResult]:
     """The top five for the first few names that no pair holds, of words that the pairs cover.
 
     First in the order of the split, which is a hash: chosen before anyone saw how they do.
@@ -135,7 +134,7 @@ def _search(
     named = _of(test, "en")
     english = dict(zip(named["image_id"].to_pylist(), named["caption"].to_pylist(), strict=True))
     chosen = np.flatnonzero(parts[QUERIED])[:QUERIES]
-    queries = []
+    queries: list[QueryResult] = []
     with CaptionIndex.open(url, space_of(native), IMAGES, create=False) as index:
         for row in chosen:
             text, wanted = evaluation.captions[row], evaluation.image_ids[row]

@@ -7,7 +7,7 @@ import tarfile
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader
@@ -31,6 +31,23 @@ FONT = Package(
 
 Result = dict[str, Any]
 """The document result.json, which all tables and the page are made of."""
+RecallResult = dict[str, Any]
+"""`Evaluation.as_dict`: of one language and stage in it."""
+
+
+class HitResult(TypedDict):
+    image_id: str
+    english: str
+    score: float
+
+
+class QueryResult(TypedDict):
+    """A query, what it means, the image that it names, and what was nearest."""
+
+    query: str
+    english: str
+    wanted: str
+    hits: list[HitResult]
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ def parameters(native: Native, pack: LanguagePack) -> dict[str, int | float | st
     }
 
 
-def recall_rows(result: Result) -> list[tuple[str, dict[str, Any]]]:
+def recall_rows(result: Result) -> list[tuple[str, RecallResult]]:
     language = result["language"]
     return [("en, the ceiling", result["recall"]["en"])] + [
         (f"{language}, {name}", result["recall"][stage]) for stage, name in STAGES.items()

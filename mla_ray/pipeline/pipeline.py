@@ -245,7 +245,7 @@ class Pipeline:
             if not (pack / "card.json").exists():
                 raise FileNotFoundError(f"{pack}: no pack of {language} yet; run `acquire` first")
             sharing.setdefault(str(at(captions)), []).append(language)
-        results: dict[str, dict[str, Any]] = {language: {} for language in languages}
+        results: dict[str, StepResult] = {language: {} for language in languages}
         for table, together in sharing.items():
             log.info("index: %s of %s", table, ", ".join(together))
             done = index_table(

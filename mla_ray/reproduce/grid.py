@@ -3,7 +3,7 @@
 records.jsonl   a line for each run that is done; never rewritten, a torn last line is dropped
 shared/         prepared tables
 scratch/        of runs under way
-tests/, bert/   `reproduce.material`
+tests/, bert/   `reproduce.ablation_data`
 
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 
 from mla_ray.model.native import Native
 from mla_ray.model.recognition import recognised
+from mla_ray.reproduce.ablation_data import AblationData
 from mla_ray.reproduce.ablations import FULL, Run
-from mla_ray.reproduce.material import Material
-from mla_ray.reproduce.runs import BESIDE, REWORDED, Prepared, english, measure
+from mla_ray.reproduce.runs import BESIDE, REWORDED, Record, RunInputs, english, measure
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at
 from mla_ray.training.trainer import encode
@@ -34,15 +34,13 @@ SCRATCH = "scratch"
 KEPT = "Delete the file to measure anew."
 """What to do about records with a fingerprint of the rule of before."""
 
-Record = dict[str, Any]
-
 
 class Records:
     """The records of a folder, by run. Those of other data, settings or natives are not seen."""
 
-    def __init__(self, folder: Path, material: Material) -> None:
+    def __init__(self, folder: Path, data: AblationData) -> None:
         self.path = folder / "records.jsonl"
-        self.native, self.tables = Native.load(material.native), material.digest()
+        self.native, self.tables = Native.load(data.native), data.digest()
         self.every: dict[str, Record] = {}
         if self.path.exists():
             lines = self.path.read_bytes().splitlines(keepends=True)
@@ -70,12 +68,12 @@ class Records:
 
     def of(self, runs: Sequence[Run]) -> dict[str, Record]:
         """The records of the native and of those runs that have one, by run."""
-        found = {ENGLISH: self.get(None) or {}}
-        return found | {run.key: record for run in runs if (record := self.get(run))}
+        of_native = {ENGLISH: self.get(None) or {}}
+        return of_native | {run.key: record for run in runs if (record := self.get(run))}
 
-    def add(self, run: Run | None, found: Record) -> None:
+    def add(self, run: Run | None, measured: Record) -> None:
         key = run.key if run else ENGLISH
-        self.every[key] = {"run": key, "of": self.made_of(run, self.native.fingerprint), **found}
+        self.every[key] = {"run": key, "of": self.made_of(run, self.native.fingerprint), **measured}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(self.every[key]) + "\n")
@@ -97,7 +95,7 @@ def begin_with(file: Path, folder: Path) -> None:
 
 def measure_all(
     runs: Sequence[Run],
-    material: Material,
+    data: AblationData,
     folder: Path,
     report: Report,
     stop: threading.Event | None = None,
@@ -112,12 +110,12 @@ def measure_all(
     import ray
 
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of runs that were cut off
-    records = Records(folder, material)
+    records = Records(folder, data)
     if records.get(None) is None:
-        records.add(None, english(material))
+        records.add(None, english(data))
     missing = [run for run in runs if records.get(run) is None]
     if missing:
-        _encode(missing, material, folder, report)
+        _encode(missing, data, folder, report)
     gpus = gpus_of(Workers(), ray.cluster_resources())
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_task)
     done = len(runs) - len(missing)
@@ -129,7 +127,7 @@ def measure_all(
             # A few more than there is room for, so that nothing waits for the next.
             room = 2 + int(ray.cluster_resources().get("CPU", 1))
             for run in _next(coming, room - len(under_way)):
-                under_way[task.remote(run, material, folder)] = run
+                under_way[task.remote(run, data, folder)] = run
             if not under_way:
                 return records
             ended, _ = ray.wait(list(under_way), timeout=1.0)
@@ -151,18 +149,18 @@ def _next(coming: Iterator[Run], count: int) -> Iterator[Run]:
             yield run
 
 
-def _task(run: Run, material: Material, folder: Path) -> Record:
+def _task(run: Run, data: AblationData, folder: Path) -> Record:
     scratch = folder / SCRATCH / secrets.token_hex(8)
     try:
-        return measure(run, material, scratch, folder / "shared")
+        return measure(run, data, scratch, folder / "shared")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _encode(runs: Sequence[Run], material: Material, folder: Path, report: Report) -> None:
+def _encode(runs: Sequence[Run], data: AblationData, folder: Path, report: Report) -> None:
     """Features of all texts and images, before any run needs them: encoding takes all cores."""
-    native = Native.load(material.native)
+    native = Native.load(data.native)
     for language in dict.fromkeys(language for run in runs for language in run.languages):
         alone = Run(FULL, (language,), runs[0].seed)
-        prepared = Prepared.of(alone, [language], native, material, folder / "shared")
-        encode(native, prepared.corpora, prepared.tables, at(material.store), report)
+        inputs = RunInputs.of(alone, [language], native, data, folder / "shared")
+        encode(native, inputs.corpora, inputs.tables, at(data.store), report)

@@ -5,6 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Value = int | float | str
+Settings = dict[str, Any]
+"""Of an acquisition, nested as a configuration file has them."""
 Status = Literal["done", "stopped", "diverged", "failed"]
 
 
@@ -96,7 +98,7 @@ class Outcome(BaseModel):
     trials: list[Trial]
     best: int = Field(ge=0)
     """Number of the trial."""
-    config: dict[str, Any]
+    config: Settings
     """Settings of an acquisition that differ from the defaults; the result file."""
     gain: Gain | None = None
     """None if the captions have no split `test`."""
