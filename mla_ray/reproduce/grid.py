@@ -7,8 +7,6 @@ tests/, bert/   `reproduce.ablation_data`
 
 """
 
-import hashlib
-import json
 import secrets
 import shutil
 import threading
@@ -17,80 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from mla_ray.model.native import Native
-from mla_ray.model.recognition import recognised
 from mla_ray.reproduce.ablation_data import AblationData
 from mla_ray.reproduce.ablations import FULL, Run
-from mla_ray.reproduce.runs import BESIDE, REWORDED, Record, RunInputs, english, measure
+from mla_ray.reproduce.records import Records
+from mla_ray.reproduce.runs import Record, RunInputs, english, measure
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at
 from mla_ray.training.trainer import encode
 from mla_ray.training.workers import Workers, gpus_of
 
-ENGLISH = "English"
-"""Key of the record of the native itself."""
-
 SCRATCH = "scratch"
-
-KEPT = "Delete the file to measure anew."
-"""What to do about records with a fingerprint of the rule of before."""
-
-
-class Records:
-    """The records of a folder, by run. Those of other data, settings or natives are not seen."""
-
-    def __init__(self, folder: Path, data: AblationData) -> None:
-        self.path = folder / "records.jsonl"
-        self.native, self.tables = Native.load(data.native), data.digest()
-        self.every: dict[str, Record] = {}
-        if self.path.exists():
-            lines = self.path.read_bytes().splitlines(keepends=True)
-            if lines and not lines[-1].endswith(b"\n"):  # a kill while it was written
-                lines.pop()
-                self.path.write_bytes(b"".join(lines))
-            for line in lines:
-                record = json.loads(line)
-                self.every[record["run"]] = record
-
-    def made_of(self, run: Run | None, fingerprint: str) -> str:
-        """Of what a run's figures are, on the native of this fingerprint."""
-        config = run.variant.config(run.seed, len(run.languages)).model_dump() if run else None
-        variant = run.variant.as_dict() if run else [REWORDED, BESIDE]
-        what = json.dumps([[fingerprint, self.tables], variant, config], sort_keys=True)
-        return hashlib.sha256(what.encode()).hexdigest()[:16]
-
-    def get(self, run: Run | None) -> Record | None:
-        record = self.every.get(run.key if run else ENGLISH)
-        if record is None:
-            return None
-        today = self.made_of(run, self.native.fingerprint)
-        before = self.made_of(run, self.native.fingerprint_v1)
-        return record if recognised(record["of"], today, before, self.path, KEPT) else None
-
-    def of(self, runs: Sequence[Run]) -> dict[str, Record]:
-        """The records of the native and of those runs that have one, by run."""
-        of_native = {ENGLISH: self.get(None) or {}}
-        return of_native | {run.key: record for run in runs if (record := self.get(run))}
-
-    def add(self, run: Run | None, measured: Record) -> None:
-        key = run.key if run else ENGLISH
-        self.every[key] = {"run": key, "of": self.made_of(run, self.native.fingerprint), **measured}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(self.every[key]) + "\n")
-
-
-def begin_with(file: Path, folder: Path) -> None:
-    """Take over somebody's records; those of other data, settings or natives will not count.
-
-    Raises:
-        FileExistsError: `folder` has records of its own.
-
-    """
-    records = folder / "records.jsonl"
-    if records.exists():
-        raise FileExistsError(f"{records} is there already; leave --from out, or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, records)
 
 
 def measure_all(
@@ -110,7 +44,7 @@ def measure_all(
     import ray
 
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of runs that were cut off
-    records = Records(folder, data)
+    records = Records.open(folder, data)
     if records.get(None) is None:
         records.add(None, english(data))
     missing = [run for run in runs if records.get(run) is None]

@@ -22,6 +22,7 @@ from mla_ray.reproduce import ablations as ab
 from mla_ray.reproduce.ablation_data import AblationData, part_of, prepare_data
 from mla_ray.reproduce.claims import claims, verdict, verdict_of_loss
 from mla_ray.reproduce.figures import Figure, Results, figure, per_image
+from mla_ray.reproduce.records import ENGLISH, Records, begin_with
 from mla_ray.reproduce.reworded import reworded
 from mla_ray.reproduce.runs import BESIDE, NOTHING, REWORDED, english
 from mla_ray.runtime.progress import Progress, Report, Stopped
@@ -89,7 +90,7 @@ def material(
 @pytest.fixture(scope="module")
 def records(
     material: AblationData, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
-) -> grid.Records:
+) -> Records:
     """Stopped after the first runs, then gone on with."""
     folder, stop = tmp_path_factory.mktemp("reproduce"), threading.Event()
 
@@ -109,17 +110,17 @@ def records(
     return records
 
 
-def places(records: grid.Records, variant: ab.Variant, *languages: str) -> dict[str, object]:
+def places(records: Records, variant: ab.Variant, *languages: str) -> dict[str, object]:
     record = records.get(ab.Run(variant, languages, 0))
     assert record is not None
     return dict(record["places"])
 
 
 @pytest.mark.slow
-def test_every_run_has_one_record(records: grid.Records) -> None:
+def test_every_run_has_one_record(records: Records) -> None:
     lines = [json.loads(line) for line in records.path.read_text().splitlines()]
     keys = [line["run"] for line in lines]
-    expected = {run.key for run in ab.runs([TABLE], LANGUAGES, [0])} | {grid.ENGLISH}
+    expected = {run.key for run in ab.runs([TABLE], LANGUAGES, [0])} | {ENGLISH}
     assert len(keys) == len(set(keys))
     assert set(keys) == expected
     scratch = records.path.parent / grid.SCRATCH
@@ -128,7 +129,7 @@ def test_every_run_has_one_record(records: grid.Records) -> None:
 
 @pytest.mark.slow
 def test_packs_leave_english_and_each_other_as_they_are(
-    records: grid.Records,
+    records: Records,
 ) -> None:
     packs = places(records, VARIANTS[5], *LANGUAGES)
     english = [packs[f"emoji after {n}"]["en"] for n in range(3)]  # type: ignore[index]
@@ -155,9 +156,7 @@ def test_english_has_the_stamps_of_each_language_that_describes_some(
 
 
 @pytest.mark.slow
-def test_a_tuned_tower_is_tuned(
-    records: grid.Records, material: AblationData, tmp_path: Path
-) -> None:
+def test_a_tuned_tower_is_tuned(records: Records, material: AblationData, tmp_path: Path) -> None:
     from mla_ray.reproduce.runs import RunInputs
     from mla_ray.reproduce.tower import tune
 
@@ -174,19 +173,19 @@ def test_a_tuned_tower_is_tuned(
 
 @pytest.mark.slow
 def test_runs_of_other_data_are_not_taken(
-    records: grid.Records, material: AblationData, tmp_path: Path
+    records: Records, material: AblationData, tmp_path: Path
 ) -> None:
     run = ab.runs([TABLE], LANGUAGES, [0])[0]
     assert records.get(run) is not None
     other = replace(material, corpora={"de": material.corpora["de"]})
-    assert grid.Records(records.path.parent, other).get(run) is None
+    assert Records.open(records.path.parent, other).get(run) is None
     changed = ab.Run(ab.Variant("both", FEW | {"hidden": 3}), run.languages, 0)
     assert records.get(changed) is None
 
 
 @pytest.mark.slow
 def test_the_page_says_what_was_run(
-    records: grid.Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = Results(records.of(ab.runs([TABLE], LANGUAGES, [0])), LANGUAGES, [0])
     monkeypatch.setattr(ab, "TABLES", {"some": TABLE})
@@ -202,20 +201,20 @@ def test_the_page_says_what_was_run(
 
 @pytest.mark.slow
 def test_somebody_elses_records_are_gone_on_from(
-    records: grid.Records, material: AblationData, tmp_path: Path
+    records: Records, material: AblationData, tmp_path: Path
 ) -> None:
     runs = ab.runs([TABLE], LANGUAGES, [0])
-    grid.begin_with(records.path, tmp_path / "mine")
-    assert grid.Records(tmp_path / "mine", material).of(runs) == records.of(runs)
+    begin_with(records.path, tmp_path / "mine")
+    assert Records.open(tmp_path / "mine", material).of(runs) == records.of(runs)
     with pytest.raises(FileExistsError, match="leave --from out"):
-        grid.begin_with(records.path, tmp_path / "mine")
+        begin_with(records.path, tmp_path / "mine")
 
 
 def test_records_of_the_rule_of_before_count_and_that_is_told_once(
     material: AblationData, tmp_path: Path, recognitions: list[str]
 ) -> None:
     native, runs = Native.load(material.native), ab.runs([TABLE], LANGUAGES, [0])
-    made = grid.Records(tmp_path, material)
+    made = Records.open(tmp_path, material)
     for run in (None, *runs):
         made.add(run, {"places": {}})
     lines = [json.loads(line) for line in made.path.read_text().splitlines()]
@@ -223,12 +222,12 @@ def test_records_of_the_rule_of_before_count_and_that_is_told_once(
         assert line["of"] == made.made_of(run, native.fingerprint)
         line["of"] = made.made_of(run, native.fingerprint_v1)
     made.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = grid.Records(tmp_path, material).of(runs)
+    found = Records.open(tmp_path, material).of(runs)
     assert len(found) == 1 + len(runs)
     (said,) = recognitions
     assert said.startswith(f"{made.path}: has the fingerprint of mla-ray 0.1.0")
     made.path.write_text(json.dumps(lines[0] | {"of": "0" * 16}) + "\n")
-    assert grid.Records(tmp_path, material).get(None) is None
+    assert Records.open(tmp_path, material).get(None) is None
 
 
 def test_features_of_a_test_set_are_of_the_native_and_of_how_images_are_decoded(
