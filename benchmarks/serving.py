@@ -62,9 +62,8 @@ TEXTS, CONNECTIONS, RATE = 32, 32, 50
 class Bench:
     """A copy of the showcase's packs and index, and servers of it."""
 
-    def __init__(self, run: Path, data: Path, scratch: Path) -> None:
-        self.scratch = scratch
-        self.native = Native.load(NATIVE)
+    def __init__(self, native: Native, run: Path, data: Path, scratch: Path) -> None:
+        self.native, self.scratch = native, scratch
         self.packs = scratch / "packs"
         for language in LANGUAGES:
             shutil.copytree(run / "packs" / language, self.packs / language)
@@ -385,7 +384,7 @@ def main() -> None:
     given = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory(prefix="mla-serving-") as scratch:
-        bench = Bench(given.run, given.data, Path(scratch))
+        bench = Bench(Native.load(NATIVE), given.run, given.data, Path(scratch))
         timed: dict[str, Callable[[], dict[str, Any]]] = {
             "ids": lambda: ids(bench),
             "embed": lambda: embed(bench, given.seconds, given.rounds),

@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Emoji
-from mla_ray.evaluation.evaluation import Gallery, evaluate
+from mla_ray.evaluation.evaluation import Gallery, encode_query, evaluate
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
@@ -52,11 +52,11 @@ def write_table(emoji: Emoji, language: str, path: Path) -> None:
 
 def measure(native: Native, pack: LanguagePack, test: pa.Table) -> dict[str, Any]:
     gallery = Gallery.of(native, test)
-    ways = {
-        "en": lambda texts: encode_texts(native, texts),
-        pack.language: lambda texts: pack.encode_text(texts).numpy(),
+    packs = {pack.language: pack}
+    return {
+        tag: evaluate(partial(encode_query, native, packs, tag), tag, test, gallery).as_dict()
+        for tag in ("en", *packs)
     }
-    return {tag: evaluate(way, tag, test, gallery).as_dict() for tag, way in ways.items()}
 
 
 def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     def tell(setting: str, native: Native, pack: LanguagePack) -> None:
         results[setting] = measure(native, pack, test)
-        ars = "  ".join(f"{tag} AR {found['AR']:5.1f}" for tag, found in results[setting].items())
+        ars = "  ".join(f"{tag} AR {recall['AR']:5.1f}" for tag, recall in results[setting].items())
         print(f"{setting:>22}  {ars}", flush=True)
 
     tell("zero-shot", first, LanguagePack.load(args.pack, first))

@@ -154,24 +154,24 @@ def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     title = (
-        f"{found['steps']:,} steps of NLT, batch {found['batch']}, {found['threads']} threads, "
-        f"a checkpoint every {found['checkpoint_every']:,}"
+        f"{result['steps']:,} steps of NLT, batch {result['batch']}, {result['threads']} threads, "
+        f"a checkpoint every {result['checkpoint_every']:,}"
     )
     head = ("round", "plain s", "ms a step", "Ray Train s", "ms a step", "ratio")
     table = Table(*head, title=title)
-    for number, took in enumerate(found["rounds"], start=1):
+    for number, took in enumerate(result["rounds"], start=1):
         cells = []
         for name in SIDES:
             loop = took[name]["loop"]
-            cells += [f"{loop:.2f}", f"{1e3 * loop / found['steps']:.2f}"]
+            cells += [f"{loop:.2f}", f"{1e3 * loop / result['steps']:.2f}"]
         table.add_row(str(number), *cells, f"{took['ratio']:.3f}")
     stdout.print(table)
-    low, high = found["range"]
-    same = "the same packs to the byte" if found["same packs"] else "PACKS DIFFER"
+    low, high = result["range"]
+    same = "the same packs to the byte" if result["same packs"] else "PACKS DIFFER"
     stdout.print(
-        f"Ray Train / plain, median: {found['ratio']:.3f} ({low:.3f} to {high:.3f}); {same}"
+        f"Ray Train / plain, median: {result['ratio']:.3f} ({low:.3f} to {high:.3f}); {same}"
     )
 
 
@@ -198,10 +198,10 @@ def main() -> None:
     if args.scratch:
         args.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mla-training-", dir=args.scratch) as scratch:
-        found = race(args, Path(scratch))
-    show(found)
+        result = race(args, Path(scratch))
+    show(result)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

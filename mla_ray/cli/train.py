@@ -179,7 +179,7 @@ def sweep(
 
     from mla_ray.runtime.cluster import ray_session
     from mla_ray.runtime.console import bars, stdout
-    from mla_ray.tuning.sweep import SweepPlan
+    from mla_ray.tuning.plan import SweepPlan
     from mla_ray.tuning.sweep import sweep as run_sweep
     from mla_ray.tuning.table import table
 

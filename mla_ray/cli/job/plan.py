@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mla_ray.pipeline import Plan, Work
-from mla_ray.runtime.job import Job, run
-from mla_ray.runtime.job_settings import JobSettings
+from mla_ray.pipeline.pipeline import Pipeline
+from mla_ray.pipeline.plan import Plan
+from mla_ray.runtime.job import Job, JobSettings, run
 
 
 class PlanSettings(JobSettings, Plan):
@@ -20,7 +20,7 @@ def run_steps(*steps: str, argv: Sequence[str] | None = None) -> NoReturn:
 
     def main(settings: PlanSettings, job: Job) -> object:
         plan = Plan.model_validate(settings.model_dump())
-        return Work(plan, job.report, job.stop, {"job": job.id}).run(steps)
+        return Pipeline.load(plan, job.report, job.stop, {"job": job.id}).run(steps)
 
     name = steps[0] if len(steps) == 1 else "pipeline"
     sys.exit(run(PlanSettings, main, argv, ray=True, name=f"jobs.{name}", prog=f"mla job {name}"))
