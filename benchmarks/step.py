@@ -113,6 +113,8 @@ class Ours:
 
     def step(self, stage: Stage, batch: Rows) -> None:
         torch.autograd.backward(self.loss(stage, batch))
+        self.optimizer.all_reduce()
+        self.optimizer.clip_grad_norm_(CONFIG.clip)
         self.optimizer.step(LR)
         self.optimizer.zero_grad()
 

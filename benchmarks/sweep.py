@@ -35,7 +35,7 @@ from mla_ray.runtime.progress import Report
 from mla_ray.runtime.storage import at, read_json
 from mla_ray.training.acquisition import acquire, encode
 from mla_ray.training.prepare import prepare
-from mla_ray.training.trainer import acquire, encode
+from mla_ray.training.workers import Hooks
 from mla_ray.tuning.language_sweep import LanguageSweep
 from mla_ray.tuning.outcome import Trial
 from mla_ray.tuning.plan import SweepPlan
@@ -98,7 +98,7 @@ def run_in_full(
         run,
         store=run / "features",
         resume=True,
-        report=report,
+        hooks=Hooks(report=report),
     )
     seconds = time.perf_counter() - began
     ar = read_json(run / "done.json")["best_AR"]

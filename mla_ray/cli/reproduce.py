@@ -73,5 +73,5 @@ def reproduce(
     if seeds != len(ablations.SEEDS):
         command += f" --seeds {seeds}"
     figures = page.write(results, chosen, out or run, command)
-    done = len(rows) - 1
+    done = len(found) - 1
     emit(figures, as_json, f"{done} of {len(every)} runs: {(out or run) / 'results.md'}")

@@ -80,7 +80,6 @@ class LanguageEncoder(nn.Module):
     def __init__(self, tower: TextTower, embedding: EmbeddingBlock, hidden: int) -> None:
         super().__init__()
         self.embedding = embedding
-        self.hidden = hidden
         self.acquirers = nn.ModuleList(Acquirer(tower.width, hidden) for _ in tower.blocks)
         self._tower = [tower]  # in a list, so that nn.Module does not look inside
 

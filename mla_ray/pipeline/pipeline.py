@@ -31,7 +31,7 @@ from mla_ray.runtime.storage import at, write_json
 from mla_ray.training.acquisition import acquire, begin, encode
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.prepare import Prepared, prepare
-from mla_ray.training.trainer import acquire, begin, encode
+from mla_ray.training.workers import Hooks
 
 log = logging.getLogger(__package__)
 
@@ -197,9 +197,7 @@ class Pipeline:
             encoders=self.plan.of_encoders(),
             resume=True,
             skip_invalid=plan.skip_invalid,
-            report=self._report(language),
-            stop=self.stop,
-            labels={**self.labels, "language": language},
+            hooks=Hooks(self._report(language), self.stop, {**self.labels, "language": language}),
         )
         copy_pack(packs[language], self.packs / language)
         return {"pack": str(self.packs / language)}

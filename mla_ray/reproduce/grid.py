@@ -50,7 +50,7 @@ def measure_all(
     missing = [run for run in runs if records.get(run) is None]
     if missing:
         _encode(missing, data, folder, report)
-    gpus = gpus_of(Workers(), ray.cluster_resources())
+    gpus = gpus_per_worker(Workers(), ray.cluster_resources())
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_task)
     done = len(runs) - len(missing)
     report(Progress("runs", done, len(runs)))

@@ -157,7 +157,7 @@ class RunInputs:
                 part_of(c, variant.share, run.seed, shared / "share" / run.key) for c in corpora
             ]
         config = variant.config(run.seed, len(languages), data.bert)
-        folder = shared / tables_key(native, corpora, config)
+        folder = shared / tables_key(spec_of(native, corpora, config))
         if not folder.exists():
             scratch = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
             prepare(native, corpora, config, at(scratch))

@@ -86,10 +86,10 @@ def tables_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     return made_of | {"config": config}
 
 
-def tables_key(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) -> str:
+def tables_key(spec: Mapping[str, Any]) -> str:
     """A name for a folder of prepared tables: the same for runs that may share them."""
-    spec = tables_spec(spec_of(native, corpora, config))
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+    document = json.dumps(tables_spec(spec), sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
 def with_todays_fingerprint(

@@ -33,9 +33,11 @@ from mla_ray.pipeline.plan import TEST
 from mla_ray.pipeline.progress import of_language
 from mla_ray.runtime.progress import Progress, Report
 from mla_ray.runtime.storage import at, read_json, write_bytes, write_json
+from mla_ray.training.acquisition import acquire, bad_images, encode
 from mla_ray.training.config import AcquireConfig, HeldOut
-from mla_ray.training.prepare import OF_TABLES, as_begun, prepare, spec_of
-from mla_ray.training.trainer import acquire, bad_images, encode
+from mla_ray.training.prepare import prepare
+from mla_ray.training.run_spec import OF_TABLES, RunSpec, spec_of, with_todays_fingerprint
+from mla_ray.training.workers import Hooks
 from mla_ray.tuning import report as reporting
 from mla_ray.tuning.gain import gain, ranks_of_packs
 from mla_ray.tuning.outcome import Gain, Outcome, Trial
@@ -43,7 +45,7 @@ from mla_ray.tuning.plan import SweepPlan
 from mla_ray.tuning.search import concurrent_trials, search
 from mla_ray.tuning.space import Choices, Space, differing, load_space
 from mla_ray.tuning.starting_points import known_outcomes, starting_points
-from mla_ray.tuning.trial import Point, RunSpec, TrialSpec
+from mla_ray.tuning.trial import Point, TrialSpec
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +189,7 @@ class LanguageSweep:
         if not path.exists():
             write_json(path, spec)
             return
-        before = as_begun(read_json(path), self.native, self.root)
+        before = with_todays_fingerprint(read_json(path), self.native, self.root)
         if changed := [key for key in spec if before.get(key) != spec[key]]:
             raise ValueError(
                 f"{self.root}: {' and '.join(changed)} differ from the sweep begun there; "
@@ -300,10 +302,12 @@ class LanguageSweep:
             encoders=self.plan.of_encoders(),
             resume=True,
             skip_invalid=self.plan.skip_invalid,
-            report=lambda step: report(replace(step, phase=f"{name} {step.phase}")),
-            stop=self.stop,
-            labels={"language": self.language},
             prepared=spec.tables(config),
+            hooks=Hooks(
+                report=lambda step: report(replace(step, phase=f"{name} {step.phase}")),
+                stop=self.stop,
+                labels={"language": self.language},
+            ),
         )
         return packs[self.language]
 

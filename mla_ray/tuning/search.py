@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mla_ray.runtime.progress import Report, Stopped
 from mla_ray.runtime.storage import at, is_local, remove
-from mla_ray.training.workers import Workers, gpus_of
+from mla_ray.training.workers import Workers, gpus_per_worker
 from mla_ray.tuning.outcome import Trial
 from mla_ray.tuning.results import trials_of
 from mla_ray.tuning.space import Choices, Range, Space
@@ -160,7 +160,7 @@ def concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> int:
     One that is to grow has to be told with `concurrent`.
     """
     trials = resources.get("CPU", 1) / ((workers.cpus or 1) * workers.count)
-    if gpus := gpus_of(workers, resources):
+    if gpus := gpus_per_worker(workers, resources):
         trials = min(trials, resources.get("GPU", 0) / (gpus * workers.count))
     return max(1, int(trials + 1e-6))
 

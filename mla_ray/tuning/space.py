@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mla_ray.runtime.bundled import ROOT
 from mla_ray.training.config import AcquireConfig, HeldOut
-from mla_ray.training.prepare import OF_TABLES
+from mla_ray.training.run_spec import OF_TABLES
 from mla_ray.tuning.outcome import Settings, Value
 
 PRESETS = ROOT / "tuning" / "presets"

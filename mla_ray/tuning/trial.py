@@ -10,25 +10,24 @@ Tables are prepared and features are encoded before the first trial, so a trial 
 table, and loads the native where it trains and nowhere else.
 """
 
-import hashlib
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from upath import UPath
 
 from mla_ray.data.corpus import Corpus
 from mla_ray.runtime.progress import Stopped
 from mla_ray.runtime.storage import at, read_json, write_json
+from mla_ray.training.acquisition import check_corpora, job_of
+from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, HeldOut
-from mla_ray.training.loop import DONE, Outside, train
-from mla_ray.training.metrics import STAGES
-from mla_ray.training.prepare import read_prepared, tables_spec
-from mla_ray.training.trainer import job_of
-from mla_ray.training.workers import Workers, fit, gpus_of, run_in_process
+from mla_ray.training.driver import Driver
+from mla_ray.training.loop import DONE
+from mla_ray.training.prepare import read_prepared
+from mla_ray.training.run_spec import RUN, RunSpec, tables_key
+from mla_ray.training.workers import Hooks, Workers, fit, gpus_per_worker
 from mla_ray.tuning.outcome import Value
 from mla_ray.tuning.space import Space
 
@@ -39,8 +38,6 @@ ENDED = "ended"
 
 Point = Mapping[str, Value]
 """Values of a space's parameters, by name."""
-RunSpec = Mapping[str, Any]
-"""A run's run.json (`training.prepare.spec_of`)."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +81,13 @@ class TrialSpec:
         captions = self.corpus.captions is not None
         return self.space.trial(point, captions=captions, held_out=self.held_out)
 
-    def spec_of(self, config: AcquireConfig) -> dict[str, Any]:
+    def spec_of(self, config: AcquireConfig) -> RunSpec:
         """The run.json of an acquisition of the corpus by these settings."""
         return {**self.run_spec, "config": config.model_dump()}
 
     def tables(self, config: AcquireConfig) -> UPath:
-        """Where the tables of these settings are: trials that differ in the rest share them.
-
-        The name is that of `training.prepare.tables_key`, which reads all input tables for it.
-        """
-        key = json.dumps(tables_spec(self.spec_of(config)), sort_keys=True)
-        return at(self.root) / "prepared" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        """Where the tables of these settings are: trials that differ in the rest share them."""
+        return at(self.root) / "prepared" / tables_key(self.spec_of(config))
 
 
 def run_trial(point: dict[str, Value], spec: TrialSpec) -> None:
@@ -115,30 +108,16 @@ def _train(spec: TrialSpec, config: AcquireConfig, run: UPath, stop: threading.E
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    _check(spec, config)
+    check_corpora([spec.corpus], config, spec.workers)
     tables = spec.tables(config)
-    write_json(run / "run.json", spec.spec_of(config))
+    write_json(run / RUN, spec.spec_of(config))
     job = job_of(run, at(spec.store), read_prepared(tables), tables)
-    labels = {"run": run.name}
     if spec.in_process:
-        outside = Outside(saved=lambda figures, folder: tune.report(figures), labels=labels)
-        if fault := run_in_process(train, job, outside):
-            raise fault
+        driver = Driver(on_checkpoint=lambda figures, folder: tune.report(figures))
+        hooks = Hooks(stop=stop, in_process=driver)
     else:  # the callback starts a process
-        callbacks = [TuneReportCallback()]
-        fit(train, job, spec.workers, lambda progress: None, stop, labels, callbacks)
-
-
-def _check(spec: TrialSpec, config: AcquireConfig) -> None:
-    """Refuse settings of a space that `training.trainer.acquire` would refuse."""
-    for name in STAGES:
-        spec.workers.check_batch(f"{name}.batch", getattr(config, name).batch)
-    tables = len(spec.corpus.pairs)
-    if config.nlt.steps and tables > config.nlt.batch:
-        raise ValueError(
-            f"nlt.batch is {config.nlt.batch}, too small for the {tables} translation tables of "
-            f"{spec.corpus.language}, which share every batch"
-        )
+        hooks = Hooks(stop=stop, callbacks=[TuneReportCallback()])
+    fit(train, job, spec.workers, hooks.named(run.name))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Promises of fine-tuning: of mla_ray.training.finetuning, decoded, lineage and contrastive."""
+"""Promises of fine-tuning: of training.finetuning and its learner, decoded_images and lineage."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

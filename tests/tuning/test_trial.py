@@ -13,9 +13,9 @@ from mla_ray.data.corpus import Corpus
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import at
 from mla_ray.training import prepare as preparation
+from mla_ray.training.acquisition import encode
 from mla_ray.training.config import AcquireConfig, HeldOut
 from mla_ray.training.prepare import prepare, spec_of, tables_key
-from mla_ray.training.trainer import encode
 from mla_ray.training.workers import Workers
 from mla_ray.tuning.outcome import Value
 from mla_ray.tuning.space import Space

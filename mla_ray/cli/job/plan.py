@@ -6,7 +6,8 @@ from typing import NoReturn
 
 from mla_ray.pipeline.pipeline import Pipeline
 from mla_ray.pipeline.plan import Plan
-from mla_ray.runtime.job import Job, JobSettings, run
+from mla_ray.runtime.job import Job, run
+from mla_ray.runtime.job_settings import JobSettings
 
 
 class PlanSettings(JobSettings, Plan):

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mla_ray.runtime.job import Job, JobSettings, run
+from mla_ray.runtime.job import Job, run
+from mla_ray.runtime.job_settings import JobSettings
 from mla_ray.tuning.plan import SweepPlan
 from mla_ray.tuning.sweep import sweep
 
