@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mla_ray.data.feature_store import encode_images, encode_texts
-from mla_ray.datasets.emoji_tables import Tables
+from mla_ray.datasets.emoji_tables import EmojiTables
 from mla_ray.demo import demo
 from mla_ray.demo.report import Result
 from mla_ray.model.native import Native
@@ -44,7 +44,7 @@ def written(path: Path, table: pa.Table) -> Path:
 @pytest.fixture(scope="module")
 def tables(
     corpus: dict[str, list[str]], pngs: list[bytes], tmp_path_factory: pytest.TempPathFactory
-) -> Tables:
+) -> EmojiTables:
     folder = tmp_path_factory.mktemp("tables")
     rows = [
         {"image_id": image_id, "image": png, "language": language, "caption": text, "split": split}
@@ -61,7 +61,7 @@ def tables(
         written(folder / "captions.parquet", captions),
         written(folder / "pairs.parquet", pairs),
     ]
-    return Tables(captions, [pairs], files, "no dictionary pairs", {})
+    return EmojiTables(captions, [pairs], files, "no dictionary pairs", {})
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(tables: Tables, font: Path, native_folder: Path, run: Path, ray_cluster: None) -> Result:
+def result(
+    tables: EmojiTables, font: Path, native_folder: Path, run: Path, ray_cluster: None
+) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "NATIVE", str(native_folder))
         patch.setattr(demo, "CONFIG", FEW)
@@ -207,7 +209,7 @@ def test_what_is_written_beside_the_page(result: Result, run: Path) -> None:
 
 
 def test_a_second_run_trains_nothing(
-    result: Result, tables: Tables, font: Path, native_folder: Path, run: Path
+    result: Result, tables: EmojiTables, font: Path, native_folder: Path, run: Path
 ) -> None:
     metrics = (run / "run" / "metrics.jsonl").read_bytes()
     with pytest.MonkeyPatch.context() as patch:

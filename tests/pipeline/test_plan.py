@@ -7,9 +7,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from mla_ray.cli.job.plan import Settings
+from mla_ray.cli.job.plan import PlanSettings
 from mla_ray.pipeline.plan import Plan
-from mla_ray.runtime.job import Usage, load
+from mla_ray.runtime.exit_codes import Usage
+from mla_ray.runtime.job_settings import load
 
 
 def plan(**settings: Any) -> Plan:
@@ -76,7 +77,7 @@ def test_a_job_takes_a_plan_from_a_file_and_flags(tmp_path: Path) -> None:
     }
     file.write_text(yaml.safe_dump(document))
     flags = ["--config", str(file), "--train.nlt.steps", "5", "--languages", "cs"]
-    settings = load(Settings, flags)
+    settings = load(PlanSettings, flags)
     made = Plan.model_validate(settings.model_dump())
     assert made.languages == ["cs"]
     assert (made.train.nlt.steps, made.train.nlt.batch) == (5, 4)
@@ -86,4 +87,4 @@ def test_a_job_takes_a_plan_from_a_file_and_flags(tmp_path: Path) -> None:
         (["--train.nlt.stepps", "5"], "unknown flag --train.nlt.stepps; did you mean"),
     ):
         with pytest.raises(Usage, match=message):
-            load(Settings, [*flags, *extra])
+            load(PlanSettings, [*flags, *extra])

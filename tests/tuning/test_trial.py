@@ -15,7 +15,8 @@ from mla_ray.runtime.storage import at
 from mla_ray.training import prepare as preparation
 from mla_ray.training.acquisition import encode
 from mla_ray.training.config import AcquireConfig, HeldOut
-from mla_ray.training.prepare import prepare, spec_of, tables_key
+from mla_ray.training.prepare import prepare
+from mla_ray.training.run_spec import spec_of, tables_key
 from mla_ray.training.workers import Workers
 from mla_ray.tuning.outcome import Value
 from mla_ray.tuning.space import Space
@@ -72,7 +73,7 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_prepared_tables_are_named_as_everywhere(spec: TrialSpec, own: Native) -> None:
     config = spec.config(POINT)
     assert spec.spec_of(config) == spec_of(own, [spec.corpus], config)
-    assert spec.tables(config).name == tables_key(own, [spec.corpus], config)
+    assert spec.tables(config).name == tables_key(spec_of(own, [spec.corpus], config))
 
 
 @pytest.mark.usefixtures("reported")
