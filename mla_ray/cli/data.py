@@ -36,8 +36,7 @@ def data_emoji(
 
     with bars() as report:
         tables = write_tables(data, languages.split(","), out, report)
-    result = {name: str(path) for name, path in tables.items()}
-    emit(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
+    _emit_paths(tables, as_json)
 
 
 @data_app.command("animated")
@@ -59,8 +58,12 @@ def data_animated(
 
     with bars() as report:
         tables = animated.tables(data, languages.split(","), out, part or [1], report)
-    result = {name: str(path) for name, path in tables.items()}
-    emit(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
+    _emit_paths(tables, as_json)
+
+
+def _emit_paths(tables: dict[str, Path], as_json: bool) -> None:
+    paths = {name: str(path) for name, path in tables.items()}
+    emit(paths, as_json, "\n".join(f"{name}: {path}" for name, path in paths.items()))
 
 
 @data_app.command("stamps")

@@ -22,7 +22,7 @@ from mla_ray.training.config import AcquireConfig, load_config
 WorkerCount = Annotated[
     str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
 ]
-Settings = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")]
 RunFolder = Annotated[
     str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
@@ -46,7 +46,7 @@ def acquire(
     ] = None,
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
-    config: Settings = None,
+    config: ConfigFile = None,
     resume: Resume = False,
     run: RunFolder = None,
     skip_invalid: Skip = False,
@@ -98,7 +98,7 @@ def finetune(
     out: Annotated[str, typer.Option(help="Folder for the fine-tuned native.")],
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
-    config: Settings = None,
+    config: ConfigFile = None,
     resume: Resume = False,
     run: RunFolder = None,
     skip_invalid: Skip = False,

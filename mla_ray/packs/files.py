@@ -38,7 +38,9 @@ def check_file(path: Path | UPath) -> None:
 def check_size(path: object, size: int | None) -> None:
     """PackError if a file of a pack has more bytes than allowed, or nobody knows how many."""
     limit = MAX_FILE_BYTES[str(path).rpartition("/")[2]]
-    if size is None or size > limit:
+    if size is None:
+        raise PackError(f"{path}: of unknown size; at most {limit} bytes are taken")
+    if size > limit:
         raise PackError(f"{path}: larger than {limit} bytes")
 
 

@@ -201,7 +201,10 @@ def _hub() -> HfApi:
 
 @contextmanager
 def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """The hub's errors, in a line that says what to do."""
+    """The hub's errors, in a line that says what to do.
+
+    Its library lets httpx2's through; Qdrant's library and our own client use httpx.
+    """
     token = "HF_TOKEN may not see it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     try:
         yield

@@ -34,7 +34,7 @@ from pydantic_core import to_json
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.exit_codes import Exit, exit_code
 from mla_ray.runtime.job_log import log_to_stderr, progress_logger
-from mla_ray.runtime.job_settings import Settings, load
+from mla_ray.runtime.job_settings import SettingsT, load
 from mla_ray.runtime.progress import Report, Stopped
 from mla_ray.runtime.stop_signals import StopEvent, stop_on_signals
 
@@ -70,8 +70,8 @@ def _ray(stop: StopEvent) -> Iterator[None]:
 
 
 def run(
-    settings_class: type[Settings],
-    main: Callable[[Settings, Job], object],
+    settings_class: type[SettingsT],
+    main: Callable[[SettingsT, Job], object],
     argv: Sequence[str] | None = None,
     *,
     ray: bool = False,

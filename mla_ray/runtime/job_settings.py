@@ -56,7 +56,7 @@ class JobSettings(BaseSettings):
         return (init_settings,)
 
 
-Settings = TypeVar("Settings", bound=JobSettings)
+SettingsT = TypeVar("SettingsT", bound=JobSettings)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +68,9 @@ class _Parser(argparse.ArgumentParser):
         return [flag.removeprefix("--") for flag in self._option_string_actions]
 
 
-def load(settings_class: type[Settings], argv: Sequence[str], prog: str | None = None) -> Settings:
+def load(
+    settings_class: type[SettingsT], argv: Sequence[str], prog: str | None = None
+) -> SettingsT:
     """Settings from flags, the file they name with `--config`, and defaults, in this order.
 
     Raises:

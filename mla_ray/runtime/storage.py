@@ -102,6 +102,8 @@ def patiently(
 
     That is any OSError but those which state a fact (no such file, no permission …), and from an
     object store also a refused or cut connection, a timeout, or a server that is out of order.
+    The loop is no library's (tenacity's, say): which errors pass, and as what the last one is
+    raised, would be ours all the same, and is all there is to it.
 
     Args:
         do: may run several times, so it must not mind having run half.
