@@ -36,7 +36,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import torch
@@ -108,9 +108,9 @@ class Bench:
             try:
                 for _ in range(600):
                     try:
-                        if httpx.get(f"{url}/healthz", timeout=5).status_code == 200:
+                        if httpx2.get(f"{url}/healthz", timeout=5).status_code == 200:
                             break
-                    except httpx.HTTPError:
+                    except httpx2.HTTPError:
                         pass
                     time.sleep(0.2)
                 yield url
@@ -145,7 +145,7 @@ def lua_list(items: list[str]) -> str:
 
 def ids(bench: Bench) -> dict[str, Any]:
     found = []
-    with bench.server("serve") as url, httpx.Client(base_url=url, timeout=30) as client:
+    with bench.server("serve") as url, httpx2.Client(base_url=url, timeout=30) as client:
         for language, text in bench.queries:
             params: dict[str, str | int] = {"q": text, "language": language, "k": 10}
             answer = client.get("/v1/search", params=params).raise_for_status().json()
@@ -283,8 +283,8 @@ class Load:
         self.slowest = 0.0
 
     async def run(self, until: Callable[[], bool]) -> None:
-        limits = httpx.Limits(max_connections=1000)
-        async with httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
+        limits = httpx2.Limits(max_connections=1000)
+        async with httpx2.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
             tasks, began, number = [], time.perf_counter(), 0
             while not until():
                 tasks.append(asyncio.create_task(self._one(client, number)))
@@ -292,14 +292,14 @@ class Load:
                 await asyncio.sleep(max(0, began + number / RATE - time.perf_counter()))
             await asyncio.gather(*tasks)
 
-    async def _one(self, client: httpx.AsyncClient, number: int) -> None:
+    async def _one(self, client: httpx2.AsyncClient, number: int) -> None:
         language, text = self.queries[number % len(self.queries)]
         began = time.perf_counter()
         try:
             params: dict[str, str | int] = {"q": text, "language": language, "k": 5}
             answer = await client.get("/v1/search", params=params)
             self.outcomes[str(answer.status_code)] += 1
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             self.outcomes[type(error).__name__] += 1
         self.slowest = max(self.slowest, time.perf_counter() - began)
 
@@ -339,7 +339,7 @@ def packs(bench: Bench, seconds: int) -> dict[str, Any]:
     async def scene(url: str) -> Load:
         load, done = Load(url, bench.queries), False
         running = asyncio.create_task(load.run(lambda: done))
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
 
             async def wait(language: str, status: int) -> float:
                 began = time.perf_counter()

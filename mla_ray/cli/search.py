@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 import typer
 
 from mla_ray.cli.options import Json, emit, one_language
+from mla_ray.index.limits import MAX_K
 
 if TYPE_CHECKING:
     from mla_ray.index.collection import Entry
@@ -44,7 +45,7 @@ def search(
             help="BCP-47 code of the query; en if not given. With --url also auto.",
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=1000)] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=MAX_K)] = 10,
     pack: Annotated[
         Path | None, typer.Option(help="The language's pack; packs/LANGUAGE if not given.")
     ] = None,
@@ -148,7 +149,8 @@ def _search_server(
     image: Path | None,
 ) -> tuple[list[HitRow], float | None]:
     """As `_search_index`; None from a server of before it told."""
-    from mla_ray.serving.client import Client, Retry
+    from mla_ray.serving.client import Client
+    from mla_ray.serving.client_retries import Retry
 
     with Client(url, retry=Retry(attempts=3)) as client:  # someone waits
         # What is no language or collection, the server says.
