@@ -17,11 +17,15 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
+Advance = Callable[[int], None]
+"""Called with how many more are done, by who does them; `counting` makes one of a `Report`."""
+
+
 class Stopped(RuntimeError):
     """Somebody asked for an end. All there was is saved; the same again goes on from there."""
 
 
-def counting(report: Report, phase: str, total: int) -> Callable[[int], None]:
+def counting(report: Report, phase: str, total: int) -> Advance:
     """For functions that tell how many more are done: reports of how many are done in all."""
     done = 0
 
