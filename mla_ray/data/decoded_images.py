@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import DECODING, frames_of
 from mla_ray.model.native import Native
 from mla_ray.model.text import identity
-from mla_ray.runtime.storage import download, is_local, read_json, write_bytes, write_json
+from mla_ray.runtime.storage import download, is_file, is_local, read_json, write_bytes, write_json
 
 LANGUAGE = "en"
 SHARD = 1024
@@ -95,7 +95,7 @@ def decode(
 
     """
     done = folder / "index.json"
-    if done.exists():
+    if is_file(done):
         return Decoded(**read_json(done))
     stream = Stream.captions([table], LANGUAGE, split)
     readable: list[tuple[int, str, int, int]] = []
@@ -131,6 +131,12 @@ def decode(
     return decoded
 
 
+class _Pixels(Protocol):
+    """Images of a shard, uint8 [n, 3, S, S], read when they are asked for."""
+
+    def __getitem__(self, image: int) -> Tensor: ...
+
+
 class Shots:
     """A decoded table: its rows in memory, its pixels on this machine's disk.
 
@@ -157,7 +163,7 @@ class Shots:
             self._scratch = tempfile.TemporaryDirectory(prefix="mla-pixels-")
             self._folder = Path(self._scratch.name)
             download(folder, self._folder)
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, _Pixels] = {}
 
     def __len__(self) -> int:
         return len(self.caption)
@@ -171,9 +177,9 @@ class Shots:
         shard, place = divmod(image, SHARD)
         if shard not in self._open:  # mapped, not read
             path = self._folder / f"{_name(shard, self._decoding)}.safetensors"
-            file = safe_open(path, "pt")
-            self._open[shard] = file.get_slice("pixels")  # type: ignore[no-untyped-call]
-        return self._open[shard][place]  # type: ignore[no-any-return]
+            file: Any = safe_open(path, "pt")  # its methods have no types
+            self._open[shard] = file.get_slice("pixels")
+        return self._open[shard][place]
 
 
 def _name(shard: int, decoding: int) -> str:
@@ -258,7 +264,7 @@ class _Shards:
         return (pixels * 255).round().to(torch.uint8)
 
     def _is_there(self) -> bool:
-        return bool((self.folder / f"{_name(self._shard, DECODING)}.json").exists())
+        return is_file(self.folder / f"{_name(self._shard, DECODING)}.json")
 
     def _write(self) -> None:
         self._decode()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+Floats = npt.NDArray[np.float32]
+
 DECODING = 1
 """Version of how bytes become pictures, here and in `images`; in the key of what is kept of images.
 
@@ -57,16 +59,18 @@ def sampled(total: int, count: int = FRAMES) -> list[int]:
     return [(2 * segment + 1) * total // (2 * count) for segment in range(count)]
 
 
-def pooled(frames_FE: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def pooled(frames_FE: Floats) -> Floats:
     """The feature [E] of a picture: the mean of its L2-normalised frames.
 
     That of one frame is its own, of its own length: a video of one frame is the image. The mean
     is not normalised again, since whoever compares features does that.
     """
     if len(frames_FE) == 1:
-        return frames_FE[0]  # type: ignore[no-any-return]
+        still_E: Floats = frames_FE[0]
+        return still_E
     units_FE = frames_FE / np.linalg.norm(frames_FE, axis=1, keepdims=True)
-    return units_FE.mean(axis=0)  # type: ignore[no-any-return]
+    mean_E: Floats = units_FE.mean(axis=0)
+    return mean_E
 
 
 def frames_of(data: bytes, count: int = FRAMES) -> list[Image.Image]:
@@ -104,9 +108,10 @@ def container_of(data: bytes) -> str | None:
 
 
 def _of_animation(image: Image.Image, count: int) -> list[Image.Image]:
-    _check(image.width, image.height, image.n_frames)  # type: ignore[attr-defined]
+    total = int(getattr(image, "n_frames", 1))  # an `Image.Image` need not have it
+    _check(image.width, image.height, total)
     frames = []
-    for number in sampled(image.n_frames, count):  # type: ignore[attr-defined]
+    for number in sampled(total, count):
         try:
             image.seek(number)
             frames.append(on_white(image.copy()))

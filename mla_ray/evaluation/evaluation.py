@@ -11,13 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mla_ray.data.feature_store import Features, Progress, encode_images, encode_texts
+from mla_ray.data.feature_store import Features, encode_images, encode_texts
 from mla_ray.evaluation.protocols import FULL, Figures, Protocol, intervals, resampled
-from mla_ray.evaluation.recall import KS, Mask, Part, Ranks, missing
+from mla_ray.evaluation.recall import KS, Mask, Ranks, Subset, missing
 from mla_ray.model.native import Native
 from mla_ray.model.text import normalized
 from mla_ray.model.tokenizers import Shares
 from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.progress import Advance
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Gallery:
     features: Features
 
     @classmethod
-    def of(cls, native: Native, captions: pa.Table, progress: Progress | None = None) -> "Gallery":
+    def of(cls, native: Native, captions: pa.Table, progress: Advance | None = None) -> "Gallery":
         """Of a table in memory, with the images' bytes; of one on disk `CaptionTable.gallery`."""
         first: dict[str, int] = {}
         for row, image_id in enumerate(captions["image_id"].to_pylist()):
@@ -49,7 +50,7 @@ class Gallery:
         native: Native,
         ids: list[str],
         images: Iterable[bytes],
-        progress: Progress | None = None,
+        progress: Advance | None = None,
     ) -> "Gallery":
         """Of images that come one by one, in the order of `ids`; one batch of them is in memory."""
         features = np.empty((len(ids), native.dim), dtype=np.float32)
@@ -91,8 +92,8 @@ class Evaluation:
     def as_dict(self, mask: Mask | None = None) -> dict[str, Any]:
         """Its recall in short, what had no feature, what was unknown; `printed` says more."""
         figures = self.figures(mask).recall.as_dict()
-        found = {"language": self.language, **figures, "missing_features": self.missing(mask)}
-        return found | self.unknown_as_dict()
+        figures = {"language": self.language, **figures, "missing_features": self.missing(mask)}
+        return figures | self.unknown_as_dict()
 
     def missing(self, mask: Mask | None = None) -> dict[str, int]:
         """How many captions, and how many of their images, have no feature."""
@@ -109,7 +110,7 @@ class Evaluation:
 
     def unknown_as_dict(self) -> dict[str, Any]:
         """`unknown` under its name, or nothing if it was not counted."""
-        return {"unknown_tokens": told} if (told := self.unknown()) else {}
+        return {"unknown_tokens": shares} if (shares := self.unknown()) else {}
 
 
 def evaluate(
@@ -117,10 +118,10 @@ def evaluate(
     language: str,
     captions: pa.Table,
     gallery: Gallery,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     *,
     protocol: Protocol = FULL,
-    ranked: Progress | None = None,
+    ranked: Advance | None = None,
     unknown: UnknownTokens | None = None,
 ) -> Evaluation:
     """Rank the captions of `language` against the images that they caption.
@@ -144,7 +145,7 @@ def evaluate(
     used = list(dict.fromkeys(image_ids))
     place = {image_id: index for index, image_id in enumerate(used)}
     in_gallery = {image_id: index for index, image_id in enumerate(gallery.ids)}
-    images = Part(gallery.features, np.array([in_gallery[image_id] for image_id in used]))
+    images = Subset(gallery.features, np.array([in_gallery[image_id] for image_id in used]))
     features = np.empty((len(texts), gallery.features.shape[1]), dtype=np.float32)
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]
@@ -156,18 +157,18 @@ def evaluate(
     no_image = missing(gallery.features)[images.index][image_of]
     ranks = protocol.rank(features, images, image_of, ranked)
     shares = None if unknown is None else unknown(texts)
-    found = Evaluation(language, texts, image_ids, ranks, no_feature, no_image, protocol, shares)
+    result = Evaluation(language, texts, image_ids, ranks, no_feature, no_image, protocol, shares)
     for what, names, lost, of in (
         ("captions", texts, no_feature, f"the pack for {language!r}"),
         ("images", image_ids, no_image, "the native"),
     ):
-        if count := found.missing()[what]:
+        if count := result.missing()[what]:
             log.warning(
                 "%d %s have no feature (it is zero or not finite) and count as not found, the "
                 "first is %r; verify %s",
                 *(count, what, names[np.flatnonzero(lost)[0]], of),
             )
-    return found
+    return result
 
 
 def rows_of(captions: pa.Table, language: str, protocol: Protocol) -> pa.Table:
@@ -195,16 +196,16 @@ def printed(
     figures = [each.figures(ks=ks) for each in evaluations]
     drawn = [resampled(each.folds(), ks) for each in evaluations] if with_intervals else []
 
-    def shown(of: Figures, samples: Sequence[npt.NDArray[np.float64]]) -> dict[str, Any]:
+    def as_shown(of: Figures, samples: Sequence[npt.NDArray[np.float64]]) -> dict[str, Any]:
         named = of.named()
-        found = of.as_dict() | {"published": {name: named[name] for name in protocol.published}}
-        return found | ({"intervals": intervals(np.mean(samples, 0), ks)} if samples else {})
+        shown = of.as_dict() | {"published": {name: named[name] for name in protocol.published}}
+        return shown | ({"intervals": intervals(np.mean(samples, 0), ks)} if samples else {})
 
     languages = [
         {
             "language": each.language,
             "protocol": protocol.name,
-            **shown(of, drawn[n : n + 1]),
+            **as_shown(of, drawn[n : n + 1]),
             "missing_features": each.missing(),
         }
         | each.unknown_as_dict()
@@ -212,7 +213,7 @@ def printed(
     ]
     if len(languages) == 1:
         return languages[0]
-    mean = shown(Figures.mean(figures), drawn)
+    mean = as_shown(Figures.mean(figures), drawn)
     return {"protocol": protocol.name, "languages": languages, "mean": mean}
 
 

@@ -18,17 +18,17 @@ import numpy.typing as npt
 
 from mla_ray.evaluation.recall import (
     KS,
+    FeatureRows,
     Ints,
     Mask,
-    Part,
-    Progress,
     Ranks,
     Recall,
     Rivals,
-    Rows,
+    Subset,
     mean_recall,
     rank,
 )
+from mla_ray.runtime.progress import Advance
 
 DRAWS = 2000
 
@@ -68,13 +68,13 @@ class Protocol:
 
     def check(self, language: str, images: int, captions: int) -> None:
         """Raise a ValueError if these are not the numbers that the protocol is defined on."""
-        for what, found, wanted in (
+        for what, given, wanted in (
             ("images", images, self.images),
             ("captions", captions, self.captions),
         ):
-            if wanted not in (None, found):
+            if wanted not in (None, given):
                 raise ValueError(
-                    f"protocol {self.name!r} is over {wanted:,} {what}, and there are {found:,} in "
+                    f"protocol {self.name!r} is over {wanted:,} {what}, and there are {given:,} in "
                     f"{language!r}; give it that table and split, or choose the protocol 'full'"
                 )
         if self.fold and images % self.fold:
@@ -84,7 +84,7 @@ class Protocol:
             )
 
     def rank(
-        self, text: Rows, image: Rows, image_of: Ints, progress: Progress | None = None
+        self, text: FeatureRows, image: FeatureRows, image_of: Ints, progress: Advance | None = None
     ) -> Ranks:
         """Ranks of each caption and image in the gallery that it belongs to.
 
@@ -95,7 +95,7 @@ class Protocol:
             text: [N, E] any norm.
             image: [M, E] any norm, in the table's order.
             image_of: [N] the row of `image` that each caption belongs to.
-            progress: told of captions as they are scored.
+            progress: called with the number of captions just scored, twice for every caption.
 
         """
         if self.fold is None:
@@ -105,14 +105,14 @@ class Protocol:
         for start in range(0, len(image), self.fold):
             images = np.arange(start, min(start + self.fold, len(image)))
             captions = np.flatnonzero(image_of // self.fold == start // self.fold)
-            found = rank(
-                Part(text, captions),
-                Part(image, images),
+            ranks = rank(
+                Subset(text, captions),
+                Subset(image, images),
                 image_of[captions] - start,
                 rivals=self.rivals,
                 progress=progress,
             )
-            t2i[captions], i2t[images] = found.t2i, found.i2t
+            t2i[captions], i2t[images] = ranks.t2i, ranks.i2t
         return Ranks(t2i, i2t, image_of)
 
     def folds(self, ranks: Ranks, captions: Mask | None = None) -> list[Ranks]:
@@ -211,11 +211,11 @@ def intervals(
     samples = {"AR": drawn[:, :, [every.index(k) for k in KS]].mean((1, 2))}
     for way, name in enumerate(("t2i", "i2t")):
         samples |= {f"{name} R@{k}": drawn[:, way, place] for place, k in enumerate(every)}
-    found = {}
+    bounds = {}
     for name, sample in samples.items():
         low, high = 100 * np.percentile(sample, [2.5, 97.5])
-        found[name] = (round(float(low), 2), round(float(high), 2))
-    return found
+        bounds[name] = (round(float(low), 2), round(float(high), 2))
+    return bounds
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,12 +7,14 @@ tables of a data set is in `protocols`.
 Shapes: N captions, M images, E joint embedding size, K values of k.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from mla_ray.runtime.progress import Advance
 
 KS = (1, 5, 10)
 NOISE = (
@@ -23,13 +25,11 @@ TILE = 64 << 20
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-Progress = Callable[[int], None]
-"""Called with the number of captions just scored; every caption is scored twice."""
 Rivals = Literal["captions", "images"]
 
 
-class Rows(Protocol):
-    """Features [N, E] that are read some rows at a time: an array, a memory map, a `Part`."""
+class FeatureRows(Protocol):
+    """Features [N, E] that are read some rows at a time: an array, a memory map, a `Subset`."""
 
     def __len__(self) -> int: ...
 
@@ -37,10 +37,10 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """The rows `index` [n] of features, each copied only when it is asked for."""
 
-    rows: Rows
+    rows: FeatureRows
     index: Ints
 
     def __len__(self) -> int:
@@ -107,14 +107,14 @@ class Ranks:
         """R@k [draws, 2, K] of the samples of `resampled`, from 0 to 1; text-to-image first."""
         size = len(self.i2t)
         captions = np.bincount(self.image_of, minlength=size)
-        hits = [np.bincount(self.image_of, self.t2i < k, minlength=size) for k in ks]
-        found = [(self.i2t < k).astype(np.float64) for k in ks]
+        caption_hits = [np.bincount(self.image_of, self.t2i < k, minlength=size) for k in ks]
+        image_hits = [(self.i2t < k).astype(np.float64) for k in ks]
         generator = np.random.default_rng(seed)
         drawn = np.empty((draws, 2, len(ks)))
         for draw in range(draws):
             times = np.bincount(generator.integers(size, size=size), minlength=size)
-            drawn[draw, 0] = [times @ column / (times @ captions) for column in hits]
-            drawn[draw, 1] = [times @ column / size for column in found]
+            drawn[draw, 0] = [times @ column / (times @ captions) for column in caption_hits]
+            drawn[draw, 1] = [times @ column / size for column in image_hits]
         return drawn
 
 
@@ -124,24 +124,25 @@ def mean_recall(folds: Sequence[Ranks], ks: Sequence[int] = KS) -> Recall:
     def share(ranks: Ints, k: int) -> float:
         return float(np.mean(ranks < k)) if len(ranks) else 0.0
 
-    def at(ranks: Sequence[Ints]) -> dict[str, float]:
-        return {f"R@{k}": round(100 * float(np.mean([share(r, k) for r in ranks])), 2) for k in ks}
+    def means(ranks: Sequence[Ints]) -> dict[str, float]:
+        shares = {k: [share(each, k) for each in ranks] for k in ks}
+        return {f"R@{k}": round(100 * float(np.mean(shares[k])), 2) for k in ks}
 
     return Recall(
-        at([fold.t2i for fold in folds]),
-        at([fold.i2t for fold in folds]),
+        means([fold.t2i for fold in folds]),
+        means([fold.i2t for fold in folds]),
         sum(len(fold.i2t) for fold in folds),
         sum(len(fold.t2i) for fold in folds),
     )
 
 
 def rank(
-    text: Rows,
-    image: Rows,
+    text: FeatureRows,
+    image: FeatureRows,
     image_of: Ints,
     *,
     rivals: Rivals = "captions",
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Ranks:
     """Rank every caption against every image by cosine, and the other way round.
 
@@ -158,7 +159,7 @@ def rank(
         image_of: [N] the row of `image` that each caption belongs to; every image has at least one.
         rivals: what an image's best caption has ahead of it: other captions, or other images, each
             counted once by its own best caption.
-        progress: told of captions as they are scored.
+        progress: called with the number of captions just scored; every caption is scored twice.
 
     """
     unit = np.empty((len(image), image[:1].shape[1]), dtype=np.float32)
@@ -178,7 +179,7 @@ def rank(
     ahead = np.zeros(len(unit), dtype=np.int64)
     if rivals == "images":
         order = np.argsort(image_of, kind="stable")  # an image's captions one after another
-        every = _scores(Part(text, order), unit, absent, tile, progress)
+        every = _scores(Subset(text, order), unit, absent, tile, progress)
         ahead = _images_ahead(every, image_of[order], best)
         last = np.full(len(unit), len(unit) - 1)
     else:
@@ -222,7 +223,7 @@ def _images_ahead(every: Iterable[tuple[slice, Floats]], image_of: Ints, best: F
 
 
 def _scores(
-    text: Rows, unit: Floats, absent: Mask, tile: Floats, progress: Progress | None
+    text: FeatureRows, unit: Floats, absent: Mask, tile: Floats, progress: Advance | None
 ) -> Iterator[tuple[slice, Floats]]:
     """Cosines [n, M] of as many captions at a time as `tile` holds, and which captions they are.
 
@@ -242,7 +243,7 @@ def _scores(
             progress(len(scores))
 
 
-def _at_a_time(rows: Rows, width: int) -> int:
+def _at_a_time(rows: FeatureRows, width: int) -> int:
     """How many rows have a matrix `width` wide, and features, that fit a `TILE` each."""
     size: int = rows[:1].shape[1]
     return max(1, TILE // (4 * max(width, size)))

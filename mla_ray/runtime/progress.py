@@ -17,12 +17,12 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
+Advance = Callable[[int], None]
+"""Called with how many more are done, by who does them; `counting` makes one of a `Report`."""
+
+
 class Stopped(RuntimeError):
     """Somebody asked for an end. All there was is saved; the same again goes on from there."""
-
-
-Advance = Callable[[int], None]
-"""Called with how many more are done."""
 
 
 def counting(report: Report, phase: str, total: int | None) -> Advance:

@@ -609,7 +609,7 @@ def test_memory_does_not_grow_with_the_rows(
 
 
 def states(name: str, root: Path, languages: list[str] | None = None) -> dict[str, str]:
-    return {found.part.path: found.state for found in check(name, root, silent, languages)}
+    return {found.file.path: found.state for found in check(name, root, silent, languages)}
 
 
 def test_check_tells_apart_what_is_there_missing_broken_and_unlike(
@@ -627,8 +627,8 @@ def test_check_tells_apart_what_is_there_missing_broken_and_unlike(
         "train2014": "different",
         "val2014": "different",
     }
-    (images,) = (f for f in check("xtd", xtd_root, silent) if f.part.path == xtd.IMAGES)
-    assert (images.count, images.part.count) == (2, 1000)
+    (images,) = (f for f in check("xtd", xtd_root, silent) if f.file.path == xtd.IMAGES)
+    assert (images.count, images.file.count) == (2, 1000)
 
 
 @pytest.mark.parametrize("name", ["multi30k", "coco", "xtd", "crossmodal3600", "cc300k", "msrvtt"])
@@ -650,7 +650,7 @@ def test_check_asks_for_what_make_reads_and_for_nothing_else(
     build(name, root, tmp_path / "out", **options)
     found = check(name, root, silent, languages)
     assert not [part for part in found if part.needed]
-    for path in (part.part.path for part in found if not part.part.optional):
+    for path in (part.file.path for part in found if not part.file.optional):
         (root / path).rename(tmp_path / "away")
         with pytest.raises((OSError, ValueError)):
             build(name, root, tmp_path / "out", **options)

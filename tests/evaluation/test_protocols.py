@@ -25,7 +25,7 @@ from mla_ray.evaluation.protocols import (
     resampled,
     with_standard,
 )
-from mla_ray.evaluation.recall import KS, Floats, Ints, Part, Ranks, rank
+from mla_ray.evaluation.recall import KS, Floats, Ints, Ranks, Subset, rank
 
 DIM = 16
 TINY = Protocol("tiny", fold=8)
@@ -397,7 +397,7 @@ def test_parts_and_maps_rank_as_arrays_do(mapped: tuple[Floats, Floats, Ints]) -
     back: npt.NDArray[np.int64] = np.argsort(order)
     for found in (
         rank(mapped[0][:300], mapped[1][:60], image_of),
-        rank(Part(mapped[0], np.arange(300)), Part(mapped[1], order), back[image_of]),
+        rank(Subset(mapped[0], np.arange(300)), Subset(mapped[1], order), back[image_of]),
     ):
         assert found.t2i.tolist() == expected.t2i.tolist()
     assert found.i2t[back].tolist() == expected.i2t.tolist()

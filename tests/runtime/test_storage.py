@@ -19,8 +19,10 @@ from mla_ray.runtime import storage
 from mla_ray.runtime.storage import (
     at,
     download,
+    is_file,
     is_local,
     names_in,
+    open_file,
     patiently,
     read_bytes,
     read_json,
@@ -112,6 +114,36 @@ def test_a_url_nobody_can_read_is_refused_with_the_remedy(tmp_path: Path) -> Non
 
 
 # --- files ---------------------------------------------------------------------------------------
+
+
+def test_a_file_is_told_from_a_folder_and_from_nothing_and_read_piece_by_piece(
+    folder: UPath,
+) -> None:
+    file = folder / "deep" / "lines.txt"
+    write_bytes(file, b"one\ntwo\n")
+    assert is_file(file)
+    assert not is_file(folder / "deep")
+    assert not is_file(folder / "deep" / "none.txt")
+    with open_file(file) as opened:
+        assert [opened.readline(), opened.readline(), opened.readline()] == [
+            b"one\n",
+            b"two\n",
+            b"",
+        ]
+    with pytest.raises(FileNotFoundError):
+        open_file(folder / "deep" / "none.txt")
+
+
+def test_a_file_that_may_not_be_read_is_not_waited_for(warnings: list[str]) -> None:
+    calls = []
+
+    def read() -> bytes:
+        calls.append(1)
+        raise PermissionError(errno.EACCES, "Permission denied", "file")
+
+    with pytest.raises(PermissionError):
+        patiently(read, (0, 0, 0))
+    assert (len(calls), warnings) == (1, [])
 
 
 def test_what_is_written_is_read_and_replaced(folder: UPath) -> None:
@@ -346,6 +378,14 @@ def test_an_endpoint_that_is_away_for_a_moment_is_waited_for(
         warnings.clear()
         with relay.away(1.5):
             assert read_json(run / "pack" / "card.json") == {}
+        assert warnings
+        warnings.clear()
+        with relay.away(1.5):
+            assert is_file(run / "a")  # "no" would be what nobody knows
+        assert warnings
+        warnings.clear()
+        with relay.away(1.5), open_file(run / "a") as opened:
+            assert opened.read() == b"before"
         assert warnings
     assert tree(run) == {"a": b"before", "b": b"after", "pack/card.json": b"{}"}
 
