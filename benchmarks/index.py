@@ -40,6 +40,9 @@ from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stdout
 from mla_ray.runtime.progress import Progress, Report
 
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
+
 Vectors = npt.NDArray[np.float32]
 NAMES, DIM, NOISE, K, SEED = 1200, 512, 0.25, 10, 0
 BLOCK = 10_000  # captions encoded, written and compared at a time
@@ -190,11 +193,11 @@ def optimize(index: CaptionIndex) -> dict[str, float]:
     return rate("graph points", index.count(), seconds) if seconds > 1 else {}
 
 
-def run(args: argparse.Namespace, report: Report) -> dict[str, Any]:
+def run(args: argparse.Namespace, report: Report) -> Figures:
     native = Native.load("emoji-clip")
     corpus = Corpus(args.folder, args.count, args.queries)
     made = args.folder / f"{args.count}{'-' + args.quantization if args.quantization else ''}"
-    result: dict[str, Any] = {
+    result: Figures = {
         "count": args.count,
         "dim": DIM,
         "hnsw_ef": HNSW_EF,
@@ -230,7 +233,7 @@ def run(args: argparse.Namespace, report: Report) -> dict[str, Any]:
     return result
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Figures) -> None:
     about = (__doc__ or "").split("\n\n")[2]  # of the vectors
     stdout.print(about, highlight=False, soft_wrap=True)
     head = ("", "recall@10", "p50 ms", "p99 ms", "asked", "points/s", "graph s", "MB")

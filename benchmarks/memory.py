@@ -68,6 +68,9 @@ from mla_ray.training.prepare import prepare
 from mla_ray.training.pretraining import save_native
 from mla_ray.training.workers import Workers
 
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
+
 STEPS = ("prepare", "encode", "acquire")
 LANGUAGE = "art"  # ISO 639's code for what is made up
 GROUP = 100_000
@@ -287,7 +290,7 @@ def measured(command: list[str], temporary: Path) -> tuple[dict[str, float], Wat
     return json.loads(lines[-1]), watched
 
 
-def run(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace, scratch: Path) -> list[Figures]:
     words = known_words(args.data)
     native = args.native
     if native == "tiny":
@@ -332,7 +335,7 @@ SHOWN = {
 }
 
 
-def growth(measured: list[dict[str, Any]], name: str, who: str) -> float | None:
+def growth(measured: list[Figures], name: str, who: str) -> float | None:
     """Of the peak RSS in per cent, from `base(measured)` to the most rows."""
     before, after = (one["steps"][name]["rss"].get(who) for one in (base(measured), measured[-1]))
     if before is None or after is None or base(measured) is measured[-1]:
@@ -340,12 +343,12 @@ def growth(measured: list[dict[str, Any]], name: str, who: str) -> float | None:
     return 100 * (float(after) / float(before) - 1)
 
 
-def base(measured: list[dict[str, Any]]) -> dict[str, Any]:
+def base(measured: list[Figures]) -> Figures:
     """What growth is counted from: 100,000 rows, or the fewest."""
     return next((one for one in measured if one["rows"] == 100_000), measured[0])
 
 
-def show(measured: list[dict[str, Any]], native: str) -> None:
+def show(measured: list[Figures], native: str) -> None:
     head = [f"{one['rows']:,}" for one in measured]
     title = f"Peak RSS (private) in MB by pairs, native {native}"
     table = Table("", *head, f"from {base(measured)['rows']:,}", title=title)

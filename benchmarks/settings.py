@@ -34,6 +34,9 @@ from mla_ray.training.config import AcquireConfig, Evaluations, FinetuneConfig, 
 from mla_ray.training.finetuning import finetune
 from mla_ray.training.workers import Hooks
 
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
+
 
 def write_table(emoji: Emoji, language: str, path: Path) -> None:
     """Twemoji of all concepts; every tenth training concept is for validation."""
@@ -50,7 +53,7 @@ def write_table(emoji: Emoji, language: str, path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def measure(native: Native, pack: LanguagePack, test: pa.Table) -> dict[str, Any]:
+def measure(native: Native, pack: LanguagePack, test: pa.Table) -> Figures:
     gallery = Gallery.of(native, test)
     packs = {pack.language: pack}
     return {
@@ -59,13 +62,13 @@ def measure(native: Native, pack: LanguagePack, test: pa.Table) -> dict[str, Any
     }
 
 
-def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def run(args: argparse.Namespace, scratch: Path) -> Figures:
     language, table = read_card(args.pack).language, scratch / "captions.parquet"
     write_table(Emoji(args.data / "emoji"), language, table)
     whole = pq.read_table(table)
     test = whole.filter(pa.compute.equal(whole["split"], "test"))
     first = Native.load(args.native)
-    results: dict[str, Any] = {}
+    results: Figures = {}
 
     def tell(setting: str, native: Native, pack: LanguagePack) -> None:
         results[setting] = measure(native, pack, test)

@@ -41,6 +41,9 @@ from mla_ray.tuning.outcome import Trial
 from mla_ray.tuning.plan import SweepPlan
 from mla_ray.tuning.trial import TrialSpec
 
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
+
 
 @dataclass(frozen=True)
 class FullRun:
@@ -52,7 +55,7 @@ class FullRun:
     ar: float
 
 
-def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def run(args: argparse.Namespace, scratch: Path) -> Figures:
     with bars() as report:
         table_files(args.language, at(args.data), report)
         shutil.copytree(args.data / "emoji", scratch / "data" / "emoji")
@@ -106,7 +109,7 @@ def run_in_full(
     return FullRun(trial.number, seconds, features, ar)
 
 
-def compared(trials: list[Trial], full: list[FullRun], swept: float) -> dict[str, Any]:
+def compared(trials: list[Trial], full: list[FullRun], swept: float) -> Figures:
     """The result: seconds of the sweep and of all its trials in full, and each trial's AR."""
     measured = {run.number: run.seconds for run in full}
     steps = {trial.number: float(trial.settings["steps"]) for trial in trials}
@@ -138,7 +141,7 @@ def chosen(trials: list[Trial], count: int | None) -> list[Trial]:
     return [ordered[place] for place in places]
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Figures) -> None:
     table = Table(title=f"{len(result['trials'])} trials, {result['language']}")
     for column in ("trial", "status", "%", "AR", "s", "full: AR", "s"):
         table.add_column(column, justify="right")

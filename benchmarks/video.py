@@ -35,6 +35,9 @@ from mla_ray.evaluation.evaluation import Gallery, encode_query, evaluate
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
+
 Features = npt.NDArray[np.float32]
 CODECS = {
     "mp4": ("libx264", {"crf": "18", "preset": "veryfast"}),
@@ -79,9 +82,9 @@ def transcoded(data: bytes, container: str) -> bytes:
     return sink.getvalue()
 
 
-def compare(native: Native, datas: Sequence[bytes]) -> dict[str, Any]:
+def compare(native: Native, datas: Sequence[bytes]) -> Figures:
     """Cosines of the features of videos with those of the animations they were made of."""
-    figures: dict[str, Any] = {}
+    figures: Figures = {}
     began = time.process_time()
     own = [pooled(features(native, frames_of(data))) for data in datas]
     figures["webp"] = {"CPU ms each": round(1000 * (time.process_time() - began) / len(datas))}
@@ -122,7 +125,7 @@ def main() -> None:
 
     loaded = [LanguagePack.load(options.pack, native)] if options.pack else []
     packs = {pack.language: pack for pack in loaded}
-    result: dict[str, Any] = {"animations": len(images), "recall": {}}
+    result: Figures = {"animations": len(images), "recall": {}}
     for name, gallery in galleries(native, images).items():
         for language in ("en", *packs):
             encode = partial(encode_query, native, packs, language)
