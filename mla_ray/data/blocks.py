@@ -20,19 +20,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from mla_ray.data.feature_store import Features, FeatureStore, hashes
+from mla_ray.data.parquet import read_parquet
 from mla_ray.model.tokenizers import Ids
-from mla_ray.runtime.storage import is_local, read_bytes, read_json, write_bytes, write_json
+from mla_ray.runtime.storage import is_local, read_json, write_json
 
 BLOCK = 16_384
 """Most rows of a block (a single key with more rows excepted)."""
@@ -259,18 +258,6 @@ def read_index(folder: UPath) -> list[tuple[str, int]]:
     return [
         (block["prefix"], block["rows"]) for block in read_json(folder / "index.json")["blocks"]
     ]
-
-
-def read_parquet(path: UPath) -> pa.Table:
-    """All rows of a Parquet file at a path or URL."""
-    return pq.read_table(pa.BufferReader(read_bytes(path)))
-
-
-def write_parquet(table: pa.Table, path: UPath) -> None:
-    """Write a Parquet file to a path or URL, whole or not at all."""
-    sink = BytesIO()
-    pq.write_table(table, sink)
-    write_bytes(path, sink.getvalue())
 
 
 def fingerprint(path: UPath) -> str:

@@ -30,9 +30,8 @@ from safetensors.torch import save
 from torch import Tensor
 from upath import UPath
 
-from mla_ray.data.blocks import read_parquet
 from mla_ray.data.feature_store import key_of
-from mla_ray.data.parquet import write_parquet
+from mla_ray.data.parquet import read_parquet, write_parquet
 from mla_ray.data.table_images import read_image
 from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import DECODING, frames_of

@@ -13,22 +13,21 @@ Shapes: N rows, E joint embedding size.
 import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import BytesIO
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from upath import UPath
 
+from mla_ray.data.parquet import read_parquet, write_parquet
 from mla_ray.data.video import DECODING, frames_of, pooled
 from mla_ray.model.batches import by_length
 from mla_ray.model.native import Native
 from mla_ray.model.recognition import recognised
-from mla_ray.runtime.storage import names_in, read_bytes, read_json, write_bytes, write_json
+from mla_ray.runtime.storage import names_in, read_json, write_json
 
 Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
@@ -154,7 +153,7 @@ class FeatureStore:
             begin, end = np.searchsorted(ordered, np.array([first, last], np.uint64))
             if begin == end and (begin == len(ordered) or int(ordered[begin]) != last):
                 continue
-            table = read_part(part, ["key", "feature"])
+            table = read_parquet(part, ["key", "feature"])
             rows = pa.compute.index_in(table["key"], place).combine_chunks()
             mine = rows.is_valid()
             if not pa.compute.any(mine).as_py():
@@ -189,7 +188,7 @@ class FeatureStore:
         for part, bits in self._parts():
             if not (bits.startswith(prefix) or prefix.startswith(bits)):
                 continue
-            table = read_part(part, ["key", "reason"])
+            table = read_parquet(part, ["key", "reason"])
             for key, reason in zip(
                 table["key"].to_pylist(), table["reason"].to_pylist(), strict=True
             ):
@@ -211,9 +210,7 @@ class FeatureStore:
         table = pa.table(
             {"key": list(keys), "feature": column, "reason": pa.array(reasons, pa.string())}
         )
-        sink = BytesIO()
-        pq.write_table(table, sink)
-        write_bytes(self.folder / f"b{prefix}-{uuid.uuid4().hex}.parquet", sink.getvalue())
+        write_parquet(self.folder / f"b{prefix}-{uuid.uuid4().hex}.parquet", table)
         self.refresh()
 
     def claim(self) -> None:
@@ -249,10 +246,6 @@ def _parts_in(folder: UPath) -> list[tuple[UPath, str]]:
 def _leaf(kind: Kind) -> str:
     """The folder of a kind; images decoded in another way are others."""
     return kind if kind == "text" or DECODING == 1 else f"{kind}-{DECODING}"
-
-
-def read_part(path: UPath, columns: list[str]) -> pa.Table:
-    return pq.read_table(pa.BufferReader(read_bytes(path)), columns=columns)
 
 
 def _fixed_size_list(features: Features, null: npt.NDArray[np.bool_]) -> pa.Array:

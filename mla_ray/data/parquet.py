@@ -1,12 +1,18 @@
 """Parquet files at any URL, written whole."""
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from mla_ray.runtime.storage import write_bytes
+from mla_ray.runtime.storage import read_bytes, write_bytes
+
+
+def read_parquet(path: UPath, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a file, of these columns or of all."""
+    return pq.read_table(pa.BufferReader(read_bytes(path)), columns=columns)
 
 
 def write_parquet(

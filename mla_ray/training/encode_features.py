@@ -20,8 +20,8 @@ from mla_ray.data.feature_store import (
     encode_frames,
     encode_texts,
     key_of,
-    read_part,
 )
+from mla_ray.data.parquet import read_parquet
 from mla_ray.data.video import frames_of
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import at, read_bytes
@@ -147,7 +147,7 @@ def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
     have = store.keys(prefix)
     if not have:
         return False
-    found = [have.get(key, "") for key in read_part(path, ["key"])["key"].to_pylist()]
+    found = [have.get(key, "") for key in read_parquet(path, ["key"])["key"].to_pylist()]
     return all(reason is None for reason in found)
 
 

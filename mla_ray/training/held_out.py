@@ -13,9 +13,10 @@ import pyarrow as pa
 import torch
 from upath import UPath
 
-from mla_ray.data.blocks import read_parquet, write_index, write_parquet
+from mla_ray.data.blocks import write_index
 from mla_ray.data.corpus import Corpus, named
 from mla_ray.data.feature_store import BATCH, Features, FeatureStore
+from mla_ray.data.parquet import read_parquet, write_parquet
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.encoder import LanguageEncoder
 from mla_ray.model.text import identity
@@ -141,10 +142,10 @@ def write_held_out(
     texts = own(held_out.rows["target"].to_pylist())
     ids = pa.array([tokenizer.row_of[own.tokens[rows]] for rows in texts], pa.list_(pa.int32()))
     rows = pa.table({"ids": ids, "key": held_out.rows["key"]})
-    write_parquet(rows, folder / HELD_OUT / "rows.parquet")
+    write_parquet(folder / HELD_OUT / "rows.parquet", rows)
     if held_out.contents is not None:
         contents = folder / HELD_OUT / "contents"
-        write_parquet(held_out.contents, contents / "b.parquet")
+        write_parquet(contents / "b.parquet", held_out.contents)
         write_index(contents, [("", len(held_out.contents))])
 
 

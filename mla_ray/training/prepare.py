@@ -19,9 +19,10 @@ import pyarrow as pa
 from safetensors.torch import save
 from upath import UPath
 
-from mla_ray.data.blocks import read_index, write_index, write_parquet
+from mla_ray.data.blocks import read_index, write_index
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.feature_store import key_of
+from mla_ray.data.parquet import write_parquet
 from mla_ray.model.native import Native
 from mla_ray.model.text import identity
 from mla_ray.packs.pack import LanguagePack
@@ -150,14 +151,14 @@ def _write_blocks(
         if draft.stage == "le":
             texts = (identity(text) for text in table["target"].to_pylist())
             columns["caption"] = pa.array([key_of(text) for text in texts])
-        write_parquet(pa.table(columns), folder / "rows" / f"b{prefix}.parquet")
+        write_parquet(folder / "rows" / f"b{prefix}.parquet", pa.table(columns))
         done += len(table)
         progress(f"tokenising {draft.language}", done)
     write_index(folder, [(prefix, block.rows) for prefix, block in draft.blocks])
     counts = []
     for prefix, block in draft.contents:
         table = first_of_each_key(block.read())
-        write_parquet(table, folder / "contents" / f"b{prefix}.parquet")
+        write_parquet(folder / "contents" / f"b{prefix}.parquet", table)
         counts.append((prefix, len(table)))
         block.delete()
     write_index(folder / "contents", counts)

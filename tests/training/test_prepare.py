@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from upath import UPath
 
 from mla_ray.data import table_formats, table_reader
-from mla_ray.data.blocks import read_parquet
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.feature_store import FeatureStore, encode_images, hashes, key_of
+from mla_ray.data.parquet import read_parquet
 from mla_ray.data.problems import InvalidTable
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer, token_ids
