@@ -223,14 +223,18 @@ def test_a_bad_image_or_row_costs_its_rows_alone_and_is_reported(
         assert sum(named in reason for reason in done.reasons) == 1, done.reasons
 
 
-def test_an_image_is_looked_for_beside_its_table(
+def test_an_image_is_looked_for_beside_its_table_whose_language_is_said(
     native: Native,
     native_folder: Path,
+    pack: tuple[LanguagePack, dict[str, Path]],
     pngs: list[bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not in the folder that a process works in, where another file may have its name."""
+    """Not in the folder that a process works in, where another file may have its name.
+
+    A table without a column of languages is in the one that was named, whatever packs there are.
+    """
     folder, elsewhere = tmp_path / "tables", tmp_path / "elsewhere"
     for place, png in ((folder, pngs[0]), (elsewhere, pngs[1])):
         (place / "pictures").mkdir(parents=True)
@@ -239,12 +243,13 @@ def test_an_image_is_looked_for_beside_its_table(
     monkeypatch.chdir(elsewhere)
     url = f"edge:{tmp_path / 'index'}"
     table = str(folder / "captions.csv")
-    done = index_table(url, str(native_folder), {}, [table], "test", language="en")
+    done = index_table(url, str(native_folder), pack[1], [table], "test", language="en")
     assert (done.written, done.rejected) == ({IMAGES: 1, CAPTIONS: 1}, 0)
     features = native.encode_image(native.preprocess(Image.open(BytesIO(pngs[0])))[None])
     with CaptionIndex.open(url, space_of(native), IMAGES, create=False) as index:
         (hit,) = index.search(features[0].detach().numpy(), 1)
     assert hit.entry.image_id == "7"
+    assert [hit.entry.language for hit in found(url, native, CAPTIONS)] == ["en"]
     assert hit.score == pytest.approx(1, abs=1e-5)
 
 
