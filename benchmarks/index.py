@@ -40,6 +40,9 @@ from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stdout
 from mla_ray.runtime.progress import Progress, Report
 
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
+
 Vectors = npt.NDArray[np.float32]
 NAMES, DIM, NOISE, K, SEED = 1200, 512, 0.25, 10, 0
 BLOCK = 10_000  # captions encoded, written and compared at a time
@@ -190,31 +193,31 @@ def optimize(index: CaptionIndex) -> dict[str, float]:
     return rate("graph points", index.count(), seconds) if seconds > 1 else {}
 
 
-def run(args: argparse.Namespace, report: Report) -> dict[str, Any]:
+def run(args: argparse.Namespace, report: Report) -> Figures:
     native = Native.load("emoji-clip")
     corpus = Corpus(args.folder, args.count, args.queries)
     made = args.folder / f"{args.count}{'-' + args.quantization if args.quantization else ''}"
-    found: dict[str, Any] = {
+    result: Figures = {
         "count": args.count,
         "dim": DIM,
         "hnsw_ef": HNSW_EF,
         "quantization": args.quantization,
         "threads": torch.get_num_threads(),
     }
-    found["encoding"] = remember(made / "encoding.json", lambda: corpus.encode(native, report))
+    result["encoding"] = remember(made / "encoding.json", lambda: corpus.encode(native, report))
     queries_QE = corpus.query_vectors()
     truth = exact(corpus, queries_QE, report)
     space = VectorSpace(native.name, native.fingerprint, DIM)
     with CaptionIndex.open(f"edge:{made}", space, quantization=args.quantization) as index:
-        found["edge"] = remember(
+        result["edge"] = remember(
             made / "upsert.json", lambda: write(index, corpus, "edge: upsert", report)
         )
         report(Progress("edge: graph", 0, 1))
-        found["edge"] |= remember(made / "graph.json", lambda: optimize(index))
+        result["edge"] |= remember(made / "graph.json", lambda: optimize(index))
         report(Progress("edge: graph", 1, 1))
         ask(index, queries_QE[:50], truth, "edge: warm-up", report)
-        found["edge"] |= ask(index, queries_QE, truth, "edge: search", report)
-    found["edge"]["MB on disk"] = (
+        result["edge"] |= ask(index, queries_QE, truth, "edge: search", report)
+    result["edge"]["MB on disk"] = (
         sum(
             path.stat().st_blocks * 512 for path in (made / "captions").rglob("*") if path.is_file()
         )
@@ -222,31 +225,31 @@ def run(args: argparse.Namespace, report: Report) -> dict[str, Any]:
     )
     if args.local_queries:
         with CaptionIndex.open(":memory:", space) as index:
-            found["local"] = write(index, corpus, "local: upsert", report)
+            result["local"] = write(index, corpus, "local: upsert", report)
             ask(index, queries_QE[:1], truth, "local: warm-up", report)
             asked = queries_QE[: args.local_queries]
-            found["local"] |= ask(index, asked, truth, "local: search", report)
-        found["edge is faster by, p50"] = found["local"]["p50 ms"] / found["edge"]["p50 ms"]
-    return found
+            result["local"] |= ask(index, asked, truth, "local: search", report)
+        result["edge is faster by, p50"] = result["local"]["p50 ms"] / result["edge"]["p50 ms"]
+    return result
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: Figures) -> None:
     about = (__doc__ or "").split("\n\n")[2]  # of the vectors
     stdout.print(about, highlight=False, soft_wrap=True)
     head = ("", "recall@10", "p50 ms", "p99 ms", "asked", "points/s", "graph s", "MB")
-    table = Table(*head, title=f"{found['count']:,} captions, {found['dim']} dimensions")
+    table = Table(*head, title=f"{result['count']:,} captions, {result['dim']} dimensions")
     for name in ("edge", "local"):
-        if side := found.get(name):
+        if side := result.get(name):
             cells = [f"{side['recall@10']:.4f}", f"{side['p50 ms']:.2f}", f"{side['p99 ms']:.2f}"]
             cells += [str(side["queries"])]
             for key in ("points/s", "graph points seconds", "MB on disk"):
                 cells.append(f"{side[key]:,.0f}" if key in side else "–")
             table.add_row(name, *cells)
     stdout.print(table)
-    if encoding := found["encoding"]:
-        stdout.print(f"encoding: {encoding['texts/s']:,.0f} texts/s, {found['threads']} threads")
-    if "local" in found:
-        stdout.print(f"edge is faster by, p50: {found['edge is faster by, p50']:.0f}x")
+    if encoding := result["encoding"]:
+        stdout.print(f"encoding: {encoding['texts/s']:,.0f} texts/s, {result['threads']} threads")
+    if "local" in result:
+        stdout.print(f"edge is faster by, p50: {result['edge is faster by, p50']:.0f}x")
 
 
 def main() -> None:
@@ -258,10 +261,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     with bars() as report:
-        found = run(args, report)
-    show(found)
+        result = run(args, report)
+    show(result)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,12 +61,15 @@ from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import stderr, stdout
 from mla_ray.runtime.storage import at
+from mla_ray.training.acquisition import acquire, begin, encode
 from mla_ray.training.config import AcquireConfig, Stage
 from mla_ray.training.encode_features import Encoders
 from mla_ray.training.prepare import prepare
 from mla_ray.training.pretraining import save_native
-from mla_ray.training.trainer import acquire, begin, encode
 from mla_ray.training.workers import Workers
+
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
 
 STEPS = ("prepare", "encode", "acquire")
 LANGUAGE = "art"  # ISO 639's code for what is made up
@@ -287,7 +290,7 @@ def measured(command: list[str], temporary: Path) -> tuple[dict[str, float], Wat
     return json.loads(lines[-1]), watched
 
 
-def run(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace, scratch: Path) -> list[Figures]:
     words = known_words(args.data)
     native = args.native
     if native == "tiny":
@@ -332,44 +335,44 @@ SHOWN = {
 }
 
 
-def growth(found: list[dict[str, Any]], name: str, who: str) -> float | None:
-    """Of the peak RSS in per cent, from `base(found)` to the most rows."""
-    before, after = (one["steps"][name]["rss"].get(who) for one in (base(found), found[-1]))
-    if before is None or after is None or base(found) is found[-1]:
+def growth(measured: list[Figures], name: str, who: str) -> float | None:
+    """Of the peak RSS in per cent, from `base(measured)` to the most rows."""
+    before, after = (one["steps"][name]["rss"].get(who) for one in (base(measured), measured[-1]))
+    if before is None or after is None or base(measured) is measured[-1]:
         return None
     return 100 * (float(after) / float(before) - 1)
 
 
-def base(found: list[dict[str, Any]]) -> dict[str, Any]:
+def base(measured: list[Figures]) -> Figures:
     """What growth is counted from: 100,000 rows, or the fewest."""
-    return next((one for one in found if one["rows"] == 100_000), found[0])
+    return next((one for one in measured if one["rows"] == 100_000), measured[0])
 
 
-def show(found: list[dict[str, Any]], native: str) -> None:
-    head = [f"{one['rows']:,}" for one in found]
+def show(measured: list[Figures], native: str) -> None:
+    head = [f"{one['rows']:,}" for one in measured]
     title = f"Peak RSS (private) in MB by pairs, native {native}"
-    table = Table("", *head, f"from {base(found)['rows']:,}", title=title)
+    table = Table("", *head, f"from {base(measured)['rows']:,}", title=title)
     for name, roles in SHOWN.items():
         for who in roles:
             cells = []
-            for one in found:
+            for one in measured:
                 step_of = one["steps"][name]
                 private = step_of["private"].get(who, 0)
                 cells.append(f"{step_of['rss'].get(who, 0):,.0f} ({private:,.0f})")
-            grown = growth(found, name, who)
+            grown = growth(measured, name, who)
             table.add_row(f"{name}: {who}", *cells, "" if grown is None else f"{grown:+.0f} %")
-        total = [f"{one['steps'][name]['pss']:,.0f}" for one in found]
+        total = [f"{one['steps'][name]['pss']:,.0f}" for one in measured]
         table.add_row(f"{name}: all, PSS", *total, "", end_section=True)
     stdout.print(table)
     table = Table("", *head, title="Seconds, rates, MB on disk")
     units = {"prepare": "rows/s", "encode": "texts/s", "acquire": "texts/s"}
     for name, unit in units.items():
-        steps = [one["steps"][name] for one in found]
+        steps = [one["steps"][name] for one in measured]
         table.add_row(
             f"{name}: s ({unit})", *(f"{s['seconds']:,.1f} ({s['rate']:,.0f})" for s in steps)
         )
-    for what in found[0]["MB on disk"]:
-        table.add_row(f"{what}, MB", *(f"{one['MB on disk'][what]:,.0f}" for one in found))
+    for what in measured[0]["MB on disk"]:
+        table.add_row(f"{what}, MB", *(f"{one['MB on disk'][what]:,.0f}" for one in measured))
     stdout.print(table)
 
 
@@ -395,10 +398,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(
         prefix="mla-memory-", dir=args.scratch, ignore_cleanup_errors=True
     ) as scratch:
-        found = run(args, Path(scratch))
-    show(found, args.native)
+        measured = run(args, Path(scratch))
+    show(measured, args.native)
     if args.json:
-        args.json.write_text(json.dumps({"native": args.native, "by rows": found}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({"native": args.native, "by rows": measured}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import torch
@@ -49,10 +49,13 @@ from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer, learn
 from mla_ray.packs.card import make_card
+from mla_ray.packs.library import load_packs
 from mla_ray.packs.mixed_batch import encode_mixed
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.packs.store import load_packs
 from mla_ray.runtime.cluster import free_port
+
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
 
 NATIVE, LANGUAGES = "emoji-clip", ("de", "fr", "cs")
 MIXED = ("de", "fr", "cs", "es", "it", "nl", "tr", "ru")
@@ -62,9 +65,8 @@ TEXTS, CONNECTIONS, RATE = 32, 32, 50
 class Bench:
     """A copy of the showcase's packs and index, and servers of it."""
 
-    def __init__(self, run: Path, data: Path, scratch: Path) -> None:
-        self.scratch = scratch
-        self.native = Native.load(NATIVE)
+    def __init__(self, native: Native, run: Path, data: Path, scratch: Path) -> None:
+        self.native, self.scratch = native, scratch
         self.packs = scratch / "packs"
         for language in LANGUAGES:
             shutil.copytree(run / "packs" / language, self.packs / language)
@@ -109,9 +111,9 @@ class Bench:
             try:
                 for _ in range(600):
                     try:
-                        if httpx.get(f"{url}/healthz", timeout=5).status_code == 200:
+                        if httpx2.get(f"{url}/healthz", timeout=5).status_code == 200:
                             break
-                    except httpx.HTTPError:
+                    except httpx2.HTTPError:
                         pass
                     time.sleep(0.2)
                 yield url
@@ -119,7 +121,7 @@ class Bench:
                 process.terminate()
 
 
-def wrk(url: str, connections: int, seconds: int, script: str, scratch: Path) -> dict[str, Any]:
+def wrk(url: str, connections: int, seconds: int, script: str, scratch: Path) -> Figures:
     """Requests a second and latencies of a load; `script` is wrk's Lua."""
     path = scratch / "load.lua"
     path.write_text(script)
@@ -144,25 +146,25 @@ def lua_list(items: list[str]) -> str:
     return "{" + ",".join(json.dumps(item) for item in items) + "}"
 
 
-def ids(bench: Bench) -> dict[str, Any]:
-    found = []
-    with bench.server("serve") as url, httpx.Client(base_url=url, timeout=30) as client:
+def ids(bench: Bench) -> Figures:
+    answers = []
+    with bench.server("serve") as url, httpx2.Client(base_url=url, timeout=30) as client:
         for language, text in bench.queries:
             params: dict[str, str | int] = {"q": text, "language": language, "k": 10}
             answer = client.get("/v1/search", params=params).raise_for_status().json()
-            found.append([hit["image_id"] for hit in answer["hits"]])
+            answers.append([hit["image_id"] for hit in answer["hits"]])
     packs = load_packs([bench.packs / language for language in LANGUAGES], bench.native)
     url = f"edge:{bench.scratch / 'index-serve'}"
     with CaptionIndex.open(url, space_of(bench.native), "images", create=False) as index:
         same = sum(
             [hit.entry.image_id for hit in index.search(vector, 10)] == ids
-            for (language, text), ids in zip(bench.queries, found, strict=True)
+            for (language, text), ids in zip(bench.queries, answers, strict=True)
             for vector in encode_query(bench.native, packs, language, [text])
         )
-    return {"queries": len(found), "same": same}
+    return {"queries": len(answers), "same": same}
 
 
-def embed(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
+def embed(bench: Bench, seconds: int, rounds: int) -> Figures:
     pack = load_packs([bench.packs / "de"], bench.native)["de"]
     names = bench.names["de"]
     batches = [names[start : start + TEXTS] for start in range(0, 1024, TEXTS)]
@@ -202,18 +204,18 @@ def embed(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
                     rates[f"http {encoding}"].append(result["rate"] * TEXTS)
             if number:
                 rates["in-process"].append(here())
-    medians = {name: median(found) for name, found in rates.items()}
+    medians = {name: median(measured) for name, measured in rates.items()}
     return {
         "texts/s": {name: round(rate) for name, rate in medians.items()},
         "ratio base64": round(medians["http base64"] / medians["in-process"], 2),
         "ratio float": round(medians["http float"] / medians["in-process"], 2),
-        "rounds": {name: [round(rate) for rate in found] for name, found in rates.items()},
+        "rounds": {name: [round(rate) for rate in measured] for name, measured in rates.items()},
         "failed": failed,
         "torch threads here": torch.get_num_threads(),
     }
 
 
-def search(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
+def search(bench: Bench, seconds: int, rounds: int) -> Figures:
     from urllib.parse import quote
 
     paths = [f"/v1/search?language={lang}&q={quote(text)}" for lang, text in bench.queries]
@@ -221,14 +223,14 @@ def search(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
         f"local paths = {lua_list(paths)}\nlocal n = 0\n"
         'request = function() n = n + 1 return wrk.format("GET", paths[n % #paths + 1]) end\n'
     )
-    results: dict[str, list[dict[str, Any]]] = {"serve": [], "plain": []}
+    results: dict[str, list[Figures]] = {"serve": [], "plain": []}
     with bench.server("plain") as plain, bench.server("serve") as served:
         for number in range(rounds + 1):
             for name, url in (("serve", served), ("plain", plain)):
                 result = wrk(url, CONNECTIONS, seconds, script, bench.scratch)
                 if number:
                     results[name].append(result)
-    rates = {name: median(r["rate"] for r in found) for name, found in results.items()}
+    rates = {name: median(r["rate"] for r in measured) for name, measured in results.items()}
     return {
         "requests/s": {name: round(rate) for name, rate in rates.items()},
         "ratio": round(rates["serve"] / rates["plain"], 2),
@@ -236,7 +238,7 @@ def search(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def mixed(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
+def mixed(bench: Bench, seconds: int, rounds: int) -> Figures:
     native = bench.native
     packs = {}
     for language in MIXED:
@@ -246,7 +248,7 @@ def mixed(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
         rows = learned_rows(len(tokenizer.tokens), native.text, torch.Generator().manual_seed(0))
         encoder = LanguageEncoder(native.text, EmbeddingBlock(rows, native.text), hidden=64)
         packs[language] = LanguagePack(make_card(native, language, encoder), encoder, tokenizer)
-    found: dict[str, Any] = {}
+    batches: Figures = {}
     for size in (32, 128):
         # The same texts on both sides: sixteen batches, of one language each or of all eight.
         texts = {
@@ -266,12 +268,12 @@ def mixed(bench: Bench, seconds: int, rounds: int) -> dict[str, Any]:
         rate(single), rate(blend)
         pairs = [(rate(single), rate(blend)) for _ in range(rounds)]
         one, many = (median(side) for side in zip(*pairs, strict=True))
-        found[f"batch {size}"] = {
+        batches[f"batch {size}"] = {
             "one language, texts/s": round(one),
             "eight, texts/s": round(many),
             "ratio": round(many / one, 2),
         }
-    return found
+    return batches
 
 
 class Load:
@@ -284,8 +286,8 @@ class Load:
         self.slowest = 0.0
 
     async def run(self, until: Callable[[], bool]) -> None:
-        limits = httpx.Limits(max_connections=1000)
-        async with httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
+        limits = httpx2.Limits(max_connections=1000)
+        async with httpx2.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
             tasks, began, number = [], time.perf_counter(), 0
             while not until():
                 tasks.append(asyncio.create_task(self._one(client, number)))
@@ -293,23 +295,23 @@ class Load:
                 await asyncio.sleep(max(0, began + number / RATE - time.perf_counter()))
             await asyncio.gather(*tasks)
 
-    async def _one(self, client: httpx.AsyncClient, number: int) -> None:
+    async def _one(self, client: httpx2.AsyncClient, number: int) -> None:
         language, text = self.queries[number % len(self.queries)]
         began = time.perf_counter()
         try:
             params: dict[str, str | int] = {"q": text, "language": language, "k": 5}
             answer = await client.get("/v1/search", params=params)
             self.outcomes[str(answer.status_code)] += 1
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             self.outcomes[type(error).__name__] += 1
         self.slowest = max(self.slowest, time.perf_counter() - began)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Figures:
         return {"answers": dict(self.outcomes), "slowest, s": round(self.slowest, 2)}
 
 
-def kill(bench: Bench, seconds: int) -> dict[str, Any]:
-    found = {}
+def kill(bench: Bench, seconds: int) -> Figures:
+    outcomes = {}
     with bench.server("serve") as url:
         for deployment in ("TextEncoder", "Index", "Ingress"):
 
@@ -327,11 +329,11 @@ def kill(bench: Bench, seconds: int) -> dict[str, Any]:
                 await running
                 return load
 
-            found[deployment] = asyncio.run(scene()).as_dict()
-    return found
+            outcomes[deployment] = asyncio.run(scene()).as_dict()
+    return outcomes
 
 
-def packs(bench: Bench, seconds: int) -> dict[str, Any]:
+def packs(bench: Bench, seconds: int) -> Figures:
     source = bench.packs / "de"
     added = ("af", "da", "nb", "sv", "is")
     live: list[float] = []
@@ -340,7 +342,7 @@ def packs(bench: Bench, seconds: int) -> dict[str, Any]:
     async def scene(url: str) -> Load:
         load, done = Load(url, bench.queries), False
         running = asyncio.create_task(load.run(lambda: done))
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
 
             async def wait(language: str, status: int) -> float:
                 began = time.perf_counter()
@@ -385,8 +387,8 @@ def main() -> None:
     given = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory(prefix="mla-serving-") as scratch:
-        bench = Bench(given.run, given.data, Path(scratch))
-        timed: dict[str, Callable[[], dict[str, Any]]] = {
+        bench = Bench(Native.load(NATIVE), given.run, given.data, Path(scratch))
+        timed: dict[str, Callable[[], Figures]] = {
             "ids": lambda: ids(bench),
             "embed": lambda: embed(bench, given.seconds, given.rounds),
             "search": lambda: search(bench, given.seconds, given.rounds),

@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Emoji
-from mla_ray.evaluation.evaluation import Gallery, evaluate
+from mla_ray.evaluation.evaluation import Gallery, encode_query, evaluate
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.transfer import plug
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars
+from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig, Evaluations, FinetuneConfig, HeldOut, Stage
 from mla_ray.training.finetuning import finetune
-from mla_ray.training.trainer import acquire
+from mla_ray.training.workers import Hooks
+
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
 
 
 def write_table(emoji: Emoji, language: str, path: Path) -> None:
@@ -49,26 +53,26 @@ def write_table(emoji: Emoji, language: str, path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def measure(native: Native, pack: LanguagePack, test: pa.Table) -> dict[str, Any]:
+def measure(native: Native, pack: LanguagePack, test: pa.Table) -> Figures:
     gallery = Gallery.of(native, test)
-    ways = {
-        "en": lambda texts: encode_texts(native, texts),
-        pack.language: lambda texts: pack.encode_text(texts).numpy(),
+    packs = {pack.language: pack}
+    return {
+        tag: evaluate(partial(encode_query, native, packs, tag), tag, test, gallery).as_dict()
+        for tag in ("en", *packs)
     }
-    return {tag: evaluate(way, tag, test, gallery).as_dict() for tag, way in ways.items()}
 
 
-def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def run(args: argparse.Namespace, scratch: Path) -> Figures:
     language, table = read_card(args.pack).language, scratch / "captions.parquet"
     write_table(Emoji(args.data / "emoji"), language, table)
     whole = pq.read_table(table)
     test = whole.filter(pa.compute.equal(whole["split"], "test"))
     first = Native.load(args.native)
-    results: dict[str, Any] = {}
+    results: Figures = {}
 
     def tell(setting: str, native: Native, pack: LanguagePack) -> None:
         results[setting] = measure(native, pack, test)
-        ars = "  ".join(f"{tag} AR {found['AR']:5.1f}" for tag, found in results[setting].items())
+        ars = "  ".join(f"{tag} AR {recall['AR']:5.1f}" for tag, recall in results[setting].items())
         print(f"{setting:>22}  {ars}", flush=True)
 
     tell("zero-shot", first, LanguagePack.load(args.pack, first))
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         english = FinetuneConfig(
             steps=args.steps, lr=args.lr, held_out=Evaluations(every=max(1, args.steps // 4))
         )
-        made = finetune(args.native, table, english, scratch / "english", report=report)
+        made = finetune(args.native, table, english, scratch / "english", hooks=Hooks(report))
         tuned = Native.load(str(made.native))
         plug(args.pack, tuned, scratch / "plugged")
         plugged = LanguagePack.load(scratch / "plugged", tuned)
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             every,
             scratch / "all",
             store=scratch / "features",
-            report=report,
+            hooks=Hooks(report=report),
         )
         tell("fine-tuned on all", tuned, LanguagePack.load(packs[language], tuned))
     return results

@@ -39,7 +39,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mla_ray.data.sampling import Batches
+from mla_ray.data.sampling import BatchSampler
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
 from mla_ray.model.objectives import le_loss, nlt_loss
@@ -73,11 +73,13 @@ class Corpus:
 
 
 def one_pool(lengths: Rows, batch: int) -> list[Rows]:
-    """Batches of rows, grouped by length within a pool as `Batches` does it."""
+    """BatchSampler of rows, grouped by length within a pool as `BatchSampler` does it."""
     rng = np.random.default_rng(0)
-    rows = rng.permutation(len(lengths))[: Batches.POOL * batch]
+    rows = rng.permutation(len(lengths))[: BatchSampler.POOL * batch]
     shortest_first = rows[np.argsort(lengths[rows], kind="stable")]
-    return list(shortest_first.reshape(Batches.POOL, batch)[rng.permutation(Batches.POOL)])
+    return list(
+        shortest_first.reshape(BatchSampler.POOL, batch)[rng.permutation(BatchSampler.POOL)]
+    )
 
 
 class Ours:
@@ -92,8 +94,8 @@ class Ours:
             if name.endswith("up.weight"):
                 nn.init.normal_(weight, std=0.02)  # at zero it would hide differences
         self.rows: nn.Parameter = self.encoder.embedding.rows.weight  # type: ignore[assignment]
-        dense = {n: w for n, w in self.encoder.named_parameters() if w is not self.rows}
-        self.optimizer = Optimizer(dense, self.rows, CONFIG)
+        dense = [weight for weight in self.encoder.parameters() if weight is not self.rows]
+        self.optimizer = Optimizer(dense, CONFIG.weight_decay, self.rows)
         self.features = {stage: torch.zeros(len(corpus.texts), native.dim) for stage in USES}
         began = time.perf_counter()
         self.features["le"][np.array(corpus.batches)] = native.encode_image(corpus.images)
@@ -110,8 +112,11 @@ class Ours:
         return le_loss(text_BE, self.features[stage][batch], torch.arange(len(batch)), SCALE)
 
     def step(self, stage: Stage, batch: Rows) -> None:
-        self.loss(stage, batch).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(self.loss(stage, batch))
+        self.optimizer.all_reduce()
+        self.optimizer.clip_grad_norm_(CONFIG.clip)
         self.optimizer.step(LR)
+        self.optimizer.zero_grad()
 
 
 class Theirs(nn.Module):
@@ -167,7 +172,7 @@ class Theirs(nn.Module):
         return (F.cross_entropy(logits_BB, right_B) + F.cross_entropy(logits_BB.T, right_B)) / 2
 
     def step(self, stage: Stage, batch: Rows) -> None:
-        self.loss(stage, batch).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(self.loss(stage, batch))
         nn.utils.clip_grad_norm_(self.parameters(), CONFIG.clip)
         self.adam.step()
         self.zero_grad()
@@ -180,7 +185,7 @@ def pick(texts: Sequence[Ids], batch: Rows) -> list[Ids]:
 def verify(stage: Stage, ours: Ours, theirs: Theirs) -> str:
     """Make sure that both have the same loss and, through every block, the same gradients."""
     losses = [side.loss(stage, theirs.corpus.batches[0]) for side in (ours, theirs)]
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(torch.stack(losses).sum())
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
     mine_VW = cast(Tensor, ours.rows.grad).to_dense()
     other_VW = cast(Tensor, theirs.embedding.weight.grad)[torch.from_numpy(ours.tokens)]

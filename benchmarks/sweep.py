@@ -6,7 +6,7 @@
 The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the
 language's emoji: tables, features (none are there yet), then trials side by side, stopped by ASHA.
 Then the same settings, trial by trial, as somebody without it would run them:
-`mla_ray.training.trainer.acquire` with all cores, each with tables and features of its own and
+`mla_ray.training.acquisition.acquire` with all cores, each with tables and features of its own and
 the same looks at its validation rows. One Ray for both, started before; the emoji are drawn before.
 With --full N only N of them are run, evenly over their numbers of steps, and the others' time is
 worked out from these by a line over steps. What features cost is measured apart, so that the ratio
@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,74 +31,102 @@ from mla_ray.datasets.emoji_tables import table_files
 from mla_ray.model.native import Native
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars, stdout
+from mla_ray.runtime.progress import Report
 from mla_ray.runtime.storage import at, read_json
+from mla_ray.training.acquisition import acquire, encode
 from mla_ray.training.prepare import prepare
-from mla_ray.training.trainer import acquire, encode
+from mla_ray.training.workers import Hooks
+from mla_ray.tuning.language_sweep import LanguageSweep
 from mla_ray.tuning.outcome import Trial
-from mla_ray.tuning.sweep import LanguageSweep, SweepPlan
+from mla_ray.tuning.plan import SweepPlan
+from mla_ray.tuning.trial import TrialSpec
+
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
 
 
-def run(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FullRun:
+    """A trial's settings, run to their end: seconds in all and of features, and the best AR."""
+
+    number: int
+    seconds: float
+    features: float
+    ar: float
+
+
+def run(args: argparse.Namespace, scratch: Path) -> Figures:
     with bars() as report:
         table_files(args.language, at(args.data), report)
         shutil.copytree(args.data / "emoji", scratch / "data" / "emoji")
         if (args.data / "lexicons").exists():
             shutil.copytree(args.data / "lexicons", scratch / "data" / "lexicons")
+        plan = SweepPlan(
+            languages=[args.language],
+            dataset="emoji",
+            space=args.space,
+            trials=args.trials,
+            run=str(scratch / "sweep"),
+            data=str(scratch / "data"),
+            results=str(scratch / "results"),
+        )
+        native = Native.load(plan.native)
         with ray_session(dashboard=True):
-            plan = SweepPlan(
-                languages=[args.language],
-                dataset="emoji",
-                space=args.space,
-                trials=args.trials,
-                run=str(scratch / "sweep"),
-                data=str(scratch / "data"),
-                results=str(scratch / "results"),
-            )
             began = time.perf_counter()
-            language = LanguageSweep(plan, args.language, 1, report, threading.Event())
-            task = language.task()
-            trials = language.searched(task)
+            sweep = LanguageSweep.open(plan, args.language, native, report, threading.Event())
+            spec = sweep.trial_spec()
+            trials = sweep.search(spec)
             swept = time.perf_counter() - began
+            full = [
+                run_in_full(native, spec, trial, scratch / "full", report)
+                for trial in chosen(trials, args.full)
+            ]
+    return {"language": args.language, **compared(trials, full, swept)}
 
-            native, full, features = Native.load(plan.native), [], 0.0
-            for trial in chosen(trials, args.full):
-                config = task.config(trial.settings)
-                folder = at(scratch / "full")
-                began = time.perf_counter()
-                prepare(native, [task.corpus], config, folder)
-                before = time.perf_counter()
-                encode(native, [task.corpus], folder, folder / "features", report)
-                features += time.perf_counter() - before
-                acquire(
-                    plan.native,
-                    [task.corpus],
-                    config,
-                    folder,
-                    store=folder / "features",
-                    resume=True,
-                    report=report,
-                )
-                seconds = time.perf_counter() - began
-                ar = read_json(folder / "done.json")["best_AR"]
-                full.append({"number": trial.number, "seconds": seconds, "ar": ar})
-                shutil.rmtree(scratch / "full")
-    measured = {row["number"]: row["seconds"] for row in full}
+
+def run_in_full(
+    native: Native, spec: TrialSpec, trial: Trial, folder: Path, report: Report
+) -> FullRun:
+    """A trial's settings as somebody would run them without the sweep, in an empty folder."""
+    config, run = spec.config(trial.settings), at(folder)
+    began = time.perf_counter()
+    prepare(native, [spec.corpus], config, run)
+    before = time.perf_counter()
+    encode(native, [spec.corpus], run, run / "features", report)
+    features = time.perf_counter() - before
+    acquire(
+        native.name,
+        [spec.corpus],
+        config,
+        run,
+        store=run / "features",
+        resume=True,
+        hooks=Hooks(report=report),
+    )
+    seconds = time.perf_counter() - began
+    ar = read_json(run / "done.json")["best_AR"]
+    shutil.rmtree(folder)
+    return FullRun(trial.number, seconds, features, ar)
+
+
+def compared(trials: list[Trial], full: list[FullRun], swept: float) -> Figures:
+    """The result: seconds of the sweep and of all its trials in full, and each trial's AR."""
+    measured = {run.number: run.seconds for run in full}
     steps = {trial.number: float(trial.settings["steps"]) for trial in trials}
     slope, start = np.polyfit([steps[n] for n in measured], list(measured.values()), 1)
     alone = sum(measured.get(n, start + slope * steps[n]) for n in steps)
-    features *= len(trials) / len(full)
+    features = sum(run.features for run in full) * len(trials) / len(full)
+    by_number = {
+        run.number: {"number": run.number, "seconds": run.seconds, "ar": run.ar} for run in full
+    }
     return {
-        "language": args.language,
         "sweep_s": swept,
         "alone_s": alone,
         "features_s": features,
         "ratio": swept / alone,
         "ratio_with_features_shared": swept / (alone - features * (1 - 1 / len(trials))),
         "trials": [
-            {
-                **trial.model_dump(exclude={"curve"}),
-                "full": next((row for row in full if row["number"] == trial.number), None),
-            }
+            {**trial.model_dump(exclude={"curve"}), "full": by_number.get(trial.number)}
             for trial in trials
         ],
     }
@@ -112,11 +141,11 @@ def chosen(trials: list[Trial], count: int | None) -> list[Trial]:
     return [ordered[place] for place in places]
 
 
-def show(found: dict[str, Any]) -> None:
-    table = Table(title=f"{len(found['trials'])} trials, {found['language']}")
+def show(result: Figures) -> None:
+    table = Table(title=f"{len(result['trials'])} trials, {result['language']}")
     for column in ("trial", "status", "%", "AR", "s", "full: AR", "s"):
         table.add_column(column, justify="right")
-    for trial in found["trials"]:
+    for trial in result["trials"]:
         ar = "" if trial["ar"] is None else f"{trial['ar']:.2f}"
         full = trial["full"]
         cells = [trial["number"], trial["status"], trial["percent"], ar, f"{trial['seconds']:.0f}"]
@@ -124,9 +153,9 @@ def show(found: dict[str, Any]) -> None:
         table.add_row(*map(str, cells), *whole)
     stdout.print(table)
     stdout.print(
-        f"sweep {found['sweep_s']:.0f} s, one after another {found['alone_s']:.0f} s (of that "
-        f"features {found['features_s']:.0f} s): ratio {found['ratio']:.3f}; with features shared "
-        f"by both {found['ratio_with_features_shared']:.3f}"
+        f"sweep {result['sweep_s']:.0f} s, one after another {result['alone_s']:.0f} s (of that "
+        f"features {result['features_s']:.0f} s): ratio {result['ratio']:.3f}; with features "
+        f"shared by both {result['ratio_with_features_shared']:.3f}"
     )
 
 
@@ -142,10 +171,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mla-sweep-") as scratch:
-        found = run(args, Path(scratch))
-    show(found)
+        result = run(args, Path(scratch))
+    show(result)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2))
+        args.json.write_text(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--steps 10000] [--batch 16] [--rounds 3] [--json training.json]
 
-Both run `mla_ray.training.loop.train`, NLT on the German emoji tables with emoji-clip, from copies
-of one prepared run: on one side through `mla_ray.training.trainer.acquire` with one worker (board,
-wishes, a report to Ray at every checkpoint), on the other called by a script that never imports
+Both run `mla_ray.training.loop`, NLT on the German emoji tables with emoji-clip, from copies
+of one prepared run: on one side through `mla_ray.training.acquisition.acquire` with one worker (its
+monitor, a report to Ray at every checkpoint), on the other called by a script that never imports
 Ray. Batches
 are small, so that what is done per step, and not the matrix products, would show. The sides take
 turns, and the one that begins changes every round. On a machine with other users `--together` is
@@ -37,10 +37,11 @@ from mla_ray.datasets.emoji_tables import table_files
 from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stderr, stdout
 from mla_ray.runtime.storage import at, read_json
+from mla_ray.training.acquisition import acquire, begin, encode, job_of
+from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, Stage
-from mla_ray.training.loop import DONE, train
+from mla_ray.training.loop import DONE
 from mla_ray.training.prepare import prepare, read_prepared
-from mla_ray.training.trainer import acquire, begin, encode, job_of
 from mla_ray.training.workers import Workers
 
 NATIVE, LANGUAGE = "emoji-clip", "de"
@@ -153,24 +154,24 @@ def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     title = (
-        f"{found['steps']:,} steps of NLT, batch {found['batch']}, {found['threads']} threads, "
-        f"a checkpoint every {found['checkpoint_every']:,}"
+        f"{result['steps']:,} steps of NLT, batch {result['batch']}, {result['threads']} threads, "
+        f"a checkpoint every {result['checkpoint_every']:,}"
     )
     head = ("round", "plain s", "ms a step", "Ray Train s", "ms a step", "ratio")
     table = Table(*head, title=title)
-    for number, took in enumerate(found["rounds"], start=1):
+    for number, took in enumerate(result["rounds"], start=1):
         cells = []
         for name in SIDES:
             loop = took[name]["loop"]
-            cells += [f"{loop:.2f}", f"{1e3 * loop / found['steps']:.2f}"]
+            cells += [f"{loop:.2f}", f"{1e3 * loop / result['steps']:.2f}"]
         table.add_row(str(number), *cells, f"{took['ratio']:.3f}")
     stdout.print(table)
-    low, high = found["range"]
-    same = "the same packs to the byte" if found["same packs"] else "PACKS DIFFER"
+    low, high = result["range"]
+    same = "the same packs to the byte" if result["same packs"] else "PACKS DIFFER"
     stdout.print(
-        f"Ray Train / plain, median: {found['ratio']:.3f} ({low:.3f} to {high:.3f}); {same}"
+        f"Ray Train / plain, median: {result['ratio']:.3f} ({low:.3f} to {high:.3f}); {same}"
     )
 
 
@@ -197,10 +198,10 @@ def main() -> None:
     if args.scratch:
         args.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mla-training-", dir=args.scratch) as scratch:
-        found = race(args, Path(scratch))
-    show(found)
+        result = race(args, Path(scratch))
+    show(result)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

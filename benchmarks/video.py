@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -27,12 +28,15 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageSequence
 from rich.progress import track
 
-from mla_ray.data.feature_store import encode_frames, encode_texts
+from mla_ray.data.feature_store import encode_frames
 from mla_ray.data.images import on_white
 from mla_ray.data.video import FRAMES, frames_of, pooled
-from mla_ray.evaluation.evaluation import Gallery, evaluate
+from mla_ray.evaluation.evaluation import Gallery, encode_query, evaluate
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
+
+Figures = dict[str, Any]
+"""What was measured, as the JSON file has it."""
 
 Features = npt.NDArray[np.float32]
 CODECS = {
@@ -78,12 +82,12 @@ def transcoded(data: bytes, container: str) -> bytes:
     return sink.getvalue()
 
 
-def compare(native: Native, datas: Sequence[bytes]) -> dict[str, Any]:
+def compare(native: Native, datas: Sequence[bytes]) -> Figures:
     """Cosines of the features of videos with those of the animations they were made of."""
-    found: dict[str, Any] = {}
+    figures: Figures = {}
     began = time.process_time()
     own = [pooled(features(native, frames_of(data))) for data in datas]
-    found["webp"] = {"CPU ms each": round(1000 * (time.process_time() - began) / len(datas))}
+    figures["webp"] = {"CPU ms each": round(1000 * (time.process_time() - began) / len(datas))}
     for container in CODECS:
         videos = [transcoded(data, container) for data in track(datas, container)]
         began = time.process_time()
@@ -92,12 +96,12 @@ def compare(native: Native, datas: Sequence[bytes]) -> dict[str, Any]:
         cosines = [
             a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(own, made, strict=True)
         ]
-        found[container] = {
+        figures[container] = {
             "CPU ms each": round(1000 * seconds / len(datas)),
             "cosine, mean": round(float(np.mean(cosines)), 5),
             "cosine, least": round(float(np.min(cosines)), 5),
         }
-    return found
+    return figures
 
 
 def main() -> None:
@@ -119,13 +123,12 @@ def main() -> None:
         key: (options.captions.parent / path).read_bytes() for key, path in dict(pairs).items()
     }
 
-    encoders: dict[str, Any] = {"en": lambda texts: encode_texts(native, texts)}
-    if options.pack:
-        pack = LanguagePack.load(options.pack, native)
-        encoders[pack.language] = lambda texts: pack.encode_text(texts).cpu().numpy()
-    result: dict[str, Any] = {"animations": len(images), "recall": {}}
+    loaded = [LanguagePack.load(options.pack, native)] if options.pack else []
+    packs = {pack.language: pack for pack in loaded}
+    result: Figures = {"animations": len(images), "recall": {}}
     for name, gallery in galleries(native, images).items():
-        for language, encode in encoders.items():
+        for language in ("en", *packs):
+            encode = partial(encode_query, native, packs, language)
             ranks = evaluate(encode, language, test, gallery).ranks
             result["recall"][f"{language}, {name}"] = ranks.recall().as_dict()
             spread = np.percentile(ranks.resampled(), [2.5, 97.5])

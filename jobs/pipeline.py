@@ -4,7 +4,7 @@ ray job submit --working-dir . -- python -m jobs.pipeline --config jobs/configs/
 """
 
 from mla_ray.cli.job.plan import run_steps
-from mla_ray.pipeline import STEPS
+from mla_ray.pipeline.pipeline import STEPS
 
 if __name__ == "__main__":
     run_steps(*STEPS)

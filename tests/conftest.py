@@ -167,11 +167,15 @@ def train(native: Native) -> Train:
     def run(encoder: nn.Module, ids: torch.Tensor, lengths: torch.Tensor, steps: int = 3) -> None:
         weights = dict(encoder.named_parameters())
         rows = weights.pop("embedding.rows.weight")
-        optimizer = Optimizer(weights, rows, AcquireConfig())
+        config = AcquireConfig()
+        optimizer = Optimizer(weights.values(), config.weight_decay, rows)
         target = torch.randn(len(ids), native.dim, generator=torch.Generator().manual_seed(9))
         for _ in range(steps):
             nlt_loss(encoder(ids, lengths), target).backward()
+            optimizer.all_reduce()
+            optimizer.clip_grad_norm_(config.clip)
             optimizer.step(1e-2)
+            optimizer.zero_grad()
 
     return run
 

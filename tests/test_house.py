@@ -58,7 +58,7 @@ def test_settings_and_client_load_nothing_heavy(tmp_path: Path) -> None:
 
 def test_tasks_that_only_read_or_write_load_no_model_code(tmp_path: Path) -> None:
     """Each process of Ray's that imports open_clip spends ten seconds on it."""
-    code = "import mla_ray.index.table_blocks, mla_ray.index.sink, mla_ray.training.board"
+    code = "import mla_ray.index.table_blocks, mla_ray.index.sink, mla_ray.training.monitor"
     assert not imported(code, tmp_path=tmp_path) & {"torch", "open_clip", "transformers"}
 
 

@@ -11,10 +11,12 @@ import typer
 
 from mla_ray.cli.config import config
 from mla_ray.cli.data import data_app
+from mla_ray.cli.evaluate import evaluate
+from mla_ray.cli.index import index_command
 from mla_ray.cli.job import job_app
 from mla_ray.cli.pack import pack_app
 from mla_ray.cli.reproduce import reproduce
-from mla_ray.cli.retrieve import evaluate, index_command, search
+from mla_ray.cli.search import search
 from mla_ray.cli.show import demo, serve
 from mla_ray.cli.train import acquire, finetune, sweep
 

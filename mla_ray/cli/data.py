@@ -35,9 +35,8 @@ def data_emoji(
     from mla_ray.runtime.console import bars
 
     with bars() as report:
-        made = write_tables(data, languages.split(","), out, report)
-    result = {name: str(path) for name, path in made.items()}
-    emit(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
+        tables = write_tables(data, languages.split(","), out, report)
+    _emit_paths(tables, as_json)
 
 
 @data_app.command("animated")
@@ -58,9 +57,13 @@ def data_animated(
     from mla_ray.runtime.console import bars
 
     with bars() as report:
-        made = animated.tables(data, languages.split(","), out, part or [1], report)
-    result = {name: str(path) for name, path in made.items()}
-    emit(result, as_json, "\n".join(f"{name}: {path}" for name, path in result.items()))
+        tables = animated.tables(data, languages.split(","), out, part or [1], report)
+    _emit_paths(tables, as_json)
+
+
+def _emit_paths(tables: dict[str, Path], as_json: bool) -> None:
+    paths = {name: str(path) for name, path in tables.items()}
+    emit(paths, as_json, "\n".join(f"{name}: {path}" for name, path in paths.items()))
 
 
 @data_app.command("stamps")
@@ -78,8 +81,8 @@ def data_stamps(
 
     with bars() as report:
         deb = stamps.fetch(data / "stamps")
-        made = stamps.write_table(deb, languages.split(","), out, report)
-    counted = made["language"].value_counts().to_pylist()
+        table = stamps.write_table(deb, languages.split(","), out, report)
+    counted = table["language"].value_counts().to_pylist()
     rows = {count["values"]: count["counts"] for count in counted}
     lines = [f"captions: {out}", *(f"{language}: {count:,}" for language, count in rows.items())]
     emit({"captions": str(out), "rows": rows}, as_json, "\n".join(lines))
@@ -102,10 +105,10 @@ def data_make(
     The set is fetched by hand: `mla data check` says from where, and docs/datasets.md how it lies.
     """
     from mla_ray.datasets.catalog import make
-    from mla_ray.runtime.console import bars, stderr, tell_dropped
+    from mla_ray.runtime.console import bars, print_dropped, stderr
 
     with bars() as report:
-        made = make(
+        tables = make(
             name,
             root,
             out,
@@ -114,11 +117,11 @@ def data_make(
             pairs_only=pairs_only,
             skip_invalid=skip_invalid,
         )
-    for warning in made.warnings:
+    for warning in tables.warnings:
         stderr.print(f"warning: {warning}")
-    tell_dropped(made.dropped, [made.first_problem])
-    lines = [line for tally in made.tallies for line in tally.lines]
-    emit(made.as_dict(), as_json, "\n".join(lines))
+    print_dropped(tables.dropped, [tables.first_problem])
+    lines = [line for tally in tables.tallies for line in tally.lines]
+    emit(tables.as_dict(), as_json, "\n".join(lines))
 
 
 @data_app.command("check")
@@ -140,13 +143,13 @@ def data_check(
 
     wanted = languages.split(",") if languages else None
     with bars() as report:
-        found = (
+        parts_of = (
             {name: check(name, root, report, wanted)}
             if name
             else {each: check(each, root / each, report) for each in CATALOG}
         )
-    result = {each: [part.as_dict() for part in parts] for each, parts in found.items()}
-    lines = [line for each, parts in found.items() for line in (each, *(p.line for p in parts))]
+    result = {each: [part.as_dict() for part in parts] for each, parts in parts_of.items()}
+    lines = [line for each, parts in parts_of.items() for line in (each, *(p.line for p in parts))]
     emit(result, as_json, "\n".join(lines))
-    if name and any(part.needed for part in found[name]):
+    if name and any(part.needed for part in parts_of[name]):
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,7 +43,7 @@ def pack_plug(
     from mla_ray.packs.transfer import plug
 
     card = plug(folder, Native.load(native), out)
-    result: dict[str, Any] = {"pack": out, "language": card.language, "native": native}
+    result: dict[str, object] = {"pack": out, "language": card.language, "native": native}
     result |= {"acquired_on": card.acquired_on}
     emit(result, as_json, f"{card.language}: pack in {out}, for {native}")
 
@@ -142,8 +142,9 @@ def pack_export(
     frozen = Native.load(native)
     loaded = LanguagePack.load(pack, frozen)
     with bars() as report:
-        made = export_onnx(
+        exported = export_onnx(
             loaded, frozen, onnx, image=image, english=language == "en", report=report
         )
-    lines = [f"{n}.onnx: within {worst:.0e} of PyTorch" for n, worst in made.differences.items()]
-    emit(asdict(made), as_json, "\n".join([f"{loaded.language}: in {made.out}", *lines]))
+    worst = exported.differences
+    lines = [f"{name}.onnx: within {worst[name]:.0e} of PyTorch" for name in worst]
+    emit(asdict(exported), as_json, "\n".join([f"{loaded.language}: in {exported.out}", *lines]))

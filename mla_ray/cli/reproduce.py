@@ -37,8 +37,11 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Remake the paper's ablations on emoji: tables, a plot, and which of its claims held."""
-    from mla_ray.reproduce import ablations, grid, material, page
+    from mla_ray.reproduce import ablations, page
+    from mla_ray.reproduce.ablation_data import prepare_data
     from mla_ray.reproduce.figures import Results
+    from mla_ray.reproduce.grid import measure_all
+    from mla_ray.reproduce.records import Records, begin_with
     from mla_ray.runtime.cluster import ray_session
     from mla_ray.runtime.console import bars
 
@@ -51,17 +54,17 @@ def reproduce(
     every = ablations.runs(chosen, of, range(seeds))
     run = run.absolute()
     if records_file is not None:
-        grid.begin_with(records_file, run)
+        begin_with(records_file, run)
     with bars() as report:
         bert = not only_page and any(
             v.settings.get("vocabulary") for t in chosen for v in t.variants
         )
-        made = material.gather(native, of, data.absolute(), run, report, with_bert=bert)
+        made = prepare_data(native, of, data.absolute(), run, report, with_bert=bert)
         if only_page:
-            records = grid.Records(run, made)
+            records = Records.open(run, made)
         else:
             with ray_session():
-                records = grid.measure_all(every, made, run, report)
+                records = measure_all(every, made, run, report)
     found = records.of(every)
     results = Results(found, of, range(seeds))
     command = " ".join(["mla reproduce", *(tables or [])])

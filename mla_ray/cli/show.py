@@ -77,10 +77,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Acquire a language on emoji, measure it, index it and search it."""
-    from mla_ray.demo import demo as story
+    from mla_ray.demo.demo import print_result, run_demo
 
-    result = story.tell(language, run, data)
+    result = run_demo(language, run, data)
     if as_json:
         emit(result, as_json, "")
     else:
-        story.show(result)
+        print_result(result)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ from mla_ray.training.config import AcquireConfig, load_config
 WorkerCount = Annotated[
     str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
 ]
-Settings = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")]
 RunFolder = Annotated[
     str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
@@ -46,7 +46,7 @@ def acquire(
     ] = None,
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
-    config: Settings = None,
+    config: ConfigFile = None,
     resume: Resume = False,
     run: RunFolder = None,
     skip_invalid: Skip = False,
@@ -60,10 +60,10 @@ def acquire(
     from mla_ray.data.corpus import Corpus
     from mla_ray.packs.pack import copy_pack
     from mla_ray.runtime.cluster import ray_session
-    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.runtime.console import bars, print_dropped
+    from mla_ray.training.acquisition import acquire as run_stages
     from mla_ray.training.prepare import read_prepared
-    from mla_ray.training.trainer import acquire as run_stages
-    from mla_ray.training.workers import Workers
+    from mla_ray.training.workers import Hooks, Workers
 
     if not pairs and start is None:
         raise typer.BadParameter("give --pairs, or --from a pack to go on from")
@@ -75,7 +75,7 @@ def acquire(
         settings = settings.text_only()
     folder = run or f"runs/{PurePosixPath(out).name}"
     with bars() as report, ray_session():
-        made = run_stages(
+        packs = run_stages(
             native,
             [Corpus(language, pairs or [], captions, start)],
             settings,
@@ -84,11 +84,11 @@ def acquire(
             workers=Workers.parse(workers),
             resume=resume,
             skip_invalid=skip_invalid,
-            report=report,
+            hooks=Hooks(report=report),
         )
-    copy_pack(made[language], out)
+    copy_pack(packs[language], out)
     prepared = read_prepared(folder)
-    tell_dropped(prepared.dropped, prepared.problems)
+    print_dropped(prepared.dropped, prepared.problems)
     result = {"language": language, "pack": out, "dropped": prepared.dropped}
     emit(result, as_json, f"{language}: pack in {out}")
 
@@ -98,7 +98,7 @@ def finetune(
     out: Annotated[str, typer.Option(help="Folder for the fine-tuned native.")],
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
-    config: Settings = None,
+    config: ConfigFile = None,
     resume: Resume = False,
     run: RunFolder = None,
     skip_invalid: Skip = False,
@@ -107,14 +107,14 @@ def finetune(
     """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
     from mla_ray.model.lineage import copy_native
     from mla_ray.runtime.cluster import ray_session
-    from mla_ray.runtime.console import bars, tell_dropped
+    from mla_ray.runtime.console import bars, print_dropped
     from mla_ray.training.config import FinetuneConfig, load_finetune_config
     from mla_ray.training.finetuning import finetune as run_finetuning
-    from mla_ray.training.workers import Workers
+    from mla_ray.training.workers import Hooks, Workers
 
     settings = load_finetune_config(config) if config else FinetuneConfig()
     with bars() as report, ray_session():
-        made = run_finetuning(
+        finetuned = run_finetuning(
             native,
             captions,
             settings,
@@ -122,12 +122,12 @@ def finetune(
             workers=Workers.parse(workers),
             resume=resume,
             skip_invalid=skip_invalid,
-            report=report,
+            hooks=Hooks(report=report),
         )
-    copy_native(made.native, out)
-    tell_dropped(made.dropped, [made.problem])
-    result: dict[str, Any] = {"native": out, "fingerprint": made.fingerprint, **made.figures}
-    emit(result | {"dropped": made.dropped}, as_json, f"fine-tuned native in {out}")
+    copy_native(finetuned.native, out)
+    print_dropped(finetuned.dropped, [finetuned.problem])
+    result = {"native": out, "fingerprint": finetuned.fingerprint, **finetuned.figures}
+    emit(result | {"dropped": finetuned.dropped}, as_json, f"fine-tuned native in {out}")
 
 
 def sweep(
@@ -179,7 +179,7 @@ def sweep(
 
     from mla_ray.runtime.cluster import ray_session
     from mla_ray.runtime.console import bars, stdout
-    from mla_ray.tuning.sweep import SweepPlan
+    from mla_ray.tuning.plan import SweepPlan
     from mla_ray.tuning.sweep import sweep as run_sweep
     from mla_ray.tuning.table import table
 
@@ -206,8 +206,8 @@ def sweep(
     with redirect_stdout(sys.stderr), bars() as report, ray_session(dashboard=True):
         outcomes = run_sweep(plan, report, threading.Event())
     if as_json:
-        found = {o.language: o.model_dump(mode="json", exclude={"trials"}) for o in outcomes}
-        emit(found, as_json, "")
+        result = {o.language: o.model_dump(mode="json", exclude={"trials"}) for o in outcomes}
+        emit(result, as_json, "")
         return
     stdout.print(table(outcomes))
     for outcome in outcomes:

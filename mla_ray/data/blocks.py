@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,22 +32,22 @@ from upath import UPath
 
 from mla_ray.data.feature_store import Features, FeatureStore, hashes
 from mla_ray.model.tokenizers import Ids
-from mla_ray.runtime.storage import is_local, read_bytes, read_json, write_json
+from mla_ray.runtime.storage import is_local, read_bytes, read_json, write_bytes, write_json
 
 BLOCK = 16_384
 """Most rows of a block (a single key with more rows excepted)."""
 MAX_BITS = 48
-HELD = 2
+CACHED = 2
 """Blocks of a table in memory: a pool of batches may lie across two."""
 IMAGES = 2_048
 """Most images of a block of contents: these hold the images themselves."""
 
 
-# --- the walk that training takes --------------------------------------------------------------
+# --- what training reads ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Rows:
+class Examples:
     """Some rows of a table: what a step needs of each.
 
     Attributes:
@@ -87,8 +88,8 @@ class Rows:
         )
 
 
-class Table:
-    """An endless walk through shuffled epochs of a prepared table.
+class ShuffledTable:
+    """The rows of a prepared table in shuffled epochs, without end.
 
     Blocks come in random order and the rows of a block in random order; a row whose feature could
     not be had (a broken image) is replaced by another of its block.
@@ -97,7 +98,7 @@ class Table:
         folder: of the table.
         row_of: embedding row of each tokenizer id.
         store: where the features are.
-        number: of the table in its run; with `seed` it makes the walk its own.
+        number: of the table in its run; with `seed` it makes the order its own.
 
     """
 
@@ -111,13 +112,13 @@ class Table:
     ) -> None:
         self.folder, self.row_of, self.store = folder, row_of, store
         self.seed, self.number = seed, number
-        index = read_json(folder / "index.json")
-        self.prefixes = [block["prefix"] for block in index["blocks"]]
-        self.sizes = np.array([block["rows"] for block in index["blocks"]], np.int64)
-        self._held: OrderedDict[int, Rows] = OrderedDict()
+        index = read_index(folder)
+        self.prefixes = [prefix for prefix, _ in index]
+        self.sizes = np.array([rows for _, rows in index], np.int64)
+        self._cache: OrderedDict[int, Examples] = OrderedDict()
         self._block_order = lru_cache(2)(self._shuffled_blocks)
 
-    def take(self, start: int, count: int) -> Rows:
+    def take(self, start: int, count: int) -> Examples:
         total, parts = int(self.sizes.sum()), []
         while count:
             epoch, offset = divmod(start, total)
@@ -129,14 +130,14 @@ class Table:
             chosen = self._shuffled_rows(epoch, block, rows)[within : within + count]
             parts.append(rows[chosen])
             start, count = start + len(chosen), count - len(chosen)
-        return Rows.concatenate(parts)
+        return Examples.concatenate(parts)
 
     def _shuffled_blocks(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         rng = np.random.default_rng([self.seed, 0, self.number, epoch])
         order = rng.permutation(len(self.sizes))
         return order, self.sizes[order].cumsum()
 
-    def _shuffled_rows(self, epoch: int, block: int, rows: Rows) -> npt.NDArray[np.int64]:
+    def _shuffled_rows(self, epoch: int, block: int, rows: Examples) -> npt.NDArray[np.int64]:
         """Rows of a block in the order of an epoch, without those that have no feature."""
         rng = np.random.default_rng([self.seed, 3, self.number, epoch, block])
         order = rng.permutation(len(rows.ids))
@@ -145,12 +146,12 @@ class Table:
             raise ValueError(f"{self.folder}: no row of block {block} has a feature")
         return np.resize(sound, len(order))
 
-    def _block(self, number: int) -> Rows:
-        if number in self._held:
-            self._held.move_to_end(number)
-            return self._held[number]
-        while len(self._held) >= HELD:
-            self._held.popitem(last=False)
+    def _block(self, number: int) -> Examples:
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        while len(self._cache) >= CACHED:
+            self._cache.popitem(last=False)
         prefix = self.prefixes[number]
         table = read_parquet(self.folder / "rows" / f"b{prefix}.parquet")
         column = table["ids"].combine_chunks()
@@ -159,15 +160,15 @@ class Table:
         caption = np.zeros(len(keys), np.uint64)
         if "caption" in table.column_names:
             caption = hashes(table["caption"].to_pylist())
-        rows = Rows(ids, self.store.read(keys), hashes(keys), caption)
-        self._held[number] = rows
+        rows = Examples(ids, self.store.read(keys), hashes(keys), caption)
+        self._cache[number] = rows
         return rows
 
 
 # --- cutting a table into blocks ---------------------------------------------------------------
 
 
-class Spool:
+class ScratchTable:
     """Rows of one schema on their way through a scratch file, written once, then read."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -201,7 +202,7 @@ class Spool:
             yield pa.Table.from_batches(joined).combine_chunks()
 
     def read(self) -> pa.Table:
-        """All of it: for a spool of one block."""
+        """All of it: for a table of one block."""
         return pa.Table.from_batches(self.batches(), self.schema)
 
     def close(self) -> None:
@@ -214,22 +215,24 @@ class Spool:
         self.path.unlink(missing_ok=True)
 
 
-def cut(spool: Spool, limit: int = BLOCK, prefix: str = "") -> Iterator[tuple[str, Spool]]:
-    """The blocks of a spool, each with the bits that its keys begin with; `spool` is used up.
+def cut(
+    table: ScratchTable, limit: int = BLOCK, prefix: str = ""
+) -> Iterator[tuple[str, ScratchTable]]:
+    """The blocks of a table, each with the bits that its keys begin with; `table` is used up.
 
     The number of blocks is open only where the rows are counted, so the cut goes by halves: into
     up to 64 parts, each of which is cut again if it is too large.
     """
-    if spool.rows <= limit or len(prefix) >= MAX_BITS:
-        yield prefix, spool
+    if table.rows <= limit or len(prefix) >= MAX_BITS:
+        yield prefix, table
         return
-    bits = min(6, max(1, int(np.ceil(np.log2(1.25 * spool.rows / limit)))))
+    bits = min(6, max(1, int(np.ceil(np.log2(1.25 * table.rows / limit)))))
     parts = [
-        Spool(spool.path.with_name(f"{spool.path.name}.{part:02d}"), spool.schema)
+        ScratchTable(table.path.with_name(f"{table.path.name}.{part:02d}"), table.schema)
         for part in range(2**bits)
     ]
     shift = np.uint64(64 - len(prefix) - bits)
-    for piece in spool.pieces(limit):
+    for piece in table.pieces(limit):
         part_of = (hashes(piece["key"].to_pylist()) >> shift) & np.uint64(2**bits - 1)
         order = np.argsort(part_of, kind="stable")
         ends = np.searchsorted(part_of[order], np.arange(2**bits), side="right")
@@ -238,7 +241,7 @@ def cut(spool: Spool, limit: int = BLOCK, prefix: str = "") -> Iterator[tuple[st
             if end > start:
                 part.add(sorted_rows.slice(start, end - start))
             start = end
-    spool.delete()
+    table.delete()
     for number, part in enumerate(parts):
         part.close()
         if part.rows:
@@ -251,8 +254,23 @@ def write_index(folder: UPath, blocks: Sequence[tuple[str, int]]) -> None:
     write_json(folder / "index.json", {"blocks": document})
 
 
+def read_index(folder: UPath) -> list[tuple[str, int]]:
+    """The blocks of a table, by prefix, and their rows."""
+    return [
+        (block["prefix"], block["rows"]) for block in read_json(folder / "index.json")["blocks"]
+    ]
+
+
 def read_parquet(path: UPath) -> pa.Table:
+    """All rows of a Parquet file at a path or URL."""
     return pq.read_table(pa.BufferReader(read_bytes(path)))
+
+
+def write_parquet(table: pa.Table, path: UPath) -> None:
+    """Write a Parquet file to a path or URL, whole or not at all."""
+    sink = BytesIO()
+    pq.write_table(table, sink)
+    write_bytes(path, sink.getvalue())
 
 
 def fingerprint(path: UPath) -> str:

@@ -58,9 +58,7 @@ def encode_texts(
     """English features [N, E] float32, not normalised; batches cut at their longest text."""
     features = np.empty((len(texts), native.dim), dtype=np.float32)
     for rows in by_length([len(text) for text in texts], BATCH):
-        ids_BL = native.tokenize([texts[row] for row in rows])
-        if not native.text.fixed_length:
-            ids_BL = ids_BL[:, : int(native.text.english_end(ids_BL).max()) + 1]
+        ids_BL = native.text.trim(native.tokenize([texts[row] for row in rows]))
         features[rows] = native.encode_text(ids_BL).float().cpu().numpy()
         if progress:
             progress(len(rows))
@@ -140,7 +138,7 @@ class FeatureStore:
         try:
             found = self._lookup(wanted)
         except KeyError:  # perhaps written since we looked
-            self.look()
+            self.refresh()
             found = self._lookup(wanted)
         place = {key: row for row, key in enumerate(wanted)}
         return found[[place[key] for key in keys]]
@@ -185,7 +183,7 @@ class FeatureStore:
     def keys(self, prefix: str = "") -> dict[str, str | None]:
         """What is there, and why it has no feature; a superset of the keys with these bits.
 
-        As of the last `look`, if there was one.
+        As of the last `refresh`, if there was one.
         """
         found: dict[str, str | None] = {}
         for part, bits in self._parts():
@@ -201,7 +199,7 @@ class FeatureStore:
                     found.setdefault(key, reason)
         return found
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Forget which parts there are: others write, too."""
         self._listed = None
 
@@ -216,7 +214,7 @@ class FeatureStore:
         sink = BytesIO()
         pq.write_table(table, sink)
         write_bytes(self.folder / f"b{prefix}-{uuid.uuid4().hex}.parquet", sink.getvalue())
-        self.look()
+        self.refresh()
 
     def claim(self) -> None:
         """Have no other native read what the rule of before takes for this one's; for writers."""

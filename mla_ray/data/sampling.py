@@ -9,26 +9,26 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mla_ray.data.blocks import Rows
+from mla_ray.data.blocks import Examples
 
 
-class Walk(Protocol):
-    """An endless walk through the shuffled epochs of a table, as `blocks.Table` is one."""
+class Shuffled(Protocol):
+    """Rows in shuffled epochs, without end, as `blocks.ShuffledTable` has them."""
 
-    def take(self, start: int, count: int) -> Rows:
+    def take(self, start: int, count: int) -> Examples:
         """`count` rows from position `start` on."""
         ...
 
 
-class Batches:
+class BatchSampler:
     """Batches over one or more tables, each with an equal share of every batch.
 
-    A small clean table is not drowned by a large one beside it. Each table is walked in shuffled
+    A small clean table is not drowned by a large one beside it. Each table comes in shuffled
     epochs; within a pool of batches rows are grouped by length, so that little padding is needed.
     One pool is held at a time.
 
     Args:
-        tables: what is walked.
+        tables: what batches are drawn from.
         batch: rows of a batch, all tables together.
         seed: of the order of a pool's batches.
 
@@ -36,25 +36,25 @@ class Batches:
 
     POOL = 16
 
-    def __init__(self, tables: Sequence[Walk], batch: int, seed: int) -> None:
+    def __init__(self, tables: Sequence[Shuffled], batch: int, seed: int) -> None:
         self.tables = tables
         self.seed = seed
         base, extra = divmod(batch, len(tables))
         self.shares = [base + (table < extra) for table in range(len(tables))]
-        self._pool: tuple[int, list[tuple[Rows, npt.NDArray[np.int64]]]] | None = None
+        self._pool: tuple[int, list[tuple[Examples, npt.NDArray[np.int64]]]] | None = None
 
-    def __getitem__(self, step: int) -> Rows:
+    def __getitem__(self, step: int) -> Examples:
         """The rows of the batch of this step, table after table."""
         number, place = divmod(step, self.POOL)
         if self._pool is None or self._pool[0] != number:
             self._pool = None  # freed before the next is read
             order = np.random.default_rng([self.seed, 1, number]).permutation(self.POOL)
             self._pool = number, [self._grouped(t, number, order) for t in range(len(self.tables))]
-        return Rows.concatenate([rows[index[place]] for rows, index in self._pool[1]])
+        return Examples.concatenate([rows[index[place]] for rows, index in self._pool[1]])
 
     def _grouped(
         self, table: int, number: int, order: npt.NDArray[np.int64]
-    ) -> tuple[Rows, npt.NDArray[np.int64]]:
+    ) -> tuple[Examples, npt.NDArray[np.int64]]:
         """Rows of one pool, and which of them are in each of its batches [POOL, share]."""
         size = self.POOL * self.shares[table]
         rows = self.tables[table].take(number * size, size)
@@ -62,11 +62,13 @@ class Batches:
         return rows, shortest_first.reshape(self.POOL, -1)[order]
 
 
-def turn(names: Sequence[str], step: int, seed: int) -> tuple[str, int]:
-    """Whose batch a step is, and which of its batches: one language a batch, uniformly (paper).
+def language_of_step(languages: Sequence[str], step: int, seed: int) -> tuple[str, int]:
+    """The language whose batch a step is, and the number of that batch among its own.
+
+    One language a batch, uniformly (paper, section 3.3).
 
     Drawn without replacement in rounds, so that every language has its share after any round.
     """
-    number, place = divmod(step, len(names))
-    order = np.random.default_rng([seed, 2, number]).permutation(len(names))
-    return names[order[place]], number
+    number, place = divmod(step, len(languages))
+    order = np.random.default_rng([seed, 2, number]).permutation(len(languages))
+    return languages[order[place]], number

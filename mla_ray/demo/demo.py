@@ -5,19 +5,19 @@ Every step keeps what it made, so that a second run, or one after a kill, goes o
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets import emoji as emoji_data
 from mla_ray.datasets.emoji_tables import local_tables, words_of
 from mla_ray.datasets.npm import fetch
 from mla_ray.demo import report as reporting
-from mla_ray.evaluation.evaluation import Evaluation, Gallery, evaluate
+from mla_ray.demo.report import QueryResult, Result
+from mla_ray.evaluation.evaluation import Evaluation, Gallery, encode_query, evaluate
 from mla_ray.evaluation.recall import Mask
 from mla_ray.index.collection import IMAGES, CaptionIndex
 from mla_ray.index.ingest import index_captions, space_of
@@ -27,8 +27,9 @@ from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars, stderr, stdout
 from mla_ray.runtime.storage import at
+from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.trainer import acquire
+from mla_ray.training.workers import Hooks
 
 NATIVE = "emoji-clip"
 CONFIG = AcquireConfig()
@@ -42,8 +43,8 @@ def subsets(evaluation: Evaluation, pairs: Sequence[pa.Table]) -> dict[str, Mask
     texts = {text for table in pairs for text in table["target"].to_pylist()}
     words = {word for text in texts for word in words_of(text)}
     covered = np.array([words.issuperset(words_of(name)) for name in evaluation.captions])
-    told = {identity(text) for text in texts}  # a dictionary may hold the name
-    unseen = np.array([identity(name) not in told for name in evaluation.captions])
+    paired = {identity(text) for text in texts}  # a dictionary may hold the name
+    unseen = np.array([identity(name) not in paired for name in evaluation.captions])
     tone = np.array([has_skin_tone(image_id) for image_id in evaluation.image_ids])
     return {
         "all words in the pairs": covered,
@@ -59,15 +60,15 @@ def has_skin_tone(image_id: str) -> bool:
     return emoji_data.Concept(image_id.partition("/")[2], "").skin_tone
 
 
-def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
+def run_demo(language: str, run: Path, data: Path) -> Result:
     """Run the demo; writes report.html, contact-sheet.png and result.json into `run`."""
     began = time.perf_counter()
     with bars() as report:
-        made = local_tables(language, data, report, at(run / "run" / "run.json"))
-        stderr.print(made.note)
+        tables = local_tables(language, data, report, at(run / "run" / "run.json"))
+        stderr.print(tables.note)
         native = Native.load(NATIVE)
-        test = made.split("test")
-        corpus = made.corpus(language)
+        test = tables.split("test")
+        corpus = tables.corpus(language)
         with ray_session():
             packs = acquire(
                 NATIVE,
@@ -76,7 +77,7 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
                 run / "run",
                 store=data / "features",
                 resume=True,
-                report=report,
+                hooks=Hooks(report=report),
             )
         copy_pack(packs[language], run / "packs" / language)
         gallery = Gallery.of(native, test)
@@ -84,9 +85,11 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
             stage: LanguagePack.load(run / "run" / "packs" / stage / language, native)
             for stage in ("fresh", "nlt", "le")
         }
-        english = evaluate(lambda texts: encode_texts(native, texts), "en", test, gallery)
+        english = evaluate(partial(encode_query, native, {}, "en"), "en", test, gallery)
         evaluations = {
-            stage: evaluate(_encode(pack), language, test, gallery)
+            stage: evaluate(
+                partial(encode_query, native, {language: pack}, language), language, test, gallery
+            )
             for stage, pack in stages.items()
         }
         pack = stages["le"]
@@ -94,7 +97,7 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
         index_captions(url, native, {language: pack}, test, "emoji", report)
 
     final = evaluations["le"]
-    parts = subsets(final, made.pairs)
+    parts = subsets(final, tables.pairs)
     result = {
         "language": language,
         "recall": {"en": english.as_dict()} | {s: e.as_dict() for s, e in evaluations.items()},
@@ -105,8 +108,8 @@ def tell(language: str, run: Path, data: Path) -> dict[str, Any]:
         },
         "parameters": reporting.parameters(native, pack),
         "queries": _search(native, pack, final, parts, test, url),
-        "pairs": [table.num_rows for table in made.pairs],
-        "note": made.note,
+        "pairs": [table.num_rows for table in tables.pairs],
+        "note": tables.note,
         "seconds": round(time.perf_counter() - began, 1),
     }
     files = reporting.write(result, test, run, fetch(reporting.FONT, data / "fonts"))
@@ -117,10 +120,6 @@ def _of(captions: pa.Table, language: str) -> pa.Table:
     return captions.filter(pa.compute.equal(captions["language"], language))
 
 
-def _encode(pack: LanguagePack) -> Any:
-    return lambda texts: pack.encode_text(texts).cpu().numpy()
-
-
 def _search(
     native: Native,
     pack: LanguagePack,
@@ -128,7 +127,7 @@ def _search(
     parts: dict[str, Mask],
     test: pa.Table,
     url: str,
-) -> list[dict[str, Any]]:
+) -> list[QueryResult]:
     """The top five for the first few names that no pair holds, of words that the pairs cover.
 
     First in the order of the split, which is a hash: chosen before anyone saw how they do.
@@ -136,12 +135,13 @@ def _search(
     named = _of(test, "en")
     english = dict(zip(named["image_id"].to_pylist(), named["caption"].to_pylist(), strict=True))
     chosen = np.flatnonzero(parts[QUERIED])[:QUERIES]
-    found = []
+    queries: list[QueryResult] = []
     with CaptionIndex.open(url, space_of(native), IMAGES, create=False) as index:
         for row in chosen:
             text, wanted = evaluation.captions[row], evaluation.image_ids[row]
-            hits = index.search(pack.encode_text([text])[0].cpu().numpy(), TOP)
-            found.append(
+            (feature_E,) = encode_query(native, {pack.language: pack}, pack.language, [text])
+            hits = index.search(feature_E, TOP)
+            queries.append(
                 {
                     "query": text,
                     "english": english[wanted],
@@ -156,11 +156,11 @@ def _search(
                     ],
                 }
             )
-    return found
+    return queries
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the tables of what `tell` found."""
+def print_result(result: Result) -> None:
+    """Print the tables of what `run_demo` measured."""
     stdout.print(reporting.recall_table(result))
     stdout.print(reporting.parts_table(result))
     stdout.print(reporting.parameters_table(result))

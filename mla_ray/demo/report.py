@@ -7,7 +7,7 @@ import tarfile
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader
@@ -17,6 +17,7 @@ from rich.table import Table
 from mla_ray.datasets.npm import Package
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.storage import at, write_bytes
 
 KS = ("R@1", "R@5", "R@10")
 STAGES = {"fresh": "before", "nlt": "after NLT", "le": "after LE"}
@@ -28,13 +29,34 @@ FONT = Package(
 )
 
 
+Result = dict[str, Any]
+"""The document result.json, which all tables and the page are made of."""
+RecallResult = dict[str, Any]
+"""`Evaluation.as_dict`: of one language and stage in it."""
+
+
+class HitResult(TypedDict):
+    image_id: str
+    english: str
+    score: float
+
+
+class QueryResult(TypedDict):
+    """A query, what it means, the image that it names, and what was nearest."""
+
+    query: str
+    english: str
+    wanted: str
+    hits: list[HitResult]
+
+
 @dataclass(frozen=True)
 class Files:
     html: Path
     sheet: Path
 
 
-def parameters(native: Native, pack: LanguagePack) -> dict[str, Any]:
+def parameters(native: Native, pack: LanguagePack) -> dict[str, int | float | str]:
     """Trainable parameters, embedding rows apart, against the text tower's blocks."""
     blocks = sum(w.numel() for block in native.text.blocks for w in block.parameters())
     rows = pack.encoder.embedding.rows.weight
@@ -48,14 +70,14 @@ def parameters(native: Native, pack: LanguagePack) -> dict[str, Any]:
     }
 
 
-def recall_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def recall_rows(result: Result) -> list[tuple[str, RecallResult]]:
     language = result["language"]
     return [("en, the ceiling", result["recall"]["en"])] + [
         (f"{language}, {name}", result["recall"][stage]) for stage, name in STAGES.items()
     ]
 
 
-def recall_table(result: dict[str, Any]) -> Table:
+def recall_table(result: Result) -> Table:
     test = result["recall"]["en"]
     table = Table(
         title=f"{test['captions']} names of held-out emoji, {test['images']} held-out drawings"
@@ -72,7 +94,7 @@ def recall_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def parts_table(result: dict[str, Any]) -> Table:
+def parts_table(result: Result) -> Table:
     language = result["language"]
     table = Table(title="The parts that an average hides (AR)")
     for column in ("part", "captions", "en", language, "share, %"):
@@ -85,7 +107,7 @@ def parts_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def parameters_table(result: dict[str, Any]) -> Table:
+def parameters_table(result: Result) -> Table:
     table = Table(title="Parameters")
     table.add_column("")
     table.add_column("", justify="right")
@@ -94,7 +116,7 @@ def parameters_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def write(result: dict[str, Any], captions: pa.Table, run: Path, font: Path) -> Files:
+def write(result: Result, captions: pa.Table, run: Path, font: Path) -> Files:
     """report.html, contact-sheet.png and result.json in `run`; `font` is the archive of `FONT`."""
     images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
     run.mkdir(parents=True, exist_ok=True)
@@ -110,27 +132,22 @@ def write(result: dict[str, Any], captions: pa.Table, run: Path, font: Path) -> 
         curves=_curves(run / "run" / "metrics.jsonl"),
     )
     files = Files(run / "report.html", run / "contact-sheet.png")
-    _replace(files.html, page.encode())
-    _replace(files.sheet, sheet)
-    _replace(run / "result.json", json.dumps(result, indent=2, ensure_ascii=False).encode())
+    document = json.dumps(result, indent=2, ensure_ascii=False)
+    write_bytes(at(files.html), page.encode())
+    write_bytes(at(files.sheet), sheet)
+    write_bytes(at(run / "result.json"), document.encode())
     return files
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_bytes(data)
-    scratch.replace(path)
 
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _sheet(result: dict[str, Any], images: dict[str, bytes], font: Path) -> bytes:
+def _sheet(result: Result, images: dict[str, bytes], font: Path) -> bytes:
     """A row a query: its text, then the drawings found, the wanted one framed in green."""
     cell, margin, left = 112, 12, 340
     queries = result["queries"]
-    width = left + cell * max(len(query["hits"]) for query in queries) + margin
+    width = left + cell * max((len(query["hits"]) for query in queries), default=0) + margin
     canvas = Image.new("RGB", (width, 2 * margin + cell * len(queries)), "white")
     draw = ImageDraw.Draw(canvas)
     with tarfile.open(font) as archive:
@@ -163,7 +180,7 @@ def _drawable(text: str, font: ImageFont.FreeTypeFont) -> bool:
     return all(bytes(font.getmask(character)) != box for character in text)
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if draw.textlength(text, font) <= width - 24:
         return text
     while text and draw.textlength(text + "…", font) > width - 24:
@@ -171,7 +188,7 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
     return text + "…"
 
 
-def _curves(path: Path) -> list[dict[str, Any]]:
+def _curves(path: Path) -> list[dict[str, str]]:
     """The loss of each stage as an SVG polyline, 600 x 160."""
     stages: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():

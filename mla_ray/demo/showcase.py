@@ -15,9 +15,10 @@ from mla_ray.index.ingest import entries_of, index_captions, space_of, sync
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
-from mla_ray.packs.store import load_packs
+from mla_ray.packs.library import load_packs
 from mla_ray.runtime.console import bars, stderr
 from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.storage import at, write_bytes
 
 PICTURE_SIZE = 192
 
@@ -34,18 +35,16 @@ def prepare(run: Path, data: Path, language: str = "de") -> Showcase:
     packs = run / "packs"
     if not _packs(packs):
         stderr.print(f"no packs in {packs} yet: acquiring {language!r} first")
-        demo.tell(language, run, data)
+        demo.run_demo(language, run, data)
     folder = run / "showcase"
-    found = Showcase(str(packs), f"edge:{folder / 'index'}", str(folder / "pictures"))
+    showcase = Showcase(str(packs), f"edge:{folder / 'index'}", str(folder / "pictures"))
     record = folder / "made.json"
     cards = {pack.name: read_card(pack).sha256 for pack in _packs(packs)}
     if not record.exists() or json.loads(record.read_text()) != cards:
         with bars() as report:
-            _make(found, _packs(packs), data, report)
-        draft = record.with_suffix(".new")
-        draft.write_text(json.dumps(cards))
-        draft.replace(record)
-    return found
+            _make(showcase, _packs(packs), data, report)
+        write_bytes(at(record), json.dumps(cards).encode())
+    return showcase
 
 
 def _packs(folder: Path) -> list[Path]:

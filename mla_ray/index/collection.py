@@ -42,6 +42,7 @@ from mla_ray.index.backend import (
     VectorSpace,
 )
 from mla_ray.index.edge import EdgeBackend
+from mla_ray.index.limits import MAX_K, MAX_OFFSET
 from mla_ray.index.server import ServerBackend, connect
 from mla_ray.model.directions import faults, norms
 
@@ -49,8 +50,6 @@ IMAGES, CAPTIONS = "images", "captions"
 """Names of collections."""
 RULE, FORMER_RULE = 2, 1
 """Of point ids: source, id, language; before that native, id, language."""
-MAX_K = 1000
-MAX_OFFSET = 10_000
 MAX_TIES = 10_000
 """Entries of one score looked at beyond a page to order them by id."""
 BATCH = 256

@@ -118,8 +118,8 @@ def _model_1(
     foreign = kinds // english_tokens
     probability = np.ones(len(kinds))
     for _ in range(ROUNDS):
-        share = probability[kind]
-        share /= np.bincount(owner, share)[owner]  # each English token is explained once
-        count = np.bincount(kind, share)
+        expected = probability[kind]
+        expected /= np.bincount(owner, expected)[owner]  # each English token is explained once
+        count = np.bincount(kind, expected)
         probability = count / np.bincount(foreign, count)[foreign]
     return kinds, probability

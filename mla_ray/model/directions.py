@@ -12,10 +12,10 @@ Floats = npt.NDArray[np.float32]
 def norms(features_NE: Floats) -> npt.NDArray[np.float64]:
     """Lengths [N]. In float64, as the square of a large float32 overflows."""
     with np.errstate(invalid="ignore"):  # inf - inf
-        found: npt.NDArray[np.float64] = np.sqrt(
+        norms_N: npt.NDArray[np.float64] = np.sqrt(
             np.einsum("ne,ne->n", features_NE, features_NE, dtype=np.float64)
         )
-    return found
+    return norms_N
 
 
 def faults(norms_N: npt.NDArray[np.float64]) -> dict[int, str]:
@@ -27,8 +27,8 @@ def faults(norms_N: npt.NDArray[np.float64]) -> dict[int, str]:
 def units(features_NE: Floats) -> tuple[Floats, dict[int, str]]:
     """Unit vectors [N, E] float32, and the faults of rows that have no direction; they are zero."""
     norms_N = norms(features_NE)
-    found = faults(norms_N)
+    faults_by_row = faults(norms_N)
     units_NE = np.zeros(features_NE.shape, dtype=np.float32)
-    sound = np.setdiff1d(np.arange(len(features_NE)), list(found))
+    sound = np.setdiff1d(np.arange(len(features_NE)), list(faults_by_row))
     units_NE[sound] = features_NE[sound] / norms_N[sound, None]
-    return units_NE, found
+    return units_NE, faults_by_row

@@ -9,16 +9,13 @@ Shapes: B batch, L tokens, V embedding rows, W row width, D text width, H acquir
 E joint embedding size.
 """
 
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mla_ray.model.native import TextTower
-
-if TYPE_CHECKING:
-    pass
+from mla_ray.model.towers import TextTower
 
 
 class Acquirer(nn.Module):
@@ -35,7 +32,7 @@ class Acquirer(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD + self.up(F.relu(self.down(x_BLD)))  # type: ignore[no-any-return]
+        return x_BLD + cast(Tensor, self.up(F.relu(self.down(x_BLD))))
 
 
 class EmbeddingBlock(nn.Module):
@@ -64,7 +61,7 @@ class EmbeddingBlock(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        return self.linear(self.rows(ids_BL))  # type: ignore[no-any-return]
+        return cast(Tensor, self.linear(self.rows(ids_BL)))
 
 
 def learned_rows(count: int, tower: TextTower, generator: torch.Generator) -> Tensor:
@@ -89,6 +86,11 @@ class LanguageEncoder(nn.Module):
     @property
     def tower(self) -> TextTower:
         return self._tower[0]
+
+    @property
+    def hidden(self) -> int:
+        """H, of its acquirers."""
+        return cast(Acquirer, self.acquirers[0]).down.out_features
 
     def forward(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
         """Features [B, E], not normalised.

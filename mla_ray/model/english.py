@@ -42,8 +42,8 @@ def text_only(tokenizer: Callable[..., Tensor]) -> Tokenize:
 
 def unknown_id(tokenizer: Any) -> int | None:
     """Id of the token for what a native's tokenizer does not know; None if it has none."""
-    found: int | None = getattr(getattr(tokenizer, "tokenizer", None), "unk_token_id", None)
-    return found
+    unknown: int | None = getattr(getattr(tokenizer, "tokenizer", None), "unk_token_id", None)
+    return unknown
 
 
 def blank_ids(tokenizer: Any) -> list[int]:

@@ -19,7 +19,8 @@ import torch
 from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
-from mla_ray.model.towers import TextTower
+from mla_ray.model.open_clip_config import Preprocessing
+from mla_ray.model.towers import Description, TextTower
 
 RULE = 2
 
@@ -60,7 +61,7 @@ which open_clip makes straight ones.
 def weights_and_preprocessing(model: Any) -> str:
     """The first rule: SHA-256 over preprocessing, names, shapes and float32 values of weights."""
     digest = hashlib.sha256()
-    preprocessing: dict[str, Any] = model.visual.preprocess_cfg
+    preprocessing: Preprocessing = model.visual.preprocess_cfg
     digest.update(json.dumps(preprocessing, sort_keys=True, default=list).encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {list(weight.shape)}".encode())
@@ -98,22 +99,22 @@ def fingerprint(
 # --- the model ----------------------------------------------------------------------------------
 
 
-def _modules(model: nn.Module) -> dict[str, Any]:
+def _modules(model: nn.Module) -> dict[str, Description]:
     """What is set of every module that something is set of, by its path."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Description] = {}
     # Duplicates too: whether blocks share one activation changes nothing.
     for path, module in model.named_modules(remove_duplicate=False):
-        if _is_told_by_the_tower(model, path):
+        if _is_described_by_the_tower(model, path):
             continue
-        held = vars(module)
-        said = {name: _plain(held[name]) for name in ATTRIBUTES & held.keys()}
-        said["gives"] = _curve(module)
-        if said := {name: value for name, value in said.items() if value not in (None, False)}:
-            found[path] = said
-    return found
+        attributes = vars(module)
+        plain = {name: _plain(attributes[name]) for name in ATTRIBUTES & attributes.keys()}
+        plain["gives"] = _curve(module)
+        if own := {name: value for name, value in plain.items() if value not in (None, False)}:
+            settings[path] = own
+    return settings
 
 
-def _is_told_by_the_tower(model: nn.Module, path: str) -> bool:
+def _is_described_by_the_tower(model: nn.Module, path: str) -> bool:
     """The text tower itself, and all of a transformer of Hugging Face's."""
     if path == "text":
         return True
@@ -154,12 +155,12 @@ def _curve(module: nn.Module) -> list[float] | None:
 
 def _tokenizer(
     tower: TextTower, tokenizer: Any, tokenize: Callable[[Sequence[str]], Tensor]
-) -> dict[str, Any]:
+) -> Description:
     """Its vocabulary, and the ids of probes as far as the tower looks at them."""
     too_long = " ".join(["one", "two", "three"] * tower.context_length)
     ids_BL = tokenize([*PROBES, too_long]).cpu()
     end_B = tower.english_end(ids_BL)
-    lengths = [ids_BL.shape[1]] * len(ids_BL) if tower.fixed_length else (end_B + 1).tolist()
+    lengths = [tower.batch_length(end + 1) for end in end_B.tolist()]
     ids = [row[:length] for row, length in zip(ids_BL.tolist(), lengths, strict=True)]
     read = tower.sentence_position(end_B).tolist()
     # One model is published with the tokens that frame a text under several names.
@@ -167,7 +168,7 @@ def _tokenizer(
     return {"probes": ids, "read at": read, **_vocabulary(tokenizer, framing)}
 
 
-def _vocabulary(tokenizer: Any, without: set[int]) -> dict[str, Any]:
+def _vocabulary(tokenizer: Any, without: set[int]) -> Description:
     """Tokens in the order of their ids, and in which order they are made or how much they score.
 
     Of open_clip's own tokenizer, and of Hugging Face's in open_clip's; of another one nothing.

@@ -16,7 +16,8 @@ from torch import nn
 from upath import UPath
 
 from mla_ray.model.native import Native, bundled_native
-from mla_ray.runtime.place import replacing
+from mla_ray.model.open_clip_config import ModelConfig
+from mla_ray.runtime.atomic import replacing_folder
 from mla_ray.runtime.storage import at, download, is_local, names_in, upload, write_json
 
 CONFIG = "open_clip_config.json"
@@ -89,8 +90,8 @@ def write_descendant(
             be read as the same.
 
     """
-    with tempfile.TemporaryDirectory(prefix="mla-native-") as made:
-        scratch = Path(made)
+    with tempfile.TemporaryDirectory(prefix="mla-native-") as temporary:
+        scratch = Path(temporary)
         config, tokenizer = _open_clips(parent)
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(scratch)
@@ -102,7 +103,7 @@ def write_descendant(
         preprocessing = dict(parent.model.visual.preprocess_cfg)
         document = {"model_cfg": config, "preprocess_cfg": preprocessing}
         write_json(at(scratch / CONFIG), document)
-        child = Native.load(made)
+        child = Native.load(temporary)
         if not child.tokenize(PROBE).equal(parent.tokenize(PROBE)):
             raise ValueError(f"{parent.name}: its tokenizer cannot be kept in a folder")
         own = Ancestor(
@@ -132,15 +133,15 @@ def copy_native(source: UPath, folder: str | Path | UPath) -> None:
     if CONFIG not in there and not there <= set(names_in(source)):
         raise FileExistsError(f"{target} exists and is not a native; choose another --out")
     if is_local(target):
-        with replacing(Path(target.path)) as scratch:
-            download(source, scratch)
+        with replacing_folder(Path(target.path)) as copy:
+            download(source, copy)
     else:
-        with tempfile.TemporaryDirectory(prefix="mla-native-") as made:
-            download(source, Path(made))
-            upload(Path(made), target, last=CONFIG)
+        with tempfile.TemporaryDirectory(prefix="mla-native-") as scratch:
+            download(source, Path(scratch))
+            upload(Path(scratch), target, last=CONFIG)
 
 
-def _open_clips(native: Native) -> tuple[dict[str, Any], Any]:
+def _open_clips(native: Native) -> tuple[ModelConfig, Any]:
     """open_clip's own configuration of a native, and a tokenizer of its."""
     folder, tag = bundled_native(native.name) or Path(native.name), None
     if (folder / CONFIG).is_file():
@@ -149,7 +150,7 @@ def _open_clips(native: Native) -> tuple[dict[str, Any], Any]:
         source = native.name
     else:
         source, _, tag = native.name.rpartition("/")
-    config: dict[str, Any] | None = open_clip.get_model_config(source)
+    config: ModelConfig | None = open_clip.get_model_config(source)
     if config is None:
         raise ValueError(
             f"{native.name}: open_clip has no configuration of it, so that its fine-tuned form "

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 from mla_ray.model.english import blank_ids, text_only, unknown_id
 from mla_ray.model.fingerprint import fingerprint, weights_and_preprocessing
+from mla_ray.model.open_clip_config import ModelConfig
 from mla_ray.model.recognition import recognised
 from mla_ray.model.tokenizers import Shares
-from mla_ray.model.towers import BERTS, TextTower, text_tower
+from mla_ray.model.towers import BERTS, text_tower
 from mla_ray.model.transformers_folder import DUAL_ENCODERS, load_folder, model_type
+from mla_ray.runtime.atomic import recover_folder
 from mla_ray.runtime.bundled import bundled
-from mla_ray.runtime.place import settle
-
-__all__ = ["Native", "TextTower", "bundled_native"]
 
 OPEN_CLIP_WEIGHTS = {"open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"}
 """The names that open_clip looks for before any pickle's."""
@@ -88,7 +87,7 @@ class Native:
 
         """
         folder = bundled_native(name) or Path(name)
-        settle(folder)
+        recover_folder(folder)
         if (folder / "open_clip_config.json").is_file():
             _check_weights(folder)
             source = f"local-dir:{folder}"
@@ -125,9 +124,9 @@ class Native:
             ) from error
         return cls(name, model, open_clip.get_tokenizer(source), device)
 
-    def goes_by(self, found: str, what: object, remedy: str) -> bool:
-        """Whether a fingerprint found in `what` is this native's, as `recognised` has it."""
-        return recognised(found, self.fingerprint, self.fingerprint_v1, what, remedy)
+    def goes_by(self, fingerprint: str, what: object, remedy: str) -> bool:
+        """Whether a fingerprint in `what` is this native's, as `recognised` has it."""
+        return recognised(fingerprint, self.fingerprint, self.fingerprint_v1, what, remedy)
 
     @property
     def device(self) -> torch.device:
@@ -179,7 +178,7 @@ class Native:
     def encode_text(self, ids_BL: Tensor) -> Tensor:
         """English features [B, E], not normalised: to the byte what open_clip's own gives.
 
-        `ids_BL` may be cut at the longest text of the batch unless the tower is `fixed_length`.
+        `ids_BL` are native token ids, whole or as the tower's `trim` cuts them.
         """
         tower = self.text
         ids_BL = ids_BL.to(self.device)
@@ -191,7 +190,7 @@ class Native:
 
     def encode_image(self, pixels_B3SS: Tensor) -> Tensor:
         """Image features [B, E], not normalised, of images that went through `preprocess`."""
-        return self.model.encode_image(pixels_B3SS.to(self.device))  # type: ignore[no-any-return]
+        return cast(Tensor, self.model.encode_image(pixels_B3SS.to(self.device)))
 
 
 def bundled_native(name: str) -> Path | None:
@@ -215,13 +214,13 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _own_text_config(folder: Path) -> dict[str, Any]:
+def _own_text_config(folder: Path) -> ModelConfig:
     """What makes open_clip read a BERT's configuration in the folder, and not ask a hub for it."""
     if model_type(folder) not in BERTS:
         return {}
     path = folder / "open_clip_config.json"
     try:
-        text: dict[str, Any] = json.loads(path.read_text())["model_cfg"]["text_cfg"]
+        text: ModelConfig = json.loads(path.read_text())["model_cfg"]["text_cfg"]
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: not a configuration of open_clip: {error!r}") from error
     if "hf_model_name" not in text:

@@ -4,6 +4,10 @@ Both are computed in float32, under autocast as well: cosines in bfloat16, times
 100, are off by up to 0.4 in the exponent of the softmax, and gradients by 5 % and more.
 """
 
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,3 +51,26 @@ def le_loss(
         text_to_image = F.cross_entropy(logits_GG, target_G)
         image_to_text = F.cross_entropy(logits_GG.T, target_G)
         return (text_to_image + image_to_text) / 2
+
+
+def positive_groups(
+    images: Sequence[Hashable], captions: Sequence[Hashable]
+) -> npt.NDArray[np.int64]:
+    """Which rows of a batch are of one thing [G]: those that share an image or a caption.
+
+    Transitively, within the batch. Inside a group nothing is a negative (`le_loss` masks it):
+    Noto's and Fluent's apple are both right for "Apfel". Callers pass captions by their identity,
+    so "apfel." is one, too.
+    """
+    parent: dict[tuple[str, Hashable], tuple[str, Hashable]] = {}
+
+    def root(node: tuple[str, Hashable]) -> tuple[str, Hashable]:
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = parent.setdefault(above, above)
+            node = above
+        return node
+
+    for image, caption in zip(images, captions, strict=True):
+        parent[root(("image", image))] = root(("caption", caption))
+    number: dict[tuple[str, Hashable], int] = {}
+    return np.array([number.setdefault(root(("image", i)), len(number)) for i in images])

@@ -1,4 +1,4 @@
-"""Fingerprints that were written by the rule of before are recognised, and that is told.
+"""Fingerprints that were written by the rule of before are recognised, and that is logged.
 
 What mla-ray 0.1.0 kept (packs, indexes, features, runs, lineages) names its native by the first
 rule of `mla_ray.model.fingerprint`. It is taken, though by that rule two natives are one that
@@ -11,24 +11,24 @@ from functools import cache
 log = logging.getLogger(__name__)
 
 
-def recognised(found: str, today: str, v1: str, what: object, remedy: str) -> bool:
-    """Whether `found` is a native's fingerprint, by the rule of today or the first one.
+def recognised(fingerprint: str, today: str, v1: str, what: object, remedy: str) -> bool:
+    """Whether a fingerprint is a native's, by the rule of today or the first one.
 
-    The latter is told, once a process.
+    The latter is logged, once a process.
 
     Args:
-        found: in `what`.
+        fingerprint: in `what`.
         today: the native's own.
         v1: the native's own by the first rule; "" if that is not known.
         what: has it: a file, a folder, a collection.
         remedy: what to do.
 
     """
-    if found == today:
+    if fingerprint == today:
         return True
-    if not v1 or found != v1:
+    if not v1 or fingerprint != v1:
         return False
-    _tell(
+    _warn_once(
         f"{what}: has the fingerprint of mla-ray 0.1.0, which saw a native's weights and "
         f"preprocessing, not its other settings nor its tokenizer; it is taken. {remedy}"
     )
@@ -36,5 +36,5 @@ def recognised(found: str, today: str, v1: str, what: object, remedy: str) -> bo
 
 
 @cache
-def _tell(message: str) -> None:
+def _warn_once(message: str) -> None:
     log.warning(message)

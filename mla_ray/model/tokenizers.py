@@ -9,6 +9,7 @@ Shapes: B batch, L tokens, V embedding rows, W row width.
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from tokenizers import (
 from torch import Tensor
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+BATCH = 10_000  # texts tokenised in one call
 Ids = npt.NDArray[np.int32]
 Shares = npt.NDArray[np.float64]
 
@@ -181,7 +183,8 @@ class LanguageTokenizer:
     ) -> "LanguageTokenizer":
         """With a row for each token that `texts` use, and for padding."""
         used = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
-        for batch in _chunks(texts, 10_000):
+        rest = iter(texts)
+        while batch := list(islice(rest, BATCH)):
             for ids in token_ids(tokenizer, batch):
                 used[ids] = True
         return cls.with_tokens(tokenizer, used, context_length)
@@ -295,7 +298,7 @@ def spelled_out(
     pattern = re.compile("|".join(names))
 
     def spell(text: str) -> str:
-        return pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return pattern.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text)
 
     def given(text: str) -> str:
         text = spell(text)
@@ -308,8 +311,10 @@ def spelled_out(
 
 def blank_ids(tokenizer: Tokenizer) -> list[int]:
     """Ids of tokens that are a space and nothing else, in GPT-2's or sentencepiece's writing."""
-    found = [tokenizer.token_to_id(token) for token in ("Ġ", "▁")]
-    return [token for token in found if token is not None and not tokenizer.decode([token]).strip()]
+    spaces = [tokenizer.token_to_id(token) for token in ("Ġ", "▁")]
+    return [
+        token for token in spaces if token is not None and not tokenizer.decode([token]).strip()
+    ]
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
@@ -333,14 +338,3 @@ def pad(rows: Sequence[Ids], length: int | None = None) -> tuple[Tensor, Tensor]
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
     return torch.from_numpy(ids), torch.from_numpy(lengths)
-
-
-def _chunks(texts: Iterable[str], size: int) -> Iterable[list[str]]:
-    chunk: list[str] = []
-    for text in texts:
-        chunk.append(text)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

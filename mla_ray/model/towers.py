@@ -20,8 +20,13 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from mla_ray.model.tokenizers import Ids, pad
+
 AfterBlock = Callable[[int, Tensor], Tensor]
 """(block number, x_BLD) -> x_BLD: what a language acquirer does after a frozen block."""
+
+Description = dict[str, object]
+"""Settings by name, as JSON has them."""
 
 BERTS = ("bert", "roberta", "xlm-roberta")
 """The `model_type` of configurations that `BertTower` runs."""
@@ -79,6 +84,18 @@ class TextTower(ABC):
         """D, of token embeddings and blocks."""
         return self.token_embedding.embedding_dim
 
+    def batch_length(self, longest: int) -> int:
+        """L of a batch whose longest text has `longest` tokens: no more where that does."""
+        return self.context_length if self.fixed_length else longest
+
+    def pad(self, rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        """Embedding rows of B texts to `(ids_BL, length_B)`, int64, as an encoder takes them."""
+        return pad(rows, self.batch_length(max(map(len, rows), default=0)))
+
+    def trim(self, ids_BL: Tensor) -> Tensor:
+        """Native token ids, cut after the longest text where that changes no feature."""
+        return ids_BL[:, : self.batch_length(int(self.english_end(ids_BL).max()) + 1)]
+
     @abstractmethod
     def sentence_position(self, end_B: Tensor) -> Tensor:
         """Where the sentence feature is read [B], for texts whose end token is at `end_B`.
@@ -87,7 +104,7 @@ class TextTower(ABC):
         """
 
     @abstractmethod
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         """As JSON has it, what changes features and is not to be seen from weights or modules.
 
         Where texts end is not in it: `english_end` and `sentence_position` show that.
@@ -144,7 +161,7 @@ class ClipTower(TextTower):
         else:
             self.dim = self.projection.shape[1]
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         mask = self.causal_mask
         return {
             "reads": self.pool if self.pool in ("first", "last") else "the end",
@@ -226,7 +243,7 @@ class BertTower(TextTower):
         self.context_length = min(context_length, config.max_position_embeddings - first)
         self.dim = encoder.output_dim
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         config = self._encoder.config
         # Releases differ in which settings there are: what is not said is as ever.
         return {

@@ -12,10 +12,11 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from mla_ray.model.open_clip_config import ModelConfig, Preprocessing, preprocessing
 
 MAX_CONFIG_BYTES = 1 << 20
 DUAL_ENCODERS = ("clip", "siglip")
@@ -104,8 +105,9 @@ def load_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
         raise ValueError(f"{folder}: weights are not what config.json says: {error}") from error
     processor = SiglipImageProcessor if siglip else CLIPImageProcessor
     settings = processor.from_pretrained(str(folder), local_files_only=True).to_dict()
-    preprocessing = _preprocessing(folder, settings, model.visual.image_size)
-    open_clip.set_model_preprocess_cfg(model, preprocessing)
+    open_clip.set_model_preprocess_cfg(
+        model, _preprocessing(folder, settings, model.visual.image_size)
+    )
     tokenizer = HFTokenizer(
         str(folder),
         context_length=config.text_config.max_position_embeddings,
@@ -169,7 +171,7 @@ def _siglip(folder: Path, config: Any) -> Any:
     return model
 
 
-def _text(folder: Path, config: Any) -> dict[str, Any]:
+def _text(folder: Path, config: Any) -> ModelConfig:
     return _sizes(folder, config) | {
         "heads": config.num_attention_heads,
         "context_length": config.max_position_embeddings,
@@ -177,7 +179,7 @@ def _text(folder: Path, config: Any) -> dict[str, Any]:
     }
 
 
-def _sizes(folder: Path, config: Any) -> dict[str, Any]:
+def _sizes(folder: Path, config: Any) -> ModelConfig:
     """What the text and image tower of open_clip both take."""
     return {
         "width": config.hidden_size,
@@ -247,22 +249,22 @@ def _siglip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _renamed(weights: dict[str, Tensor], old: str, new: str, names: Names) -> dict[str, Tensor]:
     """The weights whose names begin with `old`; query, key and value as one."""
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if name.startswith(old) and not name.endswith("position_ids"):
             name = name.removeprefix(old)
             for theirs, ours in names.items():
                 name = name.replace(theirs, ours)
-            found[new + name] = weight
-    for name in [name for name in found if ".q_proj." in name]:
-        parts = [found.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        found[name.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(parts)
-    return found
+            renamed[new + name] = weight
+    for name in [name for name in renamed if ".q_proj." in name]:
+        parts = [renamed.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+        renamed[name.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(parts)
+    return renamed
 
 
 def _preprocessing(
     folder: Path, settings: dict[str, Any], image_size: tuple[int, int]
-) -> dict[str, Any]:
+) -> Preprocessing:
     """open_clip's description of what an image processor of transformers does."""
     height, width = image_size
     size = {"height": height, "width": width}
@@ -286,11 +288,12 @@ def _preprocessing(
             f"{folder}: the image processor does not resize (bilinear or bicubic), scale by 1/255 "
             "and normalise; no other is supported"
         )
-    found = {
-        "size": image_size,
-        "mean": tuple(settings["image_mean"]),
-        "std": tuple(settings["image_std"]),
-        "interpolation": INTERPOLATIONS[settings["resample"]],
-        "resize_mode": resize_mode,
-    }
-    return merge_preprocess_dict(PreprocessCfg(), found)  # type: ignore[no-any-return]
+    return preprocessing(
+        {
+            "size": image_size,
+            "mean": tuple(settings["image_mean"]),
+            "std": tuple(settings["image_std"]),
+            "interpolation": INTERPOLATIONS[settings["resample"]],
+            "resize_mode": resize_mode,
+        }
+    )

@@ -12,12 +12,11 @@ from upath import UPath
 from mla_ray.model.encoder import LanguageEncoder
 from mla_ray.model.language import Language
 from mla_ray.model.native import Native
-from mla_ray.runtime.place import read_whole
-from mla_ray.runtime.storage import at, is_local
+from mla_ray.packs.files import PackError, check_file
+from mla_ray.runtime.atomic import read_consistently
+from mla_ray.runtime.storage import at, is_local, patiently
 
 SCHEMA_VERSION = 1
-MAX_FILE_BYTES = {"weights.safetensors": 2 << 30, "tokenizer.json": 64 << 20, "card.json": 1 << 20}
-
 RENEW = (
     "Load the pack and save it again for the fingerprint of today: LanguagePack.load(…).save(…)."
 )
@@ -69,10 +68,6 @@ class Card(BaseModel):
         return self.model_copy(update=now)
 
 
-class PackError(ValueError):
-    """A pack that is damaged, not a pack, or made for another native."""
-
-
 def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: Any) -> Card:
     """A card for `encoder`; `rest` are `stages`, `data` and `metrics`."""
     count, row_width = encoder.embedding.rows.weight.shape
@@ -84,7 +79,7 @@ def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: A
         rows=count,
         row_width=row_width,
         width=native.text.width,
-        hidden=encoder.acquirers[0].down.out_features,  # type: ignore[union-attr, arg-type]
+        hidden=encoder.hidden,
         blocks=len(native.text.blocks),
         context_length=native.text.context_length,
         libraries={n: version(n) for n in ("mla-ray", "torch", "open_clip_torch", "tokenizers")}
@@ -98,20 +93,22 @@ def read_card(folder: str | Path | UPath) -> Card:
     path = at(folder) / "card.json"
 
     def read() -> Card:
-        check_size(path)
+        check_file(path)
         return parse_card(path.read_bytes(), str(path))
 
-    return read_whole(Path(path.parent.path), read) if is_local(path) else read()
+    if is_local(path):
+        return read_consistently(Path(path.parent.path), read)
+    return patiently(read, what=f"reading {path}")
 
 
 def parse_card(data: bytes, where: str) -> Card:
     """The card in a file's bytes; PackError, with `where` they are from, if it is none."""
     try:
         document = json.loads(data)
-        found = document.get("schema_version") if isinstance(document, dict) else None
-        if found != SCHEMA_VERSION:
+        schema = document.get("schema_version") if isinstance(document, dict) else None
+        if schema != SCHEMA_VERSION:
             raise PackError(
-                f"{where}: schema version {found}, this mla-ray reads {SCHEMA_VERSION}; update one"
+                f"{where}: schema version {schema}, this mla-ray reads {SCHEMA_VERSION}; update one"
             )
         card = Card.model_validate(document)
         # What Python reads but no answer can hold: NaN and 1e999, half a character, a deep nest.
@@ -122,10 +119,3 @@ def parse_card(data: bytes, where: str) -> Card:
         if isinstance(error, PackError):
             raise
         raise PackError(f"{where}: {error}") from error
-
-
-def check_size(path: Path | UPath) -> None:
-    if not path.is_file():
-        raise PackError(f"{path}: missing; a language pack is a folder with {list(MAX_FILE_BYTES)}")
-    if path.stat().st_size > MAX_FILE_BYTES[path.name]:
-        raise PackError(f"{path}: larger than {MAX_FILE_BYTES[path.name]} bytes")

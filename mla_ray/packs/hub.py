@@ -10,7 +10,7 @@ hub other than the public one is named by HF_ENDPOINT.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +26,20 @@ from huggingface_hub.errors import (
 from upath import UPath
 
 from mla_ray.model.native import Native
-from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, read_card
+from mla_ray.packs.card import Card, read_card
+from mla_ray.packs.files import (
+    MAX_FILE_BYTES,
+    NEEDED,
+    README,
+    PackError,
+    check_sizes,
+    fetch_files,
+)
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.packs.readme import model_card
 from mla_ray.runtime.storage import at, names_in, upload
 
 HUB = "hf-hub:"
-README = "README.md"
-LIMITS = MAX_FILE_BYTES | {README: 1 << 20}
-"""Bytes of each file of a repository that is taken from it."""
 
 
 @dataclass(frozen=True)
@@ -121,24 +126,9 @@ def pull(
 
 def _fetch(source: UPath, folder: Path, native: Native) -> Card:
     """The files of a pack at a path or URL, here; its card if it is sound."""
-    sizes = {n: (source / n).stat().st_size for n in LIMITS if (source / n).is_file()}
-    _check_sizes(sizes, str(source))
-    for name in sizes:
-        with (source / name).open("rb") as there, (folder / name).open("wb") as here:
-            shutil.copyfileobj(there, here)
+    readme = {README} & set(names_in(source))
+    fetch_files(source, folder, [*NEEDED, *readme])
     return _check(folder, str(source), native)
-
-
-def _check_sizes(sizes: Mapping[str, int | None], where: str) -> None:
-    for name, limit in LIMITS.items():
-        if name not in sizes:
-            if name == README:
-                continue
-            raise PackError(f"{where}: no {name}; a language pack has {list(MAX_FILE_BYTES)}")
-        size = sizes[name]
-        if size is None or size > limit:
-            found = "an unknown number of" if size is None else f"{size:,}"
-            raise PackError(f"{where}: {name} has {found} bytes; {limit:,} are allowed")
 
 
 def _check(folder: Path, where: str, native: Native) -> Card:
@@ -154,9 +144,9 @@ def _check(folder: Path, where: str, native: Native) -> Card:
 
 
 def _put(folder: Path, target: UPath) -> None:
-    found = [name for name in names_in(target) if not name.startswith(".")]  # .git may be there
-    if "card.json" not in found and not LIMITS.keys() >= set(found):
-        raise FileExistsError(f"{target} is not a language pack: it has {found[:3]}")
+    names = [name for name in names_in(target) if not name.startswith(".")]  # .git may be there
+    if "card.json" not in names and not MAX_FILE_BYTES.keys() >= set(names):
+        raise FileExistsError(f"{target} is not a language pack: it has {names[:3]}")
     upload(folder, target, last="card.json")
 
 
@@ -166,7 +156,7 @@ def _push_to_hub(
     if not os.environ.get("HF_TOKEN"):
         raise PermissionError(f"{repo}: writing needs a token of the hub's; set HF_TOKEN")
     api, name = _hub(), _name(repo)
-    with _told(repo, revision):
+    with _hub_errors(repo, revision):
         api.create_repo(name, private=private or None, exist_ok=True)
         if private and not api.model_info(name).private:
             raise ValueError(f"{repo} is public already; make it private there, or name another")
@@ -174,7 +164,7 @@ def _push_to_hub(
             api.create_branch(name, branch=revision, exist_ok=True)
         commit = api.create_commit(
             name,
-            [CommitOperationAdd(file, folder / file) for file in LIMITS],
+            [CommitOperationAdd(file, folder / file) for file in MAX_FILE_BYTES],
             commit_message=f"Language pack: {card.language} for {card.native}",
             revision=revision,
         )
@@ -184,11 +174,11 @@ def _push_to_hub(
 def _download(repo: str, revision: str | None, folder: Path) -> str:
     """The files of a pack on the hub, here; the commit they are of."""
     api, name = _hub(), _name(repo)
-    with _told(repo, revision):
+    with _hub_errors(repo, revision):
         info = api.model_info(name, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size for file in info.siblings or ()}
-        _check_sizes(sizes, repo)
-        for file in LIMITS.keys() & sizes:
+        check_sizes(sizes, repo)
+        for file in MAX_FILE_BYTES.keys() & sizes:
             shutil.copyfile(api.hf_hub_download(name, file, revision=info.sha), folder / file)
     return str(info.sha)
 
@@ -210,8 +200,11 @@ def _hub() -> HfApi:
 
 
 @contextmanager
-def _told(repo: str, revision: str | None) -> Iterator[None]:
-    """The hub's errors, in a line that says what to do."""
+def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """The hub's errors, in a line that says what to do.
+
+    Its library lets httpx2's through; Qdrant's library and our own client use httpx.
+    """
     token = "HF_TOKEN may not see it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     try:
         yield

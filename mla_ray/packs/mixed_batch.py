@@ -21,7 +21,7 @@ from mla_ray.packs.pack import LanguagePack
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """Texts of one language, side by side in the batch. `pack` is None for English."""
 
     pack: LanguagePack | None
@@ -56,16 +56,14 @@ def read_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]])
     groups: dict[int, list[int]] = defaultdict(list)
     for row, (_, pack) in enumerate(texts):
         groups[id(pack)].append(row)
-    parts: list[Part] = []
+    parts: list[Segment] = []
     start = 0
     for rows in groups.values():
         parts.append(_tokenize(native, texts[rows[0]][1], [texts[row][0] for row in rows], start))
         start += len(rows)
     order = [row for rows in groups.values() for row in rows]
 
-    length = tower.context_length
-    if not tower.fixed_length:
-        length = max(int(part.end_B.max()) for part in parts) + 1
+    length = tower.batch_length(max(int(part.end_B.max()) for part in parts) + 1)
     embedded = [_embed(native, part, length) for part in parts]
     x_BLD = torch.cat([x for x, _ in embedded])
     padding_BL = torch.cat([padding for _, padding in embedded])
@@ -85,16 +83,18 @@ def read_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]])
     return Mixed(features_BE.float(), unknown_B)
 
 
-def _tokenize(native: Native, pack: LanguagePack | None, texts: list[str], start: int) -> Part:
+def _tokenize(native: Native, pack: LanguagePack | None, texts: list[str], start: int) -> Segment:
     rows = slice(start, start + len(texts))
     if pack is None:
         ids_BL = native.tokenize(texts)
-        return Part(None, rows, ids_BL, native.text.english_end(ids_BL), native.unknown_of(ids_BL))
+        return Segment(
+            None, rows, ids_BL, native.text.english_end(ids_BL), native.unknown_of(ids_BL)
+        )
     ragged, unknown_B = pack.tokenizer.read(texts)
-    return Part(pack, rows, ragged, torch.tensor([len(ids) - 1 for ids in ragged]), unknown_B)
+    return Segment(pack, rows, ragged, torch.tensor([len(ids) - 1 for ids in ragged]), unknown_B)
 
 
-def _embed(native: Native, part: Part, length: int) -> tuple[Tensor, Tensor]:
+def _embed(native: Native, part: Segment, length: int) -> tuple[Tensor, Tensor]:
     """Token embeddings [B, L, D] and which of them are padding [B, L]."""
     device, tower = native.device, native.text
     if part.pack is None:

@@ -17,18 +17,18 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
 from open_clip.model import set_model_preprocess_cfg
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
-from mla_ray.model.native import Native, TextTower
+from mla_ray.model.native import Native
+from mla_ray.model.open_clip_config import ModelConfig, Preprocessing, preprocessing
+from mla_ray.model.towers import TextTower
 
 END = 102
 """M-BERT's [SEP]: where that code reads the sentence feature."""
@@ -77,7 +77,7 @@ class Checkpoint:
     # -- the CLIP inside --
 
     @cached_property
-    def model_config(self) -> dict[str, Any]:
+    def model_config(self) -> ModelConfig:
         """open_clip's configuration of the CLIP, read off its shapes."""
         weights = self.clip
         patches = weights["visual.positional_embedding"].shape[0] - 1
@@ -102,10 +102,10 @@ class Checkpoint:
         }
 
     @cached_property
-    def preprocess(self) -> dict[str, Any]:
+    def preprocess(self) -> Preprocessing:
         """OpenAI's, at the size of the image tower."""
         size = self.model_config["vision_cfg"]["image_size"]
-        return merge_preprocess_dict(PreprocessCfg(), {"size": (size, size)})  # type: ignore[no-any-return]
+        return preprocessing({"size": (size, size)})
 
     def native(self) -> Native:
         """The CLIP, as a native in memory."""
@@ -147,13 +147,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: not a state dict of tensors: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(w, Tensor) for w in found.values()):
+    if not isinstance(state, dict) or not all(isinstance(w, Tensor) for w in state.values()):
         raise ValueError(f"{path}: not a state dict of tensors")
     # Saved from a model wrapped for several GPUs, all names have this in front.
-    weights = {name.removeprefix("module."): w for name, w in found.items()}
+    weights = {name.removeprefix("module."): w for name, w in state.items()}
     embedding: dict[str, Tensor] = {}
     clip: dict[str, Tensor] = {}
     acquirers: dict[str, dict[str, Tensor]] = {}

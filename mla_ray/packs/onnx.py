@@ -199,7 +199,7 @@ def _padding(pack: LanguagePack) -> Tokenizer:
 def _language(pack: LanguagePack, tokenizer: Tokenizer) -> _Graph:
     def cases() -> list[Case]:
         draw = random.Random(0)  # noqa: S311 - texts to compare on, the same ones every time
-        found = []
+        cases: list[Case] = []
         known, vocabulary = pack.tokenizer.tokens.tolist(), tokenizer.get_vocab_size()
         for size, contexts in BATCHES.items():
             longest = int(contexts * pack.card.context_length)
@@ -218,8 +218,8 @@ def _language(pack: LanguagePack, tokenizer: Tokenizer) -> _Graph:
                 "token_ids": np.array([e.ids for e in encodings], dtype=np.int64),
                 "lengths": np.array([sum(e.attention_mask) for e in encodings], dtype=np.int64),
             }
-            found.append((feed, pack.encode_text(texts)))
-        return found
+            cases.append((feed, pack.encode_text(texts)))
+        return cases
 
     return _Graph(
         "text",
@@ -233,15 +233,14 @@ def _english(native: Native) -> _Graph:
     @torch.inference_mode()
     def cases() -> list[Case]:
         draw = random.Random(0)  # noqa: S311 - as above
-        letters, found = string.ascii_lowercase + "   ", []
+        letters = string.ascii_lowercase + "   "
+        cases: list[Case] = []
         for size, contexts in BATCHES.items():
             longest = int(contexts * native.text.context_length)  # letters: no more tokens
             texts = ["".join(draw.choices(letters, k=draw.randrange(longest))) for _ in range(size)]
-            ids_BL = native.tokenize(texts)
-            if not native.text.fixed_length:
-                ids_BL = ids_BL[:, : int(native.text.english_end(ids_BL).max()) + 1]
-            found.append(({"token_ids": ids_BL.numpy()}, native.encode_text(ids_BL).float()))
-        return found
+            ids_BL = native.text.trim(native.tokenize(texts))
+            cases.append(({"token_ids": ids_BL.numpy()}, native.encode_text(ids_BL).float()))
+        return cases
 
     tokens = Dim("tokens", max=native.text.context_length)
     axes = (BATCH, None if native.text.fixed_length else tokens)
@@ -253,11 +252,11 @@ def _image(native: Native) -> _Graph:
     def cases() -> list[Case]:
         height, width = _pixels(native)
         generator = torch.Generator().manual_seed(0)
-        found = []
+        cases: list[Case] = []
         for size in BATCHES:
             pixels = torch.randn(size, 3, height, width, generator=generator)
-            found.append(({"pixels": pixels.numpy()}, native.encode_image(pixels).float()))
-        return found
+            cases.append(({"pixels": pixels.numpy()}, native.encode_image(pixels).float()))
+        return cases
 
     return _Graph("image", ImageGraph(native), {"pixels": (BATCH, None, None, None)}, cases)
 
@@ -305,8 +304,8 @@ def _difference(graph: _Graph, path: Path) -> float:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for feed, expected in graph.cases():
-        (found,) = session.run(["features"], feed)
-        worst = max(worst, float(np.abs(found - expected.numpy()).max()))
+        (features,) = session.run(["features"], feed)
+        worst = max(worst, float(np.abs(features - expected.numpy()).max()))
     if not worst <= TOLERANCE:  # NaN is refused, too
         raise ValueError(
             f"{graph.name}.onnx: features differ from PyTorch's by {worst:.1e}, more than "
@@ -321,7 +320,7 @@ def _info(
     graphs: Sequence[_Graph],
     differences: dict[str, float],
     folder: Path,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     card = pack.card
     return {
         "schema_version": SCHEMA_VERSION,

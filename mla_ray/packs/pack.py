@@ -27,11 +27,12 @@ from upath import UPath
 from mla_ray.model.batches import by_length
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
-from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer, pad
-from mla_ray.packs.card import MAX_FILE_BYTES, Card, PackError, check_size, make_card, read_card
+from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer
+from mla_ray.packs.card import Card, make_card, read_card
+from mla_ray.packs.files import PackError, check_file, fetch_files
 from mla_ray.packs.official import END, read_checkpoint
 from mla_ray.packs.readme import model_card
-from mla_ray.runtime.place import read_whole, replacing
+from mla_ray.runtime.atomic import read_consistently, replacing_folder
 from mla_ray.runtime.storage import at, download, is_local, upload
 
 BATCH = 256  # texts in one pass
@@ -51,7 +52,7 @@ class LanguagePack:
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts to `(ids_BL, length_B)` as the encoder takes them."""
-        return self._padded(self.tokenizer(texts))
+        return self.encoder.tower.pad(self.tokenizer(texts))
 
     def unknown_tokens(self, texts: Sequence[str]) -> Shares:
         """Share of each text's tokens of which nothing was learned [N], 0 to 1.
@@ -75,13 +76,9 @@ class LanguagePack:
         device = self.encoder.embedding.linear.weight.device
         features_NE = torch.empty(len(ids), self.encoder.tower.dim, device=device)
         for rows in by_length([len(each) for each in ids], BATCH):
-            ids_BL, length_B = self._padded([ids[row] for row in rows])
+            ids_BL, length_B = self.encoder.tower.pad([ids[row] for row in rows])
             features_NE[rows] = self.encoder(ids_BL.to(device), length_B.to(device)).float()
         return features_NE
-
-    def _padded(self, rows: list[Ids]) -> tuple[Tensor, Tensor]:
-        tower = self.encoder.tower
-        return pad(rows, tower.context_length if tower.fixed_length else None)
 
     def save(self, folder: str | Path | UPath) -> None:
         """Write the pack to a path or URL; an older one is replaced at once or not at all.
@@ -121,11 +118,9 @@ class LanguagePack:
         place, called = at(folder), called or str(folder)
         if is_local(place):
             local = Path(place.path)
-            return read_whole(local, lambda: cls._load(local, native, called))
+            return read_consistently(local, lambda: cls._load(local, native, called))
         with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
-            for name in MAX_FILE_BYTES:
-                check_size(place / name)
-                (Path(scratch) / name).write_bytes((place / name).read_bytes())
+            fetch_files(place, Path(scratch))
             return cls._load(Path(scratch), native, called)
 
     @classmethod
@@ -134,10 +129,10 @@ class LanguagePack:
         card.check(native, called)
         card = card.renewed(native)
         tower = native.text
-        found = (card.width, card.blocks, card.context_length)
-        if found != (tower.width, len(tower.blocks), tower.context_length):
+        sizes = (card.width, card.blocks, card.context_length)
+        if sizes != (tower.width, len(tower.blocks), tower.context_length):
             raise PackError(
-                f"{folder}/card.json: width, blocks, context {found} are not the native's"
+                f"{folder}/card.json: width, blocks, context {sizes} are not the native's"
             )
         _check_files(folder, card)
         weights = _read_weights(folder / "weights.safetensors", card)
@@ -225,10 +220,10 @@ def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
-            if found != expected:
-                names = found.keys() | expected.keys()
-                wrong = sorted(name for name in names if found.get(name) != expected.get(name))
+            header = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+            if header != expected:
+                names = header.keys() | expected.keys()
+                wrong = sorted(name for name in names if header.get(name) != expected.get(name))
                 raise PackError(
                     f"{path}: tensors missing, unknown or of another shape: {wrong[:5]}"
                 )
@@ -241,7 +236,7 @@ def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
 
 def _check_files(folder: Path, card: Card) -> None:
     for name in ("weights.safetensors", "tokenizer.json"):
-        check_size(folder / name)
+        check_file(folder / name)
         if _sha256(folder / name) != card.sha256.get(name):
             raise PackError(f"{folder / name}: SHA-256 is not the card's; the file is damaged")
 
@@ -279,7 +274,7 @@ def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:
                 raise PackError(str(error).replace(str(scratch), str(origin))) from error
 
         if is_local(origin):
-            read_whole(Path(origin.path), copy)
+            read_consistently(Path(origin.path), copy)
         else:
             copy()
 
@@ -289,13 +284,13 @@ def _place_for(folder: UPath) -> Iterator[Path]:
     """A scratch folder on this machine whose files are in the place of `folder` in the end."""
     if is_local(folder):
         place = Path(folder.path)
-        with replacing(place) as scratch:
+        with replacing_folder(place) as scratch:
             yield scratch
             if place.exists() and not (place / "card.json").is_file() and any(place.iterdir()):
                 raise FileExistsError(
                     f"{place} exists and is not a language pack; choose another --out"
                 )
     else:
-        with tempfile.TemporaryDirectory(prefix="mla-pack-") as made:
-            yield Path(made)
-            upload(Path(made), folder, last="card.json")
+        with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
+            yield Path(scratch)
+            upload(Path(scratch), folder, last="card.json")

@@ -2,20 +2,15 @@
 
     STORE/de/card.json  STORE/de/weights.safetensors  …      one folder a pack; any folder name
 
-`PackStore` lists what is there; `PackLibrary` holds the packs in use, loaded on demand, the least
-recently used leaving first. Readers need no lock: a pack that is half written, or changes while it
-is read, fails its card's hashes, and what was served before stays until it is whole. What is found
-wrong holds for the bytes it was found in, and is looked at again when they change.
+Readers need no lock: a pack that is half written, or changes while it is read, fails its card's
+hashes, and what was listed before stays until it is whole. What is found wrong holds for the bytes
+it was found in, and is looked at again when they change.
 """
 
 import hashlib
-import logging
 import tempfile
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -24,17 +19,17 @@ from fsspec.implementations.local import LocalFileSystem
 from mla_ray.model.language import ENGLISH, UnknownLanguage, canonical
 from mla_ray.model.native import Native
 from mla_ray.model.recognition import recognised
-from mla_ray.packs.card import MAX_FILE_BYTES, RENEW, Card, PackError, parse_card, read_card
+from mla_ray.packs.card import RENEW, Card, parse_card
+from mla_ray.packs.files import MAX_FILE_BYTES, NEEDED, PackError, fetch_files
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.place import settle, unsettled
+from mla_ray.runtime.atomic import folders_in_replacement, recover_folder
+from mla_ray.runtime.storage import at, patiently
 
 MAX_PACKS = 1_000  # looked at in one store
 GRACE = 2  # scans in a row that must miss a pack before it is gone: a swap is two renames
 
-ATTEMPTS = 3  # to load a pack that may be changing
 OLD_SERVES = "; the version before it is served"
-
-log = logging.getLogger(__name__)
+NO_PAUSES = ()  # storage that is away is not waited for: the next scan or request tries again
 
 
 @dataclass(frozen=True)
@@ -79,9 +74,8 @@ class Listing:
         known = {language.lower(): language for language in self.languages}
         subtags = tag.lower().split("-")
         for end in range(len(subtags), 0, -1):
-            found = known.get("-".join(subtags[:end]))
-            if found:
-                return found
+            if language := known.get("-".join(subtags[:end])):
+                return language
         return None
 
 
@@ -98,6 +92,7 @@ class PackStore:
     def __init__(self, url: str, fingerprint: str, fingerprint_v1: str = "") -> None:
         self.url = url
         self.fingerprint, self.fingerprint_v1 = fingerprint, fingerprint_v1
+        # Not `storage.at`, which resolves links once: a link to a newer store is followed.
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._cards: dict[str, _Seen] = {}  # by name
@@ -111,7 +106,7 @@ class PackStore:
         empty.
         """
         self._fs.invalidate_cache()
-        names = self._names()
+        names = patiently(self._names, NO_PAUSES, f"listing {self.url}")
         for name in names:
             self._read(name)
         for name in [name for name in self._cards if name not in names]:
@@ -137,14 +132,7 @@ class PackStore:
         with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
             folder = Path(scratch) / "pack"
             folder.mkdir()
-            for file, limit in MAX_FILE_BYTES.items():
-                path = f"{self._root}/{listed.name}/{file}"
-                try:
-                    if self._fs.size(path) > limit:
-                        raise PackError(f"{path}: larger than {limit} bytes")
-                    self._fs.get_file(path, str(folder / file))
-                except FileNotFoundError as error:
-                    raise PackError(f"{path}: missing") from error
+            fetch_files(at(self.url) / listed.name, folder, pauses=NO_PAUSES)
             there = f"{self._root}/{listed.name}"
             if _version((folder / "card.json").read_bytes()) != listed.version:
                 raise PackError(f"{there}: replaced while it was read")
@@ -155,7 +143,7 @@ class PackStore:
 
     def state(self, listed: Listed) -> tuple[str, ...]:
         """Of a pack's files now: another one when any of them has changed, come or gone."""
-        return tuple(self._key(f"{self._root}/{listed.name}/{file}") for file in MAX_FILE_BYTES)
+        return tuple(self._key(f"{self._root}/{listed.name}/{file}") for file in NEEDED)
 
     def _key(self, path: str) -> str:
         try:
@@ -165,9 +153,9 @@ class PackStore:
 
     def _names(self) -> set[str]:
         names = self._folders()
-        if self._local and (places := unsettled(names)):
+        if self._local and (places := folders_in_replacement(names)):
             for place in places:
-                settle(Path(self._root) / place)
+                recover_folder(Path(self._root) / place)
             names = self._folders()
         # A name with a dot in front is a pack being written (`LanguagePack.save`).
         return set(sorted(name for name in names if not name.startswith("."))[:MAX_PACKS])
@@ -192,7 +180,8 @@ class PackStore:
                     self._missed.pop(name, None)
                     return
             limit = MAX_FILE_BYTES["card.json"]
-            data = self._fs.cat_file(path, end=limit + 1)
+            read = partial(self._fs.cat_file, path, end=limit + 1)
+            data = patiently(read, NO_PAUSES, f"reading {path}")
             version = _version(data)
             if seen and seen.version == version:
                 self._cards[name] = replace(seen, key=key)
@@ -218,153 +207,6 @@ class PackStore:
         if card.language == ENGLISH:
             raise PackError(f"{path}: language {card.language!r} is not one to acquire")
         return Listed(name, _version(data), card)
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """Why a pack could not be loaded, and the files of which that is true."""
-
-    files: tuple[str, tuple[str, ...]]
-    why: str
-
-
-class PackLibrary:
-    """The packs in use on one native, at most `capacity` of them. Safe for many threads."""
-
-    def __init__(self, store: PackStore, native: Native, capacity: int = 32) -> None:
-        self.store = store
-        self.native = native
-        self.capacity = capacity
-        self.listing = Listing()
-        self._loaded: OrderedDict[str, tuple[str, LanguagePack]] = OrderedDict()  # version and pack
-        self._refused: dict[str, _Refusal] = {}  # by the pack's name
-        self._lock = threading.Lock()  # of listing and loaded; never held while loading
-        self._loading: dict[str, threading.Lock] = {}
-        self._scanning = threading.Lock()
-
-    def refresh(self) -> Listing:
-        """Look at the store, and renew what changed of the packs in use."""
-        for listed in self.look():
-            self.renew(listed)
-        return self.listing
-
-    def look(self) -> list[Listed]:
-        """Scan the store, drop packs that are gone; returns those in use that have changed."""
-        with self._scanning:
-            listing = self.store.scan()
-            with self._lock:
-                changed = []
-                for language, (version, _) in list(self._loaded.items()):
-                    listed = listing.packs.get(language)
-                    if listed is None:
-                        del self._loaded[language]
-                    elif listed.version != version:
-                        changed.append(listed)
-            named = {listed.name: listed for listed in listing.packs.values()}
-            for name, refusal in list(self._refused.items()):
-                if name not in named or named[name].version != refusal.files[0]:
-                    self._refused.pop(name, None)
-                elif name not in listing.broken:
-                    self._tell(listing, named[name], refusal.why)
-            self.listing = listing
-            return changed
-
-    def renew(self, listed: Listed) -> None:
-        """Load a pack that changed. If it does not load, the one before stays in service."""
-        try:
-            pack = self._try(listed)
-        except (PackError, OSError) as error:
-            self._tell(self.listing, listed, str(error))
-            return
-        with self._lock:
-            if listed.card.language in self._loaded:
-                self._loaded[listed.card.language] = listed.version, pack
-
-    def get(self, language: str) -> LanguagePack | None:
-        """The pack of a language, loaded if need be; None for English, which needs none.
-
-        Raises:
-            KeyError: the store has no pack for it.
-            PackError: it has one that cannot be loaded.
-
-        """
-        if language == ENGLISH:
-            return None
-        if pack := self._held(language):
-            return pack
-        with self._lock:
-            loading = self._loading.setdefault(language, threading.Lock())
-        with loading:  # others who want the same pack wait for it; nobody else does
-            if pack := self._held(language):
-                return pack
-            if language not in self.listing.packs:
-                self.refresh()  # someone else may have seen a new pack before we did
-            version, pack = self._load(language)
-            with self._lock:
-                self._loaded[language] = version, pack
-                while len(self._loaded) > self.capacity:
-                    self._loaded.popitem(last=False)
-            return pack
-
-    @property
-    def held(self) -> list[str]:
-        """Languages whose packs are in memory, the least recently used first."""
-        with self._lock:
-            return list(self._loaded)
-
-    def _load(self, language: str) -> tuple[str, LanguagePack]:
-        for attempt in range(ATTEMPTS):
-            listed = self.listing.packs[language]
-            before = self._refused.get(listed.name)
-            try:
-                return listed.version, self._try(listed)
-            except PackError:
-                nothing_new = before and before is self._refused.get(listed.name)
-                if nothing_new or attempt + 1 == ATTEMPTS:
-                    raise
-                time.sleep(0.1)  # it is being replaced, most likely
-                self.refresh()
-        raise AssertionError("unreachable")
-
-    def _try(self, listed: Listed) -> LanguagePack:
-        """The pack; PackError at once for files that were refused before, until they change."""
-        files = listed.version, self.store.state(listed)
-        refusal = self._refused.get(listed.name)
-        if refusal and refusal.files == files:
-            raise PackError(refusal.why)
-        try:
-            pack = self.store.load(listed, self.native)
-        except OSError:  # a store out of reach says nothing of the pack
-            raise
-        except Exception as error:  # whatever it is, it is this pack's
-            self._refused[listed.name] = _Refusal(files, str(error))
-            self._tell(self.listing, listed, str(error))
-            log.warning("pack %s: %s", listed.name, error)
-            raise PackError(str(error)) from error
-        self._refused.pop(listed.name, None)
-        return pack
-
-    def _tell(self, listing: Listing, listed: Listed, fault: str) -> None:
-        serves = listed.card.language in self._loaded
-        listing.broken[listed.name] = fault + (OLD_SERVES if serves else "")
-
-    def _held(self, language: str) -> LanguagePack | None:
-        with self._lock:
-            if language not in self._loaded:
-                return None
-            self._loaded.move_to_end(language)
-            return self._loaded[language][1]
-
-
-def load_packs(folders: Sequence[str | Path], native: Native) -> dict[str, LanguagePack]:
-    """Packs by language; two of one language are refused."""
-    packs: dict[str, LanguagePack] = {}
-    for folder in folders:
-        language = read_card(folder).language
-        if language in packs:
-            raise ValueError(f"{folder}: a second pack for {language!r}; pass one a language")
-        packs[language] = LanguagePack.load(folder, native)
-    return packs
 
 
 def _version(card: bytes) -> str:

@@ -13,9 +13,10 @@ from upath import UPath
 from mla_ray.model.lineage import LINEAGE, Ancestor, lineage_of
 from mla_ray.model.native import Native
 from mla_ray.model.recognition import recognised
-from mla_ray.packs.card import MAX_FILE_BYTES, RENEW, Card, PackError, read_card
+from mla_ray.packs.card import RENEW, Card, read_card
+from mla_ray.packs.files import PackError, fetch_files
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import at, read_bytes
+from mla_ray.runtime.storage import at
 
 
 def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> Card:
@@ -51,13 +52,9 @@ def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> C
     origin = card.acquired_on or {"native": card.native, "fingerprint": card.fingerprint}
     changed = {"native": native.name, "acquired_on": origin, "metrics": {}}
     moved = card.renewed(native).model_copy(update=changed)
-    with tempfile.TemporaryDirectory(prefix="mla-plug-") as made:
-        scratch = Path(made)
-        for name, most in MAX_FILE_BYTES.items():
-            source = at(pack) / name
-            if not source.is_file() or source.stat().st_size > most:
-                raise PackError(f"{source}: missing, or larger than {most} bytes")
-            (scratch / name).write_bytes(read_bytes(source))
+    with tempfile.TemporaryDirectory(prefix="mla-plug-") as folder:
+        scratch = Path(folder)
+        fetch_files(at(pack), scratch)
         (scratch / "card.json").write_text(moved.model_dump_json(indent=2) + "\n")
         plugged = LanguagePack.load(scratch, native)  # hashes, shapes, dimensions
         plugged.save(out)

@@ -134,7 +134,7 @@ TABLES: Mapping[str, Table] = {
 
 def runs(tables: Sequence[Table], languages: Sequence[str], seeds: Sequence[int]) -> list[Run]:
     """Every run of the tables once, in their order."""
-    found: dict[str, Run] = {}
+    by_key: dict[str, Run] = {}
     for table in tables:
         # Language by language, so that a part of a table has whole rows.
         for language in languages:
@@ -143,8 +143,8 @@ def runs(tables: Sequence[Table], languages: Sequence[str], seeds: Sequence[int]
                     if seed not in seeds[: variant.seeds]:
                         continue
                     run = Run(variant, group_of(variant, language, languages), seed)
-                    found.setdefault(run.key, run)
-    return list(found.values())
+                    by_key.setdefault(run.key, run)
+    return list(by_key.values())
 
 
 def group_of(variant: Variant, language: str, languages: Sequence[str]) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def pretrain(
         ).last_hidden_state
         asked_BL = wanted_BL != NOT_ASKED  # the head is most of the work: on these alone
         loss = cross_entropy(model.cls(hidden_BLW[asked_BL]), wanted_BL[asked_BL])
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -21,16 +21,16 @@ def claims(results: Results) -> list[Claim]:
     return [*_compared(results), *_english(results), *_turn(results)]
 
 
-def verdict(found: Figure) -> Verdict:
+def verdict(difference: Figure) -> Verdict:
     """Of the claim that a difference is above zero."""
-    if found.low > 0:
+    if difference.low > 0:
         return "held"
-    return "did not hold" if found.high < 0 else "cannot be told"
+    return "did not hold" if difference.high < 0 else "cannot be told"
 
 
-def verdict_of_loss(found: Figure) -> Verdict:
+def verdict_of_loss(difference: Figure) -> Verdict:
     """Of the claim that a difference is below zero."""
-    return verdict(Figure(-found.mean, -found.high, -found.low))
+    return verdict(Figure(-difference.mean, -difference.high, -difference.low))
 
 
 def _compared(results: Results) -> Iterator[Claim]:
@@ -54,8 +54,8 @@ def _compared(results: Results) -> Iterator[Claim]:
         ("languages are better acquired together than alone", ab.TOGETHER, ab.FULL),
     )
     for text, better, worse in compared:
-        if found := results.difference(better, worse):
-            yield Claim(verdict(found), f"{text}: {found.signed}")
+        if difference := results.difference(better, worse):
+            yield Claim(verdict(difference), f"{text}: {difference.signed}")
 
 
 def _english(results: Results) -> Iterator[Claim]:
@@ -90,12 +90,12 @@ def _turn(results: Results) -> Iterator[Claim]:
                 lost[language] = figure([after], [before])
         if len(lost) == 2:
             if variant is ab.PACKS_IN_TURN:
-                same = all(found.low == found.mean == found.high == 0 for found in lost.values())
-                told: Verdict = "held" if same else "did not hold"
+                same = all(loss.low == loss.mean == loss.high == 0 for loss in lost.values())
+                holds: Verdict = "held" if same else "did not hold"
             else:
-                told = verdict_of_loss(max(lost.values(), key=lambda found: found.high))
+                holds = verdict_of_loss(max(lost.values(), key=lambda loss: loss.high))
             yield Claim(
-                told,
+                holds,
                 f"{text}: after {ab.IN_TURN} languages English {lost['en'].signed}, the first "
                 f"of them {lost[first].signed}",
             )

@@ -63,8 +63,8 @@ class Results:
     seeds: Sequence[int]
 
     def places(self, key: str, test: str, language: str) -> list[str] | None:
-        found = self.records.get(key, {}).get("places", {}).get(test, {}).get(language)
-        return None if found is None else list(found)
+        lines = self.records.get(key, {}).get("places", {}).get(test, {}).get(language)
+        return None if lines is None else list(lines)
 
     def runs_of(self, variant: Variant, language: str) -> list[Run]:
         """The runs, one a seed, that a language of a variant was measured by."""

@@ -3,12 +3,10 @@
 records.jsonl   a line for each run that is done; never rewritten, a torn last line is dropped
 shared/         prepared tables
 scratch/        of runs under way
-tests/, bert/   `reproduce.material`
+tests/, bert/   `reproduce.ablation_data`
 
 """
 
-import hashlib
-import json
 import secrets
 import shutil
 import threading
@@ -17,87 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from mla_ray.model.native import Native
-from mla_ray.model.recognition import recognised
+from mla_ray.reproduce.ablation_data import AblationData
 from mla_ray.reproduce.ablations import FULL, Run
-from mla_ray.reproduce.material import Material
-from mla_ray.reproduce.runs import BESIDE, REWORDED, Prepared, english, measure
+from mla_ray.reproduce.records import Records
+from mla_ray.reproduce.runs import Record, RunInputs, english, measure
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at
-from mla_ray.training.trainer import encode
-from mla_ray.training.workers import Workers, gpus_of
-
-ENGLISH = "English"
-"""Key of the record of the native itself."""
+from mla_ray.training.acquisition import encode
+from mla_ray.training.workers import Workers, gpus_per_worker
 
 SCRATCH = "scratch"
-
-KEPT = "Delete the file to measure anew."
-"""What to do about records with a fingerprint of the rule of before."""
-
-Record = dict[str, Any]
-
-
-class Records:
-    """The records of a folder, by run. Those of other data, settings or natives are not seen."""
-
-    def __init__(self, folder: Path, material: Material) -> None:
-        self.path = folder / "records.jsonl"
-        self.native, self.tables = Native.load(material.native), material.digest()
-        self.every: dict[str, Record] = {}
-        if self.path.exists():
-            lines = self.path.read_bytes().splitlines(keepends=True)
-            if lines and not lines[-1].endswith(b"\n"):  # a kill while it was written
-                lines.pop()
-                self.path.write_bytes(b"".join(lines))
-            for line in lines:
-                record = json.loads(line)
-                self.every[record["run"]] = record
-
-    def made_of(self, run: Run | None, fingerprint: str) -> str:
-        """Of what a run's figures are, on the native of this fingerprint."""
-        config = run.variant.config(run.seed, len(run.languages)).model_dump() if run else None
-        variant = run.variant.as_dict() if run else [REWORDED, BESIDE]
-        what = json.dumps([[fingerprint, self.tables], variant, config], sort_keys=True)
-        return hashlib.sha256(what.encode()).hexdigest()[:16]
-
-    def get(self, run: Run | None) -> Record | None:
-        record = self.every.get(run.key if run else ENGLISH)
-        if record is None:
-            return None
-        today = self.made_of(run, self.native.fingerprint)
-        before = self.made_of(run, self.native.fingerprint_v1)
-        return record if recognised(record["of"], today, before, self.path, KEPT) else None
-
-    def of(self, runs: Sequence[Run]) -> dict[str, Record]:
-        """The records of the native and of those runs that have one, by run."""
-        found = {ENGLISH: self.get(None) or {}}
-        return found | {run.key: record for run in runs if (record := self.get(run))}
-
-    def add(self, run: Run | None, found: Record) -> None:
-        key = run.key if run else ENGLISH
-        self.every[key] = {"run": key, "of": self.made_of(run, self.native.fingerprint), **found}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(self.every[key]) + "\n")
-
-
-def begin_with(file: Path, folder: Path) -> None:
-    """Take over somebody's records; those of other data, settings or natives will not count.
-
-    Raises:
-        FileExistsError: `folder` has records of its own.
-
-    """
-    records = folder / "records.jsonl"
-    if records.exists():
-        raise FileExistsError(f"{records} is there already; leave --from out, or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, records)
 
 
 def measure_all(
     runs: Sequence[Run],
-    material: Material,
+    data: AblationData,
     folder: Path,
     report: Report,
     stop: threading.Event | None = None,
@@ -112,13 +44,13 @@ def measure_all(
     import ray
 
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of runs that were cut off
-    records = Records(folder, material)
+    records = Records.open(folder, data)
     if records.get(None) is None:
-        records.add(None, english(material))
+        records.add(None, english(data))
     missing = [run for run in runs if records.get(run) is None]
     if missing:
-        _encode(missing, material, folder, report)
-    gpus = gpus_of(Workers(), ray.cluster_resources())
+        _encode(missing, data, folder, report)
+    gpus = gpus_per_worker(Workers(), ray.cluster_resources())
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_task)
     done = len(runs) - len(missing)
     report(Progress("runs", done, len(runs)))
@@ -129,7 +61,7 @@ def measure_all(
             # A few more than there is room for, so that nothing waits for the next.
             room = 2 + int(ray.cluster_resources().get("CPU", 1))
             for run in _next(coming, room - len(under_way)):
-                under_way[task.remote(run, material, folder)] = run
+                under_way[task.remote(run, data, folder)] = run
             if not under_way:
                 return records
             ended, _ = ray.wait(list(under_way), timeout=1.0)
@@ -151,18 +83,18 @@ def _next(coming: Iterator[Run], count: int) -> Iterator[Run]:
             yield run
 
 
-def _task(run: Run, material: Material, folder: Path) -> Record:
+def _task(run: Run, data: AblationData, folder: Path) -> Record:
     scratch = folder / SCRATCH / secrets.token_hex(8)
     try:
-        return measure(run, material, scratch, folder / "shared")
+        return measure(run, data, scratch, folder / "shared")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _encode(runs: Sequence[Run], material: Material, folder: Path, report: Report) -> None:
+def _encode(runs: Sequence[Run], data: AblationData, folder: Path, report: Report) -> None:
     """Features of all texts and images, before any run needs them: encoding takes all cores."""
-    native = Native.load(material.native)
+    native = Native.load(data.native)
     for language in dict.fromkeys(language for run in runs for language in run.languages):
         alone = Run(FULL, (language,), runs[0].seed)
-        prepared = Prepared.of(alone, [language], native, material, folder / "shared")
-        encode(native, prepared.corpora, prepared.tables, at(material.store), report)
+        inputs = RunInputs.of(alone, [language], native, data, folder / "shared")
+        encode(native, inputs.corpora, inputs.tables, at(data.store), report)

@@ -19,8 +19,13 @@ from mla_ray.reproduce.figures import Figure, Results, Reworded, figure
 from mla_ray.reproduce.plot import draw
 from mla_ray.reproduce.runs import BESIDE
 
+Document = dict[str, Any]
+"""results.json."""
+Row = dict[str, Any]
+"""Of a table in it."""
 
-def write(results: Results, tables: Sequence[Table], out: Path, command: str) -> dict[str, Any]:
+
+def write(results: Results, tables: Sequence[Table], out: Path, command: str) -> Document:
     """Write the page, its plot and its figures as JSON; returns the latter."""
     out.mkdir(parents=True, exist_ok=True)
     made = {table.name: rows(results, table) for table in tables}
@@ -59,19 +64,19 @@ def write(results: Results, tables: Sequence[Table], out: Path, command: str) ->
     return figures
 
 
-def rows(results: Results, table: Table) -> list[dict[str, Any]]:
+def rows(results: Results, table: Table) -> list[Row]:
     """AR of each variant, and its difference from the first, over languages that all have."""
     if table.name == "turn":
         return turns(results)
     if table.name == "defaults":
         return against_english(results)
     base, *_ = table.variants
-    found = []
+    table_rows = []
     for variant in table.variants:
         languages = results.complete([base, variant])
         if not languages:
             continue
-        row: dict[str, Any] = {
+        row: Row = {
             "variant": variant.name,
             "languages": len(languages),
             "AR": asdict(figure(results.over(variant, languages))),
@@ -80,13 +85,13 @@ def rows(results: Results, table: Table) -> list[dict[str, Any]]:
             row["difference"] = asdict(difference)
         if variant.how == "tower":
             row["English"] = asdict(figure(results.over(variant, languages, of="en")))
-        found.append(row)
-    return found
+        table_rows.append(row)
+    return table_rows
 
 
-def against_english(results: Results) -> list[dict[str, Any]]:
+def against_english(results: Results) -> list[Row]:
     """AR of each language by the default settings, and its share of English on the same images."""
-    found = []
+    table_rows = []
     english = results.english_shares()
     for language in results.languages:
         shares = results.shares(ab.DEFAULTS, language)
@@ -95,24 +100,24 @@ def against_english(results: Results) -> list[dict[str, Any]]:
         same = english + 0 * shares[:1]  # nan where the language says nothing
         mine, theirs = figure([shares]), figure([same])
         row = {"language": language, "AR": asdict(mine), "English": theirs.mean}
-        found.append(row | {"share": mine.mean / theirs.mean})
-    return found
+        table_rows.append(row | {"share": mine.mean / theirs.mean})
+    return table_rows
 
 
-def turns(results: Results) -> list[dict[str, Any]]:
+def turns(results: Results) -> list[Row]:
     """AR of English and of each language after each addition, the mean over seeds."""
-    found = []
+    table_rows = []
     for variant in (ab.PACKS_IN_TURN, ab.TOWER_IN_TURN):
         for number in range(ab.IN_TURN + 1):
-            row: dict[str, Any] = {"variant": variant.name, "added": number}
+            row: Row = {"variant": variant.name, "added": number}
             for language in ("en", *results.languages[: ab.IN_TURN]):
                 shares = results.shares(
                     variant, results.languages[0], f"emoji after {number}", language
                 )
                 row[language] = None if shares is None else round(figure([shares]).mean, 1)
             if row["en"] is not None:
-                found.append(row)
-    return found
+                table_rows.append(row)
+    return table_rows
 
 
 def _intro(results: Results, english: Figure | None, command: str) -> str:
@@ -129,7 +134,7 @@ def _intro(results: Results, english: Figure | None, command: str) -> str:
     )
 
 
-def _table(results: Results, table: Table, made: list[dict[str, Any]]) -> str:
+def _table(results: Results, table: Table, made: list[Row]) -> str:
     if not made or (len(made) == 1 and len(table.variants) > 1):
         return "Not run."
     if table.name == "defaults":
@@ -158,16 +163,16 @@ def _table(results: Results, table: Table, made: list[dict[str, Any]]) -> str:
     return markdown(lines)
 
 
-def _reworded(found: Reworded) -> str:
+def _reworded(ars: Reworded) -> str:
     """What of the languages' loss is one of wording: English loses it, too."""
-    share, theirs = (of.mean / found.english.mean for of in (found.others, found.languages))
+    share, theirs = (of.mean / ars.english.mean for of in (ars.others, ars.languages))
     wording = (1 - share) / (1 - theirs) if theirs < 1 else 1.0
     return (
-        f"English in other words: {found.images} of the drawings have another name in Unicode's "
+        f"English in other words: {ars.images} of the drawings have another name in Unicode's "
         "own list of characters (CLDR's *shopping cart* is a *shopping trolley* there). By those, "
-        f"all else as before, English itself comes to {found.others} where it is at "
-        f"{found.english} by CLDR's: {share:.2f} of it. The languages, by their own names, come to "
-        f"{found.languages} on the same drawings, {theirs:.2f}. The native knows names like those "
+        f"all else as before, English itself comes to {ars.others} where it is at "
+        f"{ars.english} by CLDR's: {share:.2f} of it. The languages, by their own names, come to "
+        f"{ars.languages} on the same drawings, {theirs:.2f}. The native knows names like those "
         f"it was trained on, and others less: by a change of wording English loses "
         f"{100 * wording:.0f} % of what a new language loses."
     )

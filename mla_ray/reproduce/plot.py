@@ -36,20 +36,20 @@ def draw(results: Results) -> Picture:
 
 
 def _differences(axis: Axes, results: Results) -> None:
-    names, found = [], []
+    names, differences = [], []
     for variant in (
         ab.NLT_ALONE, ab.LE_ALONE, ab.TOWER, ab.NO_ACQUIRERS, ab.AT_RANDOM, ab.M_BERT_LIKE,
         ab.TOGETHER,
     ):  # fmt: skip
         if difference := results.difference(variant, ab.FULL):
             names.append(variant.name)
-            found.append(difference)
+            differences.append(difference)
     axis.set_title("AR, difference from NLT, then LE")
-    if not found:
+    if not differences:
         return _nothing(axis)
     places = np.arange(len(names))[::-1]
-    means = np.array([each.mean for each in found])
-    errors = np.array([[f.mean - f.low, f.high - f.mean] for f in found]).T
+    means = np.array([each.mean for each in differences])
+    errors = np.array([[f.mean - f.low, f.high - f.mean] for f in differences]).T
     # Some are a point from zero, some fifty.
     axis.set_xscale("symlog", linthresh=2, subs=(2, 5))
     axis.xaxis.set_major_formatter("{x:g}")
@@ -78,10 +78,10 @@ def _curve(
     axis.set_ylabel("AR")
     if not languages:
         return _nothing(axis)
-    found = [figure(results.over(variant, languages)) for variant, _ in points]
+    figures = [figure(results.over(variant, languages)) for variant, _ in points]
     x = [value for _, value in points]
-    axis.plot(x, [f.mean for f in found], "o-", color=INK)
-    axis.fill_between(x, [f.low for f in found], [f.high for f in found], color=INK, alpha=0.15)
+    axis.plot(x, [f.mean for f in figures], "o-", color=INK)
+    axis.fill_between(x, [f.low for f in figures], [f.high for f in figures], color=INK, alpha=0.15)
     axis.set_xscale("log")
     axis.set_xticks(x, [f"{value:g}" for value in x])
     axis.minorticks_off()

@@ -8,75 +8,90 @@ figures and their intervals are worked out from these.
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 from upath import UPath
 
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import encode_texts
-from mla_ray.evaluation.evaluation import Evaluation, Gallery, evaluate
+from mla_ray.evaluation.evaluation import EncodeText, Evaluation, Gallery, encode_query, evaluate
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
+from mla_ray.reproduce.ablation_data import AblationData, part_of
 from mla_ray.reproduce.ablations import Run
-from mla_ray.reproduce.material import Material, part_of
 from mla_ray.reproduce.reworded import reworded
 from mla_ray.reproduce.tower import tune
 from mla_ray.runtime.storage import at, write_json
+from mla_ray.training.acquisition import acquire, job_of
+from mla_ray.training.acquisition_learner import PreparedRun
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.loop import Job, Outside
-from mla_ray.training.prepare import prepare, spec_of, tables_key
-from mla_ray.training.trainer import acquire, job_of
+from mla_ray.training.driver import Driver
+from mla_ray.training.prepare import prepare
+from mla_ray.training.run_spec import spec_of, tables_key
+from mla_ray.training.workers import Hooks
 
-Encode = Callable[[Sequence[str]], Any]
+Places = dict[str, dict[str, list[str]]]
+"""By test set and language: a line text-to-image and one image-to-text."""
+
+
+class Record(TypedDict, total=False):
+    """What is kept of a run, as JSON."""
+
+    run: str
+    of: str
+    """A hash of the data and settings it was made of."""
+    seconds: float
+    places: Places
+
 
 PLACES = "0123456789"
 LATER, NOTHING = "x", "."
 """A place after the tenth; no caption in the language."""
 
 
-def measure(run: Run, material: Material, scratch: Path, shared: Path) -> dict[str, Any]:
+def measure(run: Run, data: AblationData, scratch: Path, shared: Path) -> Record:
     """Do a run.
 
     Args:
         run: which.
-        material: its data.
+        data: its data.
         scratch: an empty folder for what it makes.
         shared: prepared tables, which runs that differ in training only have in common.
 
     """
     began = time.perf_counter()
-    native = Native.load(material.native, "cuda" if torch.cuda.is_available() else "cpu")
+    native = Native.load(data.native, "cuda" if torch.cuda.is_available() else "cpu")
     languages = list(run.languages)
-    ways: dict[str, Encode] = {}
+    encoders: dict[str, EncodeText] = {}
 
     def add(group: list[str]) -> None:
-        prepared = Prepared.of(run, group, native, material, shared)
+        prepared = RunInputs.of(run, group, native, data, shared)
         folder = scratch / "+".join(group)
         if run.variant.how.startswith("tower"):
-            ways[group[0]] = tune(prepared.job(native, folder, material.store), native)
+            tuned = tune(prepared.job(native, folder, data.store), native)
+            encoders[group[0]] = lambda texts: tuned(texts).cpu().numpy()
         else:
-            for language, pack in prepared.packs(material, folder).items():
-                ways[language] = LanguagePack.load(pack, native).encode_text
+            for language, pack in prepared.packs(data, folder).items():
+                packs = {language: LanguagePack.load(pack, native)}
+                encoders[language] = partial(encode_query, native, packs, language)
 
     if not run.variant.in_turn:
         add(languages)
         if run.variant.how == "tower":  # what became of English
-            ways["en"] = _english(native)
-        places = _places(ways, material)
+            encoders["en"] = _english(native)
+        places = _places(encoders, data)
     else:
-        ways["en"] = _english(native)
-        places = {f"{name} after 0": of for name, of in _places(ways, material).items()}
+        encoders["en"] = _english(native)
+        places = {f"{name} after 0": of for name, of in _places(encoders, data).items()}
         for number, language in enumerate(languages, 1):
             add([language])
-            for name, of in _places(ways, material).items():
+            for name, of in _places(encoders, data).items():
                 places[f"{name} after {number}"] = of
     return {"seconds": round(time.perf_counter() - began, 1), "places": places}
 
@@ -87,23 +102,23 @@ BESIDE = "stamps beside {}"
 """Test sets of English alone: stamps that are described in a language, for not all are in each."""
 
 
-def english(material: Material) -> dict[str, Any]:
+def english(data: AblationData) -> Record:
     """The native itself, which no run changes."""
-    way = _english(Native.load(material.native))
-    places = _places({"en": way}, material) | {REWORDED: {"en": _reworded(way, material)}}
-    if "stamps" in material.sets:
-        captions, gallery = material.test("stamps")
+    encode = _english(Native.load(data.native))
+    places = _places({"en": encode}, data) | {REWORDED: {"en": _reworded(encode, data)}}
+    if "stamps" in data.sets:
+        captions, gallery = data.test("stamps")
         described = set(captions["language"].unique().to_pylist())
-        for language in [tag for tag in material.corpora if tag in described]:
-            lines = _beside(way, language, captions, gallery)
+        for language in [tag for tag in data.corpora if tag in described]:
+            lines = _beside(encode, language, captions, gallery)
             places[BESIDE.format(language)] = {"en": lines}
     return {"places": places}
 
 
-def _reworded(way: Encode, material: Material) -> list[str]:
-    captions, gallery = material.test("emoji")
+def _reworded(encode: EncodeText, data: AblationData) -> list[str]:
+    captions, gallery = data.test("emoji")
     others, changed = reworded(captions)
-    lines = written(evaluate(way, "en", others, gallery), gallery)
+    lines = written(evaluate(encode, "en", others, gallery), gallery)
     return [
         "".join(
             place if image_id in changed else NOTHING
@@ -113,14 +128,14 @@ def _reworded(way: Encode, material: Material) -> list[str]:
     ]
 
 
-def _beside(way: Encode, language: str, captions: pa.Table, gallery: Gallery) -> list[str]:
+def _beside(encode: EncodeText, language: str, captions: pa.Table, gallery: Gallery) -> list[str]:
     theirs = captions.filter(pc.equal(captions["language"], language))["image_id"]
     same = captions.filter(pc.is_in(captions["image_id"], theirs.combine_chunks()))
-    return written(evaluate(way, "en", same, gallery), gallery)
+    return written(evaluate(encode, "en", same, gallery), gallery)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunInputs:
     """What a training needs: data, settings and prepared tables."""
 
     corpora: list[Corpus]
@@ -129,20 +144,20 @@ class Prepared:
 
     @classmethod
     def of(
-        cls, run: Run, languages: list[str], native: Native, material: Material, shared: Path
+        cls, run: Run, languages: list[str], native: Native, data: AblationData, shared: Path
     ) -> Self:
         """Of some languages of a run; tables are made unless they are there.
 
         Two runs may make the same tables at once: the first to be ready puts its own in place.
         """
         variant = run.variant
-        corpora = [material.corpora[language] for language in languages]
+        corpora = [data.corpora[language] for language in languages]
         if variant.share < 1:
             corpora = [
                 part_of(c, variant.share, run.seed, shared / "share" / run.key) for c in corpora
             ]
-        config = variant.config(run.seed, len(languages), material.bert)
-        folder = shared / tables_key(native, corpora, config)
+        config = variant.config(run.seed, len(languages), data.bert)
+        folder = shared / tables_key(spec_of(native, corpora, config))
         if not folder.exists():
             scratch = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
             prepare(native, corpora, config, at(scratch))
@@ -152,58 +167,50 @@ class Prepared:
                 shutil.rmtree(scratch)
         return cls(corpora, config, at(folder))
 
-    def packs(self, material: Material, folder: Path) -> dict[str, UPath]:
+    def packs(self, data: AblationData, folder: Path) -> dict[str, UPath]:
         """Both stages, in this process."""
         return acquire(
-            material.native,
+            data.native,
             self.corpora,
             self.config,
             folder,
-            store=material.store,
+            store=data.store,
             prepared=self.tables,
-            here=Outside(),
+            hooks=Hooks(in_process=Driver()),
         )
 
-    def job(self, native: Native, folder: Path, store: str) -> Job:
+    def job(self, native: Native, folder: Path, store: str) -> PreparedRun:
         made = prepare(native, self.corpora, self.config, self.tables)
         write_json(at(folder) / "run.json", spec_of(native, self.corpora, self.config))
         return job_of(at(folder), at(store), made, self.tables)
 
 
-def _english(native: Native) -> Encode:
-    return lambda texts: encode_texts(native, texts)
+def _english(native: Native) -> EncodeText:
+    return partial(encode_query, native, {}, "en")
 
 
-def _places(ways: dict[str, Encode], material: Material) -> dict[str, dict[str, list[str]]]:
-    """By test set and language."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for name in material.sets:
-        captions, gallery = material.test(name)
-        known = set(captions["language"].unique().to_pylist())
-        found[name] = {
-            language: written(evaluate(_numpy(way), language, captions, gallery), gallery)
-            for language, way in ways.items()
-            if language in known
+def _places(encoders: dict[str, EncodeText], data: AblationData) -> Places:
+    """By each of these languages' encoders, in every test set that it has captions in."""
+    places: Places = {}
+    for name in data.sets:
+        captions, gallery = data.test(name)
+        captioned = set(captions["language"].unique().to_pylist())
+        places[name] = {
+            language: written(evaluate(encode, language, captions, gallery), gallery)
+            for language, encode in encoders.items()
+            if language in captioned
         }
-    return found
+    return places
 
 
-def _numpy(way: Encode) -> Encode:
-    def encode(texts: Sequence[str]) -> Any:
-        features = way(texts)
-        return features.cpu().numpy() if isinstance(features, Tensor) else features
-
-    return encode
-
-
-def written(found: Evaluation, gallery: Gallery) -> list[str]:
+def written(evaluation: Evaluation, gallery: Gallery) -> list[str]:
     """Places of the right answers, text-to-image and image-to-text; one caption an image."""
     at_image = {image_id: index for index, image_id in enumerate(gallery.ids)}
     lines = []
     # The ranks' own order of images is that in which captions name them first.
-    for ranks in (found.ranks.t2i, found.ranks.i2t):
+    for ranks in (evaluation.ranks.t2i, evaluation.ranks.i2t):
         line = np.full(len(gallery.ids), NOTHING)
-        for image_id, rank in zip(found.image_ids, ranks, strict=True):
+        for image_id, rank in zip(evaluation.image_ids, ranks, strict=True):
             line[at_image[image_id]] = PLACES[rank] if rank < len(PLACES) else LATER
         lines.append("".join(line))
     return lines

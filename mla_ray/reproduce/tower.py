@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import pad
-from mla_ray.training.loop import Job, Outside, State, accelerator_of, run_stages
-from mla_ray.training.optimizer import Optimizer
+from mla_ray.training.acquisition_learner import AcquisitionLearner, PreparedRun
+from mla_ray.training.driver import Driver
+from mla_ray.training.loop import accelerator_for, run_stages
 
 
-class TunedTower(State):
-    """Training state of a run whose native trains, too.
+class TunedTower(AcquisitionLearner):
+    """A language in training together with the native's text tower.
 
     Args:
         job: a prepared run of one language.
@@ -26,39 +27,35 @@ class TunedTower(State):
 
     """
 
-    def __init__(self, job: Job, native: Native) -> None:
-        self.tuned = {
-            name: weight
+    def __init__(self, job: PreparedRun, native: Native) -> None:
+        self.tuned = [
+            weight
             for name, weight in native.model.named_parameters()
             # No English token is read, no image seen, and the temperature is fixed.
             if not name.startswith("visual.") and "token_embedding" not in name
             and not name.startswith("logit_")
-        }  # fmt: skip
-        for weight in self.tuned.values():
+        ]  # fmt: skip
+        for weight in self.tuned:
             weight.requires_grad_(True)
-        super().__init__(job, job.config, native.device, native)
+        super().__init__(job, native.device, native)
 
-    def new_optimizer(self) -> None:
-        rows = self.encoders[self.languages[0]].embedding.rows.weight  # type: ignore[union-attr]
-        dense: dict[str, nn.Parameter] = {
-            name: weight for name, weight in self.encoders.named_parameters() if weight is not rows
-        }
-        self.optimizer = Optimizer(dense | self.tuned, rows, self.config)  # type: ignore[arg-type]
+    def trained_weights(self) -> list[nn.Parameter]:
+        return [*super().trained_weights(), *self.tuned]
 
 
-def tune(job: Job, native: Native) -> Callable[[Sequence[str]], Tensor]:
+def tune(job: PreparedRun, native: Native) -> Callable[[Sequence[str]], Tensor]:
     """Tune `native`'s text tower on a prepared run of one language.
 
     Returns how texts of the language are encoded, to features [B, E]; it goes through the tower as
     it is at the time of the call.
     """
-    state = TunedTower(job, native)
+    learner = TunedTower(job, native)
     on_cpu = native.device.type == "cpu"
-    run_stages(state, job.config, accelerator_of(job.config, on_cpu), Outside(), None)
-    (language,) = state.languages
+    run_stages(learner, accelerator_for(job.config, on_cpu), Driver())
+    (language,) = learner.languages
     # Of one language every token of the run's has a row.
-    tokenize = state.tokenizer_of(np.arange(len(state.tokens)))
-    encoder = state.encoders[language]
+    tokenize = learner.tokenizer_of(np.arange(len(learner.tokens)))
+    encoder = learner.encoders[language]
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> Tensor:

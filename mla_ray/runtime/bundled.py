@@ -29,6 +29,6 @@ def or_bundled(path: Path) -> Path:
 
 def configurations() -> list[str]:
     """Names of the bundled YAML files."""
-    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml")]
-    found += [ROOT / name for name in FILES]
-    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml")]
+    paths += [ROOT / name for name in FILES]
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths)

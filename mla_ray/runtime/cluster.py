@@ -42,7 +42,7 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     else:
         port = free_port() if dashboard else None
-        with _told(dashboard=port):
+        with _dashboard_in_environment(port):
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -58,11 +58,11 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
 
 
 @contextmanager
-def _told(dashboard: int | None) -> Iterator[None]:
+def _dashboard_in_environment(port: int | None) -> Iterator[None]:
     """Processes that are started here know the dashboard's port; this one and others do not."""
     before = os.environ.get(DASHBOARD)
-    if dashboard is not None:
-        os.environ[DASHBOARD] = f"http://127.0.0.1:{dashboard}"
+    if port is not None:
+        os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
     try:
         yield
     finally:

@@ -4,7 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from mla_ray.runtime.progress import Progress as Step
 from mla_ray.runtime.progress import Report
@@ -24,23 +31,20 @@ def bars() -> Iterator[Report]:
         TextColumn("[dim]{task.fields[note]}"),
         console=stderr,
     ) as progress:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def report(step: Step) -> None:
             if step.phase not in tasks:
                 tasks[step.phase] = progress.add_task(step.phase, total=step.total, note="")
             progress.update(
-                tasks[step.phase],  # type: ignore[arg-type]
-                completed=step.done,
-                total=step.total,
-                note=step.note,
+                tasks[step.phase], completed=step.done, total=step.total, note=step.note
             )
 
         yield report
 
 
-def tell_dropped(count: int, problems: Sequence[object]) -> None:
-    """Say how many rows were left out and what was wrong with the first; nothing if none was."""
+def print_dropped(count: int, problems: Sequence[object]) -> None:
+    """Print how many rows were left out and what was wrong with the first; nothing if none was."""
     if count:
-        said = f"dropped {count:,} invalid rows, the first: {problems[0]}"
-        stderr.print(said, markup=False)  # a problem quotes the table
+        line = f"dropped {count:,} invalid rows, the first: {problems[0]}"
+        stderr.print(line, markup=False)  # a problem quotes the table

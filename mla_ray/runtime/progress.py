@@ -25,8 +25,8 @@ class Stopped(RuntimeError):
     """Somebody asked for an end. All there was is saved; the same again goes on from there."""
 
 
-def counting(report: Report, phase: str, total: int) -> Advance:
-    """For functions that tell how many more are done: reports of how many are done in all."""
+def counting(report: Report, phase: str, total: int | None) -> Advance:
+    """An `Advance` that reports how many of a phase are done in all."""
     done = 0
 
     def advance(count: int) -> None:

@@ -10,7 +10,6 @@ AWS_ENDPOINT_URL …), never from a URL that would end up in a file.
 
 import json
 import logging
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 from upath import UPath
+
+from mla_ray.runtime.atomic import replacing_file
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between attempts at something that may pass."""
@@ -101,6 +102,8 @@ def patiently(
 
     That is any OSError but those which state a fact (no such file, no permission …), and from an
     object store also a refused or cut connection, a timeout, or a server that is out of order.
+    The loop is no library's (tenacity's, say): which errors pass, and as what the last one is
+    raised, would be ours all the same, and is all there is to it.
 
     Args:
         do: may run several times, so it must not mind having run half.
@@ -117,11 +120,11 @@ def patiently(
         try:
             return do()
         except Exception as error:
-            told = _translated(error, what)
             if pause is None or not _may_pass(error):
-                if told is error:
+                as_pythons = _translated(error, what)
+                if as_pythons is error:
                     raise
-                raise told from error
+                raise as_pythons from error
             again = f"again in {pause:g} s ({number} of {len(pauses)})"
             log.warning("%s: %s: %s; %s", what, type(error).__name__, error, again)
             time.sleep(pause)
@@ -199,7 +202,12 @@ def download(source: UPath, folder: Path) -> None:
         target = folder / name
         if ".." in target.parts[len(folder.parts) :]:
             raise ValueError(f"{file}: its name leads out of {folder}; rename it")
-        patiently(partial(_get, file, target), what=f"reading {file}")
+        fetch(file, target)
+
+
+def fetch(file: UPath, target: Path, pauses: Sequence[float] | None = None) -> None:
+    """Copy a file to one of this machine, which appears whole; `pauses` as in `patiently`."""
+    patiently(partial(_get, file, target), pauses, f"reading {file}")
 
 
 def names_in(folder: UPath) -> list[str]:
@@ -219,8 +227,8 @@ def remove(path: UPath) -> None:
 
 def _write_bytes(path: UPath, data: bytes) -> None:
     if is_local(path):
-        local = Path(path.path)
-        _replace(local, lambda scratch: scratch.write_bytes(data))
+        with replacing_file(Path(path.path)) as scratch:
+            scratch.write_bytes(data)
     else:
         _make_parent(path)
         path.fs.pipe_file(path.path, data)
@@ -239,32 +247,19 @@ def _is_file(path: UPath) -> bool:
 
 def _put(file: Path, path: UPath) -> None:
     if is_local(path):
-        _replace(Path(path.path), lambda scratch: shutil.copyfile(file, scratch))
+        with replacing_file(Path(path.path)) as scratch:
+            shutil.copyfile(file, scratch)
     else:
         _make_parent(path)
         path.fs.put_file(str(file), path.path)
 
 
 def _get(path: UPath, target: Path) -> None:
-    if is_local(path):
-        _replace(target, lambda scratch: shutil.copyfile(path.path, scratch))
-    else:
-        _replace(target, lambda scratch: path.fs.get_file(path.path, str(scratch)))
-
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Have a scratch file written beside `target`, then put it in its place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    try:
-        write(scratch)
-        scratch.replace(target)
-    except BaseException:
-        try:
-            scratch.unlink(missing_ok=True)
-        except OSError:  # the error to tell of is the first
-            log.debug("%s stays behind", scratch)
-        raise
+    with replacing_file(target) as scratch:
+        if is_local(path):
+            shutil.copyfile(path.path, scratch)
+        else:
+            path.fs.get_file(path.path, str(scratch))
 
 
 def _make_parent(path: UPath) -> None:
@@ -282,10 +277,10 @@ def _find(source: UPath) -> list[tuple[UPath, str]]:
         files = sorted(file for file in root.rglob("*") if file.is_file())
         return [(UPath(file), _name(file, root)) for file in files]
     prefix = source.path.rstrip("/") + "/"
-    found = [file for file in source.fs.find(source.path) if file.startswith(prefix)]
-    if not found:
+    keys = [key for key in source.fs.find(source.path) if key.startswith(prefix)]
+    if not keys:
         raise FileNotFoundError(f"{source}: no such folder")
-    names = [file.removeprefix(prefix) for file in found]
+    names = [key.removeprefix(prefix) for key in keys]
     return [(source / name, name) for name in names if name]
 
 
@@ -294,11 +289,11 @@ def _names_in(folder: UPath) -> list[str]:
         if is_local(folder):
             return sorted(path.name for path in folder.iterdir())
         prefix = folder.path.rstrip("/") + "/"
-        found = folder.fs.ls(folder.path, detail=False)
+        paths = folder.fs.ls(folder.path, detail=False)
         # One that is called as the folder itself is a file, or S3's mark for a folder.
         return sorted(
             path.rstrip("/").removeprefix(prefix)
-            for path in found
+            for path in paths
             if path.startswith(prefix) and path != prefix
         )
     except FileNotFoundError:

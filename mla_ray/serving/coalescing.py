@@ -6,12 +6,19 @@ batches grow by themselves, on an idle server a lone request goes at once.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Generic, Protocol, Self, TypeVar
+
+
+class Sliceable(Protocol):
+    """Results of many items that can be cut into those of each request."""
+
+    def __getitem__(self, items: slice, /) -> Self: ...
+
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-Waiting = tuple[list[Item], asyncio.Future[Sequence[Result]]]
+Results = TypeVar("Results", bound=Sliceable)
+Waiting = tuple[list[Item], asyncio.Future[Results]]
 """The items of one request, and where its results go."""
 
 
@@ -19,11 +26,11 @@ class Overloaded(Exception):
     """The queue is full. Nothing was done; try again later."""
 
 
-class Coalescer(Generic[Item, Result]):
+class Coalescer(Generic[Item, Results]):
     """Joins the items of concurrent requests.
 
     Args:
-        call: does a list of items; one result an item, in order.
+        call: does a list of items; results one an item, in order.
         max_batch: items a call, unless one request alone brings more.
         max_queue: items that may wait.
         slots: calls under way at a time; as many as there are to take them.
@@ -32,7 +39,7 @@ class Coalescer(Generic[Item, Result]):
 
     def __init__(
         self,
-        call: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        call: Callable[[list[Item]], Awaitable[Results]],
         max_batch: int,
         max_queue: int,
         slots: int = 1,
@@ -41,15 +48,15 @@ class Coalescer(Generic[Item, Result]):
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._free = slots
-        self._waiting: deque[Waiting[Item, Result]] = deque()
+        self._waiting: deque[Waiting[Item, Results]] = deque()
         self._queued = 0
         self._running: set[asyncio.Task[None]] = set()  # asyncio itself holds tasks only weakly
 
-    async def __call__(self, items: list[Item]) -> Sequence[Result]:
+    async def __call__(self, items: list[Item]) -> Results:
         """The results of `items`. Raises Overloaded, or what the call raised."""
         if self._queued and self._queued + len(items) > self._max_queue:
             raise Overloaded(f"{self._queued:,} items are waiting")
-        future: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, future))
         self._queued += len(items)
         self._start()
@@ -64,7 +71,7 @@ class Coalescer(Generic[Item, Result]):
 
     def _start(self) -> None:
         while self._free and self._waiting:
-            batch: list[Waiting[Item, Result]] = []
+            batch: list[Waiting[Item, Results]] = []
             size = 0
             while self._waiting and (
                 not batch or size + len(self._waiting[0][0]) <= self._max_batch
@@ -78,7 +85,7 @@ class Coalescer(Generic[Item, Result]):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _run(self, batch: list[Waiting[Item, Result]]) -> None:
+    async def _run(self, batch: list[Waiting[Item, Results]]) -> None:
         try:
             results = await self._call([item for items, _ in batch for item in items])
             start = 0

@@ -7,8 +7,8 @@ Ingress (FastAPI) ──► TextEncoder, ImageEncoder     autoscaled, each repli
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypedDict, TypeVar
 
 import ray
 from fastapi import FastAPI
@@ -17,17 +17,17 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from mla_ray.index.collection import Entry, Hit
+from mla_ray.index.collection import Entry
 from mla_ray.model.native import Native
 from mla_ray.serving.app import create_app
 from mla_ray.serving.coalescing import Overloaded
 from mla_ray.serving.engines import (
     Encoded,
-    Fault,
     Identity,
     ImageEngine,
     IndexEngine,
     Query,
+    QueryResult,
     Text,
     TextEngine,
     Vectors,
@@ -36,15 +36,30 @@ from mla_ray.serving.engines import (
 from mla_ray.serving.settings import Settings
 
 T = TypeVar("T")
+Replica = TypeVar("Replica")
 log = logging.getLogger(__name__)
+
+
+class DeploymentOptions(TypedDict, total=False):
+    """Those of Serve's that are set here or by callers; a Serve config may set any."""
+
+    num_replicas: int
+    max_ongoing_requests: int
+    max_queued_requests: int
+    health_check_period_s: float
+    health_check_timeout_s: float
+    graceful_shutdown_timeout_s: float
+    ray_actor_options: Mapping[str, float]
+
+
 OPEN_FOR_S = 30  # an index folder may have its former owner for as long as that takes to drain
-COMMON: dict[str, Any] = {
+COMMON: DeploymentOptions = {
     "health_check_period_s": 5,
     "health_check_timeout_s": 15,
     "graceful_shutdown_timeout_s": 15,
     "ray_actor_options": {"num_cpus": 0.1},
 }
-DEPLOYMENTS: dict[str, dict[str, Any]] = {
+DEPLOYMENTS: dict[str, DeploymentOptions] = {
     # What the ingress has under way at a time is bounded by the settings; these are walls behind.
     "Ingress": {"max_ongoing_requests": 2048},
     "TextEncoder": {"max_ongoing_requests": 16, "max_queued_requests": 64},
@@ -54,25 +69,33 @@ DEPLOYMENTS: dict[str, dict[str, Any]] = {
 ATTEMPTS = 3  # of a call whose replica died: all calls may be made twice
 
 
+def batched(
+    encode: Callable[[Replica, list[list[Text]]], Awaitable[list[Encoded]]],
+) -> Callable[[Replica, list[Text]], Awaitable[Encoded]]:
+    """Calls of several ingress replicas, each of many texts, in one pass: `serve.batch`, typed."""
+    decorated: Callable[[Replica, list[Text]], Awaitable[Encoded]] = serve.batch(
+        max_batch_size=8, batch_wait_timeout_s=0
+    )(encode)
+    return decorated
+
+
 class TextEncoder:
     def __init__(self, settings: Settings) -> None:
-        self._torch = torch_thread()
+        self._torch_thread = torch_thread()
         threads = _threads(settings)
-        self._engine = self._torch.submit(
+        self._engine = self._torch_thread.submit(
             TextEngine, settings.native, settings.packs, settings.max_packs, threads
         ).result()
-        self._every_s = settings.scan_every_s
-        self._watching = asyncio.create_task(self._watch())
+        self._scan_every_s = settings.scan_every_s
+        self._store_watcher = asyncio.create_task(self._watch_store())
 
     async def encode(self, texts: list[Text]) -> Encoded:
-        encoded: Encoded = await self._batch(texts)
-        return encoded
+        return await self._encode_calls(texts)
 
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
-    async def _batch(self, calls: list[list[Text]]) -> list[Encoded]:
-        """The calls of several ingress replicas, each of many texts, in one pass."""
+    @batched
+    async def _encode_calls(self, calls: list[list[Text]]) -> list[Encoded]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._torch, self._encode, calls)
+        return await loop.run_in_executor(self._torch_thread, self._encode, calls)
 
     async def identity(self) -> Identity:
         return self._engine.identity
@@ -81,27 +104,27 @@ class TextEncoder:
         return dict(self._engine.library.listing.broken)
 
     async def check_health(self) -> None:
-        if self._watching.done():
+        if self._store_watcher.done():
             raise RuntimeError("the pack store is watched no longer")
-        await asyncio.get_running_loop().run_in_executor(self._torch, self._engine.check)
+        await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
 
     def _encode(self, calls: list[list[Text]]) -> list[Encoded]:
         texts = [text for call in calls for text in call]
-        packs = self._engine.prepare({language for language, _ in texts})
-        encoded = self._engine.encode(texts, packs)
+        prepared = self._engine.prepare({language for language, _ in texts})
+        encoded = self._engine.encode(texts, prepared)
         results, start = [], 0
         for call in calls:
-            results.append(encoded.part(start, start + len(call)))
+            results.append(encoded[start : start + len(call)])
             start += len(call)
         return results
 
-    async def _watch(self) -> None:
+    async def _watch_store(self) -> None:
         loop, library = asyncio.get_running_loop(), self._engine.library
         while True:
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(self._scan_every_s)
             try:
-                for listed in await asyncio.to_thread(library.look):
-                    await loop.run_in_executor(self._torch, library.renew, listed)
+                for changed in await asyncio.to_thread(library.rescan):
+                    await loop.run_in_executor(self._torch_thread, library.renew, changed)
             except (
                 Exception
             ) as error:  # a store out of reach: the packs in memory go on being served
@@ -110,15 +133,17 @@ class TextEncoder:
 
 class ImageEncoder:
     def __init__(self, settings: Settings) -> None:
-        self._torch = torch_thread()
-        self._engine = self._torch.submit(ImageEngine, settings.native, _threads(settings)).result()
+        self._torch_thread = torch_thread()
+        self._engine = self._torch_thread.submit(
+            ImageEngine, settings.native, _threads(settings)
+        ).result()
 
     async def encode(self, images: list[bytes]) -> Encoded:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._torch, self._engine.encode, images)
+        return await loop.run_in_executor(self._torch_thread, self._engine.encode, images)
 
     async def check_health(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._torch, self._engine.check)
+        await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
 
 
 class Index:
@@ -136,7 +161,7 @@ class Index:
                     raise
                 time.sleep(0.2)
 
-    async def search(self, queries: list[Query]) -> list[list[Hit] | Fault]:
+    async def search(self, queries: list[Query]) -> list[QueryResult]:
         return await asyncio.to_thread(self._engine.search, queries)
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
@@ -180,7 +205,7 @@ class HandleBackend:
     async def encode_images(self, images: list[bytes]) -> Encoded:
         return await self._call(lambda: self._image.encode.remote(images))
 
-    async def search(self, queries: list[Query]) -> Sequence[list[Hit] | Fault]:
+    async def search(self, queries: list[Query]) -> list[QueryResult]:
         return await self._call(lambda: self._index.search.remote(queries))
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
@@ -260,16 +285,16 @@ def build(settings: Settings) -> serve.Application:
     return assemble(settings, {})
 
 
-def assemble(settings: Settings, options: Mapping[str, Mapping[str, Any]]) -> serve.Application:
+def assemble(settings: Settings, options: Mapping[str, DeploymentOptions]) -> serve.Application:
     """The application, with options of deployments, by name, over those of `DEPLOYMENTS`."""
     settings.token()  # refuses to be built open to the world
     if settings.index == ":memory:":
         raise ValueError("index :memory: belongs to one process; use edge:FOLDER or a server")
 
-    def deployed(kind: Any, *handles: serve.Application) -> serve.Application:
-        name = kind.__name__
-        chosen = COMMON | DEPLOYMENTS[name] | dict(options.get(name, {}))
-        return serve.deployment(**chosen)(kind).bind(settings, *handles)
+    def deployed(replica: type[object], *handles: serve.Application) -> serve.Application:
+        name = replica.__name__
+        chosen = COMMON | DEPLOYMENTS[name] | options.get(name, DeploymentOptions())
+        return serve.deployment(**chosen)(replica).bind(settings, *handles)
 
-    parts = [deployed(kind) for kind in (TextEncoder, ImageEncoder, Index)]
-    return deployed(Ingress, *parts)
+    engines = [deployed(replica) for replica in (TextEncoder, ImageEncoder, Index)]
+    return deployed(Ingress, *engines)

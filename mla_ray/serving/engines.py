@@ -6,7 +6,7 @@ row. No vector is other than a unit vector.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
@@ -20,21 +20,20 @@ from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, Hit
 from mla_ray.index.ingest import space_of
 from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
+from mla_ray.model.language import ENGLISH
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import Shares
+from mla_ray.packs.library import PackLibrary
 from mla_ray.packs.mixed_batch import read_mixed
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.packs.store import PackLibrary, PackStore
+from mla_ray.packs.store import PackStore
+from mla_ray.serving.schemas import ProblemKind
 
 # A core does more texts a second in small passes, whose activations stay in its cache: 2,600 in
 # passes of 32, 2,150 in passes of 128 (emoji-clip, two cores). A GPU wants large ones.
 ROWS_A_PASS = {"cpu": 32, "cuda": 1024}
 
-NO_PACK, NOT_ENCODED, BAD_IMAGE = "pack-unavailable", "not-encoded", "bad-image"
-BAD_QUERY = "invalid-request"
-
 Vectors = npt.NDArray[np.float32]
-Text = tuple[str, str]  # language, text
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +49,21 @@ class Identity:
     """By the rule of before, which packs may have."""
 
 
+class Text(NamedTuple):
+    language: str
+    text: str
+
+
 class Fault(NamedTuple):
     """Why a row has no result."""
 
-    kind: str  # of problem, in the words of `problems`
+    kind: ProblemKind
     detail: str
 
 
 @dataclass
 class Encoded:
-    """Unit vectors [N, E] float32; the rows in `errors` hold nothing."""
+    """Unit vectors [N, E] float32; the rows in `errors` hold nothing. Slices keep their errors."""
 
     vectors: Vectors
     unknown_tokens: Shares  # [N]: of each text's tokens the share that is unknown; 0 of an image
@@ -69,18 +73,28 @@ class Encoded:
     def empty(cls, rows: int, dim: int) -> Self:
         return cls(np.zeros((rows, dim), np.float32), np.zeros(rows))
 
-    def put(self, rows: Sequence[int], features: torch.Tensor, whose: Sequence[str]) -> None:
-        """Features [n, E] of some rows, of any length; one that has no direction is an error."""
+    def put(self, rows: Sequence[int], features: torch.Tensor, encoders: Sequence[str]) -> None:
+        """Features [n, E] of some rows, of any length; one that has no direction is an error.
+
+        `encoders` names for each row what gave its feature.
+        """
         vectors, faults = units(features.float().cpu().numpy())
         self.vectors[rows] = vectors
-        for place, fault in faults.items():
-            detail = f"{whose[place]} gives a feature that is {fault}"
-            self.errors[rows[place]] = Fault(NOT_ENCODED, detail)
+        for position, fault in faults.items():
+            detail = f"{encoders[position]} gives a feature that is {fault}"
+            self.errors[rows[position]] = Fault(ProblemKind.NOT_ENCODED, detail)
             log.warning(detail)
 
-    def part(self, start: int, stop: int) -> Self:
-        errors = {row - start: self.errors[row] for row in range(start, stop) if row in self.errors}
-        return type(self)(self.vectors[start:stop], self.unknown_tokens[start:stop], errors)
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice) -> Self:
+        errors = {
+            position: self.errors[row]
+            for position, row in enumerate(range(*rows.indices(len(self))))
+            if row in self.errors
+        }
+        return type(self)(self.vectors[rows], self.unknown_tokens[rows], errors)
 
 
 class Query(NamedTuple):
@@ -93,8 +107,18 @@ class Query(NamedTuple):
     min_score: float | None = None
 
 
-Packed = LanguagePack | Fault | None
-"""A language's pack, or why there is none; English needs none."""
+class QueryResult(NamedTuple):
+    """The hits of a query, or why there are none."""
+
+    hits: list[Hit]
+    fault: Fault | None = None
+
+
+class PreparedPacks(NamedTuple):
+    """The packs of languages, None for English, which needs none; and why others have none."""
+
+    packs: dict[str, LanguagePack | None]
+    faults: dict[str, Fault]
 
 
 class TextEngine:
@@ -111,32 +135,32 @@ class TextEngine:
         native = self.native
         return Identity(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
 
-    def prepare(self, languages: set[str]) -> dict[str, Packed]:
-        """The packs of `languages`, loaded if need be; instead of one, why there is none."""
-        found: dict[str, Packed] = {}
+    def prepare(self, languages: set[str]) -> PreparedPacks:
+        """The packs of `languages`, loaded if need be."""
+        prepared = PreparedPacks({}, {})
         for language in languages:
             try:
-                found[language] = self.library.get(language)
+                prepared.packs[language] = self.library.get(language)
             except KeyError:
-                found[language] = Fault(NO_PACK, f"no pack for {language!r} in the store")
+                detail = f"no pack for {language!r} in the store"
+                prepared.faults[language] = Fault(ProblemKind.PACK_UNAVAILABLE, detail)
             except Exception as error:  # whatever it is, it is this language's alone
-                said = f"the pack for {language!r} cannot be loaded: {error}"
-                found[language] = Fault(NO_PACK, said)
-        return found
+                detail = f"the pack for {language!r} cannot be loaded: {error}"
+                prepared.faults[language] = Fault(ProblemKind.PACK_UNAVAILABLE, detail)
+        return prepared
 
-    def encode(self, texts: Sequence[Text], packs: Mapping[str, Packed]) -> Encoded:
-        """Texts of any languages, mixed as they are. `packs` is what `prepare` gave."""
+    def encode(self, texts: Sequence[Text], prepared: PreparedPacks) -> Encoded:
+        """Texts of any languages, mixed as they are; `prepared` has all of them."""
         result = Encoded.empty(len(texts), self.native.dim)
         good: list[tuple[int, str, str, LanguagePack | None]] = []
         for row, (language, text) in enumerate(texts):
-            pack = packs[language]
-            if isinstance(pack, Fault):
-                result.errors[row] = pack
+            if language in prepared.faults:
+                result.errors[row] = prepared.faults[language]
             else:
-                good.append((row, language, text, pack))
+                good.append((row, language, text, prepared.packs[language]))
         lengths = [len(text) for _, _, text, _ in good]
-        for places in by_length(lengths, ROWS_A_PASS[self.native.device.type]):
-            self._encode([good[place] for place in places], result)
+        for positions in by_length(lengths, ROWS_A_PASS[self.native.device.type]):
+            self._encode([good[position] for position in positions], result)
         return result
 
     def _encode(
@@ -153,19 +177,19 @@ class TextEngine:
                 self._encode(batch[half:], result)
             else:
                 detail = f"{batch[0][1]!r} cannot encode this text: {type(error).__name__}"
-                result.errors[rows[0]] = Fault(NOT_ENCODED, detail)
+                result.errors[rows[0]] = Fault(ProblemKind.NOT_ENCODED, detail)
                 log.warning(detail)
             return
         result.unknown_tokens[rows] = mixed.unknown_tokens
-        named = [
+        encoders = [
             f"the pack for {language!r}" if pack else f"native {self.native.name!r}"
             for _, language, _, pack in batch
         ]
-        result.put(rows, mixed.features, named)
+        result.put(rows, mixed.features, encoders)
 
     def check(self) -> None:
         """Raise unless a text comes out as a unit vector."""
-        encoded = self.encode([("en", "dog")], {"en": None})
+        encoded = self.encode([Text(ENGLISH, "dog")], PreparedPacks({ENGLISH: None}, {}))
         if not np.isclose(np.linalg.norm(encoded.vectors[0]), 1, atol=1e-3):
             raise RuntimeError(f"native {self.native.name!r} does not encode")
 
@@ -184,7 +208,7 @@ class ImageEngine:
                 pixels.append(self.native.preprocess(open_image(data)))
                 rows.append(row)
             except BadImage as error:
-                result.errors[row] = Fault(BAD_IMAGE, str(error))
+                result.errors[row] = Fault(ProblemKind.BAD_IMAGE, str(error))
         if pixels:
             features = self.native.encode_image(torch.stack(pixels))
             result.put(rows, features, [f"native {self.native.name!r}"] * len(rows))
@@ -210,13 +234,12 @@ class IndexEngine:
             self.close()
             raise
 
-    def search(self, queries: Sequence[Query]) -> list[list[Hit] | Fault]:
-        """Hits, or why there are none, of each query."""
+    def search(self, queries: Sequence[Query]) -> list[QueryResult]:
         return [self._search(query) for query in queries]
 
-    def _search(self, query: Query) -> list[Hit] | Fault:
+    def _search(self, query: Query) -> QueryResult:
         try:
-            return self.collections[query.collection].search(
+            hits = self.collections[query.collection].search(
                 query.vector,
                 query.k,
                 offset=query.offset,
@@ -225,7 +248,8 @@ class IndexEngine:
                 min_score=query.min_score,
             )
         except ValueError as error:  # of this query alone
-            return Fault(BAD_QUERY, str(error))
+            return QueryResult([], Fault(ProblemKind.INVALID_REQUEST, str(error)))
+        return QueryResult(hits)
 
     def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
         """Write and return how many; all are on disk, or in the engine's log, on return."""

@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import time
-from typing import Any
 
 from fastapi import HTTPException
 from limits import parse
@@ -12,16 +11,27 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mla_ray.serving.metrics import Metrics
-from mla_ray.serving.problems import ProblemError, overloaded, respond
+from mla_ray.serving.problems import ProblemError, overloaded, too_many_requests
+from mla_ray.serving.schemas import (
+    CAPTIONS_PATH,
+    EMBED_IMAGE_PATH,
+    HEALTH_PATH,
+    IMAGES_PATH,
+    MAX_BODY_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_INGEST_BYTES,
+    SEARCH_IMAGE_PATH,
+    ProblemKind,
+)
 from mla_ray.serving.settings import Settings
 
-MIB = 1 << 20
-INGEST = "/v1/captions"
-BODY_LIMITS = {INGEST: 64 * MIB, "/v1/search/image": 8 * MIB, "/v1/embeddings/image": 8 * MIB}
-IMAGE_LIMIT = 8 * MIB  # of PUT /v1/images/…
-BODY_LIMIT = 4 * MIB
-OPEN = ("/", "/healthz")  # need no token: the page asks for it, a probe has none
-OPEN_FOLDER = "/page/"
+MAX_BYTES = {
+    CAPTIONS_PATH: MAX_INGEST_BYTES,
+    SEARCH_IMAGE_PATH: MAX_IMAGE_BYTES,
+    EMBED_IMAGE_PATH: MAX_IMAGE_BYTES,
+}
+WITHOUT_TOKEN = ("/", HEALTH_PATH)  # the page asks for it, a probe has none
+PAGE_FILES = "/page/"
 HEADERS = [
     (
         b"content-security-policy",
@@ -64,17 +74,17 @@ class Guard:
         self._metrics.in_flight.set(self._in_flight)
         try:
             await self._admit(scope)
-            limit = None if scope["path"] == INGEST else self._settings.timeout_s
+            limit = None if scope["path"] == CAPTIONS_PATH else self._settings.timeout_s
             async with asyncio.timeout(limit):
                 await self._app(scope, _bounded(scope, receive), answer)
         except ProblemError as error:
-            response = respond(error.status, error.kind, error.detail, error.headers)
-            await response(scope, receive, answer)
+            await error.response()(scope, receive, answer)
         except TimeoutError:
             if status:  # the answer had begun; all that is left is to break it off
                 raise
-            problem = respond(504, "timeout", f"no answer within {self._settings.timeout_s:g} s")
-            await problem(scope, receive, answer)
+            detail = f"no answer within {self._settings.timeout_s:g} s"
+            problem = ProblemError(504, ProblemKind.TIMEOUT, detail)
+            await problem.response()(scope, receive, answer)
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.set(self._in_flight)
@@ -89,46 +99,50 @@ class Guard:
             # loopback through its visitor's browser.
             name = headers.get(b"host", b"").decode("latin-1").lower()
             if name.rpartition(":")[0] not in self._hosts and name not in self._hosts:
-                raise ProblemError(421, "wrong-host", "this server does not answer to that name")
+                detail = "this server does not answer to that name"
+                raise ProblemError(421, ProblemKind.WRONG_HOST, detail)
         if self._in_flight > self._settings.max_in_flight:
             raise overloaded("too many requests are under way; try again")
         path = scope["path"]
-        if self._token and path not in OPEN and not path.startswith(OPEN_FOLDER):
+        if self._token and path not in WITHOUT_TOKEN and not path.startswith(PAGE_FILES):
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(
                 given.strip(), self._token.encode()
             ):
                 raise ProblemError(
-                    401, "unauthorized", "send the bearer token", WWW_Authenticate="Bearer"
+                    *(401, ProblemKind.UNAUTHORIZED, "send the bearer token"),
+                    headers={"WWW-Authenticate": "Bearer"},
                 )
-        if self._rate and path not in OPEN:
+        if self._rate and path not in WITHOUT_TOKEN:
             client = scope.get("client")
             if not await self._limiter.hit(self._rate, client[0] if client else ""):
-                raise overloaded(f"more than {self._settings.rate}; slow down", 429)
+                raise too_many_requests(f"more than {self._settings.rate}; slow down")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > _limit(scope):
             raise _too_large(_limit(scope))
 
 
 def _limit(scope: Scope) -> int:
-    if scope["path"].startswith("/v1/images/"):
-        return IMAGE_LIMIT
-    return BODY_LIMITS.get(scope["path"], BODY_LIMIT)
+    """Bytes of a request's body."""
+    if scope["path"].startswith(f"{IMAGES_PATH}/"):
+        return MAX_IMAGE_BYTES
+    return MAX_BYTES.get(scope["path"], MAX_BODY_BYTES)
 
 
 def _too_large(limit: int) -> ProblemError:
-    return ProblemError(413, "too-large", f"a request here has at most {limit:,} bytes")
+    detail = f"a request here has at most {limit:,} bytes"
+    return ProblemError(413, ProblemKind.TOO_LARGE, detail)
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:
     """Counts what comes in: a chunked request does not say its length."""
-    limit, seen = _limit(scope), 0
+    limit, received = _limit(scope), 0
 
-    async def bounded() -> Any:
-        nonlocal seen
+    async def bounded() -> Message:
+        nonlocal received
         message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
+        received += len(message.get("body", b""))
+        if received > limit:
             # FastAPI's own exception, as it takes others for a malformed body.
             raise HTTPException(413, _too_large(limit).detail)
         return message

@@ -13,10 +13,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mla_ray.runtime.cluster import free_port, ray_session
 from mla_ray.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from mla_ray.serving.deployments import DeploymentOptions
 
 NAME = "mla-ray"
 
@@ -85,7 +88,7 @@ def running(
     settings: Settings,
     host: str = "127.0.0.1",
     port: int = 8000,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: "Mapping[str, DeploymentOptions] | None" = None,
 ) -> Iterator[str]:
     """The application for the body of a `with`; yields its URL. Ray must be running.
 

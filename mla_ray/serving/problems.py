@@ -2,8 +2,9 @@
 
 import logging
 import traceback
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,53 +12,83 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from mla_ray.serving.coalescing import Overloaded
-from mla_ray.serving.schemas import Problem
+from mla_ray.serving.engines import Fault
+from mla_ray.serving.schemas import PROBLEM_JSON, Problem, ProblemKind
 
-MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+PACK_RETRY_AFTER_S = 2  # by then a pack that was being replaced is whole
+STATUS_OF_FAULT = {
+    ProblemKind.PACK_UNAVAILABLE: 503,
+    ProblemKind.NOT_ENCODED: 500,
+    ProblemKind.BAD_IMAGE: 422,
+    ProblemKind.INVALID_REQUEST: 422,
+}
 log = logging.getLogger(__name__)
 
 
+class FieldError(TypedDict):
+    """One thing that is wrong with a request, in pydantic's words, or what of it has no answer."""
+
+    loc: list[str]
+    msg: str
+
+
 class ProblemError(Exception):
-    """Answered as it is."""
+    """Answered as it is. `kind` is a `ProblemKind`, or HTTP's own name of the status."""
 
     def __init__(
         self,
         status: int,
         kind: str,
         detail: str,
-        errors: list[dict[str, Any]] | None = None,
-        **headers: str,
+        errors: Sequence[FieldError] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.kind = kind
         self.detail = detail
         self.errors = errors
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = headers
+
+    def response(self) -> Response:
+        problem = Problem(
+            type=f"urn:mla-ray:problem:{self.kind}",
+            title=HTTPStatus(self.status).phrase,
+            status=self.status,
+            detail=self.detail,
+            errors=None if self.errors is None else [dict(error) for error in self.errors],
+        )
+        body = problem.model_dump_json(exclude_none=True)
+        return Response(body, self.status, self.headers, PROBLEM_JSON)
 
 
-def overloaded(detail: str, status: int = 503) -> ProblemError:
-    kind = "overloaded" if status == 503 else "too-many-requests"
-    return ProblemError(status, kind, detail, Retry_After=str(RETRY_AFTER_S))
+def overloaded(detail: str) -> ProblemError:
+    """The server has more to do than it can."""
+    return ProblemError(503, ProblemKind.OVERLOADED, detail, headers=retry_after(RETRY_AFTER_S))
 
 
-def respond(
-    status: int,
-    kind: str,
-    detail: str,
-    headers: dict[str, str] | None = None,
-    errors: list[dict[str, Any]] | None = None,
-) -> Response:
-    problem = Problem(
-        type=f"urn:mla-ray:problem:{kind}",
-        title=HTTPStatus(status).phrase,
-        status=status,
-        detail=detail,
-        errors=errors,
-    )
-    body = problem.model_dump_json(exclude_none=True)
-    return Response(body, status, headers, MEDIA_TYPE)
+def too_many_requests(detail: str) -> ProblemError:
+    """One client has sent more than it may."""
+    kind = ProblemKind.TOO_MANY_REQUESTS
+    return ProblemError(429, kind, detail, headers=retry_after(RETRY_AFTER_S))
+
+
+def invalid(location: Sequence[str], message: str) -> ProblemError:
+    """A request is malformed there, such as at `("query", "k")`."""
+    error = FieldError(loc=list(location), msg=message)
+    return _malformed([error])
+
+
+def of_fault(fault: Fault, errors: Sequence[FieldError] | None = None) -> ProblemError:
+    """Why an engine has no result; `errors` say of which inputs, where there are several."""
+    status = STATUS_OF_FAULT[fault.kind]
+    headers = retry_after(PACK_RETRY_AFTER_S) if status == 503 else None
+    return ProblemError(status, fault.kind, fault.detail, errors, headers)
+
+
+def retry_after(seconds: int) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}
 
 
 def install(app: FastAPI) -> None:
@@ -65,37 +96,38 @@ def install(app: FastAPI) -> None:
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)  # noqa: S101  as registered below
-        return respond(error.status, error.kind, error.detail, error.headers, error.errors)
+        return error.response()
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
         # Not what was sent: it may be long, and is the sender's already.
         errors = [
-            {"loc": [str(part) for part in found["loc"]], "msg": found["msg"]}
-            for found in error.errors()[:100]
+            FieldError(loc=[str(name) for name in invalid["loc"]], msg=invalid["msg"])
+            for invalid in error.errors()[:100]
         ]
-        where = "/".join(errors[0]["loc"]) if errors else "request"
-        what = errors[0]["msg"] if errors else "malformed"
-        return respond(422, "invalid-request", f"{where}: {what}", errors=errors)
+        return _malformed(errors).response()
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
         phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-        kind = "too-large" if error.status_code == 413 else phrase
-        return respond(error.status_code, kind, str(error.detail), dict(error.headers or {}))
+        kind = ProblemKind.TOO_LARGE if error.status_code == 413 else phrase
+        return ProblemError(
+            error.status_code, kind, str(error.detail), headers=error.headers
+        ).response()
 
     async def on_overload(request: Request, error: Exception) -> Response:
-        problem = overloaded(f"the server is at its limit ({error}); try again")
-        return respond(problem.status, problem.kind, problem.detail, problem.headers)
+        return overloaded(f"the server is at its limit ({error}); try again").response()
 
     async def on_timeout(request: Request, error: Exception) -> Response:
-        return respond(504, "timeout", "no answer in time; try again, or with less at a time")
+        detail = "no answer in time; try again, or with less at a time"
+        return ProblemError(504, ProblemKind.TIMEOUT, detail).response()
 
     async def on_fault(request: Request, error: Exception) -> Response:
         # The kind of error and where, never its text: that may quote what a user wrote.
         where = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s in %s\n%s", type(error).__name__, request.method, where)
-        return respond(500, "internal-error", "the server failed; its log has more")
+        detail = "the server failed; its log has more"
+        return ProblemError(500, ProblemKind.INTERNAL_ERROR, detail).response()
 
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -103,3 +135,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Overloaded, on_overload)
     app.add_exception_handler(TimeoutError, on_timeout)
     app.add_exception_handler(Exception, on_fault)
+
+
+def _malformed(errors: Sequence[FieldError]) -> ProblemError:
+    where = "/".join(errors[0]["loc"]) if errors else "request"
+    what = errors[0]["msg"] if errors else "malformed"
+    return ProblemError(422, ProblemKind.INVALID_REQUEST, f"{where}: {what}", errors)

@@ -1,31 +1,78 @@
 """What goes in and out over HTTP. Field names are the contract with clients; see docs/serving.md.
 
-Server and client read and write these same models.
+Server and client read and write these same models, within these same limits.
 """
 
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from mla_ray.index.limits import MAX_OFFSET
+
+TOKEN_VARIABLE = "MLA_API_TOKEN"  # noqa: S105  the name of the variable, not a token
+
+SEARCH_PATH = "/v1/search"
+SEARCH_IMAGE_PATH = "/v1/search/image"
+EMBED_TEXT_PATH = "/v1/embeddings/text"
+EMBED_IMAGE_PATH = "/v1/embeddings/image"
+CAPTIONS_PATH = "/v1/captions"
+IMAGES_PATH = "/v1/images"
+LANGUAGES_PATH = "/v1/languages"
+HEALTH_PATH = "/healthz"
 
 MAX_TEXT = 1_000  # characters of a query or caption; the longest context holds about 77 tokens
 MAX_TEXTS = 256  # texts of one embedding request
-MAX_K = 100
-MAX_OFFSET = 10_000
+MAX_HITS = 100  # of one answer; an index itself gives more (`mla_ray.index.limits`)
 MAX_ID = 512
+MAX_SOURCE = 128
+MAX_LANGUAGE = 35
 MAX_ERRORS = 1_000  # rejected lines that an ingest names; all are counted
+MAX_LINE = 64 << 10  # bytes of one line of an ingest, without its end
+MAX_INGEST_BYTES = 64 << 20
+MAX_IMAGE_BYTES = 8 << 20
+MAX_BODY_BYTES = 4 << 20  # of any other request
 
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+PROBLEM_JSON = "application/problem+json"
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
+
+AUTO = "auto"
+"""In place of a query's language: to have it detected."""
+DEFAULT_K = 10
+DEFAULT_SOURCE = "http"
 NOT_BLANK = r"\S"
+LANGUAGE_TAG = r"^[A-Za-z0-9]+([-_][A-Za-z0-9]+)*$"
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=NOT_BLANK)]
 Language = Annotated[
-    str,
-    StringConstraints(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9]+([-_][A-Za-z0-9]+)*$"),
+    str, StringConstraints(min_length=2, max_length=MAX_LANGUAGE, pattern=LANGUAGE_TAG)
 ]
 """A BCP-47 code: `de`, `pt-BR`, `zh-Hant`. `de-AT` is answered by `de` where it has no pack."""
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
-Source = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Source = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE)]
 Collection = Literal["images", "captions"]
 Encoding = Literal["float", "base64"]
+
+
+class ProblemKind(StrEnum):
+    """The end of a problem's `type`, where HTTP's own words for a status say too little."""
+
+    BAD_IMAGE = "bad-image"
+    INTERNAL_ERROR = "internal-error"
+    INVALID_REQUEST = "invalid-request"
+    NOT_ENCODED = "not-encoded"
+    OVERLOADED = "overloaded"
+    PACK_UNAVAILABLE = "pack-unavailable"
+    TIMEOUT = "timeout"
+    TOO_LARGE = "too-large"
+    TOO_MANY_REQUESTS = "too-many-requests"
+    UNAUTHORIZED = "unauthorized"
+    UNKNOWN_IMAGE = "unknown-image"
+    UNKNOWN_LANGUAGE = "unknown-language"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type"
+    WRONG_HOST = "wrong-host"
 
 
 class Strict(BaseModel):
@@ -111,7 +158,7 @@ class CaptionRecord(Strict):
     image_id: Id
     language: Language
     caption: Text
-    source: Source = "http"
+    source: Source = DEFAULT_SOURCE
     id: Id | None = Field(None, description="made of image_id and caption if not given")
 
 
@@ -170,3 +217,10 @@ class Problem(BaseModel):
     errors: list[dict[str, Any]] | None = Field(
         None, description="where a request is malformed, or what of it has no answer"
     )
+
+
+def first_error(error: ValidationError) -> str:
+    """Where the first thing is that is wrong, and what: `caption: String should have …`."""
+    first = error.errors()[0]
+    where = ".".join(str(name) for name in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]

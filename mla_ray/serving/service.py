@@ -1,288 +1,276 @@
-"""What the endpoints do, without HTTP: languages, embeddings, search, ingest."""
+"""What the endpoints do, one method each, without HTTP."""
 
 import asyncio
+import base64
 import logging
-from codecs import BOM_UTF8
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import quote
 
-import langcodes
-import numpy as np
-import py3langid
-from pydantic import ValidationError
+import orjson
 
 from mla_ray.data.images import open_image
-from mla_ray.index.collection import CAPTIONS, IMAGES, Entry, Hit
-from mla_ray.index.ingest import caption_entry, image_entry, owner
+from mla_ray.index import collection
+from mla_ray.index.ingest import image_entry, owner
+from mla_ray.index.limits import MAX_OFFSET
 from mla_ray.index.picture_store import PictureStore
-from mla_ray.model.language import ENGLISH
-from mla_ray.model.text import fault_of, normalized
-from mla_ray.packs.store import Listing, PackStore
-from mla_ray.serving.backend import Backend, Row, rows_of
+from mla_ray.model.text import normalized
+from mla_ray.packs.store import PackStore
+from mla_ray.serving.backend import Backend
 from mla_ray.serving.coalescing import Coalescer
-from mla_ray.serving.engines import (
-    BAD_IMAGE,
-    BAD_QUERY,
-    NO_PACK,
-    NOT_ENCODED,
-    Fault,
-    Identity,
-    Query,
-    Text,
-    Vectors,
-)
-from mla_ray.serving.problems import ProblemError
+from mla_ray.serving.engines import Encoded, Identity, Query, QueryResult, Text, Vectors
+from mla_ray.serving.ingest import CaptionIngest
+from mla_ray.serving.metrics import Metrics
+from mla_ray.serving.problems import FieldError, ProblemError, invalid, of_fault
 from mla_ray.serving.schemas import (
-    MAX_ERRORS,
-    MAX_OFFSET,
+    AUTO,
+    IMAGES_PATH,
     BrokenPack,
-    CaptionRecord,
+    Collection,
+    Health,
+    Hit,
+    ImageWritten,
     IngestResult,
-    LanguageInfo,
     Languages,
-    RejectedLine,
+    ProblemKind,
+    SearchResult,
+    TextInput,
 )
+from mla_ray.serving.served_languages import ServedLanguages
 from mla_ray.serving.settings import Settings
 
-AUTO = "auto"
-INGEST_BATCH = 128
-MAX_LINE = 64 << 10  # bytes of one NDJSON line
-STATUS = {NO_PACK: 503, NOT_ENCODED: 500, BAD_IMAGE: 422, BAD_QUERY: 422}
 log = logging.getLogger(__name__)
+
+
+class Page(NamedTuple):
+    """Which hits are asked for, whatever is searched by."""
+
+    find: Collection
+    k: int
+    offset: int
+    in_language: str | None
+    source: str | None
+    min_score: float | None
+
+
+@dataclass(frozen=True)
+class EmbeddedRows:
+    """`Embeddings` that are still arrays."""
+
+    native: Identity
+    rows: Encoded
+
+    def json(self, encoding: str) -> bytes:
+        """`encoding` is one of `schemas.Encoding`."""
+        vectors: Vectors | str = self.rows.vectors
+        if encoding == "base64":
+            vectors = base64.b64encode(self.rows.vectors.astype("<f4").tobytes()).decode()
+        body = {
+            "native": self.native.native,
+            "fingerprint": self.native.fingerprint,
+            "dim": self.native.dim,
+            "embeddings": vectors,
+            "unknown_tokens": self.rows.unknown_tokens.tolist(),
+        }
+        # orjson writes float32 as it is: shortest, and many times as fast as a list of floats.
+        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 class Service:
     """One server's languages and its two queues, in front of a backend."""
 
-    def __init__(self, backend: Backend, settings: Settings) -> None:
-        self.backend = backend
-        self.settings = settings
-        self.listing = Listing()
-        self.pictures = PictureStore(settings.pictures) if settings.pictures else None
-        self.identity: Identity
-        self._store: PackStore
-        self._texts: Coalescer[Text, Row | Fault] = Coalescer(
-            self._encode, settings.max_batch, settings.max_queue, settings.calls
+    def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._metrics = metrics
+        self._pictures = PictureStore(settings.pictures) if settings.pictures else None
+        self._identity: Identity
+        self._languages: ServedLanguages
+        self._texts: Coalescer[Text, Encoded] = Coalescer(
+            backend.encode_texts, settings.max_batch, settings.max_queue, settings.calls
         )
-        self._queries: Coalescer[Query, list[Hit] | Fault] = Coalescer(
+        self._queries: Coalescer[Query, list[QueryResult]] = Coalescer(
             backend.search, settings.max_batch, settings.max_queue, settings.calls
         )
 
     async def start(self) -> None:
-        self.identity = await self.backend.identity()
-        who = self.identity
-        self._store = PackStore(self.settings.packs, who.fingerprint, who.fingerprint_v1)
-        self.listing = await asyncio.to_thread(self._store.scan)
+        self._identity = native = await self._backend.identity()
+        store = PackStore(self._settings.packs, native.fingerprint, native.fingerprint_v1)
+        self._languages = ServedLanguages(store)
+        await self._languages.scan()
 
-    async def watch(self) -> None:
-        """Follow the pack store until cancelled."""
+    async def follow_store(self) -> None:
+        """Serve packs as they come, change and go, until cancelled."""
         while True:
-            await asyncio.sleep(self.settings.scan_every_s)
+            await asyncio.sleep(self._settings.scan_every_s)
             try:
-                self.listing = await asyncio.to_thread(self._store.scan)
-                await self.backend.refresh()
+                await self._languages.scan()
+                await self._backend.refresh()
             except Exception as error:  # a store out of reach: what is known goes on being served
-                log.warning("pack store %s: %s", self.settings.packs, error)
+                log.warning("pack store %s: %s", self._settings.packs, error)
 
-    def resolve(self, tag: str) -> str:
-        """The language that answers `tag`; a 404 problem if none does."""
-        language = self.listing.resolve(tag)
-        if language is None:
-            raise ProblemError(
-                404,
-                "unknown-language",
-                f"no pack for language {tag!r}; there are {', '.join(self.listing.languages)}",
-            )
-        return language
+    async def search_text(self, text: str, language: str, page: Page) -> SearchResult:
+        """`language` is the text's, or AUTO."""
+        in_language = self._language_filter(page)
+        detected = language == AUTO
+        language = self._languages.detect(text) if detected else self._languages.resolve(language)
+        encoded = await self._encode_texts([Text(language, text)])
+        return await self._search(encoded, page, in_language, language, detected)
 
-    def detect(self, text: str) -> str:
-        """The likeliest of the languages that are served."""
-        codes = {ENGLISH: ENGLISH}
-        for language in self.listing.packs:
-            codes.setdefault(langcodes.get(language).language or language, language)
-        if len(codes) > 1:
-            for code, _ in py3langid.rank(text):
-                if code in codes:
-                    return codes[code]
-        return ENGLISH
+    async def search_image(self, image: bytes, page: Page) -> SearchResult:
+        in_language = self._language_filter(page)
+        return await self._search(await self._encode_image(image), page, in_language)
 
-    async def embed(self, texts: list[Text]) -> list[Row]:
-        """A unit vector a text; a problem that names every text which has none."""
-        rows = await self._texts([(language, normalized(text)) for language, text in texts])
-        faults = {number: row for number, row in enumerate(rows) if isinstance(row, Fault)}
-        if faults:
-            named = [{"loc": ["inputs", str(n)], "msg": f.detail} for n, f in faults.items()]
-            raise _problem(next(iter(faults.values())), named if len(texts) > 1 else None)
-        return [row for row in rows if isinstance(row, Row)]
+    async def embed_texts(self, inputs: list[TextInput]) -> EmbeddedRows:
+        tags = dict.fromkeys(text.language for text in inputs)  # in order, each once
+        languages = {tag: self._languages.resolve(tag) for tag in tags}
+        texts = [Text(languages[text.language], text.text) for text in inputs]
+        return EmbeddedRows(self._identity, await self._encode_texts(texts))
 
-    async def embed_image(self, data: bytes) -> Row:
-        """A unit vector. Bytes that are no image are a 422 problem."""
-        row = rows_of(await self.backend.encode_images([data]))[0]
-        if isinstance(row, Fault):
-            raise _problem(row)
-        return row
+    async def embed_image(self, image: bytes) -> EmbeddedRows:
+        return EmbeddedRows(self._identity, await self._encode_image(image))
 
-    async def search(self, query: Query) -> tuple[list[Hit], int | None]:
-        """A page of hits, and where the next begins, if there is one that may be asked for."""
-        # One more than asked for tells whether there is another page.
-        hits = (await self._queries([query._replace(k=query.k + 1)]))[0]
-        if isinstance(hits, Fault):
-            raise _problem(hits)
-        following = query.offset + query.k
-        more = len(hits) > query.k and following <= MAX_OFFSET
-        return list(hits[: query.k]), following if more else None
+    async def put_captions(self, body: AsyncIterator[bytes]) -> IngestResult:
+        """Embed and write NDJSON caption records as they come in."""
 
-    async def put_image(self, image_id: str, source: str, data: bytes) -> None:
-        vector = (await self.embed_image(data)).vector
-        if self.pictures:
-            store = self.pictures
-            await asyncio.to_thread(lambda: store.put(image_id, source, open_image(data)))
-        await self.backend.upsert(IMAGES, [image_entry(image_id, source)], vector[None])
+        async def upsert(entries: list[collection.Entry], vectors: Vectors) -> int:
+            return await self._backend.upsert(collection.CAPTIONS, entries, vectors)
 
-    async def picture(self, image_id: str, source: str | None) -> bytes | None:
-        """The picture of a source's image, as WebP; None if none is kept.
+        return await CaptionIngest(self._languages, self._texts, upsert).run(body)
+
+    async def put_image(self, image_id: str, source: str, image: bytes) -> ImageWritten:
+        encoded = await self._encode_image(image)
+        if self._pictures:
+            pictures = self._pictures
+            await asyncio.to_thread(lambda: pictures.put(image_id, source, open_image(image)))
+        entries = [image_entry(image_id, source)]
+        await self._backend.upsert(collection.IMAGES, entries, encoded.vectors)
+        return ImageWritten(image_id=image_id, image_url=self._image_url(image_id, source))
+
+    async def get_image(self, image_id: str, source: str | None) -> bytes:
+        """The picture of a source's image, as WebP; a 404 problem if none is kept.
 
         Without a source, or with one that has no image of that id, the only image there is of it is
         meant. Where a source is missing and there are several, a 422 problem names theirs.
         """
-        store = self.pictures
-        if store is None:
-            return None
-        data = None
-        if source is not None:
-            data = await asyncio.to_thread(store.get, image_id, source)
-        if data is not None:
-            return data
-        sources = await self.backend.sources(image_id)
-        if source is None and len(sources) > 1:
-            named = ", ".join(sorted(sources))
-            detail = f"query/source: images of {named} have that id; say whose is wanted"
-            raise ProblemError(422, "invalid-request", detail)
-        if source not in sources and len(sources) == 1:
-            source = next(iter(sources))
-            data = await asyncio.to_thread(store.get, image_id, source)
-        if data is None and source is not None and source == owner(sources):
-            data = await asyncio.to_thread(store.get_former, image_id)
-        return data
+        picture = await self._picture(self._pictures, image_id, source) if self._pictures else None
+        if picture is None:
+            detail = "no picture of that id is kept here"
+            raise ProblemError(404, ProblemKind.UNKNOWN_IMAGE, detail)
+        return picture
 
     async def languages(self) -> Languages:
-        counts = await self.backend.languages()
-        listing = self.listing
-        broken = await self.backend.broken() | listing.broken
-        infos = []
-        for language in listing.languages:
-            listed = listing.packs.get(language)
-            infos.append(
-                LanguageInfo(
-                    language=language,
-                    name=langcodes.get(language).display_name(),
-                    autonym=langcodes.get(language).autonym(),
-                    native=listed is None,
-                    captions=counts.get(language, 0),
-                    version=listed.version if listed else None,
-                    rows=listed.card.rows if listed else None,
-                    metrics=listed.card.metrics if listed else {},
-                )
-            )
+        captions = await self._backend.languages()
+        # What a scan has just seen goes before what an encoder met earlier.
+        broken = await self._backend.broken() | self._languages.listing.broken
         return Languages(
-            native=self.identity.native,
-            fingerprint=self.identity.fingerprint,
-            languages=infos,
+            native=self._identity.native,
+            fingerprint=self._identity.fingerprint,
+            languages=self._languages.infos(captions),
             broken=[BrokenPack(name=name, error=error) for name, error in sorted(broken.items())],
         )
 
-    async def ingest(self, body: AsyncIterator[bytes]) -> IngestResult:
-        """Embed and write NDJSON caption records as they come in; bad lines are named and skipped.
+    async def health(self) -> Health:
+        parts = await self._backend.health()
+        ok = all(state == "ok" for state in parts.values())
+        return Health(status="ok" if ok else "unavailable", parts=parts)
 
-        A batch is written before the next is read, so memory is bounded. What was written before
-        a connection broke stays: sending it again changes nothing.
+    def _language_filter(self, page: Page) -> str | None:
+        """The language that hits must be in, as the index has it."""
+        if page.in_language is None:
+            return None
+        if page.find != collection.CAPTIONS:
+            message = f"images have none; leave it out, or find={collection.CAPTIONS}"
+            raise invalid(("query", "in_language"), message)
+        return self._languages.resolve(page.in_language)
+
+    async def _encode_texts(self, texts: list[Text]) -> Encoded:
+        """A unit vector a text; a problem that names every text which has none."""
+        written = [Text(language, normalized(text)) for language, text in texts]
+        encoded = await self._texts(written)
+        if encoded.errors:
+            rows = sorted(encoded.errors)
+            named = [
+                FieldError(loc=["inputs", str(row)], msg=encoded.errors[row].detail) for row in rows
+            ]
+            raise of_fault(encoded.errors[rows[0]], named if len(texts) > 1 else None)
+        for language, count in Counter(language for language, _ in texts).items():
+            self._metrics.texts(language, count)
+        return encoded
+
+    async def _encode_image(self, image: bytes) -> Encoded:
+        """One row. Bytes that are no image are a 422 problem."""
+        encoded = await self._backend.encode_images([image])
+        if encoded.errors:
+            raise of_fault(encoded.errors[0])
+        return encoded
+
+    async def _search(
+        self,
+        encoded: Encoded,
+        page: Page,
+        in_language: str | None,
+        language: str | None = None,
+        detected: bool = False,
+    ) -> SearchResult:
+        """A page of hits of the one row, and where the next begins, if there is one to be had.
+
+        `language` is that of the query, None of an image.
         """
-        result = IngestResult(received=0, written=0, rejected=0, errors=[])
-        batch: list[tuple[int, Entry]] = []
+        # One more than asked for tells whether there is another page.
+        vector, wanted = encoded.vectors[0], page.k + 1
+        query = Query(
+            page.find, vector, wanted, page.offset, in_language, page.source, page.min_score
+        )
+        (result,) = await self._queries([query])
+        if result.fault:
+            raise of_fault(result.fault)
+        next_offset = page.offset + page.k
+        more = len(result.hits) > page.k and next_offset <= MAX_OFFSET
+        return SearchResult(
+            language=language,
+            detected=detected,
+            unknown_tokens=float(encoded.unknown_tokens[0]),
+            hits=[self._hit(hit) for hit in result.hits[: page.k]],
+            offset=page.offset,
+            next_offset=next_offset if more else None,
+        )
 
-        def reject(line: int, error: str) -> None:
-            result.rejected += 1
-            if len(result.errors) < MAX_ERRORS:
-                result.errors.append(RejectedLine(line=line, error=error))
+    def _hit(self, hit: collection.Hit) -> Hit:
+        entry = hit.entry
+        return Hit.model_construct(  # of our own making, nothing to validate
+            id=entry.id,
+            image_id=entry.image_id,
+            score=hit.score,
+            language=entry.language,
+            caption=entry.caption,
+            source=entry.source,
+            image_url=self._image_url(entry.image_id, entry.source),
+        )
 
-        async def write() -> None:
-            rows = await self._texts([(entry.language, entry.caption) for _, entry in batch])
-            good: list[tuple[Entry, Vectors]] = []
-            for (line, entry), row in zip(batch, rows, strict=True):
-                if isinstance(row, Fault):
-                    reject(line, row.detail)
-                else:
-                    good.append((entry, row.vector))
-            if good:
-                vectors = np.stack([vector for _, vector in good])
-                entries = [entry for entry, _ in good]
-                result.written += await self.backend.upsert(CAPTIONS, entries, vectors)
-            batch.clear()
+    def _image_url(self, image_id: str, source: str) -> str | None:
+        if not self._pictures:
+            return None
+        return f"{IMAGES_PATH}/{quote(image_id, safe='')}?source={quote(source, safe='')}"
 
-        async for number, line in _lines(body):
-            if line is not None and not line.strip():
-                continue
-            result.received += 1
-            try:
-                batch.append((number, self._entry(line)))
-            except ValueError as error:
-                reject(number, str(error))
-            if len(batch) == INGEST_BATCH:
-                await write()
-        if batch:
-            await write()
-        result.errors.sort(key=lambda found: found.line)
-        return result
-
-    def _entry(self, line: bytes | None) -> Entry:
-        if line is None:
-            raise ValueError(f"longer than {MAX_LINE} bytes")
-        try:
-            record = CaptionRecord.model_validate_json(line)
-        except ValidationError as error:
-            found = error.errors()[0]
-            where = ".".join(str(part) for part in found["loc"])
-            raise ValueError(f"{where}: {found['msg']}" if where else found["msg"]) from error
-        language = self.listing.resolve(record.language)
-        if language is None:
-            raise ValueError(
-                f"language: no pack for {record.language!r}; there are "
-                f"{', '.join(self.listing.languages)}"
-            )
-        for name, text in (("image_id", record.image_id), ("caption", record.caption)):
-            if fault := fault_of(text):
-                raise ValueError(f"{name}: {fault}")
-        entry = caption_entry(record.image_id, language, record.caption, record.source)
-        if not entry.caption:
-            raise ValueError("caption: is empty")
-        return replace(entry, id=record.id) if record.id else entry
-
-    async def _encode(self, texts: list[Text]) -> Sequence[Row | Fault]:
-        return rows_of(await self.backend.encode_texts(texts))
-
-
-def _problem(fault: Fault, errors: list[dict[str, Any]] | None = None) -> ProblemError:
-    status = STATUS[fault.kind]
-    headers = {"Retry_After": "2"} if status == 503 else {}
-    return ProblemError(status, fault.kind, fault.detail, errors, **headers)
-
-
-async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:
-    """Numbered lines of a stream; None for one that is too long, which is not kept."""
-    number, kept, overlong, begun = 1, b"", False, False
-    async for chunk in body:
-        if not begun:  # a body may come byte by byte
-            kept += chunk
-            if len(kept) < len(BOM_UTF8) and BOM_UTF8.startswith(kept):
-                continue
-            chunk, kept, begun = kept.removeprefix(BOM_UTF8), b"", True
-        *ended, rest = chunk.split(b"\n")
-        for piece in ended:
-            overlong = overlong or len(kept) + len(piece) > MAX_LINE
-            yield number, None if overlong else kept + piece
-            number, kept, overlong = number + 1, b"", False
-        overlong = overlong or len(kept) + len(rest) > MAX_LINE
-        kept = b"" if overlong else kept + rest
-    if kept or overlong:
-        yield number, None if overlong else kept
+    async def _picture(
+        self, pictures: PictureStore, image_id: str, source: str | None
+    ) -> bytes | None:
+        picture = None
+        if source is not None:
+            picture = await asyncio.to_thread(pictures.get, image_id, source)
+        if picture is not None:
+            return picture
+        sources = await self._backend.sources(image_id)
+        if source is None and len(sources) > 1:
+            names = ", ".join(sorted(sources))
+            detail = f"query/source: images of {names} have that id; say whose is wanted"
+            raise ProblemError(422, ProblemKind.INVALID_REQUEST, detail)
+        if source not in sources and len(sources) == 1:
+            source = next(iter(sources))
+            picture = await asyncio.to_thread(pictures.get, image_id, source)
+        if picture is None and source is not None and source == owner(sources):
+            picture = await asyncio.to_thread(pictures.get_former, image_id)
+        return picture

@@ -5,8 +5,9 @@ import os
 from limits import parse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mla_ray.serving.schemas import TOKEN_VARIABLE
+
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
-TOKEN = "MLA_API_TOKEN"  # noqa: S105  the name of the variable, not a token
 
 
 class Settings(BaseModel):
@@ -54,10 +55,10 @@ class Settings(BaseModel):
 
     def token(self) -> str | None:
         """The bearer token that requests must carry; None on loopback if none is set."""
-        token = os.environ.get(TOKEN) or None
+        token = os.environ.get(TOKEN_VARIABLE) or None
         if token is None and not set(self.hosts) <= set(LOOPBACK):
             raise ValueError(
-                f"hosts {self.hosts} are not loopback alone: set {TOKEN} to a secret, which "
-                "clients then send as their bearer token"
+                f"hosts {self.hosts} are not loopback alone: set {TOKEN_VARIABLE} to a secret, "
+                "which clients then send as their bearer token"
             )
         return token

@@ -50,6 +50,11 @@ class Loaded:
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors that are called `name/...`, by the rest of their names."""
+        start = f"{name}/"
+        return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
+
 
 class Checkpoints:
     """The checkpoints in `folder`, of which `keep` sound ones stay. One process saves."""

@@ -93,7 +93,7 @@ def fill(
 
     blocks = []
     for store in stores.values():
-        store.look()
+        store.refresh()
         store.claim()
     for number, each in enumerate(contents):
         for prefix, rows in each.blocks:
@@ -138,7 +138,7 @@ def fill(
             ]
             progress(table.kind, row["rows"], row["computed"])
     for store in stores.values():
-        store.look()
+        store.refresh()
     return filled
 
 
@@ -182,7 +182,7 @@ class _Encoder:
         rows, failures = 0, []
         kind = block["kind"]
         store, encode = self.stores[kind], self._images if kind == "image" else self._texts
-        store.look()
+        store.refresh()
         have = store.keys(block["prefix"])
         before, tried = dict(have), set[str]()
         keys: list[str] = []

@@ -67,8 +67,8 @@ class Row:
     texts: int = 0
 
 
-class Watch:
-    """Tells rows to all who listen.
+class MetricsLogger:
+    """Writes every row of metrics to all these places.
 
     Args:
         run: the run folder.
@@ -97,10 +97,10 @@ class Watch:
             mlflow = _MLflow(run / "mlflow.json", {**labels, "run": name}, params or {})
         resume_at = resume_at or (stages[0], 0)
         self._send = send
-        self._count = _Count(stages)
-        self._rows = _Rows(run / "metrics.jsonl", resume_at, stages)
-        told = [(self._count(r["stage"], r["step"]), r) for r in self._rows.kept]
-        self._board = _Board(run / "tensorboard", self._count(*resume_at) + 1)
+        self._global_step = _GlobalStep(stages)
+        self._json_lines = _JsonLines(run / "metrics.jsonl", resume_at, stages)
+        told = [(self._global_step(r["stage"], r["step"]), r) for r in self._json_lines.kept]
+        self._tensorboard = _TensorBoard(run / "tensorboard", self._global_step(*resume_at) + 1)
         self._ray = _RayMetrics(name) if _ray_runs() else None
         self._mlflow = mlflow
         if mlflow:  # it takes what it has not got: a server may have been away
@@ -108,10 +108,10 @@ class Watch:
                 figures = {k: v for k, v in row.items() if k not in PLACE and v is not None}
                 mlflow.add(row["stage"], number, figures)
 
-    def add(self, row: Row) -> None:
-        number = self._count(row.stage, row.step)
-        self._rows.add(row)
-        self._board.add(row, number)
+    def log(self, row: Row) -> None:
+        number = self._global_step(row.stage, row.step)
+        self._json_lines.add(row)
+        self._tensorboard.add(row, number)
         if self._ray:
             self._ray.add(row)
         if self._mlflow:
@@ -122,18 +122,18 @@ class Watch:
 
     def flush(self) -> None:
         """Before every checkpoint: a training that goes on from it finds all rows up to it."""
-        self._rows.put()
-        self._board.put()
+        self._json_lines.put()
+        self._tensorboard.put()
 
     def close(self, finished: bool = True) -> None:
         """Flush and let go; MLflow learns whether the training came to its end."""
-        self._rows.close()
-        self._board.close()
+        self._json_lines.close()
+        self._tensorboard.close()
         if self._mlflow:
             self._mlflow.close(finished)
 
 
-class _Count:
+class _GlobalStep:
     """Steps over all stages. A stage is as long as it was: it may have stopped early."""
 
     def __init__(self, stages: Sequence[str]) -> None:
@@ -145,7 +145,7 @@ class _Count:
         return sum(self.last[each] for each in earlier) + step
 
 
-class _Once:
+class _WarnOnce:
     """A warning that is given once, however often there is cause for it."""
 
     def __init__(self, message: str) -> None:
@@ -157,12 +157,12 @@ class _Once:
         self.given = True
 
 
-def _away(path: UPath) -> _Once:
+def _away(path: UPath) -> _WarnOnce:
     """Figures are not worth a training's end: if storage stays away, checkpoints will tell."""
-    return _Once(f"{path} could not be written, the training goes on: %s")
+    return _WarnOnce(f"{path} could not be written, the training goes on: %s")
 
 
-class _Rows:
+class _JsonLines:
     """metrics.jsonl. Object stores cannot append: for those a copy here is put there as a whole."""
 
     def __init__(self, path: UPath, resume_at: tuple[str, int], stages: Sequence[str]) -> None:
@@ -210,7 +210,7 @@ class _Rows:
             self.scratch.cleanup()
 
 
-class _Board:
+class _TensorBoard:
     """TensorBoard's events. It hides those from `start` on that are in the folder already."""
 
     def __init__(self, folder: UPath, start: int) -> None:
@@ -306,7 +306,7 @@ class _MLflow:
         self.run_id: str | None = None
         self.had: dict[str, int] = {}
         self.finished = False
-        self.warn = _Once("MLflow cannot be told, the training goes on: %s")
+        self.warn = _WarnOnce("MLflow cannot be told, the training goes on: %s")
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self.thread.start()
@@ -328,11 +328,11 @@ class _MLflow:
         while not ended:
             ended = self.ending.wait(MLFLOW_EVERY)
             try:
-                self._tell(ended)
+                self._send_pending(ended)
             except Exception as error:  # of any kind: the server, the network, the record
                 self.warn(error)
 
-    def _tell(self, ended: bool) -> None:
+    def _send_pending(self, ended: bool) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 

@@ -6,13 +6,13 @@ so does its decay.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from mla_ray.training.config import AcquireConfig, Stage
+from mla_ray.training.config import Stage
+from mla_ray.training.distributed import all_reduce, all_reduce_sparse
 
 BETAS, EPS = (0.9, 0.98), 1e-6
 
@@ -25,65 +25,6 @@ def learning_rate(stage: Stage, warmup: float, step: int) -> float:
     return stage.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, stage.steps - rise)))
 
 
-def adamw(weights: Iterable[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
-    """The paper's Adam on dense weights; matrices alone decay."""
-    each = list(weights)
-    return torch.optim.AdamW(
-        [
-            {"params": [w for w in each if w.ndim > 1], "weight_decay": weight_decay},
-            {"params": [w for w in each if w.ndim < 2], "weight_decay": 0.0},
-        ],
-        betas=BETAS,
-        eps=EPS,
-    )
-
-
-def update(optimizer: torch.optim.AdamW, lr: float) -> None:
-    """One step at this learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-
-
-def shorten(gradients: Sequence[Tensor], most: float) -> float:
-    """Scale gradients in place to a norm of `most` over all of them; returns what it was."""
-    norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
-    for gradient in gradients:
-        gradient.mul_(min(1.0, most / (norm + 1e-6)))
-    return norm
-
-
-def sum_over_workers(gradients: Sequence[Tensor]) -> None:
-    """Add up dense gradients of all workers, in place and in one call."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
-
-
-def moments(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """All that it goes on from, as tensors by name."""
-    return {
-        f"{index}.{field}": torch.as_tensor(value)
-        for index, fields in optimizer.state_dict()["state"].items()
-        for field, value in fields.items()
-    }
-
-
-def set_moments(optimizer: torch.optim.AdamW, state: Mapping[str, Tensor]) -> None:
-    """Go on from what `moments` gave."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        index, _, field = name.partition(".")
-        found.setdefault(int(index), {})[field] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": found, "param_groups": groups})
-
-
 class LazyAdamW:
     """AdamW on the rows of an embedding that a batch touches; all other rows keep their bytes.
 
@@ -91,7 +32,7 @@ class LazyAdamW:
     the small gradients of a mean squared error is another optimizer.
     """
 
-    def __init__(self, rows: nn.Parameter, weight_decay: float) -> None:
+    def __init__(self, rows: Tensor, weight_decay: float) -> None:
         self.rows, self.weight_decay = rows, weight_decay
         self.step_count = 0
         self.first, self.second = torch.zeros_like(rows), torch.zeros_like(rows)
@@ -110,71 +51,101 @@ class LazyAdamW:
 
 
 class Optimizer:
-    """AdamW for dense weights, lazy AdamW for `rows`, stepped together."""
+    """AdamW for dense weights and, where there are any, lazy AdamW for `rows`, stepped together.
 
-    def __init__(self, dense: dict[str, nn.Parameter], rows: nn.Parameter, config: AcquireConfig):
-        self.dense, self.rows, self.clip = dense, rows, config.clip
-        self.adamw = adamw(dense.values(), config.weight_decay)
-        self.lazy = LazyAdamW(rows, config.weight_decay)
+    A step of a training is `all_reduce`, `clip_grad_norm_`, `step`, `zero_grad`.
+
+    Args:
+        dense: weights; those without a gradient in a step stay as they are.
+        weight_decay: of matrices; vectors and numbers have none.
+        rows: weight of an embedding with sparse gradients.
+
+    """
+
+    def __init__(
+        self, dense: Iterable[nn.Parameter], weight_decay: float, rows: Tensor | None = None
+    ) -> None:
+        self.dense = list(dense)
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": [w for w in self.dense if w.ndim > 1], "weight_decay": weight_decay},
+                {"params": [w for w in self.dense if w.ndim < 2], "weight_decay": 0.0},
+            ],
+            betas=BETAS,
+            eps=EPS,
+        )
+        self.lazy = None if rows is None else LazyAdamW(rows, weight_decay)
+        self._index = torch.empty(0, dtype=torch.int64)
+        self._touched: list[Tensor] = []  # the rows of a step, as torch's clipping takes a weight
 
     @torch.no_grad()
-    def step(self, lr: float) -> float:
-        """One update from the gradients of all workers, which are cleared; returns their norm."""
-        dense, rows = self._gather()
-        norm = shorten([*dense, rows.values()], self.clip)
-        update(self.adamw, lr)
-        self.lazy.step(rows.indices()[0], rows.values(), lr)
-        self.adamw.zero_grad(set_to_none=True)
-        self.rows.grad = None
-        return norm
-
-    def _gather(self) -> tuple[list[Tensor], Tensor]:
+    def all_reduce(self) -> None:
         """Sum gradients over all workers, once a step; dense in one call, rows sparsely.
 
         A weight that no worker used (another language's acquirers) has no gradient anywhere: one
         language a batch makes the workers agree on that.
         """
-        dense = [weight.grad for weight in self.dense.values() if weight.grad is not None]
-        assert self.rows.grad is not None  # noqa: S101  (every batch has tokens)
-        rows = self.rows.grad.coalesce()
-        sum_over_workers(dense)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            rows = _sum_sparse(rows)
-        return dense, rows
+        all_reduce([weight.grad for weight in self.dense if weight.grad is not None])
+        if self.lazy is None:
+            return
+        assert self.lazy.rows.grad is not None  # noqa: S101  (every batch has tokens)
+        gradient = all_reduce_sparse(self.lazy.rows.grad.coalesce())
+        # Clipping would leave a sparse gradient uncoalesced, so it is given the values alone.
+        values = gradient.values()
+        touched = values.detach()
+        touched.grad = values
+        self._index, self._touched = gradient.indices()[0], [touched]
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything to go on from, as tensors by name."""
-        dense = {f"dense.{name}": value for name, value in moments(self.adamw).items()}
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale all gradients to this norm if theirs is larger; returns what it was."""
+        return nn.utils.clip_grad_norm_([*self.dense, *self._touched], max_norm)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update at this learning rate."""
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        for touched in self._touched:
+            assert self.lazy is not None and touched.grad is not None  # noqa: PT018, S101
+            self.lazy.step(self._index, touched.grad, lr)
+
+    def zero_grad(self) -> None:
+        """Clear all gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+        if self.lazy is not None:
+            self.lazy.rows.grad = None
+        self._touched = []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything to go on from, as tensors by name: a checkpoint holds no pickle."""
+        dense = {
+            f"{self._prefix}{index}.{field}": torch.as_tensor(value)
+            for index, fields in self.adamw.state_dict()["state"].items()
+            for field, value in fields.items()
+        }
+        if self.lazy is None:
+            return dense
         return dense | {
             "rows.step": torch.tensor(self.lazy.step_count),
             "rows.first": self.lazy.first,
             "rows.second": self.lazy.second,
         }
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        dense = {name: value for name, value in state.items() if name.startswith("dense.")}
-        set_moments(self.adamw, {name.removeprefix("dense."): v for name, v in dense.items()})
-        self.lazy.step_count = int(state["rows.step"])
-        self.lazy.first.copy_(state["rows.first"])
-        self.lazy.second.copy_(state["rows.second"])
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        fields_of: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if not name.startswith("rows."):
+                index, _, field = name.removeprefix(self._prefix).partition(".")
+                fields_of.setdefault(int(index), {})[field] = value
+        groups = self.adamw.state_dict()["param_groups"]
+        self.adamw.load_state_dict({"state": fields_of, "param_groups": groups})
+        if self.lazy is not None:
+            self.lazy.step_count = int(state["rows.step"])
+            self.lazy.first.copy_(state["rows.first"])
+            self.lazy.second.copy_(state["rows.second"])
 
-
-def _sum_sparse(rows: Tensor) -> Tensor:
-    """The sum over workers of a sparse gradient; only the rows that someone touched cross over."""
-    world = dist.get_world_size()
-    index, values = rows.indices()[0], rows.values()
-    count = torch.tensor([len(index)], device=values.device)
-    counts = [torch.empty_like(count) for _ in range(world)]
-    dist.all_gather(counts, count)
-    longest = int(max(counts))
-    padded_index = index.new_zeros(longest)
-    padded_index[: len(index)] = index
-    padded_values = values.new_zeros(longest, values.shape[1])
-    padded_values[: len(index)] = values
-    all_index = [torch.empty_like(padded_index) for _ in range(world)]
-    all_values = [torch.empty_like(padded_values) for _ in range(world)]
-    dist.all_gather(all_index, padded_index)
-    dist.all_gather(all_values, padded_values)
-    index = torch.cat([part[: int(n)] for part, n in zip(all_index, counts, strict=True)])
-    values = torch.cat([part[: int(n)] for part, n in zip(all_values, counts, strict=True)])
-    return torch.sparse_coo_tensor(index[None], values, rows.shape).coalesce()
+    @property
+    def _prefix(self) -> str:
+        return "" if self.lazy is None else "dense."

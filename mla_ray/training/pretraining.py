@@ -30,8 +30,10 @@ from mla_ray.model.objectives import le_loss
 from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
 from mla_ray.runtime.storage import at
 from mla_ray.training.checkpoints import Checkpoints
-from mla_ray.training.contrastive import Towers
+from mla_ray.training.optimizer import Optimizer
 
+CLIP = 1.0
+"""Largest norm of the gradient."""
 Report = Callable[[str, int, int, dict[str, float]], None]
 """(phase, done, total, figures)"""
 
@@ -140,12 +142,14 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
     model_config = deepcopy(config.model)
     model_config["text_cfg"]["vocab_size"] = len(tokenizer)
     model = open_clip.CLIP(**model_config).to(memory_format=torch.channels_last)
-    towers = Towers(model, config.weight_decay, clip=1.0)
-    average = towers.kept.eval()
+    optimizer = Optimizer(model.parameters(), config.weight_decay)
+    average = deepcopy(model).requires_grad_(False).eval()
     checkpoints, start = Checkpoints(at(run / "checkpoints")), 0
     run.mkdir(parents=True, exist_ok=True)
     if found := checkpoints.load():
-        towers.load(found.tensors)
+        model.load_state_dict(found.part("model"))
+        average.load_state_dict(found.part("kept"))
+        optimizer.load_state_dict(found.part("optimizer"))
         start = found.number
 
     for step in range(start, config.steps):
@@ -157,17 +161,43 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
         texts = _texts(labels, concepts, rng)
         loss = _loss(model, images, _tokenize(tokenizer, texts))
         loss.backward()  # type: ignore[no-untyped-call]
-        towers.step(_learning_rate(config, step))
-        towers.follow(min(config.average, (step + 1) / (step + 10)))
+        optimizer.clip_grad_norm_(CLIP)
+        optimizer.step(_learning_rate(config, step))
+        optimizer.zero_grad()
+        follow(average, model, min(config.average, (step + 1) / (step + 10)))
         figures = {"loss": loss.item()}
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             figures |= held_out(average, tokenizer, emoji)
-            checkpoints.save(step + 1, towers.tensors(), {})
+            checkpoints.save(step + 1, _tensors(model, average, optimizer), {})
             with (run / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step + 1, **figures}) + "\n")
         report("training", step + 1, config.steps, figures)
     save_native(run / "native", average, config.model, tokenizer)
     return held_out(average, tokenizer, emoji)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, momentum: float) -> None:
+    """Move a running average of a model's weights towards it; it keeps this share of itself.
+
+    torch's AveragedModel has one momentum for all steps, and begins with a copy of the first.
+    """
+    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+    for kept, new in pairs:
+        if kept.dtype.is_floating_point:
+            kept.lerp_(new, 1 - momentum)
+        else:
+            kept.copy_(new)
+
+
+def _tensors(model: nn.Module, average: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Everything to go on from, by name."""
+    parts = {
+        "model": model.state_dict(),
+        "kept": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    return {f"{part}/{name}": t for part, of in parts.items() for name, t in of.items()}
 
 
 def _learning_rate(config: PretrainConfig, step: int) -> float:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,12 +17,14 @@ from upath import UPath
 
 from mla_ray.runtime.progress import Progress, Report
 from mla_ray.runtime.storage import at, remove
-from mla_ray.training.board import Board
-from mla_ray.training.loop import Diverged, Outside, Wish
+from mla_ray.training.driver import Control, Driver, Figures
+from mla_ray.training.loop import Diverged
+from mla_ray.training.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
-WATCHED_S = 0.5
+SHOW_EVERY_S = 0.5
+"""Seconds between two looks of the driver at the metrics."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,31 @@ class Workers:
             raise ValueError(f"{name} is {batch}, too small for {most} workers")
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """How a run speaks with whoever started it.
+
+    Attributes:
+        report: called with progress, for bars.
+        stop: once set, a checkpoint is saved and `Stopped` raised.
+        labels: of the metrics, beside the run's name.
+        callbacks: of Ray Train's, to hear of every checkpoint.
+        in_process: train in this process, which Ray placed, with this driver; on Ray Train workers
+            if not given.
+
+    """
+
+    report: Report = lambda progress: None
+    stop: threading.Event | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    callbacks: Sequence[Any] = ()
+    in_process: Driver | None = None
+
+    def named(self, run: str) -> "Hooks":
+        """The same for a run of this name, which becomes a label if there is none."""
+        return replace(self, labels={"run": run, **self.labels})
+
+
 class InFolder(Protocol):
     """What workers are given: of a run, which has a folder."""
 
@@ -71,43 +98,41 @@ class InFolder(Protocol):
     def run(self) -> str: ...
 
 
-def fit(
-    train: Callable[..., bool],
-    job: InFolder,
-    workers: Workers,
-    report: Report,
-    stop: threading.Event | None,
-    labels: Mapping[str, str],
-    callbacks: Sequence[Any] = (),
-) -> None:
-    """Run `train` on Ray Train workers, as `loop.train` is one; all that goes on is told.
+Train = Callable[..., bool]
+"""Given an `InFolder`, a `Driver`, and `cpu=`, whether to stay on the CPU."""
+
+
+def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
+    """Run `train` on Ray Train workers, or in this process if `hooks` say so.
 
     Args:
-        train: given `job`, an `Outside`, and whether to stay on the CPU.
+        train: what every worker runs.
         job: what all workers are given.
         workers: how many train.
-        report: told of progress, for bars.
-        stop: once set, a checkpoint is saved.
-        labels: of the metrics.
-        callbacks: of Ray Train's.
+        hooks: how the run speaks with the caller.
 
     Raises:
         Diverged, MemoryError: as `train` says, on a worker.
 
     """
+    if hooks.in_process is not None:
+        driver = replace(hooks.in_process, labels=hooks.labels)
+        if fault := run_in_process(train, job, driver):
+            raise fault
+        return
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = gpus_of(workers, ray.cluster_resources())
+    gpus = gpus_per_worker(workers, ray.cluster_resources())
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = workers.cpus or share(workers, nodes)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    cpus = workers.cpus or cpus_per_worker(workers, nodes)
+    monitor = ray.remote(num_cpus=0)(Monitor).remote()
     remove(at(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
     # Not as `train_loop_config`: Train's controller reads that, and would import all of this
     # package and open_clip for it, which takes many seconds.
     trainer = TorchTrainer(
-        partial(_work, train, job, board, dict(labels)),
+        partial(_work, train, job, monitor, dict(hooks.labels)),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(workers.count, workers.most) if workers.most else workers.count,
@@ -120,23 +145,23 @@ def fit(
             name="train",
             storage_path=job.run,
             failure_config=FailureConfig(max_failures=3),
-            callbacks=list(callbacks),
+            callbacks=list(hooks.callbacks),
         ),
     )
-    with _Watching(board, report, stop):
+    with _ProgressThread(monitor, hooks.report, hooks.stop):
         result = trainer.fit()
     if isinstance(result.return_value, Exception):
         raise result.return_value
 
 
-def gpus_of(workers: Workers, resources: Mapping[str, float]) -> float:
+def gpus_per_worker(workers: Workers, resources: Mapping[str, float]) -> float:
     """Of each worker on a cluster of these resources."""
     if workers.gpus is not None:
         return workers.gpus
     return 1.0 if resources.get("GPU", 0) >= workers.count else 0.0
 
 
-def share(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:
+def cpus_per_worker(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:
     """The most cores that each worker can have on nodes of these resources: it must fit on one."""
     wanted = workers.resources.items()
     fit = [node for node in nodes if all(node.get(name, 0) >= n for name, n in wanted)]
@@ -147,11 +172,11 @@ def share(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:
     return 1
 
 
-class _Watching:
+class _ProgressThread:
     """Reports the workers' progress while `fit` blocks, and tells them to stop."""
 
-    def __init__(self, board: Any, report: Report, stop: threading.Event | None) -> None:
-        self.board, self.report, self.stop = board, report, stop
+    def __init__(self, monitor: Any, report: Report, stop: threading.Event | None) -> None:
+        self.monitor, self.report, self.stop = monitor, report, stop
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -166,10 +191,10 @@ class _Watching:
         import ray
 
         while True:
-            over = self.over.wait(WATCHED_S)
+            over = self.over.wait(SHOW_EVERY_S)
             stop = self.stop is not None and self.stop.is_set()
             try:
-                rows = ray.get(self.board.take.remote(stop))
+                rows = ray.get(self.monitor.take.remote(stop))
             except ray.exceptions.RayError as gone:
                 log.warning("progress is no longer shown: %s", gone)
                 return
@@ -183,33 +208,31 @@ class _Watching:
                 return
 
 
-def _work(
-    train: Callable[..., bool], job: InFolder, board: Any, labels: Mapping[str, str]
-) -> Exception | None:
+def _work(train: Train, job: InFolder, monitor: Any, labels: Mapping[str, str]) -> Exception | None:
     """What every Ray Train worker runs; returns what went wrong if it would again.
 
     What is raised here Ray tries again, from the last checkpoint.
     """
     import ray.train
 
-    outside = Outside(
-        saved=_report,
-        wish=_Wishes(board).ask,
-        send=lambda row: board.add.remote(row),
+    driver = Driver(
+        on_checkpoint=_report_checkpoint,
+        control=_Controls(monitor).ask,
+        on_metrics=lambda row: monitor.add.remote(row),
         labels=labels,
     )
     alone = ray.train.get_context().get_world_size() == 1
-    return run_in_process(train, job, outside, alone)
+    return run_in_process(train, job, driver, alone)
 
 
 def run_in_process(
-    train: Callable[..., bool], job: InFolder, outside: Outside, alone: bool = True
+    train: Train, job: InFolder, driver: Driver, alone: bool = True
 ) -> Exception | None:
     """Train in this process, on its GPU if Ray gave it one; returns what would go wrong again."""
     import ray
 
     try:
-        train(job, outside, cpu=not ray.get_gpu_ids())
+        train(job, driver, cpu=not ray.get_gpu_ids())
     except Diverged as fault:  # on all workers
         return fault
     except (MemoryError, RuntimeError) as fault:
@@ -226,7 +249,7 @@ def _too_large(fault: Exception) -> bool:
     return isinstance(fault, kinds) or "can't allocate memory" in str(fault)  # of the CPU's
 
 
-def _report(figures: dict[str, Any], folder: UPath | None) -> None:
+def _report_checkpoint(figures: Figures, folder: UPath | None) -> None:
     """Tell Ray Train, and whoever schedules its runs, of a checkpoint; a barrier.
 
     The checkpoint is not handed over: Ray's own come back as the latest or not at all, where ours
@@ -237,60 +260,60 @@ def _report(figures: dict[str, Any], folder: UPath | None) -> None:
     train.report(figures | {"checkpoint_path": str(folder)})
 
 
-LOOK_S = 0.5
-LOOK_CALLS = 5
+ASK_EVERY_S = 0.5
+ASK_EVERY_CALLS = 5
 
 
-class _Wishes:
-    """What Ray and the board want, the same on every worker.
+class _Controls:
+    """What Ray and the driver ask, the same on every worker.
 
-    Asking takes messages between processes. A worker alone asks every `LOOK_S` seconds; several,
-    which have to ask at the same step, every `LOOK_CALLS` calls.
+    Asking takes messages between processes. A worker alone asks every `ASK_EVERY_S` seconds;
+    several, which have to ask at the same step, every `ASK_EVERY_CALLS` calls.
     """
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, monitor: Any) -> None:
         import ray.train
 
-        self.board = board
-        self.asked: Any = None
+        self.monitor = monitor
+        self.answer: Any = None
         self.stopping = False
         self.seen: set[str] = set()
         self.leads = ray.train.get_context().get_world_rank() == 0
         self.alone = ray.train.get_context().get_world_size() == 1
-        self.calls, self.looked = 0, time.monotonic()
+        self.calls, self.asked_at = 0, time.monotonic()
 
-    def ask(self) -> Wish:
+    def ask(self) -> Control:
         import ray.train
         from ray.train.collective import broadcast_from_rank_zero
 
         self.calls += 1
         if self.alone:
-            if time.monotonic() - self.looked < LOOK_S:
-                return Wish.GO
-            self.looked = time.monotonic()
-        elif self.calls % LOOK_CALLS:
-            return Wish.GO
+            if time.monotonic() - self.asked_at < ASK_EVERY_S:
+                return Control.CONTINUE
+            self.asked_at = time.monotonic()
+        elif self.calls % ASK_EVERY_CALLS:
+            return Control.CONTINUE
         if self.leads:
-            self._look()
+            self._ask_monitor()
         stopping = self.stopping
         if not self.alone:
             stopping = broadcast_from_rank_zero(stopping)
         if stopping:
-            return Wish.STOP
+            return Control.STOP
         info = ray.train.get_preemption_info()
         nodes = set(info.preempted_node_ids) if info else set()
         if nodes - self.seen:
             self.seen |= nodes
-            return Wish.SAVE  # once: the node goes on until it is taken
-        return Wish.GO
+            return Control.SAVE  # once: the node goes on until it is taken
+        return Control.CONTINUE
 
-    def _look(self) -> None:
-        """Ask the board without waiting for it."""
+    def _ask_monitor(self) -> None:
+        """Ask the driver's monitor without waiting for it."""
         import ray
 
-        if self.asked is None:
-            self.asked = self.board.wish.remote()
-        elif ray.wait([self.asked], timeout=0)[0]:
+        if self.answer is None:
+            self.answer = self.monitor.should_stop.remote()
+        elif ray.wait([self.answer], timeout=0)[0]:
             with suppress(ray.exceptions.RayError):  # its driver is gone
-                self.stopping = ray.get(self.asked)
-            self.asked = None
+                self.stopping = ray.get(self.answer)
+            self.answer = None

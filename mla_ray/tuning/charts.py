@@ -1,69 +1,24 @@
-"""The pictures of a sweep.
-
-Drawn without pyplot, whose figures are global and would stay in memory. Each function draws one in
-the colours of a theme, or says why it cannot be drawn.
-"""
+"""The pictures of a sweep: each function draws one in the colours of a theme, or says why not."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from io import BytesIO
 from itertools import accumulate
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
-from matplotlib.ticker import LogLocator, MaxNLocator
-from PIL import Image
+from matplotlib.ticker import MaxNLocator
 
-from mla_ray.tuning.importance import FEWEST, importance, logarithmic, measured, numeric, values
-from mla_ray.tuning.outcome import Outcome, Status, Trial, Value
-
-DPI = 160
-WIDTH = 6.6
-"""Inches. With text of 10 points a phone that shows all of it still shows it legibly."""
+from mla_ray.tuning.importance import FEWEST, importance, measured, values
+from mla_ray.tuning.outcome import Outcome, Status, Trial
+from mla_ray.tuning.scale import Scale
+from mla_ray.tuning.theme import WIDTH, Theme, add_legend, new_figure
 
 AR = "validation AR, %"
+MANY = 60
+"""Trials from which on each is drawn smaller or fainter."""
 MARKERS: dict[Status, str] = {"done": "o", "stopped": "v", "diverged": "X", "failed": "x"}
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of Okabe and Ito, which colour-blind readers can tell apart, and viridis."""
-
-    ground: str
-    ink: str
-    soft: str
-    """Of axes and of what is not to be looked at first."""
-    status: dict[Status, str]
-    ramp: Colormap
-    """From the worst AR, near the ground, to the best, far from it."""
-
-
-def _ramp(*colours: str) -> Colormap:
-    return LinearSegmentedColormap.from_list("ar", colours)
-
-
-LIGHT = Theme(
-    ground="#ffffff",
-    ink="#1b1f24",
-    soft="#8a9099",
-    status={"done": "#0072b2", "stopped": "#e69f00", "diverged": "#d55e00", "failed": "#555b63"},
-    ramp=_ramp("#c8e020", "#5ec962", "#21918c", "#3b528b", "#440154"),
-)
-DARK = Theme(
-    ground="#16181d",
-    ink="#e6e8eb",
-    soft="#858c96",
-    status={"done": "#56b4e9", "stopped": "#e69f00", "diverged": "#ff7f3f", "failed": "#b0b6be"},
-    ramp=_ramp("#4a4f8f", "#2c728e", "#27ad81", "#aadc32", "#fde725"),
-)
-
 
 Draw = Callable[[Outcome, Theme], "Figure | str"]
 """The figure, or why there is none."""
@@ -74,48 +29,15 @@ def draw_trials(outcome: Outcome, theme: Theme) -> Figure | str:
     trials = sorted(outcome.trials, key=lambda trial: trial.number)
     if not any(_finite(trial) for trial in trials):
         return "no trial came to an AR"
-    figure, axes = _figure(theme)
+    figure, axes = new_figure(theme)
     last = trials[-1].number
     defaults = _defaults(outcome)
     if defaults and _finite(defaults):
         axes.axhline(_number(defaults), color=theme.ink, ls=(0, (5, 3)), lw=1.2, label="defaults")
-    counted = measured(trials)
-    if len(counted) > 1:
-        steps = list(accumulate(map(_number, counted), max))
-        places = [trial.number for trial in counted]
-        axes.step(
-            [*places, max(last, places[-1])],
-            [*steps, steps[-1]],
-            where="post",
-            color=theme.soft,
-            lw=1.6,
-            label="best so far",
-        )
-    size = 46 if len(trials) <= 60 else 20
-    for status, marker in MARKERS.items():
-        some = [trial for trial in trials if trial.status == status]
-        high = [trial for trial in some if _finite(trial)]
-        for group, transform in (
-            (high, axes.transData),
-            # At the foot: they have no height, but their turn is worth seeing.
-            ([t for t in some if not _finite(t)], axes.get_xaxis_transform()),
-        ):
-            if not group:
-                continue
-            foot = group is not high
-            axes.scatter(
-                [trial.number for trial in group],
-                [0.035 if foot else _number(trial) for trial in group],
-                s=size,
-                marker=marker,
-                color=theme.status[status],
-                # A line of the ground's colour keeps neighbours apart; "x" is a line itself.
-                edgecolors=None if marker == "x" else theme.ground,
-                linewidths=1.6 if marker == "x" else 0.8,
-                transform=transform,
-                zorder=3,
-                label=f"{status}, no AR" if foot else status,
-            )
+    _step_best_so_far(axes, theme, measured(trials), last)
+    size = 46 if len(trials) <= MANY else 20
+    for status in MARKERS:
+        _scatter_trials(axes, theme, status, [t for t in trials if t.status == status], size)
     best = next((t for t in trials if t.number == outcome.best and _finite(t)), None)
     if best and len(trials) > 1:
         axes.scatter(
@@ -133,8 +55,51 @@ def draw_trials(outcome: Outcome, theme: Theme) -> Figure | str:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.set_xlabel("trial, in the order begun")
     axes.set_ylabel(AR)
-    _legend(figure, axes, theme)
+    add_legend(figure, axes, theme)
     return figure
+
+
+def _step_best_so_far(axes: Axes, theme: Theme, trials: Sequence[Trial], last: int) -> None:
+    """A line of the best AR until each trial, up to trial number `last`."""
+    if len(trials) < 2:
+        return
+    steps = list(accumulate(map(_number, trials), max))
+    places = [trial.number for trial in trials]
+    axes.step(
+        [*places, max(last, places[-1])],
+        [*steps, steps[-1]],
+        where="post",
+        color=theme.soft,
+        lw=1.6,
+        label="best so far",
+    )
+
+
+def _scatter_trials(
+    axes: Axes, theme: Theme, status: Status, trials: Sequence[Trial], size: int
+) -> None:
+    """Markers of trials of one status; those without an AR are at the foot.
+
+    They have no height, but their turn is worth seeing.
+    """
+    marker = MARKERS[status]
+    for at_foot in (False, True):
+        group = [trial for trial in trials if _finite(trial) is not at_foot]
+        if not group:
+            continue
+        axes.scatter(
+            [trial.number for trial in group],
+            [0.035 if at_foot else _number(trial) for trial in group],
+            s=size,
+            marker=marker,
+            color=theme.status[status],
+            # A line of the ground's colour keeps neighbours apart; "x" is a line itself.
+            edgecolors=None if marker == "x" else theme.ground,
+            linewidths=1.6 if marker == "x" else 0.8,
+            transform=axes.get_xaxis_transform() if at_foot else axes.transData,
+            zorder=3,
+            label=f"{status}, no AR" if at_foot else status,
+        )
 
 
 def draw_parallel(outcome: Outcome, theme: Theme) -> Figure | str:
@@ -147,7 +112,7 @@ def draw_parallel(outcome: Outcome, theme: Theme) -> Figure | str:
         return "no parameter has more than one value among the trials with an AR"
     ars = Scale(sorted({_number(trial) for trial in trials}))
     count = len(scales) + 1
-    figure, axes = _figure(theme, max(WIDTH, 1.2 * count + 0.6), 4.2)
+    figure, axes = new_figure(theme, max(WIDTH, 1.2 * count + 0.6), 4.2)
     lines, heights = [], []
     for trial in trials:
         points = [
@@ -157,7 +122,7 @@ def draw_parallel(outcome: Outcome, theme: Theme) -> Figure | str:
         heights.append(ars.place(_number(trial)))
         lines.append(list(enumerate([*points, heights[-1]])))
     widths = [2.6 if trial.number == outcome.best else 1.3 for trial in trials]
-    many = 0.9 if len(trials) <= 60 else 0.55
+    many = 0.9 if len(trials) <= MANY else 0.55
     axes.add_collection(
         LineCollection(
             lines,
@@ -167,34 +132,41 @@ def draw_parallel(outcome: Outcome, theme: Theme) -> Figure | str:
             capstyle="round",
         )
     )
-    halo = withStroke(linewidth=3, foreground=theme.ground)
     for place, (name, scale) in enumerate([*scales.items(), ("AR, %", ars)]):
-        if scale is ars:
-            strip = [[(place, n / 64), (place, min(1, (n + 1.5) / 64))] for n in range(64)]
-            colours = [theme.ramp(n / 63) for n in range(64)]
-            axes.add_collection(LineCollection(strip, colors=colours, linewidths=5, zorder=3))
-        else:
-            axes.plot([place, place], [0, 1], color=theme.soft, lw=1, zorder=3)
-        for height, label in scale.ticks():
-            axes.plot([place - 0.02, place + 0.02], [height] * 2, color=theme.soft, lw=1, zorder=3)
-            tick = axes.text(
-                place + 0.06, height, label, size=8.5, va="center", color=theme.ink, zorder=5
-            )
-            tick.set_path_effects([halo])
-        axes.text(
-            place,
-            1.07,
-            _broken(name) + ("\n(log)" if scale.log else ""),
-            ha="center",
-            va="bottom",
-            color=theme.ink,
-            size=10,
-            weight="bold" if scale is ars else "normal",
-        )
+        _draw_axis(axes, theme, place, name, scale, is_ar=scale is ars)
     axes.set_xlim(-0.3, count - 1 + 0.55)
     axes.set_ylim(-0.05, 1.05)
     axes.set_axis_off()
     return figure
+
+
+def _draw_axis(
+    axes: Axes, theme: Theme, place: int, name: str, scale: Scale, *, is_ar: bool
+) -> None:
+    """One of the parallel axes, with its ticks and its name; that of AR shows the colours."""
+    if is_ar:
+        strip = [[(place, n / 64), (place, min(1, (n + 1.5) / 64))] for n in range(64)]
+        colours = [theme.ramp(n / 63) for n in range(64)]
+        axes.add_collection(LineCollection(strip, colors=colours, linewidths=5, zorder=3))
+    else:
+        axes.plot([place, place], [0, 1], color=theme.soft, lw=1, zorder=3)
+    halo = withStroke(linewidth=3, foreground=theme.ground)
+    for height, label in scale.ticks():
+        axes.plot([place - 0.02, place + 0.02], [height] * 2, color=theme.soft, lw=1, zorder=3)
+        tick = axes.text(
+            place + 0.06, height, label, size=8.5, va="center", color=theme.ink, zorder=5
+        )
+        tick.set_path_effects([halo])
+    axes.text(
+        place,
+        1.07,
+        _broken(name) + ("\n(log)" if scale.log else ""),
+        ha="center",
+        va="bottom",
+        color=theme.ink,
+        size=10,
+        weight="bold" if is_ar else "normal",
+    )
 
 
 def draw_importance(outcome: Outcome, theme: Theme) -> Figure | str:
@@ -206,7 +178,7 @@ def draw_importance(outcome: Outcome, theme: Theme) -> Figure | str:
     if not shares:
         return "importance needs different AR, and all trials have the same"
     names = list(shares)
-    figure, axes = _figure(theme, WIDTH, 0.34 * len(names) + 1.0)
+    figure, axes = new_figure(theme, WIDTH, 0.34 * len(names) + 1.0)
     parts = [100 * shares[name] for name in names]
     axes.barh(names, parts, height=0.62, color=theme.status["done"])
     for row, part in enumerate(parts):
@@ -237,9 +209,9 @@ def draw_curves(outcome: Outcome, theme: Theme) -> Figure | str:
     }
     if not curves:
         return "no trial was measured while it trained"
-    figure, axes = _figure(theme)
+    figure, axes = new_figure(theme)
     defaults = _defaults(outcome)
-    told = set()
+    labelled = set()
     # The defaults, then the best, over all others.
     special = (defaults.number if defaults else -1, outcome.best)
     order = sorted(outcome.trials, key=lambda t: (t.number == special[1], t.number == special[0]))
@@ -256,7 +228,7 @@ def draw_curves(outcome: Outcome, theme: Theme) -> Figure | str:
             [percent for percent, _ in points],
             [ar for _, ar in points],
             color=theme.ink if first and not best else theme.status[trial.status],
-            lw=3 if best else 1.4 if first or len(curves) <= 60 else 0.8,
+            lw=3 if best else 1.4 if first or len(curves) <= MANY else 0.8,
             ls=(0, (4, 2)) if first else "-",
             alpha=1.0 if best or first else 0.65 if trial.status == "done" else 0.35,
             # Where it ended, if early; one point alone would not be seen otherwise.
@@ -265,121 +237,15 @@ def draw_curves(outcome: Outcome, theme: Theme) -> Figure | str:
             markersize=5,
             solid_capstyle="round",
             zorder=4 if best else 3 if first else 2,
-            label=None if label in told else label,
+            label=None if label in labelled else label,
         )
-        told.add(label)
+        labelled.add(label)
     axes.set_xlim(0, 101)
     axes.margins(y=0.08)
     axes.set_xlabel("trained, % of the trial's steps")
     axes.set_ylabel(AR)
-    _legend(figure, axes, theme)
+    add_legend(figure, axes, theme)
     return figure
-
-
-class Scale:
-    """Where values are on an axis from 0 to 1: numbers by size, what holds a string by rank."""
-
-    def __init__(self, some: Sequence[Value]) -> None:
-        """Of distinct values in their order, two or more, or one that is put in the middle."""
-        self.values = list(some)
-        self.numbers = numeric(some)
-        self.log = self.numbers is not None and logarithmic(self.numbers[0], self.numbers[-1])
-
-    def place(self, value: Value) -> float:
-        """From 0, the smallest, to 1."""
-        if len(self.values) == 1:
-            return 0.5
-        if self.numbers is None or isinstance(value, str):
-            return self.values.index(value) / (len(self.values) - 1)
-        low, high, at = self.numbers[0], self.numbers[-1], float(value)
-        if self.log:
-            low, high, at = math.log(low), math.log(high), math.log(at)
-        return (at - low) / (high - low)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Heights and labels, none so close to another that they would touch."""
-        some: Sequence[Value] = self.values
-        if self.numbers is not None and len(some) > 6:
-            low, high = self.numbers[0], self.numbers[-1]
-            if self.log:
-                subs = (1.0,) if high / low >= 1000 else (1.0, 2.0, 5.0)
-                some = [float(v) for v in LogLocator(subs=subs).tick_values(low, high)]
-            else:
-                some = [
-                    float(v)
-                    for v in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-                ]
-            some = [value for value in some if low <= float(value) <= high]
-        kept: list[tuple[float, str]] = []
-        for value in some:
-            height = self.place(value)
-            if not kept or height - kept[-1][0] >= 0.06:
-                kept.append((height, setting(value)))
-        return kept
-
-
-def _figure(theme: Theme, width: float = WIDTH, height: float = 3.7) -> tuple[Figure, Axes]:
-    figure = Figure(
-        (width, height),
-        dpi=DPI,
-        facecolor=theme.ground,
-        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1),
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=theme.ground)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(theme.soft)
-    axes.tick_params(color=theme.soft, labelcolor=theme.ink, labelsize=10)
-    axes.xaxis.label.set(color=theme.ink, size=10)
-    axes.yaxis.label.set(color=theme.ink, size=10)
-    axes.grid(axis="y", color=theme.soft, alpha=0.22, lw=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _legend(figure: Figure, axes: Axes, theme: Theme) -> None:
-    """Over the axes, where it hides no trial."""
-    handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=5,
-        frameon=False,
-        fontsize=9.5,
-        labelcolor=theme.ink,
-        handletextpad=0.5,
-        columnspacing=1.2,
-    )
-    for handle in legend.legend_handles:
-        if handle is not None:
-            handle.set_alpha(1)
-
-
-def said(reason: str, theme: Theme) -> Figure:
-    figure = Figure((WIDTH, 1.1), dpi=DPI, facecolor=theme.ground)
-    FigureCanvasAgg(figure)
-    words = f"Not drawn: {reason}."
-    figure.text(0.5, 0.5, words, ha="center", va="center", size=10, color=theme.ink, wrap=True)
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    for text in figure.findobj(Text):
-        if isinstance(text, Text):
-            text.set_parse_math(False)  # a "$" in a name is no formula
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    # 256 colours are far fewer bytes, and the page holds each picture twice. They are chosen so
-    # that a rare one, as of the only trial that diverged, is not merged with another.
-    picture = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
-    small = BytesIO()
-    picture.save(small, "PNG", optimize=True)
-    return small.getvalue()
-
-
-def setting(value: Value) -> str:
-    return f"{value:.4g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
 
 
 def _defaults(outcome: Outcome) -> Trial | None:

@@ -1,12 +1,39 @@
 """What settings are worth: two acquisitions side by side on test rows that chose neither."""
 
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+from upath import UPath
 
+from mla_ray.evaluation.captions import CaptionTable
+from mla_ray.evaluation.evaluation import encode_query, evaluate
 from mla_ray.evaluation.recall import Ranks
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import LanguagePack
 from mla_ray.tuning.outcome import Gain, Interval
 
 DRAWS = 2000
+
+
+def ranks_of_packs(
+    folders: Mapping[str, UPath],
+    language: str,
+    native: Native,
+    captions: str | Path,
+    skip_invalid: bool,
+) -> dict[str, Ranks]:
+    """Ranks of packs of one language, by name, on the split `test` of a caption table."""
+    table = CaptionTable.read(captions, [language], skip_invalid=skip_invalid)
+    gallery = table.gallery(native)
+    ranks = {}
+    for name, folder in folders.items():
+        packs = {language: LanguagePack.load(folder, native)}
+        encode = partial(encode_query, native, packs, language)
+        ranks[name] = evaluate(encode, language, table.rows, gallery).ranks
+    return ranks
 
 
 def gain(default: Ranks, swept: Ranks, seed: int = 0) -> Gain:

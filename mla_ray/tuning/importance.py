@@ -45,11 +45,11 @@ def measured(trials: Sequence[Trial]) -> list[Trial]:
 
 def values(trials: Sequence[Trial]) -> dict[str, list[Value]]:
     """Distinct values of each parameter, in their order: numbers, then strings."""
-    found: dict[str, set[Value]] = {}
+    distinct: dict[str, set[Value]] = {}
     for trial in trials:
         for name, value in trial.settings.items():
-            found.setdefault(name, set()).add(value)
-    return {name: sorted(some, key=_order) for name, some in found.items()}
+            distinct.setdefault(name, set()).add(value)
+    return {name: sorted(some, key=_order) for name, some in distinct.items()}
 
 
 def numeric(some: Sequence[Value]) -> list[float] | None:
@@ -72,9 +72,9 @@ def importance(trials: Sequence[Trial]) -> dict[str, float]:
     trials = measured(trials)
     if len(trials) < FEWEST or len({trial.ar for trial in trials}) == 1:
         return {}
-    found = values(trials)
-    space = {name: _distribution(some) for name, some in found.items() if len(some) > 1}
-    shares = dict.fromkeys(found, 0.0)
+    distinct = values(trials)
+    space = {name: _distribution(some) for name, some in distinct.items() if len(some) > 1}
+    shares = dict.fromkeys(distinct, 0.0)
     if space:
         with _quiet():
             study = optuna.create_study(direction="maximize")

@@ -5,6 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Value = int | float | str
+Settings = dict[str, Any]
+"""Of an acquisition, nested as a configuration file has them."""
 Status = Literal["done", "stopped", "diverged", "failed"]
 
 
@@ -48,6 +50,11 @@ class Interval(BaseModel):
         return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
+def format_setting(value: Value) -> str:
+    """`3e-5`, `0.001`, `native`."""
+    return f"{value:.4g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
+
+
 def signed(interval: Interval) -> str:
     """A difference: `+1.6 [+0.9, +2.3]`."""
     return f"{interval.value:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
@@ -66,16 +73,14 @@ class Gain(BaseModel):
     captions: int
 
     @property
-    def found(self) -> bool:
+    def significant(self) -> bool:
         """Whether the interval leaves chance out."""
         return self.difference.low > 0
 
     def __str__(self) -> str:
         change = signed(self.difference)
-        said = f"test AR {self.default} with the defaults, {self.swept} with the best: "
-        if self.found:
-            return f"{said}a gain of {change}"
-        return f"{said}no gain ({change})"
+        both = f"test AR {self.default} with the defaults, {self.swept} with the best"
+        return f"{both}: a gain of {change}" if self.significant else f"{both}: no gain ({change})"
 
 
 class Outcome(BaseModel):
@@ -93,7 +98,7 @@ class Outcome(BaseModel):
     trials: list[Trial]
     best: int = Field(ge=0)
     """Number of the trial."""
-    config: dict[str, Any]
+    config: Settings
     """Settings of an acquisition that differ from the defaults; the result file."""
     gain: Gain | None = None
     """None if the captions have no split `test`."""
@@ -101,11 +106,15 @@ class Outcome(BaseModel):
     """Wall clock of all trials, added up; those side by side count twice."""
 
     @property
+    def best_trial(self) -> Trial:
+        return next(trial for trial in self.trials if trial.number == self.best)
+
+    @property
     def line(self) -> str:
         """The sweep in one line."""
-        best = next(trial for trial in self.trials if trial.number == self.best)
+        best = self.best_trial
         first = next((trial for trial in self.trials if trial.origin == "defaults"), None)
-        said = f"{self.language}: validation AR {best.ar:.1f} by trial {best.number}"
+        line = f"{self.language}: validation AR {best.ar:.1f} by trial {best.number}"
         if first and first.ar is not None:
-            said += f" ({first.ar:.1f} by the defaults)"
-        return f"{said}; {self.gain or 'gain not measured, for want of captions of split test'}"
+            line += f" ({first.ar:.1f} by the defaults)"
+        return f"{line}; {self.gain or 'gain not measured, for want of captions of split test'}"

@@ -10,25 +10,66 @@ from upath import UPath
 
 from mla_ray.runtime.storage import write_bytes
 from mla_ray.tuning.charts import (
-    DARK,
-    LIGHT,
-    WIDTH,
     Draw,
     draw_curves,
     draw_importance,
     draw_parallel,
     draw_trials,
-    png,
-    said,
-    setting,
 )
 from mla_ray.tuning.importance import values
-from mla_ray.tuning.outcome import Outcome
+from mla_ray.tuning.outcome import Outcome, format_setting
+from mla_ray.tuning.theme import DARK, LIGHT, WIDTH, notice, png
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture as it is in the page."""
+    """What the page shows of a sweep, and how it is drawn."""
+
+    file: str
+    draw: Draw
+    title: str
+    note: str
+    alt: str
+
+
+CHARTS = (
+    Chart(
+        "trials.png",
+        draw_trials,
+        "Trials over time",
+        "AR of each trial, and the best until then. Trials without AR are at the foot.",
+        "Validation AR of each trial in the order they were begun",
+    ),
+    Chart(
+        "parallel.png",
+        draw_parallel,
+        "Settings and AR",
+        "A line is a trial, its colour is its AR, and the thick one is the best. A stopped "
+        "trial has the AR of where it stopped; one without AR is left out, and so is a "
+        "parameter with one value.",
+        "Parallel axes, one for each parameter and one for AR",
+    ),
+    Chart(
+        "importance.png",
+        draw_importance,
+        "Importance",
+        "How far the values of the best third of the trials differ from those of all, by "
+        "PED-ANOVA. With few trials it is a hint, not a finding.",
+        "Share of importance of each parameter",
+    ),
+    Chart(
+        "curves.png",
+        draw_curves,
+        "Learning curves",
+        "Best AR so far of each trial while it trained. Faint: not trained in full.",
+        "Validation AR of each trial over the share of its steps",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart as it is in the page."""
 
     title: str
     note: str
@@ -60,63 +101,26 @@ def write(outcome: Outcome, folder: UPath) -> UPath:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ar": _ar, "setting": setting, "lasting": _lasting}
-    gain = outcome.gain
-    found = values(outcome.trials)
+    environment.filters |= {"ar": _ar, "setting": format_setting, "lasting": _lasting}
+    distinct = values(outcome.trials)
     page = environment.get_template("sweep.html.jinja").render(
         outcome=outcome,
         trials=sorted(outcome.trials, key=lambda trial: trial.number),
-        names=list(found),
+        names=list(distinct),
         same=[
-            f"{name} = {setting(some[0])}"
-            for name, some in found.items()
+            f"{name} = {format_setting(some[0])}"
+            for name, some in distinct.items()
             if len(some) == 1 and len(outcome.trials) > 1
         ],
         errors=any(trial.error for trial in outcome.trials),
         config=_yaml(outcome),
-        gain=gain
+        gain=outcome.gain
         and [
-            ("the defaults", "%.1f", gain.default),
-            ("the best settings", "%.1f", gain.swept),
-            ("difference", "%+.1f", gain.difference),
+            ("the defaults", "%.1f", outcome.gain.default),
+            ("the best settings", "%.1f", outcome.gain.swept),
+            ("difference", "%+.1f", outcome.gain.difference),
         ],
-        charts=[
-            _chart(
-                outcome,
-                folder / "trials.png",
-                draw_trials,
-                "Trials over time",
-                "AR of each trial, and the best until then. Trials without AR are at the foot.",
-                "Validation AR of each trial in the order they were begun",
-            ),
-            _chart(
-                outcome,
-                folder / "parallel.png",
-                draw_parallel,
-                "Settings and AR",
-                "A line is a trial, its colour is its AR, and the thick one is the best. A stopped "
-                "trial has the AR of where it stopped; one without AR is left out, and so is a "
-                "parameter with one value.",
-                "Parallel axes, one for each parameter and one for AR",
-            ),
-            _chart(
-                outcome,
-                folder / "importance.png",
-                draw_importance,
-                "Importance",
-                "How far the values of the best third of the trials differ from those of all, by "
-                "PED-ANOVA. With few trials it is a hint, not a finding.",
-                "Share of importance of each parameter",
-            ),
-            _chart(
-                outcome,
-                folder / "curves.png",
-                draw_curves,
-                "Learning curves",
-                "Best AR so far of each trial while it trained. Faint: not trained in full.",
-                "Validation AR of each trial over the share of its steps",
-            ),
-        ],
+        charts=[_picture(outcome, chart, folder) for chart in CHARTS],
         light=LIGHT,
         dark=DARK,
     )
@@ -125,17 +129,18 @@ def write(outcome: Outcome, folder: UPath) -> UPath:
     return file
 
 
-def _chart(outcome: Outcome, file: UPath, draw: Draw, title: str, note: str, alt: str) -> Chart:
+def _picture(outcome: Outcome, chart: Chart, folder: UPath) -> Picture:
     """Draw for both themes; the file beside the page is the light one."""
-    light, dark = draw(outcome, LIGHT), draw(outcome, DARK)
+    title, note, alt, file = chart.title, chart.note, chart.alt, folder / chart.file
+    light, dark = chart.draw(outcome, LIGHT), chart.draw(outcome, DARK)
     if isinstance(light, str):
-        write_bytes(file, png(said(light, LIGHT)))
-        return Chart(title, note, alt, reason=light)
+        write_bytes(file, png(notice(light, LIGHT)))
+        return Picture(title, note, alt, reason=light)
     assert not isinstance(dark, str)  # noqa: S101  (colours decide nothing)
     width, height = light.get_size_inches()
     picture = png(light)
     write_bytes(file, picture)
-    return Chart(
+    return Picture(
         title,
         note,
         alt,

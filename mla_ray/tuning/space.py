@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mla_ray.runtime.bundled import ROOT
 from mla_ray.training.config import AcquireConfig, HeldOut
-from mla_ray.training.prepare import OF_TABLES
-from mla_ray.tuning.outcome import Value
+from mla_ray.training.run_spec import OF_TABLES
+from mla_ray.tuning.outcome import Settings, Value
 
 PRESETS = ROOT / "tuning" / "presets"
 OF_BOTH = ("steps", "le_share", "batch")
@@ -86,7 +86,7 @@ class Space(BaseModel):
     """Percent of its steps before a trial may be stopped."""
     reduction: float = Field(default=3, gt=1)
     """One trial in so many goes on past `grace`, and past each of its multiples by this factor."""
-    settings: dict[str, Any] = {}
+    settings: Settings = {}
     """Of all trials, as in the configuration of an acquisition."""
     parameters: dict[str, Range | Choices] = Field(min_length=1)
 
@@ -155,19 +155,19 @@ def load_space(name: str) -> tuple[str, Space]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def differing(config: AcquireConfig) -> dict[str, Any]:
+def differing(config: AcquireConfig) -> Settings:
     """Settings that are not the defaults, nested as a configuration file has them."""
 
-    def changed(ours: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def changed(ours: Settings, default: Settings) -> Settings:
+        differing_settings: Settings = {}
         for name, value in ours.items():
             if isinstance(value, dict):
                 if inner := changed(value, default[name]):
                     # Whole stages: those of a file replace the default ones.
-                    found[name] = value if name in ("nlt", "le") else inner
+                    differing_settings[name] = value if name in ("nlt", "le") else inner
             elif value != default[name]:
-                found[name] = value
-        return found
+                differing_settings[name] = value
+        return differing_settings
 
     return changed(config.model_dump(), AcquireConfig().model_dump())
 
@@ -178,7 +178,7 @@ def budget(settings: Mapping[str, Any]) -> tuple[int, float]:
     return steps, settings["le"]["steps"] / steps if steps else 0.0
 
 
-def _set(settings: dict[str, Any], name: str, value: Value) -> None:
+def _set(settings: Settings, name: str, value: Value) -> None:
     *outer, last = name.split(".")
     for key in outer:
         if not isinstance(settings.get(key), dict):
@@ -190,8 +190,8 @@ def _set(settings: dict[str, Any], name: str, value: Value) -> None:
 
 
 def _get(settings: Mapping[str, Any], name: str) -> Value:
-    found: Any = settings
+    setting: Any = settings
     for key in name.split("."):
-        found = found[key]
-    value: Value = found
+        setting = setting[key]
+    value: Value = setting
     return value

@@ -18,7 +18,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         count = Counter(trial.status for trial in outcome.trials)
         ended = ", ".join(f"{n} {status}" for status, n in count.items())
-        best = next(trial for trial in outcome.trials if trial.number == outcome.best)
+        best = outcome.best_trial
         cells = [outcome.language, ended, f"{best.ar:.1f}"]
         if gain := outcome.gain:
             cells += [str(gain.default), str(gain.swept), signed(gain.difference)]
@@ -27,6 +27,6 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         shown.add_row(*cells, str(timedelta(seconds=round(outcome.seconds))))
     if gains := [outcome.gain.difference.value for outcome in outcomes if outcome.gain]:
         mean = sum(gains) / len(gains)
-        found = sum(bool(outcome.gain and outcome.gain.found) for outcome in outcomes)
-        shown.caption = f"mean gain {mean:+.2f}; more than chance in {found} of {len(gains)}"
+        significant = sum(bool(outcome.gain and outcome.gain.significant) for outcome in outcomes)
+        shown.caption = f"mean gain {mean:+.2f}; more than chance in {significant} of {len(gains)}"
     return shown

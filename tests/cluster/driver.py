@@ -12,9 +12,9 @@ from nodes import STOPPED  # a script finds what is beside it
 from mla_ray.data.corpus import Corpus
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.progress import Progress, Stopped
+from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.trainer import acquire
-from mla_ray.training.workers import Workers
+from mla_ray.training.workers import Hooks, Workers
 
 
 def say(progress: Progress) -> None:
@@ -35,8 +35,7 @@ def main() -> int:
                 store=job["store"],
                 workers=Workers(**job["workers"]),
                 resume=job["resume"],
-                report=say,
-                stop=stop,
+                hooks=Hooks(report=say, stop=stop),
             )
         except Stopped as stopped:
             print(stopped)

@@ -7,13 +7,12 @@ another Ray: so it gets a process of its own. It ends, with every node, when its
 import ctypes
 import json
 import os
+import subprocess
 import sys
-import time
+from pathlib import Path
 from typing import Any
 
-import ray
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 
 
 class Holder:
@@ -40,14 +39,21 @@ class Holder:
 
     def drain(self, node: str, seconds: float) -> None:
         """Announce that a node will be taken away, as a cloud's notice of preemption does."""
-        accepted, why = ray._raylet.GcsClient(address=self.cluster.address).drain_node(
-            node,
-            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-            "a test takes it away",
-            int((time.time() + seconds) * 1000),
+        notice = subprocess.run(
+            [
+                Path(sys.executable).parent / "ray",
+                "drain-node",
+                f"--address={self.cluster.address}",
+                f"--node-id={node}",
+                "--reason=DRAIN_NODE_REASON_PREEMPTION",
+                "--reason-message=a test takes it away",
+                f"--deadline-remaining-seconds={seconds:.0f}",
+            ],
+            capture_output=True,
+            text=True,
         )
-        if not accepted:
-            raise RuntimeError(f"the notice was not accepted: {why}")
+        if notice.returncode:
+            raise RuntimeError(f"the notice was not accepted: {notice.stderr}")
 
     def alive(self) -> list[str]:
         return [node["NodeID"] for node in self.cluster.global_state.node_table() if node["Alive"]]

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mla_ray.data.blocks import HELD, Spool, Table, cut
+from mla_ray.data.blocks import CACHED, ScratchTable, ShuffledTable, cut
 from mla_ray.data.feature_store import hashes, key_of
 from tests.support.tables import make_table
 
 
-def spool_of(folder: Path, keys: list[str], piece: int = 100) -> Spool:
-    spool = Spool(folder / "spool", pa.schema({"key": pa.string(), "row": pa.int64()}))
+def spool_of(folder: Path, keys: list[str], piece: int = 100) -> ScratchTable:
+    spool = ScratchTable(folder / "spool", pa.schema({"key": pa.string(), "row": pa.int64()}))
     table = pa.table({"key": keys, "row": range(len(keys))})
     for start in range(0, len(keys), piece):
         spool.add(table.slice(start, piece))
@@ -57,7 +57,7 @@ def test_a_walk_holds_few_blocks(tmp_path: Path) -> None:
     assert len(table.sizes) > 15
     for start in range(0, 3000, 70):
         table.take(start, 70)
-        assert len(table._held) <= HELD
+        assert len(table._cache) <= CACHED
 
 
 def test_a_row_without_a_feature_is_replaced_by_another_of_its_block(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_row_without_a_feature_is_replaced_by_another_of_its_block(tmp_path: P
 
 
 def test_a_block_without_any_feature_is_refused_by_name(tmp_path: Path) -> None:
-    table: Table = make_table(tmp_path, np.full(5, 3), broken=frozenset(range(5)))
+    table: ShuffledTable = make_table(tmp_path, np.full(5, 3), broken=frozenset(range(5)))
     with pytest.raises(ValueError, match=r"no row of block 0 has a feature"):
         table.take(0, 2)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from upath import UPath
 
 from mla_ray.data import feature_store as module
-from mla_ray.data.blocks import Spool, cut
+from mla_ray.data.blocks import ScratchTable, cut
 from mla_ray.data.feature_store import (
     BATCH,
     Features,
@@ -220,7 +220,7 @@ def test_a_feature_goes_before_a_reason_whatever_the_order_of_parts(
     parts = {pq.read_metadata(part).num_rows: part for part in Path(store.folder).iterdir()}
     parts[2].rename(parts[2].with_name("b-0.parquet" if reason_first else "b-2.parquet"))
     parts[1].rename(parts[1].with_name("b-1.parquet"))
-    store.look()
+    store.refresh()
     assert store.keys() == {key_of("a"): None, key_of("b"): "is broken"}
     read = store.read(keys_of("b", "a"))
     assert np.isnan(read[0]).all()
@@ -270,7 +270,7 @@ def test_a_store_by_the_rule_of_before_is_of_the_first_native_that_claims_it(
     first.claim()
     mended.claim()
     for store in (first, mended):
-        store.look()
+        store.refresh()
     assert set(first.keys()) == set(keys_of("a"))
     assert mended.keys() == {}
     with pytest.raises(KeyError):
@@ -290,7 +290,7 @@ def contents_of(folder: Path, kind: Kind, contents: list[bytes], limit: int) -> 
             "row": range(1, count + 1),
         }
     )
-    spool = Spool(folder / "spool", table.schema)
+    spool = ScratchTable(folder / "spool", table.schema)
     spool.add(table)
     blocks = []
     for prefix, block in cut(spool, limit):

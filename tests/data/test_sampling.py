@@ -9,37 +9,37 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mla_ray.data.blocks import Rows
-from mla_ray.data.sampling import Batches, turn
+from mla_ray.data.blocks import Examples
+from mla_ray.data.sampling import BatchSampler, language_of_step
 from tests.support.tables import make_table
 
-POOL = Batches.POOL
+POOL = BatchSampler.POOL
 
 
 def lengths(count: int, seed: int = 0) -> npt.NDArray[np.int64]:
     return np.random.default_rng(seed).integers(2, 30, count)
 
 
-Make = Callable[..., Batches]
+Make = Callable[..., BatchSampler]
 
 
 @pytest.fixture
 def batches_of(tmp_path: Path) -> Make:
-    """Batches over tables with texts of these lengths, in blocks of at most `limit` rows."""
+    """BatchSampler over tables with texts of these lengths, in blocks of at most `limit` rows."""
 
     def make(
         tables: Sequence[npt.NDArray[np.int64]], batch: int, seed: int = 0, limit: int = 64
-    ) -> Batches:
+    ) -> BatchSampler:
         walks = [
             make_table(tmp_path / f"{seed} {n}", of, seed=seed, number=n, limit=limit)
             for n, of in enumerate(tables)
         ]
-        return Batches(walks, batch, seed)
+        return BatchSampler(walks, batch, seed)
 
     return make
 
 
-def rows_of(batch: Rows) -> list[int]:
+def rows_of(batch: Examples) -> list[int]:
     return batch.frozen[:, 0].astype(int).tolist()
 
 
@@ -47,7 +47,7 @@ def test_a_batch_is_a_function_of_seed_and_step(batches_of: Make) -> None:
     tables = [lengths(100), lengths(1000)]
     walked = batches_of(tables, 12, seed=3)
     expected = [rows_of(walked[step]) for step in range(60)]
-    jumping = Batches(walked.tables, 12, seed=3)
+    jumping = BatchSampler(walked.tables, 12, seed=3)
     for step in np.random.default_rng(0).permutation(60):
         assert rows_of(jumping[step]) == expected[step]
     for step in (0, 17, 59):  # as a resumed run or another worker asks
@@ -119,7 +119,7 @@ def test_short_batches_do_not_come_first_and_both_tables_are_short_together(
 @pytest.mark.parametrize("names", [["de"], ["de", "fr", "sw"]])
 def test_turns_are_uniform_in_every_round(names: list[str]) -> None:
     rounds = 50
-    turns = [turn(names, step, seed=0) for step in range(rounds * len(names))]
+    turns = [language_of_step(names, step, seed=0) for step in range(rounds * len(names))]
     assert Counter(turns) == Counter((name, number) for name in names for number in range(rounds))
     for number in range(rounds):
         some = turns[number * len(names) : (number + 1) * len(names)]
@@ -128,7 +128,7 @@ def test_turns_are_uniform_in_every_round(names: list[str]) -> None:
 
 def test_turns_are_shuffled_by_seed() -> None:
     names = ["de", "fr", "sw"]
-    first = [turn(names, step, seed=0) for step in range(30)]
-    assert first == [turn(names, step, seed=0) for step in range(30)]
-    assert first != [turn(names, step, seed=1) for step in range(30)]
+    first = [language_of_step(names, step, seed=0) for step in range(30)]
+    assert first == [language_of_step(names, step, seed=0) for step in range(30)]
+    assert first != [language_of_step(names, step, seed=1) for step in range(30)]
     assert len({tuple(name for name, _ in first[i : i + 3]) for i in range(0, 30, 3)}) > 2

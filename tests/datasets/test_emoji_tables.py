@@ -14,7 +14,7 @@ from mla_ray.datasets.emoji_tables import local_tables, table_files
 from mla_ray.datasets.lexicons import Lexicon
 from mla_ray.runtime.progress import Progress
 from mla_ray.runtime.storage import at, names_in, remove, write_bytes, write_json
-from mla_ray.training.prepare import sources
+from mla_ray.training.run_spec import sources
 from tests.support.emoji import Dictionaries, only_a_few
 from tests.support.s3 import s3_bucket
 

@@ -32,22 +32,24 @@ from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.storage import at
+from mla_ray.training.acquisition import begin, encode, job_of
+from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, HeldOut, Stage
-from mla_ray.training.loop import ASK, Outside, Wish, train
+from mla_ray.training.driver import Control, Driver
+from mla_ray.training.loop import LOG_EVERY
 from mla_ray.training.prepare import prepare
 from mla_ray.training.pretraining import save_native
-from mla_ray.training.trainer import begin, encode, job_of
 
 ENGLISH = ["a dog", "two dogs in the snow", "a red umbrella", "a cat", "a small boat", "grapes"]
 GERMAN = ["ein Hund", "zwei Hunde im Schnee", "ein roter Schirm", "eine Katze", "ein kleines Boot"]
 GERMAN += ["Weintrauben"]
 CONFIG = AcquireConfig(
-    nlt=Stage(steps=2 * ASK, batch=8, lr=2e-3),
-    le=Stage(steps=2 * ASK, batch=6, lr=1e-3),
+    nlt=Stage(steps=2 * LOG_EVERY, batch=8, lr=2e-3),
+    le=Stage(steps=2 * LOG_EVERY, batch=6, lr=1e-3),
     vocab_size=300,
     hidden=8,
-    checkpoint_every=ASK,
-    held_out=HeldOut(every=ASK, size=4),
+    checkpoint_every=LOG_EVERY,
+    held_out=HeldOut(every=LOG_EVERY, size=4),
 )
 SOURCE = "pictures"
 
@@ -104,12 +106,12 @@ def make(folder: Path) -> None:
             encode(native, [corpus], each, store, lambda progress: None)
     asked = 0
 
-    def wish() -> Wish:
+    def control() -> Control:
         nonlocal asked
         asked += 1
-        return Wish.STOP if asked == 3 else Wish.GO
+        return Control.STOP if asked == 3 else Control.CONTINUE
 
-    assert not train(job_of(run, store, made), Outside(wish=wish))
+    assert not train(job_of(run, store, made), Driver(control=control))
     assert train(job_of(ended, store, made))
     packs = json.loads((folder / "ended" / "done.json").read_text())["packs"]
     copy_pack(ended / packs["de"], folder / "pack")

@@ -23,9 +23,9 @@ from mla_ray.index.ingest import (
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.storage import at
-from mla_ray.training.loop import train
+from mla_ray.training.acquisition import begin, encode, job_of
+from mla_ray.training.acquisition_learner import train
 from mla_ray.training.prepare import read_prepared
-from mla_ray.training.trainer import begin, encode, job_of
 from tests.formats.make import CONFIG, ENGLISH, GERMAN, SOURCE
 
 ARCHIVES = sorted(Path(__file__).parent.glob("*.tar.xz"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_ray.model.objectives import le_loss, nlt_loss
+from mla_ray.model.objectives import le_loss, nlt_loss, positive_groups
 
 DISTINCT = torch.arange(7)
 
@@ -141,3 +141,9 @@ def gradients_of_info_nce(text: Tensor, image: Tensor, scale: float) -> tuple[Te
         (g - (g * unit).sum(1, keepdim=True) * unit) / length
         for g, unit, length in zip(by_unit, (t, i), lengths, strict=True)
     )
+
+
+def test_rows_that_share_an_image_or_a_caption_are_one_group() -> None:
+    images = ["a", "b", "c", "c", "d"]
+    captions = ["apple", "apple", "pear", "fruit", "plum"]
+    assert positive_groups(images, captions).tolist() == [0, 0, 1, 1, 2]

@@ -11,8 +11,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from mla_ray.model.native import Native
-from mla_ray.packs import hub as sharing
-from mla_ray.packs.card import Card, PackError, read_card
+from mla_ray.packs.card import Card, read_card
+from mla_ray.packs.files import MAX_FILE_BYTES, PackError
 from mla_ray.packs.hub import pull, push
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.readme import model_card
@@ -105,14 +105,16 @@ def test_a_pull_takes_the_packs_files_and_nothing_else(
     assert {path.name for path in (tmp_path / "pulled").iterdir()} == FILES
 
 
-@pytest.mark.parametrize("size", [None, (64 << 20) + 1])
+@pytest.mark.parametrize(
+    ("size", "fault"), [(None, "of unknown size"), ((64 << 20) + 1, "larger than 67108864 bytes")]
+)
 def test_sizes_are_checked_before_anything_is_fetched(
-    hub: Hub, saved: Path, native: Native, tmp_path: Path, size: int | None
+    hub: Hub, saved: Path, native: Native, tmp_path: Path, size: int | None, fault: str
 ) -> None:
     push(saved, REPO, native)
     hub.requests.clear()
     hub.lies["tokenizer.json"] = size
-    with pytest.raises(PackError, match=r"clip-de: tokenizer.json has .* 67,108,864 are allowed"):
+    with pytest.raises(PackError, match=f"clip-de/tokenizer.json: {fault}"):
         pull(REPO, tmp_path / "pulled", native)
     assert hub.requests == [f"GET /api/models/{NAME}"]
     assert not (tmp_path / "pulled").exists()
@@ -129,7 +131,7 @@ def test_a_repository_that_lacks_a_file_is_no_pack(
         pull(REPO, tmp_path / "pulled", native)
         assert ModelCard.load(tmp_path / "pulled" / name).data.language == "de"
     else:
-        with pytest.raises(PackError, match=f"{REPO}: no {name}"):
+        with pytest.raises(PackError, match=f"{REPO}/{name}: missing"):
             pull(REPO, tmp_path / "pulled", native)
 
 
@@ -298,15 +300,15 @@ def test_a_folder_is_checked_as_the_hub_is(
     repo = str(tmp_path / "shared")
     push(saved, repo, native)
     size = (saved / "card.json").stat().st_size
-    monkeypatch.setitem(sharing.LIMITS, "card.json", size - 1)
-    with pytest.raises(PackError, match=f"card.json has {size:,} bytes"):
+    monkeypatch.setitem(MAX_FILE_BYTES, "card.json", size - 1)
+    with pytest.raises(PackError, match=f"card.json: larger than {size - 1} bytes"):
         pull(repo, tmp_path / "pulled", native)
     monkeypatch.undo()
     (tmp_path / "shared" / "tokenizer.json").write_text("{}")
     with pytest.raises(PackError, match=r"shared/tokenizer\.json: SHA-256"):
         pull(repo, tmp_path / "pulled", native)
     (tmp_path / "shared" / "tokenizer.json").unlink()
-    with pytest.raises(PackError, match=r"shared: no tokenizer.json"):
+    with pytest.raises(PackError, match=r"shared/tokenizer\.json: missing"):
         pull(repo, tmp_path / "pulled", native)
     assert not (tmp_path / "pulled").exists()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mla_ray import AcquisitionEncoder, LanguagePack, Native
-from mla_ray.packs.card import PackError
+from mla_ray.packs.files import PackError
 from mla_ray.packs.pack import import_official
 from tests.support.commands import Mla
 from tests.support.trap import Trap

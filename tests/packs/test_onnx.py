@@ -21,7 +21,8 @@ from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer, learn
 from mla_ray.packs import onnx as export
-from mla_ray.packs.card import PackError, make_card
+from mla_ray.packs.card import make_card
+from mla_ray.packs.files import PackError
 from mla_ray.packs.onnx import TOLERANCE, LanguageGraph, export_onnx
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.storage import at

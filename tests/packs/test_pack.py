@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mla_ray.model.native import Native
-from mla_ray.packs import pack as module
-from mla_ray.packs.card import PackError, read_card
+from mla_ray.packs.card import read_card
+from mla_ray.packs.files import MAX_FILE_BYTES, PackError
 from mla_ray.packs.pack import BATCH, LanguagePack, copy_pack
 from tests.support import ROOT
 from tests.support.commands import Mla
@@ -139,9 +139,9 @@ def test_a_file_that_is_too_large_is_refused(
     saved: Path, native: Native, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (saved / name).stat().st_size
-    monkeypatch.setitem(module.MAX_FILE_BYTES, name, size)
+    monkeypatch.setitem(MAX_FILE_BYTES, name, size)
     LanguagePack.load(saved, native)
-    monkeypatch.setitem(module.MAX_FILE_BYTES, name, size - 1)
+    monkeypatch.setitem(MAX_FILE_BYTES, name, size - 1)
     refuse(saved, native, f"{name}: larger than {size - 1} bytes")
 
 

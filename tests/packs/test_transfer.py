@@ -10,7 +10,8 @@ from torch import nn
 
 from mla_ray.model.lineage import LINEAGE, write_descendant
 from mla_ray.model.native import Native
-from mla_ray.packs.card import PackError, read_card
+from mla_ray.packs.card import read_card
+from mla_ray.packs.files import PackError
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.transfer import plug
 from mla_ray.runtime.storage import at

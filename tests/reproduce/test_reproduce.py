@@ -18,12 +18,12 @@ from mla_ray.evaluation.evaluation import Gallery
 from mla_ray.evaluation.recall import Ranks
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import from_hugging_face
+from mla_ray.reproduce import ablation_data, bert, grid, page
 from mla_ray.reproduce import ablations as ab
-from mla_ray.reproduce import bert, grid, page
-from mla_ray.reproduce import material as material_module
+from mla_ray.reproduce.ablation_data import AblationData, part_of, prepare_data
 from mla_ray.reproduce.claims import claims, verdict, verdict_of_loss
 from mla_ray.reproduce.figures import Figure, Results, figure, per_image
-from mla_ray.reproduce.material import Material, gather, part_of
+from mla_ray.reproduce.records import ENGLISH, Records, begin_with
 from mla_ray.reproduce.reworded import reworded
 from mla_ray.reproduce.runs import BESIDE, NOTHING, REWORDED, english
 from mla_ray.runtime.progress import Progress, Report, Stopped
@@ -49,7 +49,7 @@ def material(
     pngs: list[bytes],
     native_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Material:
+) -> AblationData:
     folder = tmp_path_factory.mktemp("material")
     (folder / "tests").mkdir()
     names = [f"image {n}" for n in range(len(corpus["en"]))]
@@ -78,7 +78,7 @@ def material(
         for name, text in zip(names, corpus[tag], strict=True)
     ]
     pq.write_table(pa.Table.from_pylist(captions), folder / "tests" / "emoji.parquet")
-    return Material(
+    return AblationData(
         str(native_folder),
         str(folder / "features"),
         corpora,
@@ -90,8 +90,8 @@ def material(
 
 @pytest.fixture(scope="module")
 def records(
-    material: Material, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
-) -> grid.Records:
+    material: AblationData, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> Records:
     """Stopped after the first runs, then gone on with."""
     folder, stop = tmp_path_factory.mktemp("reproduce"), threading.Event()
 
@@ -111,17 +111,17 @@ def records(
     return records
 
 
-def places(records: grid.Records, variant: ab.Variant, *languages: str) -> dict[str, object]:
+def places(records: Records, variant: ab.Variant, *languages: str) -> dict[str, object]:
     record = records.get(ab.Run(variant, languages, 0))
     assert record is not None
     return dict(record["places"])
 
 
 @pytest.mark.slow
-def test_every_run_has_one_record(records: grid.Records) -> None:
+def test_every_run_has_one_record(records: Records) -> None:
     lines = [json.loads(line) for line in records.path.read_text().splitlines()]
     keys = [line["run"] for line in lines]
-    expected = {run.key for run in ab.runs([TABLE], LANGUAGES, [0])} | {grid.ENGLISH}
+    expected = {run.key for run in ab.runs([TABLE], LANGUAGES, [0])} | {ENGLISH}
     assert len(keys) == len(set(keys))
     assert set(keys) == expected
     scratch = records.path.parent / grid.SCRATCH
@@ -130,7 +130,7 @@ def test_every_run_has_one_record(records: grid.Records) -> None:
 
 @pytest.mark.slow
 def test_packs_leave_english_and_each_other_as_they_are(
-    records: grid.Records,
+    records: Records,
 ) -> None:
     packs = places(records, VARIANTS[5], *LANGUAGES)
     english = [packs[f"emoji after {n}"]["en"] for n in range(3)]  # type: ignore[index]
@@ -140,7 +140,7 @@ def test_packs_leave_english_and_each_other_as_they_are(
 
 
 def test_english_has_the_stamps_of_each_language_that_describes_some(
-    material: Material, tmp_path: Path
+    material: AblationData, tmp_path: Path
 ) -> None:
     captions, gallery = material.test("emoji")
     german = [row for row in captions.to_pylist() if row["language"] == "de"][:4]
@@ -157,14 +157,14 @@ def test_english_has_the_stamps_of_each_language_that_describes_some(
 
 
 @pytest.mark.slow
-def test_a_tuned_tower_is_tuned(records: grid.Records, material: Material, tmp_path: Path) -> None:
-    from mla_ray.reproduce.runs import Prepared
+def test_a_tuned_tower_is_tuned(records: Records, material: AblationData, tmp_path: Path) -> None:
+    from mla_ray.reproduce.runs import RunInputs
     from mla_ray.reproduce.tower import tune
 
     native = Native.load(material.native)
     before = {name: w.clone() for name, w in native.model.named_parameters()}
     run = ab.Run(VARIANTS[4], ("de",), 0)
-    prepared = Prepared.of(run, ["de"], native, material, tmp_path)
+    prepared = RunInputs.of(run, ["de"], native, material, tmp_path)
     encode = tune(prepared.job(native, tmp_path / "run", material.store), native)
     changed = {n for n, w in native.model.named_parameters() if not torch.equal(w, before[n])}
     assert any("resblocks" in name for name in changed)
@@ -174,19 +174,19 @@ def test_a_tuned_tower_is_tuned(records: grid.Records, material: Material, tmp_p
 
 @pytest.mark.slow
 def test_runs_of_other_data_are_not_taken(
-    records: grid.Records, material: Material, tmp_path: Path
+    records: Records, material: AblationData, tmp_path: Path
 ) -> None:
     run = ab.runs([TABLE], LANGUAGES, [0])[0]
     assert records.get(run) is not None
     other = replace(material, corpora={"de": material.corpora["de"]})
-    assert grid.Records(records.path.parent, other).get(run) is None
+    assert Records.open(records.path.parent, other).get(run) is None
     changed = ab.Run(ab.Variant("both", FEW | {"hidden": 3}), run.languages, 0)
     assert records.get(changed) is None
 
 
 @pytest.mark.slow
 def test_the_page_says_what_was_run(
-    records: grid.Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = Results(records.of(ab.runs([TABLE], LANGUAGES, [0])), LANGUAGES, [0])
     monkeypatch.setattr(ab, "TABLES", {"some": TABLE})
@@ -202,20 +202,20 @@ def test_the_page_says_what_was_run(
 
 @pytest.mark.slow
 def test_somebody_elses_records_are_gone_on_from(
-    records: grid.Records, material: Material, tmp_path: Path
+    records: Records, material: AblationData, tmp_path: Path
 ) -> None:
     runs = ab.runs([TABLE], LANGUAGES, [0])
-    grid.begin_with(records.path, tmp_path / "mine")
-    assert grid.Records(tmp_path / "mine", material).of(runs) == records.of(runs)
+    begin_with(records.path, tmp_path / "mine")
+    assert Records.open(tmp_path / "mine", material).of(runs) == records.of(runs)
     with pytest.raises(FileExistsError, match="leave --from out"):
-        grid.begin_with(records.path, tmp_path / "mine")
+        begin_with(records.path, tmp_path / "mine")
 
 
 def test_records_of_the_rule_of_before_count_and_that_is_told_once(
-    material: Material, tmp_path: Path, recognitions: list[str]
+    material: AblationData, tmp_path: Path, recognitions: list[str]
 ) -> None:
     native, runs = Native.load(material.native), ab.runs([TABLE], LANGUAGES, [0])
-    made = grid.Records(tmp_path, material)
+    made = Records.open(tmp_path, material)
     for run in (None, *runs):
         made.add(run, {"places": {}})
     lines = [json.loads(line) for line in made.path.read_text().splitlines()]
@@ -223,12 +223,12 @@ def test_records_of_the_rule_of_before_count_and_that_is_told_once(
         assert line["of"] == made.made_of(run, native.fingerprint)
         line["of"] = made.made_of(run, native.fingerprint_v1)
     made.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = grid.Records(tmp_path, material).of(runs)
+    found = Records.open(tmp_path, material).of(runs)
     assert len(found) == 1 + len(runs)
     (said,) = recognitions
     assert said.startswith(f"{made.path}: has the fingerprint of mla-ray 0.1.0")
     made.path.write_text(json.dumps(lines[0] | {"of": "0" * 16}) + "\n")
-    assert grid.Records(tmp_path, material).get(None) is None
+    assert Records.open(tmp_path, material).get(None) is None
 
 
 def test_features_of_a_test_set_are_of_the_native_and_of_how_images_are_decoded(
@@ -240,13 +240,13 @@ def test_features_of_a_test_set_are_of_the_native_and_of_how_images_are_decoded(
 ) -> None:
     row = {"image_id": "one", "image": pngs[0], "language": "en", "caption": "a dog"}
     path, table = tmp_path / "emoji", pa.Table.from_pylist([row])
-    kept, about = material_module._kept, material_module._about
+    kept, about = ablation_data._kept, ablation_data._about
     assert not kept(path, about(native, ["en"]))
-    material_module._keep(native, [table], path, about(native, ["en"]), lambda step: None)
+    ablation_data._keep(native, [table], path, about(native, ["en"]), lambda step: None)
     assert kept(path, about(native, ["en"]))
     assert not kept(path, about(native, ["en", "de"]))
     assert not kept(path, about(other_native, ["en"]))
-    monkeypatch.setattr(material_module, "DECODING", 2)
+    monkeypatch.setattr(ablation_data, "DECODING", 2)
     assert not kept(path, about(native, ["en"]))
 
 
@@ -332,10 +332,10 @@ def test_what_was_begun_keeps_its_tables_and_tests_are_of_the_tables(
     def unavailable(folder: Path) -> Path:
         raise Unavailable("no network")
 
-    def gathered(name: str) -> Material:
+    def gathered(name: str) -> AblationData:
         folder = tmp_path / name
         report: Report = lambda step: None  # noqa: E731
-        return gather(str(native_folder), ["de"], data, folder, report, with_bert=False)
+        return prepare_data(str(native_folder), ["de"], data, folder, report, with_bert=False)
 
     monkeypatch.setattr(stamps, "fetch", unavailable)
     only_a_few(monkeypatch)
@@ -357,7 +357,7 @@ def test_what_was_begun_keeps_its_tables_and_tests_are_of_the_tables(
 
 
 def test_a_share_is_drawn_by_seed_and_leaves_english_out(
-    material: Material, tmp_path: Path
+    material: AblationData, tmp_path: Path
 ) -> None:
     corpus = material.corpora["de"]
     parts = [part_of(corpus, 0.5, seed, tmp_path / str(n)) for n, seed in enumerate((0, 0, 1))]

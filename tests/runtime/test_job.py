@@ -1,8 +1,6 @@
 """A toy job, run as jobs are run: as a process of its own, under `python -m`."""
 
-import errno
 import json
-import logging
 import os
 import re
 import signal
@@ -11,262 +9,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray.exceptions
-import ray.train
-from pydantic import BaseModel, ConfigDict, Field
+import ray
 
-from mla_ray.runtime.job import Exit, JobSettings, Usage, exit_code, load, logged
-from mla_ray.runtime.progress import Progress, Stopped
-from mla_ray.training.config import AcquireConfig, Stage
+from mla_ray.runtime.exit_codes import Exit
 from tests.support import ROOT
 
 LINE = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) job=(local-[0-9a-f]{8}) ([\w.]+) (.*)"
 )
 
-
-class Source(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    path: str
-    weight: float = 1.0
-
-
-class Toy(JobSettings):
-    """A toy job."""
-
-    out: Path
-    """Where the toy goes."""
-    nlt: Stage = Stage(steps=200, batch=256, lr=1e-3)
-    train: AcquireConfig = AcquireConfig()
-    pairs: list[str] = Field(["default.tsv"])
-    """Tables."""
-    sources: tuple[Source, ...] = ()
-    labels: dict[str, int] = Field({"x": 1})
-    model: dict[str, Any] = Field({})
-    resume: bool = False
-    """Go on with 100 % of it."""
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.yaml"
-    path.write_text(
-        "out: from-file\n"
-        "nlt: {steps: 9, lr: 1e-5}\n"
-        "train: {nlt: {steps: 3}, seed: 4}\n"
-        "pairs: [a.tsv, b.tsv]\n"
-        "sources: [{path: s3://b/c}]\n"
-        "model: {text: {width: 1, heads: 2}}\n"
-    )
-    return path
-
-
-def usage(*argv: str) -> str:
-    with pytest.raises(Usage) as fault:
-        load(Toy, argv)
-    return str(fault.value)
-
-
-def test_a_flag_goes_before_the_file_and_the_file_before_the_default(file: Path) -> None:
-    toy = load(Toy, ["--config", str(file), "--nlt.steps", "8", "--train.nlt.batch=16"])
-    assert toy.out == Path("from-file")
-    assert toy.nlt == Stage(steps=8, batch=256, lr=1e-5)
-    assert toy.train == AcquireConfig(nlt=Stage(steps=3, batch=16, lr=1e-3), seed=4)
-    assert toy.sources == (Source(path="s3://b/c"),)
-    assert toy.labels == {"x": 1}
-
-
-def test_part_of_a_nested_default_can_be_set_by_a_flag_alone() -> None:
-    toy = load(Toy, ["--out", "x", "--nlt.steps", "5", "--train.le.lr", "1"])
-    assert toy.nlt == Stage(steps=5, batch=256, lr=1e-3)
-    assert toy.train == AcquireConfig(le=Stage(steps=20, batch=256, lr=1))
-
-
-def test_the_file_may_be_absent_or_a_url(file: Path) -> None:
-    assert load(Toy, ["--out", "x"]).pairs == ["default.tsv"]
-    assert load(Toy, ["--config", file.as_uri()]).out == Path("from-file")
-
-
-@pytest.mark.parametrize(
-    ("argv", "pairs"),
-    [
-        (["--pairs", "a", "--pairs", "b"], ["a", "b"]),
-        (["--pairs", "a,b"], ["a", "b"]),
-        (["--pairs", '["a,b", "c"]'], ["a,b", "c"]),
-        (["--pairs=s3://bucket/a b.tsv"], ["s3://bucket/a b.tsv"]),
-        (["--pairs", "[]"], []),
-    ],
-)
-def test_a_list_is_a_flag_again_and_again_or_commas_or_json(
-    file: Path, argv: list[str], pairs: list[str]
-) -> None:
-    assert load(Toy, ["--config", str(file), *argv]).pairs == pairs
-
-
-def test_a_dict_is_pairs_or_json_and_joins_the_file_s(file: Path) -> None:
-    toy = load(Toy, ["--config", str(file), "--labels", "a=1", "--labels", "b=2"])
-    assert toy.labels == {"a": 1, "b": 2}
-    toy = load(Toy, ["--config", str(file), "--model", '{"text": {"width": 3}}'])
-    assert toy.model == {"text": {"width": 3, "heads": 2}}
-
-
-def test_other_values_of_flags() -> None:
-    toy = load(Toy, ["--out", "x", "--resume", "--train.temperature", "native"])
-    assert toy.resume
-    assert toy.train.temperature == "native"
-    assert load(Toy, ["--out", "x", "--train.hidden", "8"]).train.hidden == 8
-    assert load(Toy, ["--out", "x", "--train.hidden", "null"]).train.hidden is None
-    toy = load(Toy, ["--out", "x", "--sources", '{"path": "p"}', "--sources", '{"path": "q"}'])
-    assert toy.sources == (Source(path="p"), Source(path="q"))
-
-
-def test_the_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RESUME", "1")
-    monkeypatch.setenv("OUT", "from-environment")
-    assert not load(Toy, ["--out", "x"]).resume
-    assert not Toy(out=Path("x")).resume
-    assert usage() == "--out: missing; give the flag, or the key in the file of --config"
-
-
-def test_settings_are_frozen() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        load(Toy, ["--out", "x"]).resume = True  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("nlt: {stepz: 3}", "FILE: nlt.stepz: unknown key; did you mean nlt.steps?"),
-        ("quux: 3", "FILE: quux: unknown key"),
-        ("OUT: x", "FILE: OUT: unknown key"),
-        ("_cli_parse_args: true", "FILE: _cli_parse_args: unknown key"),
-        (
-            "nlt: {steps: many}",
-            "FILE: nlt.steps: Input should be a valid integer, unable to parse string as an "
-            "integer, found 'many'",
-        ),
-        ("- a", "--config FILE: not a mapping of keys to values"),
-        ("1: a", "--config FILE: not a mapping of keys to values"),
-        ("a: [", "--config FILE: while parsing a flow node"),
-    ],
-)
-def test_a_bad_file_is_refused_with_its_name_and_key(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    assert usage("--out", "x", "--config", str(path)).startswith(said.replace("FILE", str(path)))
-
-
-def test_the_fault_is_laid_to_what_set_the_value(file: Path) -> None:
-    assert usage("--config", str(file), "--nlt.steps", "x").startswith("--nlt.steps: Input")
-    file.write_text("nlt: {steps: x}")
-    said = usage("--config", str(file), "--nlt.lr", "x", "--out", "x").splitlines()
-    assert [line.split(": Input")[0] for line in said] == [f"{file}: nlt.steps", "--nlt.lr"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["--nlt.stepz", "3"], "unknown flag --nlt.stepz; did you mean --nlt.steps?"),
-        (["--ou=3"], "unknown flag --ou; did you mean --out?"),
-        (["--quux"], "unknown flag --quux"),
-        (["quux"], "unexpected argument 'quux'"),
-        (["--nlt", '{"stepz": 3}'], "--nlt.stepz: unknown key; did you mean --nlt.steps?"),
-        (["--train.temperature", "warm"], "--train.temperature: Input should be a valid number"),
-        (["--pairs", '["a"'], "Parsing error encountered for pairs: "),
-        (["--config", "no.yaml"], "--config no.yaml: [Errno 2] No such file or directory: "),
-        (["--config", "nope://no.yaml"], "--config nope://no.yaml: Protocol not known: nope"),
-    ],
-)
-def test_a_bad_flag_is_refused_with_its_name(argv: list[str], said: str) -> None:
-    assert usage("--out", "x", *argv).startswith(said)
-
-
-@pytest.mark.parametrize(
-    ("fault", "code"),
-    [
-        (ValueError("x"), Exit.INPUT),
-        (KeyError("x"), Exit.INPUT),
-        (FileNotFoundError("x"), Exit.INPUT),
-        (FileExistsError("x"), Exit.INPUT),
-        (PermissionError(errno.EACCES, "x"), Exit.INPUT),
-        (Usage("x"), Exit.USAGE),
-        (ConnectionRefusedError("x"), Exit.AGAIN),
-        (TimeoutError("x"), Exit.AGAIN),
-        (OSError(errno.EROFS, "x"), Exit.AGAIN),
-        (OSError(errno.ENOSPC, "x"), Exit.AGAIN),
-        (OSError(errno.EIO, "x"), Exit.AGAIN),
-        (ray.exceptions.RaySystemError("x"), Exit.AGAIN),
-        (ray.exceptions.GetTimeoutError("x"), Exit.AGAIN),
-        (ray.exceptions.RayTaskError("f", "x", ValueError("x")).as_instanceof_cause(), Exit.INPUT),
-        (ray.exceptions.RayTaskError("f", "x", TypeError("x")).as_instanceof_cause(), Exit.BUG),
-        (ray.exceptions.RayTaskError("f", "x", ray.exceptions.NodeDiedError("x")), Exit.AGAIN),
-        (ray.train.WorkerGroupError("x", {0: RuntimeError("x")}), Exit.AGAIN),
-        (ray.train.ControllerError(ValueError("x")), Exit.AGAIN),
-        (ExceptionGroup("x", [ValueError("x"), TimeoutError("x")]), Exit.INPUT),
-        (ExceptionGroup("x", [OSError(errno.EIO, "x"), TimeoutError("x")]), Exit.AGAIN),
-        (ExceptionGroup("x", [TypeError("x"), TimeoutError("x")]), Exit.BUG),
-        (KeyboardInterrupt(), Exit.INTERRUPTED),
-        (TypeError("x"), Exit.BUG),
-        (RuntimeError("x"), Exit.BUG),
-    ],
-)
-def test_an_exit_code_says_whether_running_again_helps(fault: BaseException, code: Exit) -> None:
-    assert exit_code(fault) is code
-
-
-def test_an_s3_that_is_away_is_a_fault_that_passes() -> None:
-    botocore = pytest.importorskip("botocore.exceptions")
-    away = botocore.EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
-    assert exit_code(away) is Exit.AGAIN
-    slow = botocore.ReadTimeoutError(endpoint_url="http://127.0.0.1:1")
-    assert exit_code(slow) is Exit.AGAIN
-
-
-class Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-def test_progress_is_logged_at_its_ends_and_every_so_often() -> None:
-    log, handler, now = logging.Logger("toy"), Lines(), 0.0
-    log.addHandler(handler)
-    report = logged(10.0, log, lambda: now)
-    for done in range(101):  # a second each
-        now = float(done)
-        report(Progress("training", done, 100, f"loss {done}"))
-        if done == 100:
-            report(Progress("training", done, 100))  # once more, of nothing new
-    report(Progress("images", 3, 7))
-    report(Progress("nothing", 0, 0))
-    report(Progress("rows", 5, None))
-    assert handler.lines == [
-        "training 0/100 0% loss 0",
-        *(
-            f"training {done}/100 {done}% ETA 0:{(100 - done) // 60:02}:{(100 - done) % 60:02} "
-            f"loss {done}"
-            for done in range(10, 100, 10)
-        ),
-        "training 100/100 100% loss 100",
-        "images 3/7 42%",
-        "nothing 0/0 100%",
-        "rows 5",
-    ]
-
-
-# The toy as a process
-
 TOY = """
 import errno, logging, os, sys, time, warnings
 from pathlib import Path
-from mla_ray.runtime.job import Job, JobSettings, run
+from mla_ray.runtime.job import Job, run
+from mla_ray.runtime.job_settings import JobSettings
 from mla_ray.runtime.progress import Stopped
 from mla_ray.training.config import Stage
 from mla_ray.runtime.progress import Progress
@@ -438,10 +196,6 @@ def test_a_second_signal_ends_a_job_that_does_not_listen(toy: Path) -> None:
     assert ended(process)[0] == -signal.SIGTERM
 
 
-def test_stopped_without_a_signal_is_to_be_run_again() -> None:
-    assert exit_code(Stopped("enough for today")) is Exit.AGAIN
-
-
 def test_the_job_that_makes_the_native_tells_of_its_keys() -> None:
     made = subprocess.run(
         [sys.executable, "-m", "jobs.pretrain_native", "--help"],
@@ -453,15 +207,6 @@ def test_the_job_that_makes_the_native_tells_of_its_keys() -> None:
     assert made.returncode == 0, made.stderr
     for key in ("config", "out", "run", "data", "model", "steps", "checkpoint_every"):
         assert f"  --{key} " in made.stdout
-
-
-def test_the_native_s_settings_are_valid() -> None:
-    from mla_ray.cli.job.pretrain_native import Settings
-
-    config = str(ROOT / "jobs/configs/emoji-clip.yaml")
-    settings = load(Settings, ["--config", config, "--out", "x", "--steps", "7"])
-    assert (settings.steps, settings.batch, settings.lr) == (7, 512, 1e-3)
-    assert settings.model["text_cfg"]["width"] == 192
 
 
 @pytest.mark.slow

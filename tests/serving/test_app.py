@@ -29,8 +29,8 @@ from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
 from mla_ray.serving.app import create_app
 from mla_ray.serving.backend import LocalBackend
-from mla_ray.serving.schemas import MAX_K, MAX_TEXT, MAX_TEXTS
-from mla_ray.serving.settings import TOKEN, Settings
+from mla_ray.serving.schemas import MAX_HITS, MAX_TEXT, MAX_TEXTS, TOKEN_VARIABLE
+from mla_ray.serving.settings import Settings
 from tests.support.natives import MakePack
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -85,7 +85,7 @@ def start(
 
 @pytest.fixture
 def server(start: Start, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv(TOKEN, "s3cret")
+    monkeypatch.setenv(TOKEN_VARIABLE, "s3cret")
     with start() as server:
         server.client.headers["Authorization"] = "Bearer s3cret"
         for number, png in enumerate(pngs):
@@ -507,7 +507,7 @@ def test_pictures_of_0_1_0_are_found_by_the_source_that_they_are_of(
 def test_an_index_and_pictures_of_0_1_0_stay_together_when_another_source_comes(
     start: Start, native_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TOKEN, "t")
+    monkeypatch.setenv(TOKEN_VARIABLE, "t")
     native = Native.load(str(native_folder))
     config = CollectionConfig(space_of(native), None, 2)  # as 0.1.0 made it
     backend = EdgeBackend.open(tmp_path / "index" / "images", config, create=True)
@@ -565,7 +565,7 @@ def test_packs_come_change_and_go_while_the_server_runs(
         {"q": ""},
         {"q": "  "},
         {"q": "x" * (MAX_TEXT + 1)},
-        {"q": "x", "k": MAX_K + 1},
+        {"q": "x", "k": MAX_HITS + 1},
         {"q": "x", "k": 0},
         {"q": "x", "offset": -1},
         {"q": "x", "find": "passwords"},
@@ -635,8 +635,8 @@ def test_without_the_token_there_is_only_the_page_and_health(server: Server) -> 
 def test_without_a_token_only_loopback_is_served(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(TOKEN, raising=False)
-    with pytest.raises(ValueError, match=TOKEN):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    with pytest.raises(ValueError, match=TOKEN_VARIABLE):
         Settings(hosts=["*"]).token()
     assert Settings().token() is None
 
@@ -647,7 +647,7 @@ def test_a_page_elsewhere_cannot_reach_the_server_by_another_name(server: Server
 
 
 def test_a_client_has_a_rate(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TOKEN, "t")
+    monkeypatch.setenv(TOKEN_VARIABLE, "t")
     with start(rate="3/minute") as server:
         server.client.headers["Authorization"] = "Bearer t"
         answers = [server.get("/v1/languages") for _ in range(4)]
@@ -659,12 +659,12 @@ def test_a_client_has_a_rate(start: Start, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_full_queue_answers_at_once_and_a_late_answer_is_given_up(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TOKEN, "t")
+    monkeypatch.setenv(TOKEN_VARIABLE, "t")
     with start(max_queue=1, timeout_s=0.5) as server, ThreadPoolExecutor(8) as pool:
         server.client.headers["Authorization"] = "Bearer t"
         assert server.get("/v1/search", q="Hund").status_code == 200
         gate = threading.Event()
-        server.backend._torch.submit(gate.wait)  # the encoder is busy
+        server.backend._torch_thread.submit(gate.wait)  # the encoder is busy
         asked = [pool.submit(server.get, "/v1/search", q="Hund") for _ in range(8)]
         answers = [future.result() for future in asked]
         gate.set()

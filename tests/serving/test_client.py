@@ -26,17 +26,16 @@ from PIL import Image
 from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
-from mla_ray.serving.client import (
+from mla_ray.serving.client import AsyncClient, Client
+from mla_ray.serving.client_errors import (
     ApiError,
-    AsyncClient,
     Busy,
-    Client,
     Invalid,
     NotFound,
-    Retry,
     Unauthorized,
     Unreachable,
 )
+from mla_ray.serving.client_retries import Retry
 from mla_ray.serving.schemas import (
     MAX_ERRORS,
     MAX_TEXTS,

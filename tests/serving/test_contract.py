@@ -22,7 +22,8 @@ from schemathesis.specs.openapi.checks import (
 from mla_ray.model.native import Native
 from mla_ray.serving.app import create_app
 from mla_ray.serving.backend import LocalBackend
-from mla_ray.serving.settings import TOKEN, Settings
+from mla_ray.serving.schemas import TOKEN_VARIABLE
+from mla_ray.serving.settings import Settings
 from tests.support.natives import MakePack
 
 TOKEN_HEADER = {"Authorization": "Bearer t"}
@@ -57,7 +58,7 @@ def schema(
         hosts=["testserver", "127.0.0.1", "localhost"],
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(TOKEN, "t")
+        patch.setenv(TOKEN_VARIABLE, "t")
         backend = LocalBackend(given)
         app = create_app(backend, given)
         with TestClient(app):  # starts it and stops it

@@ -15,16 +15,14 @@ from mla_ray.model.tokenizers import LanguageTokenizer
 from mla_ray.packs.card import make_card
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.serving.engines import (
-    BAD_IMAGE,
-    BAD_QUERY,
-    NO_PACK,
-    NOT_ENCODED,
     Encoded,
     ImageEngine,
     IndexEngine,
     Query,
+    Text,
     TextEngine,
 )
+from mla_ray.serving.schemas import ProblemKind
 from tests.support.natives import CONTEXT, MakePack
 
 PutPack = Callable[[LanguagePack], None]
@@ -75,7 +73,8 @@ def gives_up(language: str, native: Native) -> LanguagePack:
 
 
 def encode(engine: TextEngine, *texts: tuple[str, str]) -> Encoded:
-    return engine.encode(texts, engine.prepare({language for language, _ in texts}))
+    prepared = engine.prepare({language for language, _ in texts})
+    return engine.encode([Text(*text) for text in texts], prepared)
 
 
 def test_an_ill_row_costs_itself_alone(engine: TextEngine) -> None:
@@ -85,7 +84,11 @@ def test_an_ill_row_costs_itself_alone(engine: TextEngine) -> None:
     found = encode(engine, *texts)
     assert set(found.errors) == {0, 1, 2, 8, 9, 10}
     kinds = [found.errors[row].kind for row in range(3)]
-    assert kinds == [NOT_ENCODED, NOT_ENCODED, NO_PACK]
+    assert kinds == [
+        ProblemKind.NOT_ENCODED,
+        ProblemKind.NOT_ENCODED,
+        ProblemKind.PACK_UNAVAILABLE,
+    ]
     assert "'sv'" in found.errors[0].detail
     assert "not finite" in found.errors[0].detail
     assert "'da'" in found.errors[1].detail
@@ -97,7 +100,7 @@ def test_an_ill_row_costs_itself_alone(engine: TextEngine) -> None:
             np.testing.assert_allclose(found.vectors[row], alone.vectors[0], atol=1e-5)
             assert np.linalg.norm(found.vectors[row]) == pytest.approx(1, abs=1e-5)
             assert found.unknown_tokens[row] == alone.unknown_tokens[0]
-    part = found.part(5, 10)
+    part = found[5:10]
     assert set(part.errors) == {3, 4}
     np.testing.assert_array_equal(part.vectors, found.vectors[5:10])
     engine.check()
@@ -142,7 +145,7 @@ def test_a_pack_that_is_refused_costs_its_language_alone(
     (tmp_path / "packs" / "de" / "weights.safetensors").write_bytes(b"no such format")
     found = encode(engine, ("de", "ein Hund"), ("hi", "बिल्ली"), ("en", "a dog"))
     assert set(found.errors) == {0}
-    assert found.errors[0].kind == NO_PACK
+    assert found.errors[0].kind == ProblemKind.PACK_UNAVAILABLE
     assert "SHA-256" in found.errors[0].detail
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), [0, 1, 1], atol=1e-5)
 
@@ -155,7 +158,11 @@ def test_images_without_a_direction_are_errors_by_row(
         engine.native.model.visual.proj.fill_(3e38)
     found = engine.encode([pngs[0], b"hello", pngs[1]])
     kinds = {row: fault.kind for row, fault in found.errors.items()}
-    assert kinds == {0: NOT_ENCODED, 1: BAD_IMAGE, 2: NOT_ENCODED}
+    assert kinds == {
+        0: ProblemKind.NOT_ENCODED,
+        1: ProblemKind.BAD_IMAGE,
+        2: ProblemKind.NOT_ENCODED,
+    }
     assert not found.vectors.any()
     assert found.unknown_tokens.tolist() == [0, 0, 0]
 
@@ -186,11 +193,12 @@ def test_an_ill_query_costs_itself_alone(native: Native, tmp_path: Path) -> None
             for vector, k in ((unit[0], 1), (unit[0] * np.nan, 1), (unit[0], 10**6), (unit[1], 1))
         ]
         first, second, third, fourth = engine.search(queries)
-        assert isinstance(first, list)
-        assert isinstance(fourth, list)
-        assert [hit.entry.id for hit in (*first, *fourth)] == ["a", "a"]
-        for fault in (second, third):
-            assert not isinstance(fault, list)
-            assert fault.kind == BAD_QUERY
+        for result in (first, fourth):
+            assert result.fault is None
+            assert [hit.entry.id for hit in result.hits] == ["a"]
+        for result in (second, third):
+            assert result.hits == []
+            assert result.fault is not None
+            assert result.fault.kind == ProblemKind.INVALID_REQUEST
     finally:
         engine.close()

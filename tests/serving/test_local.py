@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -23,8 +23,8 @@ from mla_ray.evaluation.evaluation import encode_query
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.ingest import index_captions, space_of
 from mla_ray.model.native import Native
+from mla_ray.packs.library import load_packs
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.packs.store import load_packs
 from tests.support import ROOT
 from tests.support.natives import MakePack
 from tests.support.server import Served, serving
@@ -50,8 +50,8 @@ class Place:
         pack.save(self.packs / language)
         return pack
 
-    def get(self, path: str, **params: Any) -> httpx.Response:
-        return httpx.get(self.server.url + path, params=params, timeout=30)
+    def get(self, path: str, **params: Any) -> httpx2.Response:
+        return httpx2.get(self.server.url + path, params=params, timeout=30)
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         found = []
@@ -151,13 +151,13 @@ class Load:
         return [answer for answer in self.answers if answer[1] != 200]
 
     def _run(self, number: int) -> None:
-        with httpx.Client(base_url=self.place.server.url, timeout=60) as client:
+        with httpx2.Client(base_url=self.place.server.url, timeout=60) as client:
             while not self._stop.is_set():
                 language = self.languages[number % len(self.languages)]
                 try:
                     params = {"q": "Hund", "language": language, "k": 3}
                     status: int | str = client.get("/v1/search", params=params).status_code
-                except httpx.HTTPError as error:
+                except httpx2.HTTPError as error:
                     status = type(error).__name__
                 self.answers.append((time.monotonic(), status))
                 number += 1
@@ -183,7 +183,7 @@ def test_packs_come_change_and_go_under_load_without_a_failed_request(place: Pla
 
         def vector() -> Any:
             body = {"inputs": [{"text": "ein Hund", "language": "de"}]}
-            answer = httpx.post(f"{place.server.url}/v1/embeddings/text", json=body, timeout=30)
+            answer = httpx2.post(f"{place.server.url}/v1/embeddings/text", json=body, timeout=30)
             return np.array(answer.json()["embeddings"][0])
 
         old = vector()
@@ -244,12 +244,12 @@ def test_an_ingest_killed_in_mid_stream_and_run_again_loses_and_doubles_nothing(
     ]
     (tmp_path / "captions.ndjson").write_text("\n".join(lines))
     send = (
-        "import sys, httpx, time\n"
+        "import sys, httpx2, time\n"
         "def body():\n"
         "    for line in open(sys.argv[2], 'rb'):\n"
         "        yield line\n"
         "        time.sleep(0.001)\n"
-        "httpx.post(sys.argv[1] + '/v1/captions', content=body(), timeout=60,\n"
+        "httpx2.post(sys.argv[1] + '/v1/captions', content=body(), timeout=60,\n"
         "           headers={'Content-Type': 'application/x-ndjson'})\n"
     )
     command = [sys.executable, "-c", send, place.server.url, str(tmp_path / "captions.ndjson")]
@@ -264,7 +264,7 @@ def test_an_ingest_killed_in_mid_stream_and_run_again_loses_and_doubles_nothing(
     assert written() < 3000
 
     for _ in range(2):
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{place.server.url}/v1/captions",
             content="\n".join(lines).encode(),
             headers={"Content-Type": "application/x-ndjson"},

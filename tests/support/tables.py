@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from mla_ray.data.blocks import Spool, Table, cut, write_index
+from mla_ray.data.blocks import ScratchTable, ShuffledTable, cut, write_index
 from mla_ray.data.feature_store import FeatureStore, key_of
 
 SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "key": pa.string()})
@@ -22,17 +22,17 @@ def make_table(
     number: int = 0,
     limit: int = 1 << 14,
     broken: frozenset[int] = frozenset(),
-) -> Table:
+) -> ShuffledTable:
     """A table whose row n has `lengths[n]` tokens and the feature [n, n]; `broken` have none."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = [key_of(f"{number} {row}") for row in range(len(lengths))]
-    spool = Spool(folder / "spool", SCHEMA)
+    scratch = ScratchTable(folder / "scratch", SCHEMA)
     ids = [np.zeros(length, np.int32) for length in lengths]
-    spool.add(pa.table({"ids": pa.array(ids, pa.list_(pa.int32())), "key": keys}, SCHEMA))
+    scratch.add(pa.table({"ids": pa.array(ids, pa.list_(pa.int32())), "key": keys}, SCHEMA))
     store = FeatureStore(UPath(folder / "store"), "f" * 64, "text")
     row_of = {key: row for row, key in enumerate(keys)}
     blocks = []
-    for prefix, part in cut(spool, limit):
+    for prefix, part in cut(scratch, limit):
         table = part.read()
         (folder / "rows").mkdir(exist_ok=True)
         pq.write_table(table, folder / "rows" / f"b{prefix}.parquet")
@@ -42,4 +42,4 @@ def make_table(
         store.write(table["key"].to_pylist(), features, reasons, prefix)
         blocks.append((prefix, len(table)))
     write_index(UPath(folder), blocks)
-    return Table(UPath(folder), np.zeros(1, np.int32), store, seed, number)
+    return ShuffledTable(UPath(folder), np.zeros(1, np.int32), store, seed, number)

@@ -1,4 +1,4 @@
-"""Promises of fine-tuning: of mla_ray.training.finetuning, decoded, lineage and contrastive."""
+"""Promises of fine-tuning: of training.finetuning and its learner, decoded_images and lineage."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn import functional as F
 
 from mla_ray.data import decoded_images as decoded
@@ -23,17 +22,24 @@ from mla_ray.evaluation.recall import rank
 from mla_ray.model.lineage import LINEAGE, copy_native, read_lineage
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import at, read_json
-from mla_ray.training import finetuning
 from mla_ray.training.config import Evaluations, FinetuneConfig
-from mla_ray.training.contrastive import Towers
-from mla_ray.training.finetuning import TRAIN, VALIDATION, Job, finetune, train
-from mla_ray.training.loop import ASK, DONE, Diverged, Outside, Wish
+from mla_ray.training.driver import Control, Driver
+from mla_ray.training.finetuning import finetune
+from mla_ray.training.finetuning_learner import (
+    TRAIN,
+    VALIDATION,
+    DecodedRun,
+    FinetuningLearner,
+    train,
+)
+from mla_ray.training.loop import DONE, LOG_EVERY, Diverged
+from mla_ray.training.run_spec import check_goes_on
 from tests.support import gloo
 from tests.support.commands import Mla
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS = 3 * ASK
+STEPS = 3 * LOG_EVERY
 CONFIG = FinetuneConfig(steps=STEPS, batch=8, lr=1e-3, checkpoint_every=7)
 HELD = CONFIG.model_copy(update={"held_out": Evaluations(every=5, size=99)})
 
@@ -82,7 +88,7 @@ def table(
     )
 
 
-Make = Callable[..., Job]
+Make = Callable[..., DecodedRun]
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +96,11 @@ def make(native_folder: Path, table: Table) -> Make:
     """A run whose table is decoded."""
     native = Native.load(str(native_folder))
 
-    def job(run: Path, config: FinetuneConfig = CONFIG) -> Job:
+    def job(run: Path, config: FinetuneConfig = CONFIG) -> DecodedRun:
         for split in (TRAIN, VALIDATION):
             decode(native, table.path, split, at(run) / "data" / split)
         spec = {"native": native.name, "fingerprint": native.fingerprint, "captions": ["…"]}
-        return Job(str(run), spec | {"config": config.model_dump(), "rows": {TRAIN: 24}})
+        return DecodedRun(str(run), spec | {"config": config.model_dump(), "rows": {TRAIN: 24}})
 
     return job
 
@@ -164,7 +170,7 @@ def test_its_lineage_names_the_parent_and_what_was_done(
 def test_a_grandchild_has_both_its_ancestors(tuned: Path, make: Make, tmp_path: Path) -> None:
     child = Native.load(str(tuned / "native"))
     job = make(tmp_path, CONFIG.model_copy(update={"steps": 1}))
-    train(Job(job.run, job.spec | {"native": child.name, "fingerprint": child.fingerprint}))
+    train(DecodedRun(job.run, job.spec | {"native": child.name, "fingerprint": child.fingerprint}))
     lineage, before = read_lineage(str(tmp_path / "native")), read_lineage(child.name)
     assert lineage
     assert before
@@ -189,10 +195,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
 def test_stopped_and_resumed_it_ends_in_the_same_bytes(make: Make, tmp_path: Path) -> None:
     whole, parts = make(tmp_path / "whole", HELD), make(tmp_path / "parts", HELD)
     train(whole)
-    wishes = iter([Wish.STOP])
-    assert not train(parts, Outside(wish=lambda: next(wishes)))
+    wishes = iter([Control.STOP])
+    assert not train(parts, Driver(control=lambda: next(wishes)))
     assert not (tmp_path / "parts" / DONE).exists()
-    assert told(tmp_path / "parts")[-1]["step"] == ASK
+    assert told(tmp_path / "parts")[-1]["step"] == LOG_EVERY
     assert train(parts)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     rows = [
@@ -202,7 +208,7 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes(make: Make, tmp_path: Pat
     assert rows[0] == rows[1]
 
 
-def _two_workers(rank: int, world: int, job: Job) -> None:
+def _two_workers(rank: int, world: int, job: DecodedRun) -> None:
     train(job)
 
 
@@ -220,11 +226,11 @@ def test_two_workers_learn_what_one_does(make: Make, tuned: Path, tmp_path: Path
 
 def test_the_first_steps_loss_is_clips_own(make: Make, table: Table, tmp_path: Path) -> None:
     """By open_clip's encoders and cross entropy, with no two rows of one image in the batch."""
-    job = make(tmp_path, CONFIG.model_copy(update={"steps": ASK, "batch": 2, "lr": 1e-12}))
+    job = make(tmp_path, CONFIG.model_copy(update={"steps": LOG_EVERY, "batch": 2, "lr": 1e-12}))
     train(job)
     native = Native.load(job.spec["native"])
     shots = Shots(at(tmp_path) / "data" / TRAIN, native)
-    step = ASK - 1  # the one whose loss is told
+    step = LOG_EVERY - 1  # the one whose loss is told
     epoch, start = divmod(2 * step, len(shots))
     rows = np.random.default_rng([0, epoch]).permutation(len(shots))[start : start + 2]
     assert len(set(shots.image[rows])) == 2
@@ -239,8 +245,8 @@ def test_the_first_steps_loss_is_clips_own(make: Make, table: Table, tmp_path: P
 
 def test_under_autocast_the_features_alone_are_in_bfloat16(make: Make, tmp_path: Path) -> None:
     """Gradients are those of a loss that is worked out where nothing is cast."""
-    state = finetuning._State(make(tmp_path / "run"), torch.device("cpu"))
-    native = state.native
+    learner = FinetuningLearner(make(tmp_path / "run"), torch.device("cpu"))
+    native = learner.native
     towers = {name: getattr(native, name) for name in ("encode_text", "encode_image")}
     weights = [w for n, w in native.model.named_parameters() if n != "logit_scale"]
 
@@ -256,7 +262,7 @@ def test_under_autocast_the_features_alone_are_in_bfloat16(make: Make, tmp_path:
         for name in towers:
             setattr(native, name, partial(in_bfloat16, name))
         with torch.autocast("cpu", torch.bfloat16, enabled=whole):
-            loss = state.loss(0)
+            loss = learner.loss(learner.batches("finetune")[0])
         assert loss.dtype == torch.float32
         return list(torch.autograd.grad(loss, weights))
 
@@ -268,8 +274,6 @@ def test_captions_that_say_the_same_are_no_negatives(
     native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:
     """In a run that 0.1.0 began they go on as they were, by every character."""
-    from mla_ray.training.finetuning import _State
-
     native = Native.load(str(native_folder))
     rows = []
     for number, caption in enumerate(("a dog", "A DOG.")):
@@ -282,8 +286,9 @@ def test_captions_that_say_the_same_are_no_negatives(
     spec = {"native": native.name, "fingerprint": native.fingerprint, "config": config}
 
     def loss() -> float:
-        state = _State(Job(str(tmp_path / "run"), spec), torch.device("cpu"))
-        return float(state.loss(0).detach())
+        job = DecodedRun(str(tmp_path / "run"), spec)
+        learner = FinetuningLearner(job, torch.device("cpu"))
+        return float(learner.loss(learner.batches("finetune")[0]).detach())
 
     assert loss() == 0, "there is nothing to tell apart"
     kept = pq.read_table(data / "rows.parquet").select(["image", "caption"])
@@ -292,12 +297,11 @@ def test_captions_that_say_the_same_are_no_negatives(
 
 
 def test_every_row_is_seen_once_in_an_epoch(make: Make, tmp_path: Path) -> None:
-    from mla_ray.training.finetuning import _State
-
-    state = _State(make(tmp_path), torch.device("cpu"))
-    epoch = np.concatenate([state.rows(step) for step in range(3)])
+    learner = FinetuningLearner(make(tmp_path), torch.device("cpu"))
+    batches = learner.batches("finetune")
+    epoch = np.concatenate([batches[step] for step in range(3)])
     assert sorted(epoch.tolist()) == list(range(24))
-    assert state.rows(3).tolist() != state.rows(0).tolist()
+    assert batches[3].tolist() != batches[0].tolist()
 
 
 # --- evaluations --------------------------------------------------------------------------------
@@ -396,12 +400,12 @@ def test_a_run_of_the_rule_of_before_goes_on_and_that_is_told(
     spec = {"fingerprint": native.fingerprint, "config": {"steps": 4}}
     before = spec | {"fingerprint": native.fingerprint_v1}
     (tmp_path / "run.json").write_text(json.dumps(before))
-    finetuning._begin(at(tmp_path), spec, native, resume=True)
+    check_goes_on(at(tmp_path), spec, native, resume=True)
     (said,) = recognitions
     assert said.startswith(f"{tmp_path}: has the fingerprint of mla-ray 0.1.0")
     (tmp_path / "run.json").write_text(json.dumps(spec | {"fingerprint": "0" * 64}))
     with pytest.raises(ValueError, match="fingerprint differ"):
-        finetuning._begin(at(tmp_path), spec, native, resume=True)
+        check_goes_on(at(tmp_path), spec, native, resume=True)
 
 
 def test_bad_rows_are_refused_with_their_place_or_left_out(
@@ -431,35 +435,6 @@ def test_bad_rows_are_refused_with_their_place_or_left_out(
     assert (read.rows, read.dropped) == (24, 3)
     shots = Shots(at(tmp_path / "lenient"), native)
     assert shots.caption == table.captions
-
-
-# --- the towers ---------------------------------------------------------------------------------
-
-
-def test_towers_go_on_from_what_they_gave() -> None:
-    def build() -> Towers:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-        return Towers(model, weight_decay=0.2, clip=1.0)
-
-    def steps(towers: Towers, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            x = torch.randn(6, 4, generator=torch.Generator().manual_seed(number))
-            towers.model(x).square().sum().backward()
-            towers.step(1e-2)
-            towers.follow(0.5)
-
-    whole, one, two = build(), build(), build()
-    steps(whole, range(6))
-    steps(one, range(3))
-    two.load({name: tensor.clone() for name, tensor in one.tensors().items()})
-    steps(two, range(3, 6))
-    expected, found = whole.tensors(), two.tensors()
-    assert expected.keys() == found.keys()
-    assert all(found[name].equal(expected[name]) for name in expected)
-    assert not found["model/0.weight"].equal(found["kept/0.weight"])
-    two.follow()
-    assert two.tensors()["kept/0.weight"].equal(two.tensors()["model/0.weight"])
 
 
 # --- on Ray, and by command ---------------------------------------------------------------------

@@ -14,26 +14,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from upath import UPath
 
-from mla_ray.data.blocks import Rows, read_parquet
+from mla_ray.data.blocks import Examples, read_parquet
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.feature_store import FeatureStore, Kind, encode_images, encode_texts, key_of
-from mla_ray.data.sampling import Batches, turn
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.native import Native
+from mla_ray.model.objectives import positive_groups
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.storage import at, write_json
-from mla_ray.training import loop
+from mla_ray.training.acquisition import begin, job_of
+from mla_ray.training.acquisition_learner import AcquisitionLearner, PreparedRun, train
 from mla_ray.training.checkpoints import TENSORS
 from mla_ray.training.config import AcquireConfig, HeldOut, Stage
-from mla_ray.training.loop import ASK, DONE, Diverged, Job, Outside, Wish, cut, groups, train
-from mla_ray.training.prepare import contents, prepare, read_prepared, spec_of
-from mla_ray.training.trainer import begin, job_of
+from mla_ray.training.driver import Control, Driver
+from mla_ray.training.loop import DONE, LOG_EVERY, Diverged
+from mla_ray.training.prepare import contents, prepare, read_prepared
+from mla_ray.training.run_spec import spec_of
 from tests.support import gloo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS = 2 * ASK
+STEPS = 2 * LOG_EVERY
 CONFIG = AcquireConfig(
     nlt=Stage(steps=STEPS, batch=8, lr=2e-3),
     le=Stage(steps=STEPS, batch=8, lr=1e-3),
@@ -93,7 +95,7 @@ def tables(pngs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[
     return made
 
 
-Make = Callable[..., Job]
+Make = Callable[..., PreparedRun]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def make(native_folder: Path, tables: dict[str, Corpus]) -> Make:
         config: AcquireConfig = CONFIG,
         languages: Sequence[str] = ("de",),
         broken: int = 0,
-    ) -> Job:
+    ) -> PreparedRun:
         corpora = [tables[language] for language in languages]
         prepared = prepare(native, corpora, config, at(run))
         store = at(run) / "features"
@@ -164,10 +166,10 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def wishing(*wishes: Wish) -> Outside:
-    """Wishes one after another, and then none."""
-    left_to_say = iter(wishes)
-    return Outside(wish=lambda: next(left_to_say, Wish.GO))
+def controlled(*controls: Control) -> Driver:
+    """Answers one after another, and then to go on."""
+    left_to_say = iter(controls)
+    return Driver(control=lambda: next(left_to_say, Control.CONTINUE))
 
 
 Script = Callable[[dict[int, float]], dict[int, dict[str, Tensor]]]
@@ -180,13 +182,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Script:
     def script(figures: dict[int, float]) -> dict[int, dict[str, Tensor]]:
         seen: dict[int, dict[str, Tensor]] = {}
 
-        def evaluate(state: Any, language: str) -> float:
-            step = state.before + state.step
-            encoder = state.encoders[language]
+        def evaluate(learner: AcquisitionLearner) -> float:
+            step = learner.steps_before + learner.step
+            encoder = learner.encoders["de"]
             seen[step] = {n: w.detach().clone() for n, w in encoder.named_parameters()}
             return figures.get(step, 0.0)
 
-        monkeypatch.setattr(loop.State, "_evaluate", evaluate)
+        monkeypatch.setattr(AcquisitionLearner, "held_out_ar", evaluate)
         return seen
 
     return script
@@ -246,7 +248,7 @@ def test_a_finished_training_is_finished_when_asked_again(
 ) -> None:
     for held, run in whole.items():
         before, rows = left(run), told(run)
-        assert train(make(run, HELD if held else CONFIG), Outside(saved=never))
+        assert train(make(run, HELD if held else CONFIG), Driver(on_checkpoint=never))
         assert left(run) == before
         assert told(run) == rows
 
@@ -264,7 +266,7 @@ def test_metrics_come_every_few_steps_and_at_the_end_of_a_stage(make: Make, tmp_
         }
     )
     sent: list[dict[str, Any]] = []
-    assert train(make(tmp_path / "run", config), Outside(send=sent.append))
+    assert train(make(tmp_path / "run", config), Driver(on_metrics=sent.append))
     rows = told(tmp_path / "run")
     losses = [("nlt", 10), ("nlt", 13), ("le", 10)]
     assert steps_of(rows, "loss") == steps_of(sent, "loss") == losses
@@ -288,7 +290,7 @@ def test_checkpoints_come_when_due_and_at_the_end_of_each_stage(make: Make, tmp_
         assert (folder / "checkpoint.json").exists()
         saved.append((figures["stage"], figures["step"], figures["total_step"], folder.name))
 
-    assert train(make(tmp_path / "run"), Outside(saved=note))
+    assert train(make(tmp_path / "run"), Driver(on_checkpoint=note))
     assert [place[:3] for place in saved] == [
         *((0, 7, 7), (0, 14, 14), (1, 0, 20)),
         *((1, 7, 27), (1, 14, 34), (2, 0, 40)),
@@ -301,7 +303,7 @@ def test_checkpoints_come_when_due_and_at_the_end_of_each_stage(make: Make, tmp_
 
 def test_another_native_is_refused(make: Make, tmp_path: Path) -> None:
     job = make(tmp_path / "run")
-    other = Job(job.run, job.tables, job.store, job.spec | {"fingerprint": "0" * 64})
+    other = PreparedRun(job.run, job.tables, job.store, job.spec | {"fingerprint": "0" * 64})
     with pytest.raises(ValueError, match="is not the one the run began with"):
         train(other)
 
@@ -317,7 +319,7 @@ def test_a_run_of_the_rule_of_before_goes_on_and_that_is_told(
     """Its run.json and its features are as mla-ray 0.1.0 wrote them; its packs are as today."""
     native, run = Native.load(str(native_folder)), tmp_path / "run"
     job = make(run)
-    assert not train(job, wishing(Wish.STOP))
+    assert not train(job, controlled(Control.STOP))
     spec = json.loads((run / "run.json").read_text())
     assert spec["fingerprint"] == native.fingerprint
     (run / "run.json").write_text(json.dumps(spec | {"fingerprint": native.fingerprint_v1}))
@@ -354,11 +356,13 @@ def test_a_loss_that_is_no_number_ends_the_training_with_its_remedy(
     stage = Stage(steps=STEPS, batch=8, lr=1e30)
     job = make(tmp_path / "run", CONFIG.model_copy(update={"nlt": stage}))
     for _ in range(2):  # going on from its checkpoint, too
-        with pytest.raises(Diverged, match=rf"nlt step {ASK}: .* make nlt.lr \(1e\+30\) smaller"):
+        with pytest.raises(
+            Diverged, match=rf"nlt step {LOG_EVERY}: .* make nlt.lr \(1e\+30\) smaller"
+        ):
             train(job)
     assert not (tmp_path / "run" / DONE).exists()
     (row,) = told(tmp_path / "run")  # of the last try
-    assert (row["stage"], row["step"], row["loss"]) == ("nlt", ASK, None)
+    assert (row["stage"], row["step"], row["loss"]) == ("nlt", LOG_EVERY, None)
 
 
 @pytest.mark.parametrize("stage", ["nlt", "le"])
@@ -366,9 +370,9 @@ def test_under_autocast_the_features_alone_are_in_bfloat16(
     make: Make, tmp_path: Path, stage: str
 ) -> None:
     """Gradients are those of a loss that is worked out where nothing is cast."""
-    state = loop.State(make(tmp_path / "run"), CONFIG, torch.device("cpu"))
-    encode, weights = state._encode, list(state.encoders.parameters())
-    for acquirer in state.encoders["de"].acquirers:  # type: ignore[union-attr]
+    learner = AcquisitionLearner(make(tmp_path / "run"), torch.device("cpu"))
+    encode, weights = learner.encode, list(learner.weights().values())
+    for acquirer in learner.encoders["de"].acquirers:
         torch.nn.init.normal_(acquirer.up.weight, std=0.1)
 
     def gradients(whole: bool) -> list[Tensor]:
@@ -380,9 +384,9 @@ def test_under_autocast_the_features_alone_are_in_bfloat16(
             assert features.dtype == torch.bfloat16
             return features
 
-        state._encode = encode_in_bfloat16  # type: ignore[method-assign]
+        learner.encode = encode_in_bfloat16  # type: ignore[method-assign]
         with torch.autocast("cpu", torch.bfloat16, enabled=whole):
-            loss, _ = state.objective(stage)(0)
+            loss = learner.loss(learner.batches(stage)[0])
         assert loss.dtype == torch.float32
         return [g.to_dense() for g in torch.autograd.grad(loss, weights)]
 
@@ -418,7 +422,7 @@ def test_a_run_at_a_url_is_the_local_one_to_the_byte(
 ) -> None:
     run = at(f"memory://loop-{tmp_path.name}/run")
     job = make(str(run), HELD)
-    assert not train(job, wishing(Wish.GO, Wish.STOP))
+    assert not train(job, controlled(Control.CONTINUE, Control.STOP))
     assert train(job)
     assert left(run) == left(whole[True])
 
@@ -512,7 +516,7 @@ def test_patience_and_the_best_outlive_an_interruption(
     scripted(figures)
     assert train(make(tmp_path / "whole", PATIENT))
     job = make(tmp_path / "run", PATIENT)
-    assert train(job, wishing(*[Wish.GO] * answered, Wish.STOP)) == (answered == 2)
+    assert train(job, controlled(*[Control.CONTINUE] * answered, Control.STOP)) == (answered == 2)
     assert train(job)
     assert left(tmp_path / "run") == left(tmp_path / "whole")
     for figure in ("AR", "loss"):
@@ -585,13 +589,13 @@ def test_stopped_and_called_again_it_leaves_the_same_bytes(
     run = tmp_path / "run"
     job = make(run, HELD if held else CONFIG)
     saved: list[int] = []
-    answers = iter([Wish.GO] * place + [Wish.STOP])
-    outside = Outside(
-        saved=lambda figures, folder: saved.append(figures["total_step"]),
-        wish=lambda: next(answers),
+    answers = iter([Control.CONTINUE] * place + [Control.STOP])
+    outside = Driver(
+        on_checkpoint=lambda figures, folder: saved.append(figures["total_step"]),
+        control=lambda: next(answers),
     )
     assert not train(job, outside)
-    assert saved[-1] == ASK * (place + 1)
+    assert saved[-1] == LOG_EVERY * (place + 1)
     assert not (run / "done.json").exists()
     assert train(job)
     assert left(run) == left(whole[held])
@@ -607,8 +611,8 @@ def test_stopped_again_and_again_it_leaves_the_same_bytes(
 ) -> None:
     job = make(tmp_path / "run", HELD)
     for _ in range(4):
-        assert not train(job, wishing(Wish.STOP))
-    assert train(job, wishing(Wish.STOP)), "nobody is asked any more"
+        assert not train(job, controlled(Control.STOP))
+    assert train(job, controlled(Control.STOP)), "nobody is asked any more"
     assert left(tmp_path / "run") == left(whole[True])
 
 
@@ -628,13 +632,13 @@ def test_killed_at_any_checkpoint_it_leaves_the_same_bytes(
         if count == saves:
             raise Killed
 
-    def wish() -> Wish:
+    def wish() -> Control:
         if saves == 0:  # before the first checkpoint but one
             raise Killed
-        return Wish.GO
+        return Control.CONTINUE
 
     with pytest.raises(Killed):
-        train(job, Outside(saved=saved, wish=wish))
+        train(job, Driver(on_checkpoint=saved, control=wish))
     assert train(job)
     assert left(tmp_path / "run") == left(whole[True])
     assert steps_of(told(tmp_path / "run"), "AR") == steps_of(told(whole[True]), "AR")
@@ -646,14 +650,14 @@ def test_a_checkpoint_that_was_wished_for_is_written_and_changes_nothing(
 ) -> None:
     run = tmp_path / "run"
     saved: list[int] = []
-    answers = iter([Wish.SAVE, Wish.GO, Wish.SAVE])
+    answers = iter([Control.SAVE, Control.CONTINUE, Control.SAVE])
 
     def note(figures: dict[str, Any], folder: UPath | None) -> None:
         assert folder is not None
         assert (folder / "checkpoint.json").exists()
         saved.append(figures["total_step"])
 
-    outside = Outside(saved=note, wish=lambda: next(answers, Wish.GO))
+    outside = Driver(on_checkpoint=note, control=lambda: next(answers, Control.CONTINUE))
     assert train(make(run, HELD if held else CONFIG), outside)
     assert saved == [7, 10, 14, 20, 27, 30, 34, 40]
     assert left(run) == left(whole[held])
@@ -667,17 +671,17 @@ def flip(checkpoint: Path) -> None:
 
 
 @pytest.fixture
-def stopped(make: Make, tmp_path: Path) -> tuple[Job, list[Path]]:
+def stopped(make: Make, tmp_path: Path) -> tuple[PreparedRun, list[Path]]:
     """A training stopped in LE, and its checkpoints, the oldest first."""
     job = make(tmp_path / "run", HELD)
-    assert not train(job, wishing(Wish.GO, Wish.GO, Wish.STOP))
+    assert not train(job, controlled(Control.CONTINUE, Control.CONTINUE, Control.STOP))
     checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert len(checkpoints) == 2
     return job, checkpoints
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_and_no_bytes(
-    stopped: tuple[Job, list[Path]], whole: dict[bool, Path], tmp_path: Path
+    stopped: tuple[PreparedRun, list[Path]], whole: dict[bool, Path], tmp_path: Path
 ) -> None:
     job, checkpoints = stopped
     flip(checkpoints[-1])
@@ -687,7 +691,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_no_bytes(
 
 
 def test_with_all_checkpoints_damaged_nothing_is_begun_anew(
-    stopped: tuple[Job, list[Path]], tmp_path: Path
+    stopped: tuple[PreparedRun, list[Path]], tmp_path: Path
 ) -> None:
     job, checkpoints = stopped
     for checkpoint in checkpoints:
@@ -712,49 +716,47 @@ TOGETHER = CONFIG.model_copy(
 )
 
 
-def worker(rank: int, world: int, job: Job, out: str) -> None:
+def worker(rank: int, world: int, job: PreparedRun, out: str) -> None:
     """Gradients and one step of each objective, then a whole training."""
     for name in ("nlt", "le"):
         save_file(one_step(job, name), f"{out}/{name}-{rank}")
     assert train(job)
 
 
-def batch_of(state: Any, name: str, step: int) -> Rows:
-    stage: Stage = getattr(state.config, name)
-    walked = Batches(state._tables("de", name), stage.batch, state.config.seed)
-    return walked[turn(["de"], step, state.config.seed)[1]]
+def examples(learner: AcquisitionLearner, name: str, step: int) -> Examples:
+    return learner.batches(name)[step].examples
 
 
-def step_of(state: Any, name: str) -> int:
+def step_of(learner: AcquisitionLearner, name: str) -> int:
     """The first step of LE whose batch repeats an image and a caption."""
     if name == "nlt":
         return 0
     for step in range(100):
-        batch = batch_of(state, name, step)
+        batch = examples(learner, name, step)
         if max(len(set(column.tolist())) for column in (batch.key, batch.caption)) < 8:
             return step
     raise AssertionError("there is none")
 
 
-def one_step(job: Job, name: str) -> dict[str, Tensor]:
-    state = loop.State(job, job.config, torch.device("cpu"))
+def one_step(job: PreparedRun, name: str) -> dict[str, Tensor]:
+    learner = AcquisitionLearner(job, torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weight in state.encoders["de"].acquirers.parameters():
+        for weight in learner.encoders["de"].acquirers.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    found = {}
-    loss_of, step = state.objective(name), step_of(state, name)
-    loss_of(step)[0].backward()
-    dense, rows = state.optimizer._gather()
-    for number, gradient in enumerate(dense):
-        found[f"gradient/{number}"] = gradient.clone()
-    found["gradient/rows"] = rows.to_dense()
-    found["gradient/index"] = rows.indices()[0].clone()
-    for weight in state.encoders.parameters():
-        weight.grad = None
-    loss_of(step)[0].backward()
-    found["norm"] = torch.tensor(state.optimizer.step(1e-3))
-    for weight_name, weight in state._weights().items():
+    rows = learner.encoders["de"].embedding.rows.weight
+    optimizer, found = learner.optimizer, {}
+    learner.loss(learner.batches(name)[step_of(learner, name)]).backward()
+    optimizer.all_reduce()
+    for number, weight in enumerate(optimizer.dense):
+        assert weight.grad is not None
+        found[f"gradient/{number}"] = weight.grad.clone()
+    before = rows.detach().clone()
+    found["norm"] = optimizer.clip_grad_norm_(1e9).clone()
+    optimizer.step(1e-3)
+    optimizer.zero_grad()
+    found["gradient/touched"] = (rows != before).any(1).to(torch.int64)
+    for weight_name, weight in learner.weights().items():
         found[f"weights/{weight_name}"] = weight.detach().clone()
     return found
 
@@ -777,11 +779,11 @@ def test_the_batch_of_these_tests_is_shared_out_unevenly_and_has_groups(
     together: dict[int, Path], make: Make
 ) -> None:
     job = make(together[1] / "run", TOGETHER)
-    state = loop.State(job, job.config, torch.device("cpu"))
+    learner = AcquisitionLearner(job, torch.device("cpu"))
     for name in ("nlt", "le"):
-        batch = batch_of(state, name, step_of(state, name))
+        batch = examples(learner, name, step_of(learner, name))
         assert [len(batch[slice(first, None, WORLD)].ids) for first in range(WORLD)] == [3, 3, 2]
-    of = groups(batch.key.tolist(), batch.caption.tolist())
+    of = positive_groups(batch.key.tolist(), batch.caption.tolist())
     assert 1 < len(set(of)) < 8
     assert len(set(batch.key.tolist())) < 8, "an image has several captions in it"
     assert len(set(batch.caption.tolist())) < 8, "a caption has several images in it"
@@ -793,7 +795,7 @@ def test_uneven_shares_add_up_to_the_gradient_and_the_step_of_the_whole_batch(
 ) -> None:
     one, three = (load_file(together[world] / f"{name}-0") for world in (1, WORLD))
     assert one.keys() == three.keys()
-    assert torch.equal(one["gradient/index"], three["gradient/index"])
+    assert torch.equal(one["gradient/touched"], three["gradient/touched"])
     for tensor, expected in one.items():
         assert expected.abs().max() > 0, tensor
         torch.testing.assert_close(three[tensor], expected, rtol=1e-4, atol=1e-6)
@@ -829,7 +831,7 @@ def test_three_workers_leave_the_packs_and_the_figures_that_one_does(
 def from_pack(make: Make, tables: dict[str, Corpus], monkeypatch: pytest.MonkeyPatch) -> Any:
     """`make`, for German captions alone, starting from a pack."""
 
-    def job(run: Path, pack: Path, config: AcquireConfig) -> Job:
+    def job(run: Path, pack: Path, config: AcquireConfig) -> PreparedRun:
         corpus = Corpus("de", [], tables["de"].captions, pack)
         monkeypatch.setitem(tables, "de", corpus)
         return make(run, config)
@@ -896,40 +898,3 @@ def test_a_run_from_a_pack_is_of_one_language_and_of_the_packs(
     hindi = Corpus("hi", [], tables["hi"].captions, pack)
     with pytest.raises(ValueError, match="a pack for 'de', not for 'hi'"):
         prepare(native, [hindi], CONFIG, at(tmp_path / "other"))
-
-
-# --- batches -------------------------------------------------------------------------------------
-
-
-def test_a_batch_is_parted_where_that_spares_most_padding() -> None:
-    assert cut(np.array([3] * 100 + [20] * 28)) == [100]
-    assert cut(np.array([3, 3, 4, 4, 4, 19, 20, 21])) == [5]
-    for even in ([], [7], [9] * 50, [9, 9, 9, 10]):
-        assert cut(np.array(even)) == []
-    generator = np.random.default_rng(0)
-    for _ in range(50):
-        lengths = np.sort(generator.integers(2, 40, size=generator.integers(2, 30)))
-        costs = [
-            n * lengths[n - 1] + (len(lengths) - n) * lengths[-1] for n in range(1, len(lengths))
-        ]
-        whole = len(lengths) * lengths[-1]
-        found = cut(lengths)
-        assert bool(found) == (min(costs) <= 0.85 * whole)
-        if found:
-            assert costs[found[0] - 1] == min(costs)
-
-
-@pytest.mark.parametrize("at_row", [1, 3, 5])
-def test_a_batch_in_two_passes_has_the_features_of_one(
-    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at_row: int
-) -> None:
-    state = loop.State(make(tmp_path / "run"), CONFIG, torch.device("cpu"))
-    texts = [np.arange(1, length, dtype=np.int32) for length in (9, 3, 7, 4, 8, 5)]
-    together = {}
-    for name, cuts in (("one", []), ("two", [at_row])):
-        monkeypatch.setattr(loop, "cut", lambda lengths, cuts=cuts: cuts)
-        together[name] = state._encode("de", texts)
-    assert torch.allclose(together["one"], together["two"], atol=1e-6)
-    monkeypatch.undo()
-    alone = torch.cat([state._encode("de", [text]) for text in texts])
-    assert torch.allclose(together["two"], alone, atol=1e-6), "in another order"

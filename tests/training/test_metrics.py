@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from upath import UPath
 
 from mla_ray.runtime.storage import at
-from mla_ray.training import metrics as watching
-from mla_ray.training.metrics import Row, Watch
+from mla_ray.training import metrics
+from mla_ray.training.metrics import MetricsLogger, Row
 
 LABELS = {"run": "german", "native": "tiny-clip"}
 
@@ -37,9 +37,9 @@ def warnings() -> Iterator[list[str]]:
 
     messages: list[str] = []
     keep = Keep()
-    watching.log.addHandler(keep)
+    metrics.log.addHandler(keep)
     yield messages
-    watching.log.removeHandler(keep)
+    metrics.log.removeHandler(keep)
 
 
 @pytest.fixture
@@ -92,10 +92,10 @@ def history(client: Any, run: UPath, figure: str) -> list[tuple[int, float]]:
 
 
 def test_a_row_is_a_line_and_its_figures_are_scalars(run: UPath, tmp_path: Path) -> None:
-    watch = Watch(run, LABELS)
-    watch.add(row("nlt", 10, 0.25, lr=1e-3))
-    watch.add(Row("nlt", 10, 40, "", {"AR": 31.5}))
-    watch.close()
+    logger = MetricsLogger(run, LABELS)
+    logger.log(row("nlt", 10, 0.25, lr=1e-3))
+    logger.log(Row("nlt", 10, 40, "", {"AR": 31.5}))
+    logger.close()
     assert told(run) == [
         {"stage": "nlt", "step": 10, "language": "de", "loss": 0.25, "lr": 1e-3},
         {"stage": "nlt", "step": 10, "language": "", "AR": 31.5},
@@ -109,37 +109,37 @@ def test_a_row_is_a_line_and_its_figures_are_scalars(run: UPath, tmp_path: Path)
 
 def test_a_local_row_is_there_at_once(tmp_path: Path) -> None:
     run = at(str(tmp_path / "run"))
-    watch = Watch(run, LABELS)
-    watch.add(row("nlt", 10))
+    logger = MetricsLogger(run, LABELS)
+    logger.log(row("nlt", 10))
     assert places(run) == [("nlt", 10)]
-    watch.close()
+    logger.close()
 
 
 def test_a_remote_row_is_there_after_a_flush_or_some_seconds(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run = at(f"memory://{uuid4().hex}/run")
-    watch = Watch(run, LABELS)
-    watch.add(row("nlt", 10))
+    logger = MetricsLogger(run, LABELS)
+    logger.log(row("nlt", 10))
     assert places(run) == []
-    watch.flush()
+    logger.flush()
     assert places(run) == [("nlt", 10)]
     assert board(run, tmp_path / "board")["nlt/loss"] == [(10, 0.5)]
-    monkeypatch.setattr(watching, "PUT_EVERY", 0.0)
-    watch.add(row("nlt", 20))
+    monkeypatch.setattr(metrics, "PUT_EVERY", 0.0)
+    logger.log(row("nlt", 20))
     assert places(run) == [("nlt", 10), ("nlt", 20)]
-    watch.close()
+    logger.close()
 
 
 def test_a_resumed_training_tells_each_step_once(run: UPath, tmp_path: Path) -> None:
-    first = Watch(run, LABELS)
+    first = MetricsLogger(run, LABELS)
     for stage, step in [("nlt", 10), ("nlt", 20), ("nlt", 30), ("nlt", 40), ("le", 10), ("le", 20)]:
-        first.add(row(stage, step, 1.0))
+        first.log(row(stage, step, 1.0))
     first.close()
     next_second()
-    second = Watch(run, LABELS, resume_at=("le", 10))
+    second = MetricsLogger(run, LABELS, resume_at=("le", 10))
     assert places(run)[-1] == ("le", 10)
-    second.add(row("le", 20, 2.0))
+    second.log(row("le", 20, 2.0))
     second.close()
     assert places(run) == [("nlt", s) for s in (10, 20, 30, 40)] + [("le", 10), ("le", 20)]
     assert [r["loss"] for r in told(run)] == [1, 1, 1, 1, 1, 2]
@@ -149,8 +149,8 @@ def test_a_resumed_training_tells_each_step_once(run: UPath, tmp_path: Path) -> 
     }
 
     next_second()
-    third = Watch(run, LABELS, resume_at=("nlt", 20))
-    third.add(row("nlt", 30, 3.0))
+    third = MetricsLogger(run, LABELS, resume_at=("nlt", 20))
+    third.log(row("nlt", 30, 3.0))
     third.close()
     assert places(run) == [("nlt", 10), ("nlt", 20), ("nlt", 30)]
     assert board(run, tmp_path / "early")["nlt/loss"] == [(10, 1), (20, 1), (30, 3)]
@@ -160,30 +160,30 @@ def test_a_training_that_died_before_its_first_checkpoint_begins_anew(
     run: UPath, tmp_path: Path
 ) -> None:
     for loss in (1.0, 2.0):
-        watch = Watch(run, LABELS)
-        watch.add(row("nlt", 10, loss))
-        watch.close()
+        logger = MetricsLogger(run, LABELS)
+        logger.log(row("nlt", 10, loss))
+        logger.close()
         next_second()
     assert [r["loss"] for r in told(run)] == [2.0]
     assert board(run, tmp_path / "board")["nlt/loss"] == [(10, 2)]
 
 
 def test_a_line_torn_by_a_kill_is_dropped(run: UPath) -> None:
-    watch = Watch(run, LABELS)
-    watch.add(row("nlt", 10))
-    watch.close()
+    logger = MetricsLogger(run, LABELS)
+    logger.log(row("nlt", 10))
+    logger.close()
     whole = (run / "metrics.jsonl").read_bytes()
     (run / "metrics.jsonl").write_bytes(whole + b'{"stage": "nlt", "st')
-    watch = Watch(run, LABELS, resume_at=("nlt", 20))
-    watch.add(row("nlt", 30))
-    watch.close()
+    logger = MetricsLogger(run, LABELS, resume_at=("nlt", 20))
+    logger.log(row("nlt", 30))
+    logger.close()
     assert places(run) == [("nlt", 10), ("nlt", 30)]
 
 
 def test_a_loss_that_is_no_number_is_still_json(run: UPath) -> None:
-    watch = Watch(run, LABELS)
-    watch.add(row("nlt", 10, math.nan))
-    watch.close()
+    logger = MetricsLogger(run, LABELS)
+    logger.log(row("nlt", 10, math.nan))
+    logger.close()
     assert told(run)[0]["loss"] is None
 
 
@@ -194,23 +194,23 @@ def test_storage_that_is_away_costs_a_warning_and_no_rows(
         raise ConnectionError("no route")
 
     run = at(f"memory://{uuid4().hex}/run")
-    watch = Watch(run, LABELS)
+    logger = MetricsLogger(run, LABELS)
     with monkeypatch.context() as patch:
-        patch.setattr(watching, "write_bytes", away)
+        patch.setattr(metrics, "write_bytes", away)
         for step in (10, 20):
-            watch.add(row("nlt", step))
-            watch.flush()
+            logger.log(row("nlt", step))
+            logger.flush()
     assert len(warnings) == 1
     assert "no route" in warnings[0]
-    watch.close()
+    logger.close()
     assert places(run) == [("nlt", 10), ("nlt", 20)]
 
 
 def test_whoever_started_it_is_sent_every_row(tmp_path: Path) -> None:
     sent: list[dict[str, Any]] = []
-    watch = Watch(at(str(tmp_path)), LABELS, sent.append)
-    watch.add(row("le", 10, 0.25))
-    watch.close()
+    logger = MetricsLogger(at(str(tmp_path)), LABELS, sent.append)
+    logger.log(row("le", 10, 0.25))
+    logger.close()
     assert sent == [{"stage": "le", "step": 10, "steps": 20, "language": "de", "loss": 0.25}]
 
 
@@ -219,17 +219,17 @@ def test_whoever_started_it_is_sent_every_row(tmp_path: Path) -> None:
 
 def test_mlflow_holds_one_run_however_often_it_is_resumed(run: UPath, mlflow_store: Any) -> None:
     params = {"native": "tiny-clip", "nlt": {"steps": 40, "lr": 1e-3}}
-    first = Watch(run, LABELS, params=params)
+    first = MetricsLogger(run, LABELS, params=params)
     for step in (10, 20, 30, 40):
-        first.add(row("nlt", step, 1.0))
-    first.add(Row("nlt", 40, 40, "", {"AR": 31.5}))
-    first.add(row("le", 10, 1.0))
+        first.log(row("nlt", step, 1.0))
+    first.log(Row("nlt", 40, 40, "", {"AR": 31.5}))
+    first.log(row("le", 10, 1.0))
     first.close(finished=False)
     run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
     assert mlflow_store.get_run(run_id).info.status == "KILLED"
-    second = Watch(run, LABELS, resume_at=("nlt", 40), params=params)
-    second.add(row("le", 10, 1.0))
-    second.add(row("le", 20, 2.0))
+    second = MetricsLogger(run, LABELS, resume_at=("nlt", 40), params=params)
+    second.log(row("le", 10, 1.0))
+    second.log(row("le", 20, 2.0))
     second.close()
 
     experiment = mlflow_store.get_experiment_by_name("mla-ray")
@@ -247,7 +247,7 @@ def test_the_experiment_is_named_in_the_environment(
     tmp_path: Path, mlflow_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hackathon")
-    Watch(at(str(tmp_path / "run")), LABELS).close()
+    MetricsLogger(at(str(tmp_path / "run")), LABELS).close()
     experiment = mlflow_store.get_experiment_by_name("hackathon")
     assert len(mlflow_store.search_runs([experiment.experiment_id])) == 1
 
@@ -258,9 +258,9 @@ def test_a_run_that_was_deleted_from_mlflow_for_good_is_begun_anew(
     run = at(str(tmp_path / "run"))
     run.mkdir()
     (run / "mlflow.json").write_text(json.dumps({"run_id": "0" * 32}))
-    watch = Watch(run, LABELS)
-    watch.add(row("nlt", 10))
-    watch.close()
+    logger = MetricsLogger(run, LABELS)
+    logger.log(row("nlt", 10))
+    logger.close()
     assert history(mlflow_store, run, "nlt/loss") == [(10, 0.5)]
 
 
@@ -268,42 +268,42 @@ def test_a_server_that_refuses_costs_one_warning_and_is_told_later(
     tmp_path: Path, mlflow_store: Any, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     run = at(str(tmp_path / "run"))
-    monkeypatch.setattr(watching, "MLFLOW_EVERY", 0.01)
+    monkeypatch.setattr(metrics, "MLFLOW_EVERY", 0.01)
     with socket.socket() as free, monkeypatch.context() as patch:
         free.bind(("127.0.0.1", 0))  # and nobody listens
         patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        watch = Watch(run, LABELS)
-        watch.add(row("nlt", 10))
+        logger = MetricsLogger(run, LABELS)
+        logger.log(row("nlt", 10))
         time.sleep(0.5)
-        watch.add(row("nlt", 20))
-        watch.close()
+        logger.log(row("nlt", 20))
+        logger.close()
     assert len(warnings) == 1
     assert "MLflow" in warnings[0]
     assert places(run) == [("nlt", 10), ("nlt", 20)]
 
-    Watch(run, LABELS, resume_at=("nlt", 20)).close()
+    MetricsLogger(run, LABELS, resume_at=("nlt", 20)).close()
     assert history(mlflow_store, run, "nlt/loss") == [(10, 0.5), (20, 0.5)]
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, mlflow_store: Any, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
-    monkeypatch.setattr(watching, "MLFLOW_EVERY", 0.01)
-    monkeypatch.setattr(watching, "MLFLOW_GOODBYE", 0.2)
+    monkeypatch.setattr(metrics, "MLFLOW_EVERY", 0.01)
+    monkeypatch.setattr(metrics, "MLFLOW_GOODBYE", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     run = at(str(tmp_path / "run"))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        watch = Watch(run, LABELS)
+        logger = MetricsLogger(run, LABELS)
         connection, _ = silent.accept()
         began = time.monotonic()
-        watch.add(row("nlt", 10))
-        watch.flush()
-        watch.close()
+        logger.log(row("nlt", 10))
+        logger.flush()
+        logger.close()
         assert time.monotonic() - began < 2
         connection.close()
-    watch._mlflow.thread.join(5)  # type: ignore[union-attr]
+    logger._mlflow.thread.join(5)  # type: ignore[union-attr]
     assert len(warnings) == 1
     assert places(run) == [("nlt", 10)]
 
@@ -313,7 +313,7 @@ def test_without_mlflow_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install mla-ray\[mlflow\]"):
-        Watch(at(str(tmp_path)), LABELS)
+        MetricsLogger(at(str(tmp_path)), LABELS)
 
 
 # --- Ray ---------------------------------------------------------------------------------------
@@ -329,9 +329,9 @@ def test_the_endpoint_of_the_node_shows_what_a_worker_told(
     @ray.remote(num_cpus=0)
     class Trainer:
         def train(self, run: str, rows: list[Row]) -> None:
-            self.watch = Watch(at(run), {**LABELS, "run": "endpoint"})
+            self.logger = MetricsLogger(at(run), {**LABELS, "run": "endpoint"})
             for row in rows:
-                self.watch.add(row)
+                self.logger.log(row)
 
     rows = [row("nlt", 10, 0.75), row("nlt", 20, 0.25, eta_s=7.0)]
     rows.append(Row("nlt", 20, 40, "", {"AR": 31.5}))

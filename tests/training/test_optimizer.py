@@ -17,7 +17,7 @@ UNCLIPPED = AcquireConfig(clip=1e9)
 
 
 class Model:
-    """A sum of sparse rows through a linear; `other` belongs to a language that has no turn."""
+    """A sum of sparse rows through a linear; `other` belongs to a language that has no batch."""
 
     def __init__(self, config: AcquireConfig = UNCLIPPED) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -27,7 +27,8 @@ class Model:
             "bias": nn.Parameter(torch.randn(3, generator=generator)),
             "other": nn.Parameter(torch.ones(2, 2)),
         }
-        self.optimizer = Optimizer(self.dense, self.rows, config)
+        self.optimizer = Optimizer(self.dense.values(), config.weight_decay, self.rows)
+        self.clip = config.clip
 
     def loss(self, ids_BL: Tensor, scale: float = 1.0) -> Tensor:
         x = F.embedding(ids_BL, self.rows, sparse=True).sum(1)
@@ -36,7 +37,15 @@ class Model:
 
     def step(self, ids_BL: Tensor, lr: float = 0.01, scale: float = 1.0) -> float:
         self.loss(ids_BL, scale).backward()
-        return self.optimizer.step(lr)
+        return self.update(lr)
+
+    def update(self, lr: float) -> float:
+        """A step from the gradients there are; returns their norm."""
+        self.optimizer.all_reduce()
+        norm = self.optimizer.clip_grad_norm_(self.clip)
+        self.optimizer.step(lr)
+        self.optimizer.zero_grad()
+        return float(norm)
 
     def weights(self) -> dict[str, Tensor]:
         found = {"rows": self.rows, **self.dense}
@@ -120,7 +129,7 @@ def test_biases_do_not_decay_and_touched_rows_do() -> None:
     model.dense["bias"].data.fill_(1.0)
     before = model.weights()
     (0 * model.loss(batch(0, rows=5))).backward()
-    model.optimizer.step(0.1)
+    model.update(0.1)
     assert torch.equal(model.dense["bias"], before["bias"])
     torch.testing.assert_close(model.rows[:5], 0.95 * before["rows"][:5])
     assert torch.equal(model.rows[5:], before["rows"][5:])
@@ -133,7 +142,7 @@ def test_gradients_are_clipped_to_the_norm_of_all_together() -> None:
     norm = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
     assert norm > 2
     assert model.step(batch(0)) == pytest.approx(norm, rel=1e-5)
-    state = model.optimizer.state()
+    state = model.optimizer.state_dict()
     moments = [state[name] for name in ("dense.0.exp_avg", "dense.2.exp_avg", "rows.first")]
     for moment, gradient in zip(moments, gradients, strict=True):
         torch.testing.assert_close(moment, 0.1 * gradient / norm, rtol=1e-4, atol=1e-7)
@@ -182,22 +191,51 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_byte() -> None:
         whole.step(batch(step))
     for step in range(4):
         first.step(batch(step))
-    state = load(save(first.optimizer.state()))  # as a checkpoint holds it
+    state = load(save(first.optimizer.state_dict()))  # as a checkpoint holds it
     second.load(first.weights())
-    second.optimizer.load(state)
+    second.optimizer.load_state_dict(state)
     for step in range(4, 8):
         second.step(batch(step))
     assert same(second.weights(), whole.weights())
-    assert same(second.optimizer.state(), whole.optimizer.state())
+    assert same(second.optimizer.state_dict(), whole.optimizer.state_dict())
+
+
+def test_without_sparse_rows_a_resumed_run_is_the_uninterrupted_one_to_the_byte() -> None:
+    def build() -> tuple[nn.Module, Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+        return model, Optimizer(model.parameters(), weight_decay=0.2)
+
+    def steps(model: nn.Module, optimizer: Optimizer, numbers: range) -> None:
+        for number in numbers:
+            x = torch.randn(6, 4, generator=torch.Generator().manual_seed(number))
+            model(x).square().sum().backward()
+            optimizer.all_reduce()
+            optimizer.clip_grad_norm_(1.0)
+            optimizer.step(1e-2)
+            optimizer.zero_grad()
+
+    whole, first, second = build(), build(), build()
+    steps(*whole, range(6))
+    steps(*first, range(3))
+    second[0].load_state_dict(first[0].state_dict())
+    second[1].load_state_dict(load(save(first[1].state_dict())))
+    steps(*second, range(3, 6))
+    assert same(second[0].state_dict(), whole[0].state_dict())
+    assert same(second[1].state_dict(), whole[1].state_dict())
+    # As checkpoints of fine-tunings have called them since 0.1.0.
+    assert {name.partition(".")[2] for name in whole[1].state_dict()} == {
+        *("step", "exp_avg", "exp_avg_sq")
+    }
 
 
 def test_a_state_holds_every_moment_and_step_count() -> None:
     model = Model()
     rows = {"rows.step", "rows.first", "rows.second"}
-    assert model.optimizer.state().keys() == rows
+    assert model.optimizer.state_dict().keys() == rows
     model.step(batch(0))
     model.step(batch(1))
-    state = model.optimizer.state()
+    state = model.optimizer.state_dict()
     fields = ("step", "exp_avg", "exp_avg_sq")
     dense = {f"{name}.{field}" for name in ("dense.0", "dense.2") for field in fields}
     assert state.keys() == rows | dense  # dense.1, `other`, has none yet
@@ -211,7 +249,7 @@ def worker(rank: int, world: int, folder: str) -> None:
     for step in range(3):
         ids = torch.cat([batch(step, rows=2)[:4], batch(step)[4:]])  # the first half: rows 0 and 1
         norms.append(model.step(ids.chunk(world)[rank]))
-    state = {f"state.{name}": value for name, value in model.optimizer.state().items()}
+    state = {f"state.{name}": value for name, value in model.optimizer.state_dict().items()}
     save_file(model.weights() | state | {"norms": torch.tensor(norms)}, f"{folder}/{rank}-{world}")
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from mla_ray.training.config import AcquireConfig, FinetuneConfig, load_config, load_finetune_config
-from mla_ray.training.contrastive import Towers
 from mla_ray.training.optimizer import Optimizer, learning_rate
 from tests.support import ROOT
 
@@ -36,8 +35,8 @@ def test_language_stages(name: str, nlt: int, le: int, lr: float, every: int) ->
     assert config.held_out.every == every
     shared(config)
     rows, matrix, bias = (nn.Parameter(torch.ones(shape)) for shape in ((3, 2), (2, 2), (2,)))
-    optimizer = Optimizer({"w": matrix, "b": bias}, rows, config)
-    assert optimizer.clip == 1.0
+    optimizer = Optimizer([matrix, bias], config.weight_decay, rows)
+    assert optimizer.lazy is not None
     assert optimizer.lazy.weight_decay == 0.2
     groups(optimizer.adamw, matrix, bias)
     schedule([learning_rate(stage, config.warmup, step) for step in range(stage.steps)], lr)
@@ -51,9 +50,8 @@ def test_finetune_en() -> None:
     assert config.held_out.size == 1_014 * 5
     shared(config)
     model = nn.Linear(2, 2)
-    towers = Towers(model, config.weight_decay, config.clip)
-    assert towers.clip == 1.0
-    groups(towers.adamw, model.weight, model.bias)
+    optimizer = Optimizer(model.parameters(), config.weight_decay)
+    groups(optimizer.adamw, model.weight, model.bias)
     schedule([learning_rate(config, config.warmup, step) for step in range(config.steps)], 3e-6)
 
 

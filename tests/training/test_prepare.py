@@ -25,10 +25,11 @@ from mla_ray.data.problems import InvalidTable
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer, token_ids
 from mla_ray.runtime.storage import at
-from mla_ray.training import prepare as preparing
+from mla_ray.training import drafts
 from mla_ray.training.config import AcquireConfig, HeldOut, Stage
 from mla_ray.training.encode_features import _Encoder
-from mla_ray.training.prepare import Prepared, contents, prepare, read_prepared, sources
+from mla_ray.training.prepare import Prepared, contents, prepare, read_prepared
+from mla_ray.training.run_spec import sources
 from tests.support.s3 import s3_bucket
 
 CONFIG = AcquireConfig(
@@ -144,8 +145,8 @@ BlocksOf = Callable[[int], None]
 @pytest.fixture
 def blocks_of(monkeypatch: pytest.MonkeyPatch) -> BlocksOf:
     def limit(rows: int) -> None:
-        monkeypatch.setattr(preparing, "BLOCK", rows)
-        monkeypatch.setattr(preparing, "IMAGES", rows)
+        monkeypatch.setattr(drafts, "BLOCK", rows)
+        monkeypatch.setattr(drafts, "IMAGES", rows)
 
     return limit
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from mla_ray.datasets.emoji import Concept, Label
 from mla_ray.model.native import Native
-from mla_ray.training.pretraining import PretrainConfig, pretrain
+from mla_ray.training.pretraining import PretrainConfig, follow, pretrain
 
 COLOURS = ("red", "green", "blue", "black")
 SHAPES = ("disc", "square", "bar")
@@ -95,3 +96,13 @@ def test_a_native_is_made_that_loads_and_a_killed_training_makes_the_same(tmp_pa
         make(tmp_path / "parts", stop_at=5)  # a step after its checkpoint
     assert len(make(tmp_path / "parts")) == 2
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_a_running_average_keeps_its_share_and_takes_whole_numbers_as_they_are() -> None:
+    average, model = (torch.nn.BatchNorm1d(2) for _ in range(2))
+    torch.nn.init.constant_(average.weight, 1.0)
+    torch.nn.init.constant_(model.weight, 3.0)
+    model.num_batches_tracked.fill_(7)
+    follow(average, model, 0.75)
+    assert average.weight.tolist() == [1.5, 1.5]
+    assert int(average.num_batches_tracked) == 7

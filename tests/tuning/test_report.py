@@ -1,22 +1,18 @@
 """What a sweep found is told whole and soundly, whatever the sweep was."""
 
 import base64
-import logging
 import math
-import random
 import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import optuna
 import pytest
 import yaml
 from PIL import Image
@@ -24,29 +20,15 @@ from upath import UPath
 
 from mla_ray.runtime.storage import at
 from mla_ray.tuning import charts
-from mla_ray.tuning.charts import LIGHT, Scale
 from mla_ray.tuning.importance import importance
-from mla_ray.tuning.outcome import Gain, Interval, Outcome, Trial, Value
+from mla_ray.tuning.outcome import Gain, Interval, Outcome, Trial
 from mla_ray.tuning.report import write
+from mla_ray.tuning.theme import LIGHT
+from tests.support.trials import searched, trial
 
 PICTURES = ("trials", "parallel", "importance", "curves")
 HOSTILE = "ValueError: </td><script>alert('x')</script> & \"quoted\""
-TEMPERATURES: list[Value] = [0.01, 0.05, "native"]
 VOID = {"meta", "br", "img", "source"}
-
-
-def trial(number: int, ar: float | None = 40.0, **more: Any) -> Trial:
-    settings = more.pop("settings", {"nlt.lr": 1e-3 * (number + 1), "rows": "aligned"})
-    fields = {
-        "id": f"t{number}",
-        "number": number,
-        "origin": "search" if number else "defaults",
-        "status": "done",
-        "percent": 100,
-        "seconds": 61.4,
-        "curve": [] if ar is None else [(50, ar - 5), (100, ar)],
-    }
-    return Trial.model_validate(fields | {"settings": settings, "ar": ar} | more)
 
 
 def outcome(trials: list[Trial], **more: Any) -> Outcome:
@@ -73,24 +55,6 @@ def gain(low: float) -> Gain:
         images=1000,
         captions=5000,
     )
-
-
-def searched(seed: int = 0, trials: int = 20) -> list[Trial]:
-    """AR hangs on the learning rate; the other parameters are noise."""
-    draw = random.Random(seed)  # noqa: S311
-    found = []
-    for number in range(trials):
-        settings: dict[str, Value] = {
-            "weight_decay": draw.uniform(0, 0.4),
-            "nlt.lr": 10 ** draw.uniform(-5, -2),
-            "rows": draw.choice(["aligned", "random"]),
-            "temperature": draw.choice(TEMPERATURES),
-            "warmup": 0.1,
-        }
-        ar = 60 - 10 * (math.log10(float(settings["nlt.lr"])) + 3) ** 2 + draw.gauss(0, 0.5)
-        status = "stopped" if number % 3 == 2 else "done"
-        found.append(trial(number, ar, settings=settings, status=status))
-    return found
 
 
 @dataclass
@@ -381,71 +345,6 @@ def test_the_colour_of_the_only_trial_that_diverged_is_kept(tmp_path: Path) -> N
         assert np.abs(pixels - wanted).sum(axis=1).min() < 12, name
 
 
-def test_an_axis_is_logarithmic_from_a_factor_of_thirty() -> None:
-    assert Scale([0.001, 0.03]).log
-    assert not Scale([0.001, 0.029]).log
-    assert not Scale([0.0, 1.0]).log
-    assert not Scale([-1.0, 100.0]).log
-    assert Scale([0.01, 1.0]).place(0.1) == pytest.approx(0.5)
-    assert Scale([0.0, 1.0]).place(0.1) == pytest.approx(0.1)
-
-
-def test_labels_of_an_axis_do_not_touch() -> None:
-    for some in ([n / 7 for n in range(60)], [1e-6 * 2**n for n in range(20)], list(range(400))):
-        ticks = Scale(some).ticks()
-        assert len(ticks) >= 3
-        assert all(b[0] - a[0] >= 0.06 for a, b in pairwise(ticks))
-        assert all(0 <= height <= 1 for height, _ in ticks)
-    names = [f"choice {n}" for n in range(40)]
-    assert 3 <= len(Scale(names).ticks()) < 20
-
-
-def test_importance_ranks_what_decides_over_noise() -> None:
-    """In nearly all sweeps of 20 trials: with so few, noise can look like a cause."""
-    first = [next(iter(importance(searched(seed)))) for seed in range(20)]
-    assert first.count("nlt.lr") >= 16, first
-
-
-def test_shares_sum_to_one_largest_first_and_what_never_varied_has_none() -> None:
-    shares = importance(searched())
-    assert set(shares) == set(searched()[0].settings)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert list(shares.values()) == sorted(shares.values(), reverse=True)
-    assert shares["warmup"] == 0
-
-
-def test_importance_wants_high_ar() -> None:
-    """The best are those of high AR: only they share a value of `a`, the worst share one of `b`."""
-    trials = [
-        trial(
-            n,
-            50.0 - n,
-            settings={"a": "good" if n < 6 else f"x{n % 3}", "b": "bad" if n > 12 else f"y{n % 3}"},
-        )
-        for n in range(18)
-    ]
-    shares = importance(trials)
-    assert shares["a"] > shares["b"]
-
-
-def test_a_choice_that_decides_is_found_among_strings_and_numbers() -> None:
-    draw = random.Random(0)  # noqa: S311
-    trials = []
-    for number in range(24):
-        chosen: Value = draw.choice(TEMPERATURES)
-        ar = 50.0 + 10 * (chosen == "native") + draw.random()
-        trials.append(trial(number, ar, settings={"temperature": chosen, "lr": draw.random()}))
-    shares = importance(trials)
-    assert shares["temperature"] > shares["lr"]
-
-
-def test_importance_counts_only_trials_that_are_done_or_stopped() -> None:
-    good = [trial(n, 40.0 + n) for n in range(3)]
-    assert importance([*good, trial(3, None, status="failed")]) == {}
-    assert importance([*good, trial(3, 1.0, status="diverged")]) == {}
-    assert importance([*good, trial(3, 50.0, status="stopped")]) == {"nlt.lr": 1, "rows": 0}
-
-
 def test_a_parameter_that_only_some_trials_have_does_no_harm(tmp_path: Path) -> None:
     trials = searched()
     trials[3] = trial(3, 50.0, settings={"nlt.lr": 0.001, "only here": 7})
@@ -453,21 +352,3 @@ def test_a_parameter_that_only_some_trials_have_does_no_harm(tmp_path: Path) -> 
     assert shares["only here"] == 0
     assert sum(shares.values()) == pytest.approx(1)
     assert len(read(write(outcome(trials), at(tmp_path))).pictures) == 4
-
-
-def test_optuna_says_nothing_and_is_left_as_loud_as_it_was() -> None:
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    messages: list[str] = []
-    keep, before = Keep(), optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.INFO)
-    logging.getLogger("optuna").addHandler(keep)
-    try:
-        importance(searched())
-        assert messages == []
-        assert optuna.logging.get_verbosity() == optuna.logging.INFO
-    finally:
-        logging.getLogger("optuna").removeHandler(keep)
-        optuna.logging.set_verbosity(before)

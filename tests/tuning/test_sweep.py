@@ -13,16 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mla_ray.cli.job.sweep import Settings
+from mla_ray.cli.job.sweep import SweepSettings
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.job import load
+from mla_ray.runtime.job_settings import load
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, read_json, write_json
 from mla_ray.training.config import load_config
 from mla_ray.training.workers import Workers
+from mla_ray.tuning.language_sweep import LanguageSweep
 from mla_ray.tuning.outcome import Outcome
-from mla_ray.tuning.sweep import LanguageSweep, SweepPlan, known_outcomes, languages_of, room, sweep
+from mla_ray.tuning.plan import SweepPlan, languages_of
+from mla_ray.tuning.search import concurrent_trials
+from mla_ray.tuning.starting_points import known_outcomes
+from mla_ray.tuning.sweep import sweep
 from tests.support.emoji import Dictionaries, only_a_few
 
 SPACE = {
@@ -104,6 +108,11 @@ def plan_of(
 
 def run(plan: SweepPlan, report: Report = lambda step: None) -> list[Outcome]:
     return sweep(plan, report, threading.Event())
+
+
+def opened(plan: SweepPlan) -> LanguageSweep:
+    native = Native.load(plan.native)
+    return LanguageSweep.open(plan, "de", native, lambda step: None, threading.Event())
 
 
 @pytest.fixture(scope="module")
@@ -298,8 +307,7 @@ def test_where_a_sweep_began_is_not_looked_up_again(plan_of: PlanOf, tmp_path: P
     plan = plan_of(run=str(tmp_path), results=str(tmp_path / "results"))
 
     def first() -> list[tuple[str, Any]]:
-        language = LanguageSweep(plan, "de", 1, lambda step: None, threading.Event())
-        return list(language._first())
+        return opened(plan).first_points()
 
     ((origin, point),) = first()
     assert origin == "defaults"
@@ -315,8 +323,8 @@ def test_a_sweep_that_has_begun_goes_on_when_a_dictionary_comes_back(
         plan = plan_of(
             dataset="emoji", pairs=[], captions=None, run=str(tmp_path / run), data=str(tmp_path)
         )
-        made = LanguageSweep(plan, "de", 1, lambda step: None, threading.Event())
-        made._begin(made.task().held_out)
+        made = opened(plan)
+        made.begin(made.trial_spec().held_out)
         return made
 
     only_a_few(monkeypatch)
@@ -350,10 +358,10 @@ def test_what_is_no_outcome_in_the_results_is_passed_over(tmp_path: Path) -> Non
 def test_as_many_trials_run_as_there_is_room_for(
     workers: Workers, resources: dict[str, float], trials: int
 ) -> None:
-    assert room(workers, resources) == trials
+    assert concurrent_trials(workers, resources) == trials
 
 
 def test_a_job_takes_the_plan_as_flags() -> None:
     argv = ["--languages", "sw,fi", "--dataset", "emoji", "--trials", "3", "--space", "quick"]
-    settings = load(Settings, argv)
+    settings = load(SweepSettings, argv)
     assert (settings.languages, settings.trials, settings.space) == (["sw", "fi"], 3, "quick")

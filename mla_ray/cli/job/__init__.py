@@ -28,7 +28,7 @@ def _steps(*steps: str) -> Main:
 
 def _pipeline(argv: Sequence[str]) -> None:
     from mla_ray.cli.job.plan import run_steps
-    from mla_ray.pipeline import STEPS
+    from mla_ray.pipeline.pipeline import STEPS
 
     run_steps(*STEPS, argv=argv)
 

@@ -2,22 +2,26 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from mla_ray.pipeline import Plan, Work
-from mla_ray.runtime.job import Job, JobSettings, run
+from mla_ray.pipeline.pipeline import Pipeline
+from mla_ray.pipeline.plan import Plan
+from mla_ray.runtime.job import Job, run
+from mla_ray.runtime.job_settings import JobSettings
 
 
-class Settings(JobSettings, Plan):  # type: ignore[misc]  # two models with a configuration each
+class PlanSettings(JobSettings, Plan):
     """A plan; every job of one takes the same file."""
+
+    model_config = JobSettings.model_config
 
 
 def run_steps(*steps: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run these steps of the plan that flags and file give, for all its languages, and exit."""
 
-    def main(settings: Settings, job: Job) -> dict[str, Any]:
+    def main(settings: PlanSettings, job: Job) -> object:
         plan = Plan.model_validate(settings.model_dump())
-        return Work(plan, job.report, job.stop, {"job": job.id}).run(steps)
+        return Pipeline.load(plan, job.report, job.stop, {"job": job.id}).run(steps)
 
     name = steps[0] if len(steps) == 1 else "pipeline"
-    sys.exit(run(Settings, main, argv, ray=True, name=f"jobs.{name}", prog=f"mla job {name}"))
+    sys.exit(run(PlanSettings, main, argv, ray=True, name=f"jobs.{name}", prog=f"mla job {name}"))

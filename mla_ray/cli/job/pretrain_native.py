@@ -9,16 +9,19 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mla_ray.datasets.emoji import Emoji
-from mla_ray.runtime.job import Job, JobSettings, run
+from mla_ray.runtime.job import Job, run
+from mla_ray.runtime.job_settings import JobSettings
 from mla_ray.runtime.progress import Progress, Stopped
 from mla_ray.training.pretraining import PretrainConfig, pretrain
 
 
-class Settings(JobSettings, PretrainConfig):  # type: ignore[misc]  # of their `model_config`s
+class PretrainSettings(JobSettings, PretrainConfig):
     """Train an English native on emoji, then copy it into `out`; returns its held-out recall."""
+
+    model_config = JobSettings.model_config
 
     out: Path
     """Folder for the native, in open_clip's layout."""
@@ -28,7 +31,7 @@ class Settings(JobSettings, PretrainConfig):  # type: ignore[misc]  # of their `
     """Where data sets are kept."""
 
 
-def main(settings: Settings, job: Job) -> dict[str, Any]:
+def main(settings: PretrainSettings, job: Job) -> object:
     def show(phase: str, done: int, total: int, figures: dict[str, float]) -> None:
         note = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
         job.report(Progress(phase, done, total, note))
@@ -42,4 +45,12 @@ def main(settings: Settings, job: Job) -> dict[str, Any]:
 
 def run_pretraining(argv: Sequence[str] | None = None) -> NoReturn:
     """Make the native that flags and file describe, and exit."""
-    sys.exit(run(Settings, main, argv, name="jobs.pretrain_native", prog="mla job pretrain_native"))
+    sys.exit(
+        run(
+            PretrainSettings,
+            main,
+            argv,
+            name="jobs.pretrain_native",
+            prog="mla job pretrain_native",
+        )
+    )

@@ -21,10 +21,10 @@ from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress
+from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig, Stage
-from mla_ray.training.loop import Outside, groups
-from mla_ray.training.trainer import acquire
-from mla_ray.training.workers import Workers, share
+from mla_ray.training.driver import Driver
+from mla_ray.training.workers import Hooks, Workers, cpus_per_worker
 
 CONFIG = AcquireConfig(
     nlt=Stage(steps=60, batch=8, lr=2e-3),
@@ -104,7 +104,7 @@ def german(
 ) -> Path:
     """The run folder of a finished German acquisition."""
     folder = tmp_path_factory.mktemp("german") / "run"
-    run_of(folder, [corpora["de"]], here=Outside())
+    run_of(folder, [corpora["de"]], hooks=Hooks(in_process=Driver()))
     return folder
 
 
@@ -174,7 +174,7 @@ def test_acquiring_another_language_leaves_a_pack_and_english_to_the_byte(
         return english, pack.encode_text(corpus["de"])
 
     english, de = outputs()
-    run_of(tmp_path / "run", [corpora["hi"]], here=Outside())
+    run_of(tmp_path / "run", [corpora["hi"]], hooks=Hooks(in_process=Driver()))
     english_after, de_after = outputs()
     assert torch.equal(english, english_after)
     assert torch.equal(de, de_after)
@@ -184,7 +184,9 @@ def test_languages_trained_together_each_get_a_pack_with_only_their_own_rows(
     run_of: RunOf, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"nlt": Stage(steps=8, batch=8, lr=1e-2)})
-    packs = run_of(tmp_path / "run", list(corpora.values()), config, here=Outside())
+    packs = run_of(
+        tmp_path / "run", list(corpora.values()), config, hooks=Hooks(in_process=Driver())
+    )
     native = Native.load(str(native_folder))
     loaded = {language: LanguagePack.load(folder, native) for language, folder in packs.items()}
     tokens = {language: set(pack.tokenizer.tokens) for language, pack in loaded.items()}
@@ -199,7 +201,7 @@ def test_without_captions_nlt_alone_makes_the_pack(
 ) -> None:
     config = CONFIG.model_copy(update={"le": Stage(steps=0, batch=8, lr=1e-3)})
     corpus = Corpus("de", corpora["de"].pairs, None)
-    packs = run_of(tmp_path / "run", [corpus], config, here=Outside())
+    packs = run_of(tmp_path / "run", [corpus], config, hooks=Hooks(in_process=Driver()))
     assert packs["de"].parent.name == "nlt"
     assert set(read_card(packs["de"]).stages) == {"nlt"}
 
@@ -211,7 +213,7 @@ def test_the_vocabulary_of_a_bert_folder_is_taken_with_its_embeddings(
     tmp_path: Path,
 ) -> None:
     config = CONFIG.model_copy(update={"vocabulary": str(bert_folder)})
-    packs = run_of(tmp_path / "run", [corpora["de"]], config, here=Outside())
+    packs = run_of(tmp_path / "run", [corpora["de"]], config, hooks=Hooks(in_process=Driver()))
     assert read_card(packs["de"]).row_width == 24
     fresh = weights(tmp_path / "run" / "packs" / "fresh" / "de")
     bert = load_file(bert_folder / "model.safetensors")["embeddings.word_embeddings.weight"]
@@ -255,15 +257,14 @@ def test_frozen_features_are_computed_once(
 ) -> None:
     notes: list[Progress] = []
     again = CONFIG.model_copy(update={"seed": 5})
-    run_of(tmp_path / "run", [corpora["de"]], again, report=notes.append, here=Outside())
+    run_of(
+        tmp_path / "run",
+        [corpora["de"]],
+        again,
+        hooks=Hooks(report=notes.append, in_process=Driver()),
+    )
     last = {note.phase: note.note for note in notes if note.phase.endswith("features")}
     assert last == {"text features": "0 computed", "image features": "0 computed"}
-
-
-def test_rows_that_share_an_image_or_a_caption_are_one_group() -> None:
-    images = ["a", "b", "c", "c", "d"]
-    captions = ["apple", "apple", "pear", "fruit", "plum"]
-    assert groups(images, captions).tolist() == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -281,4 +282,4 @@ def test_a_worker_gets_its_share_of_a_node_not_of_the_cluster(
     cores: list[int], workers: Workers, each: int
 ) -> None:
     nodes = [{"CPU": count, "trainer": float(count == 1)} for count in cores]
-    assert share(workers, nodes) == each
+    assert cpus_per_worker(workers, nodes) == each

@@ -13,12 +13,9 @@
 Every step may be run alone, by a job of its own; what is done already is not done again.
 """
 
-import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from upath import UPath
 
@@ -28,19 +25,21 @@ from mla_ray.data.problems import InvalidTable, Problem
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, names_in, read_json, remove, write_json
+from mla_ray.training.acquisition_learner import PreparedRun, train
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.encode_features import Encoders, Filled, fill
-from mla_ray.training.loop import DONE, Job, Outside, train
+from mla_ray.training.loop import DONE
 from mla_ray.training.metrics import STAGES
-from mla_ray.training.prepare import (
-    Prepared,
-    as_begun,
-    contents,
-    prepare,
+from mla_ray.training.prepare import PREPARED, Prepared, contents, prepare
+from mla_ray.training.run_spec import (
+    RUN,
+    RunSpec,
+    check_goes_on,
     spec_of,
     tables_spec,
+    with_todays_fingerprint,
 )
-from mla_ray.training.workers import Workers, fit, run_in_process
+from mla_ray.training.workers import Hooks, Workers, fit
 
 
 def acquire(
@@ -54,12 +53,8 @@ def acquire(
     encoders: Encoders = Encoders(),
     resume: bool = False,
     skip_invalid: bool = False,
-    report: Report = lambda progress: None,
-    stop: threading.Event | None = None,
-    labels: Mapping[str, str] | None = None,
     prepared: str | Path | UPath | None = None,
-    callbacks: Sequence[Any] = (),
-    here: Outside | None = None,
+    hooks: Hooks = Hooks(),
 ) -> dict[str, UPath]:
     """Acquire languages; returns the folder of each one's pack. The caller has started Ray.
 
@@ -73,13 +68,9 @@ def acquire(
         encoders: how many encode.
         resume: go on with the run in `run`. Without it an existing run is refused.
         skip_invalid: leave bad rows out instead of refusing their tables.
-        report: told of progress, for bars.
-        stop: once set, a checkpoint is saved and `Stopped` raised.
-        labels: of the metrics, beside the run's name.
         prepared: a folder of prepared tables that several runs share, in place of the run's own;
             made if it is not there. Not for two runs to make at once.
-        callbacks: of Ray Train's, to hear of every checkpoint.
-        here: train in this process, which Ray placed, and tell of it so; by Ray Train if not given.
+        hooks: how it speaks with the caller.
 
     Raises:
         Diverged: the loss is no longer a number.
@@ -94,6 +85,34 @@ def acquire(
     run, store = at(run), at(store)
     tables = run if prepared is None else at(prepared)
     native = Native.load(native_name)
+    check_corpora(corpora, config, workers)
+    begin(native, corpora, config, run, resume, tables)
+    if not (run / DONE).exists():  # written as the very last
+        made = prepare(
+            native,
+            corpora,
+            config,
+            tables,
+            skip_invalid=skip_invalid,
+            progress=lambda phase, rows: hooks.report(Progress(phase, rows, None)),
+        )
+        if tables != run:
+            write_json(run / RUN, spec_of(native, corpora, config))
+        filled = encode(native, corpora, tables, store, hooks.report, encoders)
+        if filled.failed and not skip_invalid:
+            if not names_in(run / "checkpoints"):  # else what was trained is of this data
+                remove(tables / "data")  # so that the mended table may be run the same way
+                remove(run / RUN)
+            raise bad_images(filled)
+        fit(train, job_of(run, store, made, tables), workers, hooks.named(run.name))
+        if not (run / DONE).exists():
+            raise Stopped(f"{run}: stopped with a checkpoint; pass --resume to go on")
+    packs: dict[str, str] = read_json(run / DONE)["packs"]
+    return {language: run / pack for language, pack in packs.items()}
+
+
+def check_corpora(corpora: Sequence[Corpus], config: AcquireConfig, workers: Workers) -> None:
+    """ValueError if the stages need tables that are not given, or batches are too small."""
     for name in STAGES:
         workers.check_batch(f"{name}.batch", getattr(config, name).batch)
     for corpus in corpora:
@@ -108,27 +127,6 @@ def acquire(
         raise ValueError("every language needs a translation table, or a pack to start from")
     if config.le.steps and not any(corpus.captions for corpus in corpora):
         raise ValueError("no language has captions for le.steps; set it to 0, or give a table")
-    begin(native, corpora, config, run, resume, tables)
-    if not (run / DONE).exists():  # written as the very last
-        made = _prepare(native, corpora, config, tables, skip_invalid, report)
-        if tables != run:
-            write_json(run / "run.json", spec_of(native, corpora, config))
-        filled = encode(native, corpora, tables, store, report, encoders)
-        if filled.failed and not skip_invalid:
-            if not names_in(run / "checkpoints"):  # else what was trained is of this data
-                remove(tables / "data")  # so that the mended table may be run the same way
-                remove(run / "run.json")
-            raise bad_images(filled)
-        labels = {"run": run.name, **(labels or {})}
-        job = job_of(run, store, made, tables)
-        if here is None:
-            fit(train, job, workers, report, stop, labels, callbacks)
-        elif fault := run_in_process(train, job, replace(here, labels=labels)):
-            raise fault
-        if not (run / DONE).exists():
-            raise Stopped(f"{run}: stopped with a checkpoint; pass --resume to go on")
-    packs: dict[str, str] = read_json(run / DONE)["packs"]
-    return {language: run / pack for language, pack in packs.items()}
 
 
 def begin(
@@ -146,46 +144,20 @@ def begin(
     this run would have made.
     """
     tables = run if tables is None else tables
-    if tables != run and (tables / "run.json").exists():
-        theirs = as_begun(read_json(tables / "run.json"), native, tables)
-        ours = spec_of(native, corpora, config)
-        if tables_spec(theirs) != tables_spec(ours):
+    spec = spec_of(native, corpora, config)
+    if tables != run and (tables / RUN).exists():
+        theirs = with_todays_fingerprint(read_json(tables / RUN), native, tables)
+        if tables_spec(theirs) != tables_spec(spec):
             raise ValueError(f"{tables}: prepared from other data or settings than {run} has")
-    path = run / "run.json"
-    if not path.exists():
-        return
-    if not resume:
-        raise FileExistsError(
-            f"{run} holds a run already; pass --resume to go on with it, or delete it"
-        )
-    if not (tables / "data" / "prepared.json").exists():  # nothing was made yet
-        return
-    before, spec = as_begun(read_json(path), native, run), spec_of(native, corpora, config)
-    changed = [key for key in spec if before.get(key) != spec[key]]
-    if changed:
-        raise ValueError(
-            f"{run}: cannot resume, {' and '.join(changed)} differ from the run begun there; "
-            "choose another run folder, or delete it"
-        )
+    begun = (tables / "data" / PREPARED).exists()
+    check_goes_on(run, spec, native, resume, begun)
 
 
-def _prepare(
-    native: Native,
-    corpora: Sequence[Corpus],
-    config: AcquireConfig,
-    run: UPath,
-    skip_invalid: bool,
-    report: Report,
-) -> Prepared:
-    def advance(phase: str, rows: int) -> None:
-        report(Progress(phase, rows, None))
-
-    return prepare(native, corpora, config, run, skip_invalid=skip_invalid, progress=advance)
-
-
-def job_of(run: UPath, store: UPath, prepared: Prepared, tables: UPath | None = None) -> Job:
+def job_of(
+    run: UPath, store: UPath, prepared: Prepared, tables: UPath | None = None
+) -> PreparedRun:
     """What the workers of a prepared run are given; `tables` is what a pack's card says of data."""
-    spec = read_json(run / "run.json")
+    spec: RunSpec = read_json(run / RUN)
     data = {
         language: {
             name: {"rows": rows, "files": spec["sources"][language][name]}
@@ -193,7 +165,7 @@ def job_of(run: UPath, store: UPath, prepared: Prepared, tables: UPath | None = 
         }
         for language, of_language in prepared.rows.items()
     }
-    return Job(str(run), str(tables or run), str(store), spec | {"tables": data})
+    return PreparedRun(str(run), str(tables or run), str(store), {**spec, "tables": data})
 
 
 def encode(

@@ -1,4 +1,4 @@
-"""Promises of mla_ray.pipeline, and of the jobs and commands that run it with everything in S3."""
+"""Promises of mla_ray.pipeline.pipeline, and of jobs and commands with everything in S3."""
 
 import json
 import os
@@ -15,119 +15,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from pydantic import ValidationError
 
-from mla_ray.cli.job.plan import Settings
-from mla_ray.data.problems import InvalidTable
+from mla_ray.data.table_reader import InvalidTable
 from mla_ray.index.collection import CAPTIONS, CaptionIndex
 from mla_ray.index.ingest import space_of
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.pipeline import Plan, Work
-from mla_ray.runtime.job import Usage, load
+from mla_ray.pipeline.pipeline import Pipeline
+from mla_ray.pipeline.plan import Plan
 from mla_ray.runtime.progress import Stopped
 from mla_ray.runtime.storage import at, names_in, read_json
-from mla_ray.training import trainer as training
+from mla_ray.training import acquisition as training
 from mla_ray.training.encode_features import Failure, Filled
 from tests.support import ROOT
 from tests.support.emoji import Dictionaries, only_a_few
 from tests.support.natives import MakePack
 from tests.support.s3 import s3_bucket
 
-# --- plans --------------------------------------------------------------------------------------
-
 
 def plan(**settings: Any) -> Plan:
     return Plan.model_validate({"languages": ["de"], "pairs": ["pairs.tsv"]} | settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"learning_rate": 1}, "learning_rate\n  Extra inputs"),
-        ({"train": {"nlt": {"step": 1}}}, "train.nlt.step\n  Extra inputs"),
-        ({"languages": []}, "languages\n  List should have at least 1"),
-        ({"dataset": "emoji"}, "give either `pairs` or `dataset`"),
-        ({"pairs": []}, "give either `pairs` or `dataset`"),
-        ({"pairs": [], "dataset": "emoji", "captions": "c.csv"}, "leave `captions` out"),
-        ({"languages": ["de", "cs", "de"]}, "`languages` names one twice"),
-        ({"languages": ["he", "iw"]}, "`languages` names one twice"),
-        ({"languages": ["../../x"]}, "language '../../x' is unknown"),
-        ({"dataset": "flickr"}, "dataset\n  Input should be 'emoji'"),
-        ({"workers": "four"}, "workers are a number such as 2"),
-        ({"workers": "0"}, "workers are a number such as 2"),
-        ({"workers": "4:1"}, "the most is less than the fewest"),
-        ({"workers": "1:"}, "workers are a number such as 2"),
-        ({"worker_cpus": 0}, "worker_cpus\n  Input should be greater than 0"),
-        ({"parallel": 0}, "parallel\n  Input should be greater than"),
-        ({"encoders": 0}, "encoders\n  Input should be greater than"),
-    ],
-)
-def test_a_plan_that_cannot_be_is_refused_by_its_key(
-    settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValidationError) as refused:
-        plan(**settings)
-    assert message in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    "name", ["{lang}", "{}", "{0}", "{language", "language}", "{language.code}", "{language[x]}"]
-)
-def test_a_name_with_other_braces_than_the_language_is_refused(name: str) -> None:
-    for settings in ({"pairs": ["good.tsv", f"s3://b/{name}.tsv"]}, {"captions": f"{name}.csv"}):
-        with pytest.raises(ValidationError, match=r"only \{language\} can stand in braces"):
-            plan(**settings)
-
-
-def test_the_language_stands_in_the_names_of_its_tables(native_folder: Path) -> None:
-    work = Work(
-        plan(
-            languages=["de", "pt-br"],
-            native=str(native_folder),
-            pairs=["s3://b/{language}/pairs.parquet", "dictionary.tsv"],
-            captions="captions-{language}.parquet",
-        )
-    )
-    corpus = work.corpus("pt-BR")
-    assert corpus.language == "pt-BR"
-    assert list(corpus.pairs) == ["s3://b/pt-BR/pairs.parquet", "dictionary.tsv"]
-    assert corpus.captions == "captions-pt-BR.parquet"
-
-
-def test_a_job_takes_a_plan_from_a_file_and_flags(tmp_path: Path) -> None:
-    file = tmp_path / "plan.yaml"
-    document = {
-        "languages": ["de"],
-        "pairs": ["a-{language}.tsv"],
-        "train": {"nlt": {"steps": 3, "batch": 4, "lr": 1e-3}},
-    }
-    file.write_text(yaml.safe_dump(document))
-    flags = ["--config", str(file), "--train.nlt.steps", "5", "--languages", "cs"]
-    settings = load(Settings, flags)
-    made = Plan.model_validate(settings.model_dump())
-    assert made.languages == ["cs"]
-    assert (made.train.nlt.steps, made.train.nlt.batch) == (5, 4)
-    for extra, message in (
-        (["--workers", "none"], "workers are a number such as 2"),
-        (["--dataset", "emoji"], "give either `pairs` or `dataset`"),
-        (["--train.nlt.stepps", "5"], "unknown flag --train.nlt.stepps; did you mean"),
-    ):
-        with pytest.raises(Usage, match=message):
-            load(Settings, [*flags, *extra])
 
 
 # --- languages beside each other, of which only the tables are prepared -------------------------
 
 
 @pytest.fixture
-def local(native_folder: Path, tmp_path: Path) -> Callable[..., Work]:
-    def work(*languages: str, **settings: Any) -> Work:
+def local(native_folder: Path, tmp_path: Path) -> Callable[..., Pipeline]:
+    def work(*languages: str, **settings: Any) -> Pipeline:
         for language in languages:
             rows = "".join(f"thing {n}\tDing {n} {language}\n" for n in range(9))
             (tmp_path / f"{language}.tsv").write_text("source\ttarget\n" + rows)
-        return Work(
+        return Pipeline.load(
             plan(
                 languages=list(languages),
                 native=str(native_folder),
@@ -143,7 +63,7 @@ def local(native_folder: Path, tmp_path: Path) -> Callable[..., Work]:
 
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_languages_have_a_run_each_and_their_results_are_in_order(
-    local: Callable[..., Work], tmp_path: Path, parallel: int
+    local: Callable[..., Pipeline], tmp_path: Path, parallel: int
 ) -> None:
     work = local("hi", "cs", "de", parallel=parallel)
     made = work.run(("prepare",))
@@ -156,7 +76,7 @@ def test_languages_have_a_run_each_and_their_results_are_in_order(
 
 
 def test_a_language_that_fails_takes_no_other_with_it_and_may_be_mended(
-    local: Callable[..., Work], tmp_path: Path
+    local: Callable[..., Pipeline], tmp_path: Path
 ) -> None:
     work = local("hi", "cs", "de")
     table = tmp_path / "cs.tsv"
@@ -182,7 +102,7 @@ def test_a_language_that_fails_takes_no_other_with_it_and_may_be_mended(
 
 
 def test_who_asks_for_an_end_is_told_how_to_go_on(
-    local: Callable[..., Work], tmp_path: Path
+    local: Callable[..., Pipeline], tmp_path: Path
 ) -> None:
     work = local("hi", "de")
     work.stop = threading.Event()
@@ -194,7 +114,7 @@ def test_who_asks_for_an_end_is_told_how_to_go_on(
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_broken_image_is_refused_and_costs_nothing_that_was_trained(
-    local: Callable[..., Work], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: bool
+    local: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: bool
 ) -> None:
     work = local("de")
     run = tmp_path / "run" / "de"
@@ -257,7 +177,7 @@ def test_languages_of_the_documented_plan_are_indexed_from_the_table_they_share(
     }
     for language in languages:
         make_pack(language, texts=corpus["de"]).save(tmp_path / "run" / "packs" / language)
-    done = Work(Plan.model_validate(document)).run(("index",))
+    done = Pipeline.load(Plan.model_validate(document)).run(("index",))
     expected = {"written": {"images": 6, "captions": 24}, "rejected": 0, "with": languages}
     assert done == {language: {"index": expected} for language in languages}
     with CaptionIndex.open(document["index"], space_of(native), CAPTIONS, create=False) as index:
@@ -267,7 +187,7 @@ def test_languages_of_the_documented_plan_are_indexed_from_the_table_they_share(
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_index_step_without_a_pack_names_it(native_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("image_id,image,language,caption\n1,1.png,de,Hund\n")
-    work = Work(
+    work = Pipeline.load(
         plan(
             native=str(native_folder),
             captions=str(tmp_path / "captions.csv"),
@@ -299,7 +219,7 @@ def captioned(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_table_without_a_split_test_is_indexed_and_the_evaluation_says_why_it_is_none(
-    local: Callable[..., Work], make_pack: MakePack, pngs: list[bytes], tmp_path: Path
+    local: Callable[..., Pipeline], make_pack: MakePack, pngs: list[bytes], tmp_path: Path
 ) -> None:
     """As the paper's CC300K is."""
     captions = captioned(tmp_path, pngs, {"de": ["train"], "en": ["train", "test"]})
@@ -317,7 +237,7 @@ def test_a_table_without_a_split_test_is_indexed_and_the_evaluation_says_why_it_
 
 
 def test_english_is_measured_on_english_rows_alone(
-    local: Callable[..., Work], make_pack: MakePack, pngs: list[bytes], tmp_path: Path
+    local: Callable[..., Pipeline], make_pack: MakePack, pngs: list[bytes], tmp_path: Path
 ) -> None:
     """A table without a column of languages is all in the plan's: nothing in it is English."""
     for column, measured in ((["de"], {"pack", "en"}), (None, {"pack"})):
@@ -335,14 +255,14 @@ def test_english_is_measured_on_english_rows_alone(
 def test_a_run_that_has_begun_goes_on_when_a_dictionary_comes_back(
     native_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(run: str) -> Work:
+    def work(run: str) -> Pipeline:
         settings = {
             "dataset": "emoji",
             "data": str(tmp_path / "data"),
             "train": {"vocab_size": 400},
         }
         place = {"native": str(native_folder), "run": str(tmp_path / run)}
-        return Work(plan(pairs=[], **settings, **place))
+        return Pipeline.load(plan(pairs=[], **settings, **place))
 
     only_a_few(monkeypatch)
     dictionaries = Dictionaries(monkeypatch)

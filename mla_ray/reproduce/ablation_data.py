@@ -27,14 +27,14 @@ from mla_ray.reproduce import bert
 from mla_ray.runtime.console import stderr
 from mla_ray.runtime.progress import Report, counting
 from mla_ray.runtime.storage import at, read_json, write_json
-from mla_ray.training.prepare import sources
+from mla_ray.training.run_spec import sources
 
 STEPS = 500
 """Of the BERT's pretraining."""
 
 
 @dataclass(frozen=True)
-class Material:
+class AblationData:
     """Where the data of the runs is, on a disk that all of them see."""
 
     native: str
@@ -60,13 +60,13 @@ class Material:
             if file
         ]
         files += [Path(self.tests) / f"{name}.parquet" for name in self.sets]
-        found = hashlib.sha256()
+        total = hashlib.sha256()
         for file in files:
-            found.update(hashlib.sha256(file.read_bytes()).digest())
-        return found.hexdigest()
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+        return total.hexdigest()
 
 
-def gather(
+def prepare_data(
     native_name: str,
     languages: Sequence[str],
     data: Path,
@@ -74,7 +74,7 @@ def gather(
     report: Report,
     *,
     with_bert: bool,
-) -> Material:
+) -> AblationData:
     """The emoji of some languages, the stamps, and a BERT if wanted, unless they are there."""
     native, tests, learned = Native.load(native_name), folder / "tests", folder / "bert"
     sets, begun = ["emoji"], at(folder) / "tables.json"
@@ -96,15 +96,15 @@ def gather(
         _keep(native, emoji, tests / "emoji", of_tables, report)
     try:
         if not _kept(tests / "stamps", about):
-            found = stamps.stamps(stamps.fetch(data / "stamps"), report)
-            _keep(native, [stamps.captions(found, tags)], tests / "stamps", about, report)
+            described = stamps.stamps(stamps.fetch(data / "stamps"), report)
+            _keep(native, [stamps.captions(described, tags)], tests / "stamps", about, report)
         sets.append("stamps")
     except Unavailable as reason:
         stderr.print(f"without the stamps: {reason}")
     if with_bert and not (learned / "tokenizer.json").exists():
         advance = counting(report, "multilingual BERT", STEPS)
         bert.pretrain(sorted(texts), learned, steps=STEPS, progress=advance)
-    return Material(
+    return AblationData(
         native_name,
         str(data / "features"),
         corpora,

@@ -1,38 +1,46 @@
-"""Ends of trials, as they come: progress for who waits, room on the disk.
+"""A callback of Ray Tune's: the ends of trials, for progress and for room on the disk.
 
 Tune keeps its callbacks in a pickle and takes them from there when it goes on, so what a
-`Listener` reports to is looked up where it runs.
+`SweepCallback` reports to is looked up where it runs.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-from ray.tune import Callback
+from typing import TYPE_CHECKING, Any
 
 from mla_ray.runtime.progress import Progress, Report
 from mla_ray.runtime.storage import at, remove, write_bytes
 from mla_ray.tuning.trial import ENDED, METRIC
 
+if TYPE_CHECKING:
+
+    class Callback:
+        """Of Ray Tune, which has no types."""
+else:
+    from ray.tune import Callback
+
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Told:
+class _Listener:
+    """Who hears of the trials of a sweep."""
+
     phase: str
     trials: int
     report: Report
 
 
-_told: dict[str, _Told] = {}
+_listeners: dict[str, _Listener] = {}
+"""By the sweep's folder."""
 
 
 @contextmanager
-def listening(root: str, phase: str, trials: int, report: Report) -> Iterator[None]:
+def trials_reported(root: str, phase: str, trials: int, report: Report) -> Iterator[None]:
     """Progress of the sweep in `root` goes to `report`; a line for each failure to the log."""
-    _told[root] = _Told(phase, trials, report)
+    _listeners[root] = _Listener(phase, trials, report)
     report(Progress(phase, 0, trials))
     tune = logging.getLogger("ray.tune")
     level = tune.level
@@ -41,10 +49,10 @@ def listening(root: str, phase: str, trials: int, report: Report) -> Iterator[No
         yield
     finally:
         tune.setLevel(level)
-        del _told[root]
+        del _listeners[root]
 
 
-class Listener(Callback):  # type: ignore[misc]  # Ray has no types
+class SweepCallback(Callback):
     """Of the sweep in `root`."""
 
     def __init__(self, root: str) -> None:
@@ -62,9 +70,9 @@ class Listener(Callback):  # type: ignore[misc]  # Ray has no types
         write_bytes(run / ENDED, b"")
         remove(run / "checkpoints")  # the best settings are trained anew, on all rows
         remove(run / "packs")
-        if told := _told.get(self.root):
+        if listener := _listeners.get(self.root):
             ended = [t for t in trials if t is trial or t.is_finished()]
             ars = [t.last_result.get(METRIC) for t in trials if t.last_result]
             best = max((ar for ar in ars if ar is not None), default=None)
             note = "" if best is None else f"best AR {best:.1f}"
-            told.report(Progress(told.phase, len(ended), told.trials, note))
+            listener.report(Progress(listener.phase, len(ended), listener.trials, note))

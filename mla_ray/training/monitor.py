@@ -1,4 +1,4 @@
-"""What stands between a training and whoever started it: an actor with rows of metrics and a wish.
+"""The actor between a training's workers and its driver: rows of metrics one way, a stop the other.
 
 In a module of its own, so that its process need not import torch.
 """
@@ -6,8 +6,8 @@ In a module of its own, so that its process need not import torch.
 from typing import Any
 
 
-class Board:
-    """The training adds, the driver takes; the driver stops, the training asks."""
+class Monitor:
+    """The training adds rows, the driver takes them; the driver stops, the training asks."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -22,6 +22,6 @@ class Board:
         rows, self.rows = self.rows, []
         return rows
 
-    def wish(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the training is to stop."""
         return self.stopping

@@ -1,4 +1,4 @@
-"""Promises of runtime.place: a folder is replaced as one, whoever is killed, whoever reads."""
+"""Promises of runtime.atomic: a folder is replaced as one, whoever is killed, whoever reads."""
 
 import multiprocessing
 import os
@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from mla_ray.runtime import place
-from mla_ray.runtime.place import read_whole, replacing, settle, unsettled
+from mla_ray.runtime import atomic
+from mla_ray.runtime.atomic import (
+    folders_in_replacement,
+    read_consistently,
+    recover_folder,
+    replacing_file,
+    replacing_folder,
+)
 from tests.support import ROOT
 
 # Kills itself outright, as the kernel would, in the middle of replacing argv[1].
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from mla_ray.runtime.place import replacing
+from mla_ray.runtime.atomic import replacing_folder
 kill_at, renames, rename = sys.argv[2], 0, Path.rename
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -36,7 +42,7 @@ def rmtree_or_die(path, **options):
 Path.rename = rename_or_die
 if kill_at == "removal":
     shutil.rmtree = rmtree_or_die
-with replacing(Path(sys.argv[1])) as scratch:
+with replacing_folder(Path(sys.argv[1])) as scratch:
     (scratch / "a").write_text("new")
     if kill_at == "writing":
         die()
@@ -45,7 +51,7 @@ with replacing(Path(sys.argv[1])) as scratch:
 
 
 def write(folder: Path, text: str) -> None:
-    with replacing(folder) as scratch:
+    with replacing_folder(folder) as scratch:
         for name in ("a", "b"):
             (scratch / name).write_text(text)
 
@@ -81,7 +87,7 @@ def test_a_folder_is_replaced_and_nothing_stays_beside_it(tmp_path: Path) -> Non
 
 def test_an_exception_leaves_the_old_one(tmp_path: Path) -> None:
     write(tmp_path / "de", "one")
-    with pytest.raises(TypeError), replacing(tmp_path / "de") as scratch:
+    with pytest.raises(TypeError), replacing_folder(tmp_path / "de") as scratch:
         (scratch / "a").write_text(2)  # type: ignore[arg-type]
     assert read(tmp_path / "de") == "one"
     assert names(tmp_path) == ["de"]
@@ -126,10 +132,10 @@ def test_who_comes_next_mends_what_a_killed_writer_left(
     kill(folder, kill_at)
     assert len(names(tmp_path)) > 2
     if next_one == "settle":
-        settle(folder)
+        recover_folder(folder)
         assert read(folder) == found
     elif next_one == "read":
-        assert read_whole(folder, lambda: read(folder)) == found
+        assert read_consistently(folder, lambda: read(folder)) == found
     else:
         write(folder, "newer")
         assert read(folder) == "newer"
@@ -140,7 +146,7 @@ def test_who_comes_next_mends_what_a_killed_writer_left(
 def test_what_0_1_0_left_under_the_id_of_its_process_is_put_back(tmp_path: Path) -> None:
     write(tmp_path / "de", "old")
     (tmp_path / "de").rename(tmp_path / ".de-old-7")
-    assert read_whole(tmp_path / "de", lambda: read(tmp_path / "de")) == "old"
+    assert read_consistently(tmp_path / "de", lambda: read(tmp_path / "de")) == "old"
     (tmp_path / ".de-old-7").mkdir()  # killed after both renames
     write(tmp_path / "de", "new")
     assert names(tmp_path) == ["de"]
@@ -149,16 +155,16 @@ def test_what_0_1_0_left_under_the_id_of_its_process_is_put_back(tmp_path: Path)
 def test_names_tell_whose_they_are() -> None:
     found = [".de-old-0a1b2c3d", ".zh-Hant-new-12", ".a-new-b-old-00000000", ".sw.lock"]
     others = ["de", ".de", ".de-old-", ".de-old-xyz", "de-old-12345678", ".git", "de.lock"]
-    assert unsettled(found + others) == {"de", "zh-Hant", "a-new-b", "sw"}
+    assert folders_in_replacement(found + others) == {"de", "zh-Hant", "a-new-b", "sw"}
 
 
 def test_nobody_disturbs_a_writer_at_work(tmp_path: Path) -> None:
     folder = tmp_path / "de"
     write(folder, "old")
-    with replacing(folder) as scratch:
+    with replacing_folder(folder) as scratch:
         (scratch / "a").write_text("new")
-        settle(folder)  # by another
-        assert read_whole(folder, lambda: read(folder)) == "old"
+        recover_folder(folder)  # by another
+        assert read_consistently(folder, lambda: read(folder)) == "old"
         waiting = threading.Thread(target=write, args=(folder, "newest"))
         waiting.start()
         waiting.join(0.2)
@@ -172,15 +178,17 @@ def test_nobody_disturbs_a_writer_at_work(tmp_path: Path) -> None:
 def test_a_writer_may_read_the_place_it_writes(tmp_path: Path) -> None:
     folder = tmp_path / "de"
     write(folder, "old")
-    with replacing(folder) as scratch:
-        assert read_whole(folder, lambda: read(folder)) == "old"
+    with replacing_folder(folder) as scratch:
+        assert read_consistently(folder, lambda: read(folder)) == "old"
         with pytest.raises(FileNotFoundError):
-            read_whole(folder, lambda: read(folder / "no such"))
+            read_consistently(folder, lambda: read(folder / "no such"))
         for name in ("a", "b"):
             (scratch / name).write_text("new")
     assert read(folder) == "new"
     with pytest.raises(FileNotFoundError):  # one inside the other
-        read_whole(folder, lambda: read_whole(folder, lambda: read(folder / "no such")))
+        read_consistently(
+            folder, lambda: read_consistently(folder, lambda: read(folder / "no such"))
+        )
     assert names(tmp_path) == ["de"]
 
 
@@ -193,7 +201,7 @@ def test_what_is_wrong_and_stays_so_is_told(tmp_path: Path, kind: type[Exception
         raise kind("no such thing")
 
     with pytest.raises(kind, match="no such thing"):
-        read_whole(tmp_path / "nowhere" / "de", fail)
+        read_consistently(tmp_path / "nowhere" / "de", fail)
     assert len(tries) == 2
     assert names(tmp_path) == []
 
@@ -204,10 +212,10 @@ def test_a_disk_without_locks_is_written_all_the_same(
     def refuse(file: int, kind: int) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(place.fcntl, "flock", refuse)
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
     write(tmp_path / "de", "one")
     write(tmp_path / "de", "two")
-    assert read_whole(tmp_path / "de", lambda: read(tmp_path / "de")) == "two"
+    assert read_consistently(tmp_path / "de", lambda: read(tmp_path / "de")) == "two"
     assert names(tmp_path) == ["de"]
 
 
@@ -218,7 +226,7 @@ def _write_often(folder: Path, name: str, rounds: int) -> None:
 
 def _read_often(folder: Path, rounds: int) -> None:
     for _ in range(rounds):
-        read_whole(folder, lambda: read(folder))
+        read_consistently(folder, lambda: read(folder))
 
 
 def test_two_write_and_one_reads_and_none_fails(tmp_path: Path) -> None:
@@ -238,3 +246,15 @@ def test_two_write_and_one_reads_and_none_fails(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert read(folder) in {"a 149", "b 149"}
     assert names(tmp_path) == ["de"]
+
+
+def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.txt"
+    with replacing_file(path) as scratch:
+        scratch.write_text("old")
+        assert scratch.suffix == ".txt"
+        assert not path.exists()
+    with pytest.raises(TypeError), replacing_file(path) as scratch:
+        scratch.write_text(3)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert names(path.parent) == ["a.txt"]

@@ -1,9 +1,10 @@
-"""Folders of this machine that are replaced as one: a reader finds the old one or the new one.
+"""Files and folders of this machine that are replaced as one: a reader finds the old or the new.
 
-No call replaces a folder that is not empty, so it takes two renames, of `de` to `.de-old-…` and of
-`.de-new-…` to `de`, and between them nothing is in the place. What a writer leaves who is killed
-there, the next one who writes or reads the folder, or lists the one around it, puts back. Writers
-of one place come one after another; a reader waits for one only if it found something wrong.
+A file is renamed onto the one before it. No call replaces a folder that is not empty, so it takes
+two renames, of `de` to `.de-old-…` and of `.de-new-…` to `de`, and between them nothing is in the
+place. What a writer leaves who is killed there, the next one who writes or reads the folder, or
+lists the one around it, puts back. Writers of one place come one after another; a reader waits for
+one only if it found something wrong.
 """
 
 import fcntl
@@ -26,7 +27,25 @@ _mine = threading.local()
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A file to write in the body of a `with`, which in the end stands in the place of `path`.
+
+    Its name ends as that of `path` does. An exception leaves `path` as it was. Folders around it
+    are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield scratch
+        scratch.replace(path)
+    except BaseException:
+        with suppress(OSError):  # the error to tell of is the first
+            scratch.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder for the body of a `with`, which in the end stands in the place of `folder`.
 
     An exception leaves `folder` as it was. Another writer of the same place waits.
@@ -48,7 +67,7 @@ def replacing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def settle(folder: Path) -> None:
+def recover_folder(folder: Path) -> None:
     """Put back, or clear away, what a killed writer of `folder` left; nothing while one writes."""
     if next(_left(folder), None):
         with _alone(folder, wait=False) as alone:
@@ -56,20 +75,20 @@ def settle(folder: Path) -> None:
                 _clear(folder)
 
 
-def unsettled(names: Iterable[str]) -> set[str]:
+def folders_in_replacement(names: Iterable[str]) -> set[str]:
     """The places that files and folders of these names belong to while a writer is at work there.
 
-    Or was: whether it still is, `settle` finds out.
+    Or was: whether it still is, `recover_folder` finds out.
     """
     return {match["place"] for name in names if (match := _BESIDE.fullmatch(name))}
 
 
-def read_whole(folder: Path, read: Callable[[], T]) -> T:
+def read_consistently(folder: Path, read: Callable[[], T]) -> T:
     """What `read` finds in a folder that others may replace meanwhile.
 
     If it raises a ValueError or an OSError it is called once more, with no writer at work.
     """
-    settle(folder)
+    recover_folder(folder)
     with suppress(ValueError, OSError):
         return read()
     with _alone(folder) as alone:

@@ -1,0 +1,186 @@
+"""`mla search`: in an index, with the native and a pack loaded here, or by a server."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
+
+import typer
+
+from mla_ray.cli.options import Json, emit, one_language
+from mla_ray.index.limits import MAX_K
+
+if TYPE_CHECKING:
+    from mla_ray.index.collection import Entry
+    from mla_ray.serving.schemas import Collection, Hit
+
+
+class HitRow(TypedDict):
+    """An entry that was found, as `mla search --json` prints it."""
+
+    image_id: str
+    score: float
+    language: str
+    caption: str
+    source: str
+
+
+def _of_query(tag: str | None) -> str | None:
+    return tag if tag == "auto" else one_language(tag)
+
+
+def search(
+    query: Annotated[
+        str | None, typer.Argument(help="A text in any acquired language, or English.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Search here: http(s)://host:port, or edge:folder.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Or ask a server: http://127.0.0.1:8000; its token in MLA_API_TOKEN."),
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            callback=_of_query,
+            help="BCP-47 code of the query; en if not given. With --url also auto.",
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=MAX_K)] = 10,
+    pack: Annotated[
+        Path | None, typer.Option(help="The language's pack; packs/LANGUAGE if not given.")
+    ] = None,
+    native: Annotated[
+        str | None, typer.Option(help="As for acquire; emoji-clip if not given.")
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(help="images or captions; if not given, images, for --image captions."),
+    ] = None,
+    in_language: Annotated[
+        str | None,
+        typer.Option(callback=one_language, help="With --url: captions of this language only."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="With --url: entries of this source only.")
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Nothing of a lower cosine; docs/serving.md on scores."),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="With --url: a picture to search by, instead of a text.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find images, or captions of any language, for a text; by a server also for a picture."""
+    if index is not None and url is None:
+        _refuse("--index", {"--in-language": in_language, "--source": source, "--image": image})
+        if query is None:
+            raise typer.BadParameter("give a text to search for")
+        if language == "auto":
+            raise typer.BadParameter("--language auto needs a server: --url")
+        native, find = native or "emoji-clip", find or "images"
+        rows, unknown = _search_index(
+            query, index, language or "en", k, min_score, pack, native, find
+        )
+    elif url is not None and index is None:
+        _refuse("--url", {"--pack": pack, "--native": native})
+        if (query is None) == (image is None):
+            raise typer.BadParameter("give either a text or --image to search for")
+        if image is not None:
+            _refuse("--image", {"--language": language})
+        rows, unknown = _search_server(
+            query, url, language, k, min_score, find, in_language, source, image
+        )
+    else:
+        raise typer.BadParameter("give either --index, to search here, or --url, to ask a server")
+    if unknown:
+        what = "so that hits say nothing of it" if unknown == 1 else "the rest was searched for"
+        typer.echo(f"mla: {unknown:.0%} of the query's tokens are unknown, {what}", err=True)
+    result = [row | {"unknown_tokens": unknown} for row in rows]  # of the query
+    lines = [f"{hit['score']:.3f}  {hit['image_id']}  {hit['caption']}" for hit in result]
+    emit(result, as_json, "\n".join(lines))
+
+
+def _refuse(beside: str, options: dict[str, object]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"{option} does not go with {beside}")
+
+
+def _search_index(
+    query: str,
+    index: str,
+    language: str,
+    k: int,
+    min_score: float | None,
+    pack: Path | None,
+    native: str,
+    find: str,
+) -> tuple[list[HitRow], float | None]:
+    """Hits, and the share of the query's tokens that is unknown."""
+    from mla_ray.evaluation.evaluation import encode_query, unknown_in
+    from mla_ray.index.collection import CaptionIndex
+    from mla_ray.index.ingest import space_of
+    from mla_ray.model.native import Native
+    from mla_ray.packs.library import load_packs
+
+    frozen = Native.load(native)
+    folders = [] if language == "en" else [pack or Path("packs") / language]
+    packs = load_packs(folders, frozen)
+    if language != "en" and language not in packs:
+        raise ValueError(f"{folders[0]} is a pack for {next(iter(packs))!r}, not for {language!r}")
+    vector = encode_query(frozen, packs, language, [query])[0]
+    unknown = float(unknown_in(frozen, packs, language, [query])[0])
+    with CaptionIndex.open(index, space_of(frozen), find, create=False) as collection:
+        hits = collection.search(vector, k, min_score=min_score)
+    return [_hit_row(hit.entry, hit.score) for hit in hits], unknown
+
+
+def _search_server(
+    query: str | None,
+    url: str,
+    language: str | None,
+    k: int,
+    min_score: float | None,
+    find: str | None,
+    in_language: str | None,
+    source: str | None,
+    image: Path | None,
+) -> tuple[list[HitRow], float | None]:
+    """As `_search_index`; None from a server of before it told."""
+    from mla_ray.serving.client import Client
+    from mla_ray.serving.client_retries import Retry
+
+    with Client(url, retry=Retry(attempts=3)) as client:  # someone waits
+        # What is no language or collection, the server says.
+        if image is not None:
+            page = client.search_image(
+                image.read_bytes(),
+                find=cast("Collection", find or "captions"),
+                k=k,
+                min_score=min_score,
+                in_language=in_language,
+                source=source,
+            )
+        else:
+            page = client.search(
+                query or "",
+                language=language or "en",
+                find=cast("Collection", find or "images"),
+                k=k,
+                min_score=min_score,
+                in_language=in_language,
+                source=source,
+            )
+    return [_hit_row(hit, hit.score) for hit in page.hits], page.unknown_tokens
+
+
+def _hit_row(entry: "Entry | Hit", score: float) -> HitRow:
+    return {
+        "image_id": entry.image_id,
+        "score": score,
+        "language": entry.language,
+        "caption": entry.caption,
+        "source": entry.source,
+    }

@@ -1,0 +1,70 @@
+"""Log lines of a job, on standard error: one form for all of them, and progress among them."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from mla_ray.runtime.progress import Progress, Report
+
+OURS = ("__main__", "jobs", "mla_ray")
+"""Loggers heard from INFO up, and the job's own; others from WARNING up."""
+
+
+class _Lines(logging.Formatter):
+    """`2026-01-01T12:00:00Z INFO job=ID LOGGER message`, and so before each line of a traceback."""
+
+    def __init__(self, job: str, module: str) -> None:
+        super().__init__()
+        self.converter = time.gmtime
+        self.job, self.module = job, module
+
+    def format(self, record: logging.LogRecord) -> str:
+        name = self.module if record.name == "__main__" else record.name
+        when = self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ")
+        head = f"{when} {record.levelname} job={self.job} {name} "
+        return "\n".join(head + line for line in super().format(record).splitlines() or [""])
+
+
+def log_to_stderr(job: str, module: str) -> None:
+    """Log lines and Python's warnings of this process, each with the job's id."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines(job, module))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in (*OURS, module):
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def progress_logger(
+    every_s: float = 10.0,
+    log: logging.Logger | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Report:
+    """A `Report` that logs a phase's first and last figure, and between them one every `every_s`.
+
+    `training 300/1150 26% ETA 0:12:30 loss 0.512`
+    """
+    log = log or logging.getLogger(__name__)
+    begun: dict[str, tuple[float, int]] = {}
+    logged: dict[str, tuple[float, int]] = {}
+
+    def report(step: Progress) -> None:
+        now, new = clock(), step.phase not in begun
+        since, start = begun.setdefault(step.phase, (now, step.done))
+        last, done = logged.get(step.phase, (now, step.done))
+        total = step.total
+        ended = total is not None and step.done >= total and step.done != done
+        if not (new or ended or now - last >= every_s):
+            return
+        logged[step.phase] = (now, step.done)
+        words = [step.phase, str(step.done)]
+        if total is not None:
+            words[1] += f"/{total}"
+            words.append(f"{100 * step.done // total if total else 100}%")
+            if start < step.done < total:
+                left = (now - since) * (total - step.done) / (step.done - start)
+                words.append(f"ETA {timedelta(seconds=round(left))}")
+        log.info(" ".join([*words, step.note] if step.note else words))
+
+    return report

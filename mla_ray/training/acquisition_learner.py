@@ -1,0 +1,335 @@
+"""Languages in the two stages of MLA (paper, section 3.3), as the training loop trains them.
+
+The weights are an embedding block, which all languages of a run share, and each one's acquirers.
+Every batch is of one language.
+
+Shapes: B batch of this worker, E joint embedding size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from upath import UPath
+
+from mla_ray.data.blocks import Examples, ShuffledTable
+from mla_ray.data.feature_store import FeatureStore, Kind
+from mla_ray.data.sampling import BatchSampler, language_of_step
+from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
+from mla_ray.model.native import Native
+from mla_ray.model.tokenizers import Ids, LanguageTokenizer
+from mla_ray.packs.card import make_card
+from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.storage import at, read_bytes, write_json
+from mla_ray.training.batch_loss import encode_in_two_passes, le_batch_loss, nlt_batch_loss
+from mla_ray.training.config import AcquireConfig, Stage
+from mla_ray.training.distributed import all_reduce, rank
+from mla_ray.training.driver import Driver, Figures
+from mla_ray.training.held_out import held_out_ar
+from mla_ray.training.learner import Batches, Learner
+from mla_ray.training.loop import DONE, accelerator_for
+from mla_ray.training.loop import train as run_loop
+from mla_ray.training.metrics import STAGES
+from mla_ray.training.optimizer import Optimizer
+from mla_ray.training.run_spec import GOES_ON, KIND, RunSpec
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A prepared run.
+
+    Attributes:
+        run: its folder.
+        tables: where `training.prepare` put `data/`: `run`, or a folder that several runs share.
+        store: root of the feature stores.
+        spec: its run.json: native, fingerprint, config, data by language.
+
+    """
+
+    run: str
+    tables: str
+    store: str
+    spec: RunSpec
+
+    @property
+    def config(self) -> AcquireConfig:
+        return AcquireConfig.model_validate(self.spec["config"])
+
+
+def train(job: PreparedRun, driver: Driver = Driver(), *, cpu: bool = True) -> bool:
+    """Both stages from the last sound checkpoint on; False if it was stopped on the way.
+
+    Leaves packs in `run/packs/<stage>/<language>` and, at the end, says which are the result in
+    `run/done.json`.
+
+    Raises:
+        Diverged: the loss is not finite; on all workers at the same step.
+
+    """
+    accelerator = accelerator_for(job.config, cpu)
+    return run_loop(AcquisitionLearner(job, accelerator.device), accelerator, driver)
+
+
+@dataclass(frozen=True)
+class LanguageBatch:
+    """A batch of all workers, and the stage and language that it is of."""
+
+    stage: str
+    language: str
+    examples: Examples
+
+
+class StageBatches:
+    """The batches of a stage, over the languages that have tables for it."""
+
+    def __init__(
+        self, stage: str, samplers: dict[str, BatchSampler], languages: Sequence[str], seed: int
+    ) -> None:
+        self.stage, self.samplers, self.languages, self.seed = stage, samplers, languages, seed
+
+    def __getitem__(self, step: int) -> LanguageBatch:
+        language, number = language_of_step(self.languages, step, self.seed)
+        return LanguageBatch(self.stage, language, self.samplers[language][number])
+
+
+class AcquisitionLearner(Learner[LanguageBatch]):
+    """Languages in training.
+
+    Args:
+        job: a prepared run.
+        device: where to train.
+        native: to use instead of loading the run's; an ablation trains it as well.
+
+    """
+
+    stages = STAGES
+    config: AcquireConfig
+
+    def __init__(
+        self, job: PreparedRun, device: torch.device, native: Native | None = None
+    ) -> None:
+        config = job.config
+        super().__init__(at(job.run), config, config.held_out, device)
+        self.job, self.data = job, at(job.tables) / "data"
+        self.native = native or Native.load(job.spec["native"], str(device))
+        if not self.native.goes_by(job.spec["fingerprint"], self.run, GOES_ON):
+            raise ValueError(
+                f"native {job.spec['native']!r} here is not the one the run began with"
+            )
+        self.languages = sorted(job.spec["tables"])
+        init = load(read_bytes(self.data / "init.safetensors"))
+        self.tokens: npt.NDArray[np.int32] = init["tokens"].numpy()
+        self.own_rows = {language: init[f"own/{language}"] for language in self.languages}
+        self.tokenizer = Tokenizer.from_buffer(read_bytes(self.data / "tokenizer.json"))
+        self.encoders = initial_encoders(init, self.native, self.languages, config)
+        self.modules = nn.ModuleDict(dict(self.encoders)).to(device)
+        self.new_optimizer()
+
+    def new_optimizer(self) -> None:
+        """Every stage begins with one of its own."""
+        rows = self.encoders[self.languages[0]].embedding.rows.weight
+        self.optimizer = Optimizer(
+            [weight for weight in self.trained_weights() if weight is not rows],
+            self.config.weight_decay,
+            rows,
+        )
+
+    def trained_weights(self) -> list[nn.Parameter]:
+        """Every weight once; the embedding is shared by all languages."""
+        return list(self.modules.parameters())
+
+    # -- batches and losses --
+
+    def settings(self, stage: str) -> Stage:
+        settings: Stage = getattr(self.config, stage)
+        return settings
+
+    def batches(self, stage: str) -> Batches[LanguageBatch]:
+        config, samplers = self.config, {}
+        for language in self.languages:
+            if tables := self.tables(language, stage):
+                samplers[language] = BatchSampler(tables, self.settings(stage).batch, config.seed)
+        return StageBatches(stage, samplers, list(samplers), config.seed)
+
+    def loss(self, batch: LanguageBatch) -> Tensor:
+        encode = partial(self.encode, batch.language)
+        if batch.stage == "nlt":
+            return nlt_batch_loss(encode, batch.examples, self.device)
+        return le_batch_loss(encode, batch.examples, self.logit_scale, self.device)
+
+    def loss_of_all_workers(self, loss: Tensor) -> float:
+        """NLT's loss is shared out, LE's every worker has."""
+        figure = loss.detach().clone()
+        if self.stage == "nlt":
+            all_reduce([figure])
+        return float(figure)
+
+    def language(self, batch: LanguageBatch) -> str:
+        return batch.language
+
+    @property
+    def logit_scale(self) -> float:
+        if self.config.temperature == "native":
+            return self.native.logit_scale
+        return 1 / self.config.temperature
+
+    def encode(self, language: str, texts: Sequence[Ids]) -> Tensor:
+        """Features [B, E], with graph, of a batch's token ids."""
+        return encode_in_two_passes(self.encoders[language], texts, self.device)
+
+    def tables(self, language: str, stage: str) -> list[ShuffledTable]:
+        """What the batches of a language and stage are drawn from."""
+        store = self.feature_store(KIND[stage])
+        names = sorted(n for n in self.job.spec["tables"][language] if n.startswith(stage))
+        row_of = self.tokenizer_of(np.arange(len(self.tokens))).row_of
+        return [
+            ShuffledTable(self.data / language / name, row_of, store, self.config.seed, number)
+            for number, name in enumerate(names)
+        ]
+
+    def feature_store(self, kind: Kind) -> FeatureStore:
+        native = self.native
+        return FeatureStore(at(self.job.store), native.fingerprint, kind, native.fingerprint_v1)
+
+    def tokenizer_of(self, rows: npt.NDArray[np.int64]) -> LanguageTokenizer:
+        """Text to these rows of the shared embedding."""
+        return LanguageTokenizer(self.tokenizer, self.tokens[rows], self.native.text.context_length)
+
+    def held_out_ar(self) -> float:
+        """The mean over languages."""
+        store = self.feature_store(KIND["le" if self.config.held_out.of == "captions" else "nlt"])
+        return float(
+            np.mean(
+                [
+                    held_out_ar(self.encoders[language], self.data / language, store, self.device)
+                    for language in self.languages
+                ]
+            )
+        )
+
+    # -- stages --
+
+    def begin(self) -> None:
+        self.save_packs("fresh")
+
+    def end_stage(self) -> None:
+        stage = self.stages[self.stage_index]
+        if self.settings(stage).steps and rank() == 0:
+            self.save_packs(stage)
+        self.steps_before += self.settings(stage).steps
+        self.stage_index, self.step, self.early_stopping.wait = self.stage_index + 1, 0, 0
+        self.new_optimizer()
+
+    def finish(self) -> None:
+        """Say which packs are the result. Written last, so who reads it finds them whole."""
+        stage = next((s for s in reversed(self.stages) if self.settings(s).steps), "fresh")
+        packs = {language: f"packs/{stage}/{language}" for language in self.languages}
+        write_json(self.run / DONE, {"packs": packs, **self.figures()})
+
+    # -- saving --
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.modules.named_parameters())
+
+    def figures(self) -> Figures:
+        done = self.steps_before + self.step
+        steps = sum(self.settings(stage).steps for stage in self.stages)
+        figures: Figures = {"stage": self.stage_index, "step": self.step, "total_step": done}
+        figures["percent"] = 100 * done // max(1, steps)
+        if self.early_stopping.best_weights:
+            best = self.early_stopping.best
+            figures |= {"AR": self.early_stopping.latest, "best_AR": best}
+        return figures
+
+    def params(self) -> dict[str, Any]:
+        return {"native": self.job.spec["native"], **self.config.model_dump()}
+
+    def save(self) -> UPath:
+        tensors = {f"weights/{name}": weight for name, weight in self.weights().items()}
+        tensors |= {f"optimizer/{n}": t for n, t in self.optimizer.state_dict().items()}
+        tensors |= {f"best/{n}": w for n, w in self.early_stopping.best_weights.items()}
+        state = {"stage": self.stage_index, "step": self.step, "before": self.steps_before}
+        # The end of a stage and the last step of it are two states.
+        number = self.steps_before + self.step + self.stage_index
+        best = self.early_stopping.state_dict()
+        return self.checkpoints.save(number, tensors, state | {"best": best})
+
+    def resume(self) -> bool:
+        found = self.checkpoints.load(str(self.device))
+        if found is None:
+            return False
+        with torch.no_grad():
+            saved = found.part("weights")
+            for name, weight in self.weights().items():
+                weight.copy_(saved[name])
+        self.stage_index, self.step = found.state["stage"], found.state["step"]
+        self.steps_before = found.state["before"]
+        self.early_stopping.load_state_dict(found.state["best"], found.part("best"))
+        if optimizer := found.part("optimizer"):
+            self.optimizer.load_state_dict(optimizer)
+        return True
+
+    def save_packs(self, stage: str) -> None:
+        """A pack for each language, with its own copy of the rows its corpus uses."""
+        done = self.stages[: self.stages.index(stage) + 1] if stage in self.stages else ()
+        common = {"weight_decay": self.config.weight_decay, "seed": self.config.seed}
+        metrics: dict[str, float] = {}
+        if self.early_stopping.best_weights:
+            best = self.early_stopping
+            metrics = {"held_out_AR": round(best.best, 2), "step": best.best_step}
+        for language in self.languages:
+            encoder = with_own_rows(self.encoders[language], self.own_rows[language])
+            card = make_card(
+                self.native,
+                language,
+                encoder,
+                stages={name: self.settings(name).model_dump() | common for name in done},
+                data=self.job.spec["tables"][language],
+                started_from=(self.job.spec.get("start") or {}).get(language),
+                metrics=metrics,
+            )
+            tokenizer = self.tokenizer_of(self.own_rows[language].numpy())
+            LanguagePack(card, encoder, tokenizer).save(self.run / "packs" / stage / language)
+
+
+def initial_encoders(
+    init: dict[str, Tensor], native: Native, languages: Sequence[str], config: AcquireConfig
+) -> dict[str, LanguageEncoder]:
+    """The encoders of a run at its first step, which share one embedding block.
+
+    Args:
+        init: of `training.prepare`: initial rows and, where it goes on from a pack, its weights.
+        native: frozen.
+        languages: of the run.
+        config: settings.
+
+    """
+    start = {n.removeprefix("start/"): w for n, w in init.items() if n.startswith("start/")}
+    hidden = config.hidden or native.text.width // 2
+    if start:  # a pack's, whatever the settings say
+        hidden = len(start["acquirers.0.down.bias"])
+    torch.manual_seed(config.seed)
+    embedding = EmbeddingBlock(init["rows"], native.text)
+    encoders = {name: LanguageEncoder(native.text, embedding, hidden) for name in languages}
+    if start:
+        encoders[languages[0]].load_state_dict({"embedding.rows.weight": init["rows"], **start})
+    for encoder in encoders.values():
+        encoder.acquirers.requires_grad_(config.acquirers)
+    return encoders
+
+
+def with_own_rows(shared: LanguageEncoder, rows: Tensor) -> LanguageEncoder:
+    """A copy of an encoder, on the CPU, with these rows of the shared embedding alone."""
+    weight = shared.embedding.rows.weight.detach()
+    own_rows = weight[rows.to(weight.device)].cpu()
+    own = LanguageEncoder(shared.tower, EmbeddingBlock(own_rows, shared.tower), shared.hidden)
+    own.embedding.linear.load_state_dict(shared.embedding.linear.state_dict())
+    own.acquirers.load_state_dict(shared.acquirers.state_dict())
+    return own

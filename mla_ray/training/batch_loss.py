@@ -1,0 +1,82 @@
+"""The loss of a batch in NLT and in LE (paper, section 3.2), from frozen features.
+
+English targets and image features come from feature stores; no tower but the frozen text blocks
+runs here. The rows of a batch are shared out over the workers, every `world_size`-th to each.
+
+Shapes: B rows of this worker, G rows of all workers, L tokens, E joint embedding size.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mla_ray.data.blocks import Examples
+from mla_ray.model.encoder import LanguageEncoder
+from mla_ray.model.objectives import le_loss, nlt_loss, positive_groups
+from mla_ray.model.tokenizers import Ids, pad
+from mla_ray.training.distributed import gather_features, rank, world_size
+
+Encode = Callable[[Sequence[Ids]], Tensor]
+"""Features [B, E] of token ids, with graph."""
+
+
+def nlt_batch_loss(encode: Encode, batch: Examples, device: torch.device) -> Tensor:
+    """NLT's loss on this worker's rows; those of all workers add up to that of the batch."""
+    own = batch[slice(rank(), None, world_size())]
+    target_BE = torch.from_numpy(own.frozen).to(device)
+    return nlt_loss(encode(own.ids), target_BE) * (len(own.ids) / len(batch.ids))
+
+
+def le_batch_loss(
+    encode: Encode, batch: Examples, logit_scale: float, device: torch.device
+) -> Tensor:
+    """LE's loss of the whole batch, on every worker.
+
+    Each differentiates by its own texts only, so that summed gradients are the whole's.
+    """
+    world = world_size()
+    shares = [np.arange(len(batch.ids))[worker::world] for worker in range(world)]
+    ordered = batch[np.concatenate(shares)]  # rank after rank, as features are gathered
+    group_G = positive_groups(ordered.key.tolist(), ordered.caption.tolist())
+    text_BE = encode(batch[slice(rank(), None, world)].ids)
+    return le_loss(
+        gather_features(text_BE.float(), [len(share) for share in shares]),
+        torch.from_numpy(ordered.frozen).to(device),
+        torch.from_numpy(group_G).to(device),
+        logit_scale,
+    )
+
+
+def encode_in_two_passes(
+    encoder: LanguageEncoder, texts: Sequence[Ids], device: torch.device
+) -> Tensor:
+    """Features [B, E], with graph, of a batch's token ids.
+
+    In two passes where that spares padding: beside dictionary words stand long captions.
+    """
+    tower = encoder.tower
+    length = tower.context_length if tower.fixed_length else None
+    lengths = np.array([len(ids) for ids in texts])
+    shortest_first = np.argsort(lengths, kind="stable")
+    cuts = [0, len(texts)] if length else [0, *split_point(lengths[shortest_first]), len(texts)]
+    parts = []
+    for start, end in pairwise(cuts):
+        ids_BL, length_B = pad([texts[row] for row in shortest_first[start:end]], length)
+        parts.append(encoder(ids_BL.to(device), length_B.to(device)))
+    return torch.cat(parts)[torch.from_numpy(np.argsort(shortest_first)).to(device)]
+
+
+def split_point(lengths: npt.NDArray[np.int64]) -> list[int]:
+    """Where ascending lengths [B] are best parted in two; nowhere if that saves little padding."""
+    count = len(lengths)
+    if count < 2:
+        return []
+    before = np.arange(1, count)
+    padded = before * lengths[:-1] + (count - before) * lengths[-1]
+    if padded.min() > 0.85 * count * lengths[-1]:
+        return []
+    return [int(padded.argmin()) + 1]

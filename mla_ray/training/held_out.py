@@ -1,0 +1,179 @@
+"""Held-out rows: which rows of a run's tables are kept away from training, and AR on them.
+
+Shapes: E joint embedding size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from upath import UPath
+
+from mla_ray.data.blocks import read_parquet, write_index, write_parquet
+from mla_ray.data.corpus import Corpus, named
+from mla_ray.data.feature_store import BATCH, Features, FeatureStore
+from mla_ray.evaluation.recall import rank
+from mla_ray.model.encoder import LanguageEncoder
+from mla_ray.model.text import identity
+from mla_ray.model.tokenizers import LanguageTokenizer, pad
+from mla_ray.training.config import HeldOut
+from mla_ray.training.drafts import Draft, filtered, first_of_each_key, read_draft
+
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Rows that are kept away from training, and the images that are of them alone."""
+
+    rows: pa.Table
+    contents: pa.Table | None
+
+
+def check_held_out(corpora: Sequence[Corpus], config: HeldOut) -> None:
+    """ValueError if a language has nothing of which rows may be held out."""
+    if not config.every:
+        return
+    for corpus in corpora:
+        if config.of == "pairs" and not corpus.pairs:
+            raise ValueError(
+                f"held_out.of is 'pairs', but {corpus.language!r} has no translation table; "
+                "give one, or set held_out.of to 'captions'"
+            )
+        if config.of != "captions":
+            continue
+        if corpus.captions is None:
+            raise ValueError(
+                f"held_out.of is 'captions', but {corpus.language!r} has no caption table; "
+                "give one, or set held_out.of to 'pairs'"
+            )
+        splits = corpus.splits()
+        if splits["train"] and not splits["validation"]:
+            raise ValueError(
+                f"held_out.of is 'captions', but {corpus.captions} has no row of split "
+                f"'validation' in {corpus.language!r}; rows found: {named(splits)}. Add some, "
+                "or set held_out.of to 'pairs'"
+            )
+
+
+def hold_out(
+    corpus: Corpus, drafts: Sequence[Draft], config: HeldOut, scratch: Path, skip_invalid: bool
+) -> HeldOutRows:
+    """Choose a language's held-out rows.
+
+    Captions are of the table's split `validation`. Pairs are of the first translation table, and
+    every pair of the same English text is taken out of all `drafts`.
+
+    Raises:
+        InvalidTable: the split has bad rows.
+        ValueError: a table would have no row left.
+
+    """
+    if config.of == "captions":
+        return _validation_captions(corpus, config, scratch, skip_invalid)
+    ours = [draft for draft in drafts if draft.stage == "nlt" and draft.language == corpus.language]
+    rows, key_of_text = _one_key_a_text(ours[0].sample(config.size))
+    for draft in ours:  # a dictionary may hold the same text
+        for place, (prefix, block) in enumerate(draft.blocks):
+            table = block.read()
+            texts = (identity(text) for text in table["source"].to_pylist())
+            keep = np.array([text not in key_of_text for text in texts])
+            if not keep.all():
+                draft.blocks[place] = prefix, filtered(block, table, keep)
+        draft.blocks = [(prefix, block) for prefix, block in draft.blocks if block.rows]
+        if not draft.blocks:
+            raise ValueError(
+                f"{corpus.language!r}: held_out.size {config.size} leaves a table no row to train "
+                "on; make it smaller"
+            )
+    return HeldOutRows(rows, None)
+
+
+def _validation_captions(
+    corpus: Corpus, config: HeldOut, scratch: Path, skip_invalid: bool
+) -> HeldOutRows:
+    assert corpus.captions is not None  # noqa: S101  (`check_held_out`)
+    draft = read_draft(
+        corpus, HELD_OUT, "le", corpus.captions, scratch, skip_invalid, split="validation"
+    )
+    rows = draft.sample(config.size)
+    wanted = pa.compute.unique(rows["key"].combine_chunks())
+    images = [
+        pa.Table.from_batches([batch]).filter(pa.compute.is_in(batch["key"], wanted))
+        for _, block in draft.contents
+        for batch in block.batches()
+    ]
+    return HeldOutRows(rows, first_of_each_key(pa.concat_tables(images)))
+
+
+def _one_key_a_text(rows: pa.Table) -> tuple[pa.Table, dict[str, str]]:
+    """Held-out pairs, those of "dog" and "Dog." with one key: neither is wrong for the other.
+
+    And the keys by the texts' identities: no pair of such a text is trained on.
+    """
+    key_of_text: dict[str, str] = {}
+    columns = (rows[name].to_pylist() for name in ("key", "source"))
+    keys = [key_of_text.setdefault(identity(text), key) for key, text in zip(*columns, strict=True)]
+    place = rows.column_names.index("key")
+    return rows.set_column(place, "key", pa.array(keys, pa.string())), key_of_text
+
+
+def write_held_out(
+    held_out: HeldOutRows,
+    tokenizer: LanguageTokenizer,
+    used: npt.NDArray[np.bool_],
+    folder: UPath,
+) -> None:
+    """Write rows with embedding rows for ids, as the language's pack will have them.
+
+    Args:
+        held_out: of one language.
+        tokenizer: of the run.
+        used: of the tokenizer's tokens, those of the language's tables. Others have no row.
+        folder: of the language.
+
+    """
+    own = LanguageTokenizer.with_tokens(tokenizer.tokenizer, used, tokenizer.context_length)
+    texts = own(held_out.rows["target"].to_pylist())
+    ids = pa.array([tokenizer.row_of[own.tokens[rows]] for rows in texts], pa.list_(pa.int32()))
+    rows = pa.table({"ids": ids, "key": held_out.rows["key"]})
+    write_parquet(rows, folder / HELD_OUT / "rows.parquet")
+    if held_out.contents is not None:
+        contents = folder / HELD_OUT / "contents"
+        write_parquet(held_out.contents, contents / "b.parquet")
+        write_index(contents, [("", len(held_out.contents))])
+
+
+@torch.inference_mode()
+def held_out_ar(
+    encoder: LanguageEncoder, folder: UPath, store: FeatureStore, device: torch.device
+) -> float:
+    """AR, in per cent, of a language's held-out texts against their frozen features.
+
+    Args:
+        encoder: on `device`.
+        folder: of the language, as `write_held_out` had it.
+        store: of the English texts or the images.
+        device: of the weights.
+
+    """
+    table = read_parquet(folder / HELD_OUT / "rows.parquet")
+    keys, of = np.unique(np.array(table["key"].to_pylist()), return_inverse=True)
+    frozen = store.read(keys.tolist())
+    sound = np.flatnonzero(np.isfinite(frozen[of, 0]))  # a broken image is no image
+    if not len(sound):
+        raise ValueError(f"{folder.name!r}: no held-out row has a feature")
+    column = table["ids"].to_pylist()
+    ids = [np.array(column[row], np.int32) for row in sound]
+    kept, of = np.unique(of[sound], return_inverse=True)
+    length = encoder.tower.context_length if encoder.tower.fixed_length else None
+    parts: list[Features] = []
+    for start in range(0, len(ids), BATCH):
+        ids_BL, length_B = pad(ids[start : start + BATCH], length)
+        text_BE = encoder(ids_BL.to(device), length_B.to(device))
+        parts.append(text_BE.float().cpu().numpy())
+    return rank(np.concatenate(parts), frozen[kept], of.astype(np.int64)).recall().ar

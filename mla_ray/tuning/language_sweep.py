@@ -1,0 +1,340 @@
+"""The sweep of one language: a search, its result as a configuration, and what that is worth.
+
+run/<language>/spec.json      what the sweep is of; it goes on only with the same
+run/<language>/first.json     the points that the search begins with, and where they are from
+run/<language>/prepared/      tables, once for all trials of the same vocabulary
+run/<language>/tune/          Ray Tune's state and figures
+run/<language>/default, best  acquisitions by the default and the best settings
+run/<language>/pack/          the pack of the best settings
+run/<language>/sweep.json     the outcome; written last
+run/<language>/report.html
+results/<language>.yaml       what `mla acquire --config` takes
+results/<language>.json       the outcome again: where sweeps of related languages begin
+"""
+
+import itertools
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import yaml
+from upath import UPath
+
+from mla_ray.data.corpus import Corpus, named
+from mla_ray.data.table_reader import Stream
+from mla_ray.model.native import Native
+from mla_ray.packs.pack import copy_pack
+from mla_ray.pipeline.plan import TEST
+from mla_ray.pipeline.progress import of_language
+from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.storage import at, read_json, write_bytes, write_json
+from mla_ray.training.acquisition import acquire, bad_images, encode
+from mla_ray.training.config import AcquireConfig, HeldOut
+from mla_ray.training.prepare import prepare
+from mla_ray.training.run_spec import OF_TABLES, RunSpec, spec_of, with_todays_fingerprint
+from mla_ray.training.workers import Hooks
+from mla_ray.tuning import report as reporting
+from mla_ray.tuning.gain import gain, ranks_of_packs
+from mla_ray.tuning.outcome import Gain, Outcome, Trial
+from mla_ray.tuning.plan import SweepPlan
+from mla_ray.tuning.search import concurrent_trials, search
+from mla_ray.tuning.space import Choices, Space, differing, load_space
+from mla_ray.tuning.starting_points import known_outcomes, starting_points
+from mla_ray.tuning.trial import Point, TrialSpec
+
+log = logging.getLogger(__name__)
+
+LOW_RESOURCE = 2000
+"""Pairs below which a language is swept in the space `low-resource`, unless told otherwise."""
+HELD_OUT = 1000
+
+
+@dataclass(frozen=True)
+class LanguageSweep:
+    """The sweep of one language, whose tables are there.
+
+    Attributes:
+        plan: whose language it is.
+        language: BCP-47.
+        native: the plan's.
+        corpus: what the language is acquired from.
+        splits: how many captions each split has.
+        run_spec: of an acquisition of the corpus, whatever its settings: the tables' fingerprints
+            among others, which take reading all of them.
+        space_name: of a preset, or of a file.
+        space: what is searched.
+        trials: how many.
+        report: told of progress.
+        stop: once set, the sweep ends as soon as it can be gone on with.
+
+    """
+
+    plan: SweepPlan
+    language: str
+    native: Native
+    corpus: Corpus
+    splits: Counter[str]
+    run_spec: RunSpec
+    space_name: str
+    space: Space
+    trials: int
+    report: Report
+    stop: threading.Event
+
+    @classmethod
+    def open(
+        cls,
+        plan: SweepPlan,
+        language: str,
+        native: Native,
+        report: Report,
+        stop: threading.Event,
+        most_trials: int | None = None,
+    ) -> Self:
+        """Make or find the language's tables, and read of them what the sweep depends on."""
+        corpus = plan.corpus(
+            language, of_language(report, language), at(plan.run) / language / "spec.json"
+        )
+        space_name, space = _space(plan, corpus)
+        trials = plan.trials or space.trials
+        return cls(
+            plan=plan,
+            language=language,
+            native=native,
+            corpus=corpus,
+            splits=corpus.splits(),
+            run_spec=spec_of(native, [corpus], AcquireConfig()),
+            space_name=space_name,
+            space=space,
+            trials=trials if most_trials is None else min(trials, most_trials),
+            report=report,
+            stop=stop,
+        )
+
+    @property
+    def root(self) -> UPath:
+        return at(self.plan.run) / self.language
+
+    @property
+    def store(self) -> UPath:
+        return at(self.plan.data) / "features"
+
+    def sweep(self) -> Outcome:
+        """All of it; what was done before is read."""
+        done = self.root / "sweep.json"
+        spec = self.trial_spec()
+        self.begin(spec.held_out)
+        if done.exists():
+            return Outcome.model_validate(read_json(done))
+        trials = self.search(spec)
+        best = _best(trials)
+        config = self._config(best.settings)
+        outcome = Outcome(
+            language=self.language,
+            native=self.plan.native,
+            space=self.space_name,
+            validation=spec.held_out.of,
+            seed=self.plan.seed,
+            trials=trials,
+            best=best.number,
+            config=differing(config),
+            gain=self._gain(spec, config),
+            seconds=round(sum(trial.seconds for trial in trials), 1),
+        )
+        reporting.write(outcome, self.root)
+        results, text = at(self.plan.results), outcome.model_dump_json(indent=1)
+        settings = f"# mla sweep, {outcome.line}\n" + yaml.safe_dump(outcome.config)
+        write_bytes(results / f"{self.language}.yaml", settings.encode())
+        write_bytes(results / f"{self.language}.json", text.encode())
+        write_bytes(done, text.encode())
+        return outcome
+
+    def trial_spec(self) -> TrialSpec:
+        """What the trials share."""
+        return TrialSpec(
+            run_spec=self.run_spec,
+            corpus=self.corpus,
+            space=self.space,
+            held_out=self._held_out(),
+            root=str(self.root),
+            store=str(self.store),
+            workers=self.plan.of_workers(),
+        )
+
+    # -- before the search --
+
+    def _held_out(self) -> HeldOut:
+        """Rows that settings are chosen by: the captions' split `validation`, else some pairs."""
+        if self.splits["validation"]:
+            return HeldOut(of="captions", size=HELD_OUT)
+        rows = _rows(self.corpus.pairs[0], self.language, 6 * HELD_OUT)
+        return HeldOut(of="pairs", size=max(2, min(HELD_OUT, rows // 6)))
+
+    def begin(self, held_out: HeldOut) -> None:
+        """See that the folder is of this sweep, or of none yet."""
+        spec = {
+            "fingerprint": self.native.fingerprint,
+            "sources": self.run_spec["sources"],
+            "space": self.space.model_dump(),
+            "trials": self.trials,
+            "seed": self.plan.seed,
+            "held_out": held_out.model_dump(),
+        }
+        path = self.root / "spec.json"
+        if not path.exists():
+            write_json(path, spec)
+            return
+        before = with_todays_fingerprint(read_json(path), self.native, self.root)
+        if changed := [key for key in spec if before.get(key) != spec[key]]:
+            raise ValueError(
+                f"{self.root}: {' and '.join(changed)} differ from the sweep begun there; "
+                "choose another run folder, or delete it"
+            )
+
+    def _prepare(self, spec: TrialSpec) -> None:
+        """Tables for every vocabulary that the space has, and features, once for all trials."""
+        report = of_language(self.report, self.language)
+        choices = {
+            name: domain.choices
+            for name, domain in self.space.parameters.items()
+            if name in OF_TABLES and isinstance(domain, Choices)
+        }
+        vocabularies = list(itertools.product(*choices.values()))
+        for number, values in enumerate(vocabularies):
+            report(Progress("vocabularies", number, len(vocabularies)))
+            config = spec.config(dict(zip(choices, values, strict=True)))
+            tables = spec.tables(config)
+            prepare(self.native, [self.corpus], config, tables, skip_invalid=self.plan.skip_invalid)
+            filled = encode(
+                self.native,
+                [self.corpus],
+                tables,
+                self.store,
+                report,
+                self.plan.of_encoders(),
+            )
+            if filled.failed and not self.plan.skip_invalid:
+                raise bad_images(filled)
+        report(Progress("vocabularies", len(vocabularies), len(vocabularies)))
+
+    # -- the search --
+
+    def search(self, spec: TrialSpec) -> list[Trial]:
+        """The trials, in the order they were begun."""
+        import ray
+
+        self._prepare(spec)
+        return search(
+            spec,
+            trials=self.trials,
+            first=self.first_points(),
+            concurrent=self.plan.concurrent
+            or concurrent_trials(spec.workers, ray.cluster_resources()),
+            seed=self.plan.seed,
+            report=self.report,
+            stop=self.stop,
+        )
+
+    def first_points(self) -> list[tuple[str, Point]]:
+        """The points that the search begins with: those of when the sweep was begun."""
+        path = self.root / "first.json"
+        if path.exists():
+            return [(origin, point) for origin, point in read_json(path)]
+        known = known_outcomes(at(self.plan.results), self.plan.native)
+        points = starting_points(self.language, self.space, self.native.text.width // 2, known)
+        write_json(path, points)
+        return points
+
+    # -- what it is worth --
+
+    def _config(self, point: Point | None) -> AcquireConfig:
+        """The settings of a point, or the defaults, as the tables that there are allow."""
+        captions = self.corpus.captions is not None
+        if point is not None:
+            return self.space.config(point, captions=captions)
+        return AcquireConfig() if captions else AcquireConfig().text_only()
+
+    def _gain(self, spec: TrialSpec, best: AcquireConfig) -> Gain | None:
+        """Acquire by the best settings; what they gain on the split `test`.
+
+        Nothing before looked at that split. None if there is none: then only `best` is acquired.
+        """
+        hidden = self.native.text.width // 2
+
+        def resolved(config: AcquireConfig) -> AcquireConfig:
+            return config.model_copy(update={"hidden": config.hidden or hidden})
+
+        default, has_test = self._config(None), self.splits[TEST] > 0
+        configs = {"best": best}
+        if has_test and resolved(default) != resolved(best):
+            configs["default"] = default
+        with ThreadPoolExecutor(len(configs)) as pool:  # side by side, as trials are
+            folders = pool.map(lambda name: self._acquire(name, spec, configs[name]), configs)
+            packs = dict(zip(configs, folders, strict=True))
+        copy_pack(packs["best"], self.root / "pack")
+        if not has_test or self.corpus.captions is None:
+            rows = f"rows found: {named(self.splits)}" if self.corpus.captions else "there are none"
+            log.warning(
+                "%s: the gain is not measured: captions have no split %r; %s",
+                *(self.language, TEST, rows),
+            )
+            return None
+        ranks = ranks_of_packs(
+            packs, self.language, self.native, self.corpus.captions, self.plan.skip_invalid
+        )
+        return gain(ranks.get("default", ranks["best"]), ranks["best"], self.plan.seed)
+
+    def _acquire(self, name: str, spec: TrialSpec, config: AcquireConfig) -> UPath:
+        """A pack trained on all rows, those for validation too if they were pairs."""
+        report = of_language(self.report, self.language)
+        packs = acquire(
+            self.plan.native,
+            [self.corpus],
+            config,
+            self.root / name,
+            store=self.store,
+            workers=self.plan.of_workers(),
+            encoders=self.plan.of_encoders(),
+            resume=True,
+            skip_invalid=self.plan.skip_invalid,
+            prepared=spec.tables(config),
+            hooks=Hooks(
+                report=lambda step: report(replace(step, phase=f"{name} {step.phase}")),
+                stop=self.stop,
+                labels={"language": self.language},
+            ),
+        )
+        return packs[self.language]
+
+
+def _space(plan: SweepPlan, corpus: Corpus) -> tuple[str, Space]:
+    """The plan's space, or one by how many pairs there are, and its name."""
+    if plan.space != "auto":
+        return load_space(plan.space)
+    few = sum(_rows(table, corpus.language, LOW_RESOURCE) for table in corpus.pairs)
+    return load_space("low-resource" if few < LOW_RESOURCE else "standard")
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """The highest validation AR; of equal ones the first. One trained in full if there is any."""
+    scored = [trial for trial in trials if trial.ar is not None and trial.status != "diverged"]
+    candidates = [trial for trial in scored if trial.status == "done"] or scored
+    if not candidates:
+        errors = [trial.error for trial in trials if trial.error]
+        raise ValueError(f"no trial came to an AR; the first error: {errors[0] if errors else '?'}")
+    return max(candidates, key=lambda trial: (trial.ar, -trial.number))
+
+
+def _rows(table: str | Path, language: str, enough: int) -> int:
+    """Rows of a translation table, counted no further than `enough`."""
+    rows = 0
+    for piece in Stream.pairs([table], language):
+        rows += piece.num_rows
+        if rows >= enough:
+            break
+    return rows
