@@ -215,8 +215,8 @@ class Stream:
         """
         new = []
         cells = (chunk[name].to_pylist() for name in ("file", "row", *columns))
-        for file, row, *said in zip(*cells, strict=True):
-            earlier = first.setdefault(tuple(said), (file, row))
+        for file, row, *key in zip(*cells, strict=True):
+            earlier = first.setdefault(tuple(key), (file, row))
             new.append(earlier == (file, row))
             if earlier != (file, row):
                 self.refuse_repeat(file, row, earlier)
