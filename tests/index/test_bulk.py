@@ -14,7 +14,7 @@ from PIL import Image
 
 from mla_ray.data.problems import InvalidTable
 from mla_ray.index.bulk import BLOCK, PointEncoder, _encode, index_table
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Hit
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, ScoredEntry
 from mla_ray.index.ingest import (
     index_captions,
     keep_pictures,
@@ -64,7 +64,7 @@ def write(folder: Path, *tables: pa.Table) -> list[str]:
     return paths
 
 
-def found(url: str, native: Native, collection: str) -> list[Hit]:
+def found(url: str, native: Native, collection: str) -> list[ScoredEntry]:
     """Everything in a collection, in the order of one search."""
     with CaptionIndex.open(url, space_of(native), collection, create=False) as index:
         query, size = np.ones(native.dim, np.float32), index.count()
