@@ -38,14 +38,14 @@ def evaluate(
     from mla_ray.evaluation.captions import CaptionTable
     from mla_ray.evaluation.evaluation import encode_query, printed, rows_of, unknown_in
     from mla_ray.evaluation.evaluation import evaluate as measure
-    from mla_ray.evaluation.protocols import find
+    from mla_ray.evaluation.protocols import protocol_named
     from mla_ray.model.native import Native
     from mla_ray.packs.card import read_card
     from mla_ray.packs.library import load_packs
     from mla_ray.runtime.console import bars, print_dropped
     from mla_ray.runtime.progress import counting
 
-    chosen = find(protocol)
+    chosen = protocol_named(protocol)
     if not pack and language not in (None, "en"):
         raise ValueError(f"--language {language} needs its --pack; the native knows English only")
     tongues = [] if pack and not english else ["en"]

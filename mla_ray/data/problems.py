@@ -12,7 +12,7 @@ OR_SKIP = "drop the row or pass --skip-invalid"
 
 
 @dataclass(frozen=True)
-class Problem:
+class TableProblem:
     """What is wrong, and where: `row` is an editor's line number, or in Parquet counts from 1."""
 
     file: str
@@ -33,7 +33,7 @@ class InvalidTable(ValueError):
 
     """
 
-    def __init__(self, problems: Sequence[Problem], count: int | None = None) -> None:
+    def __init__(self, problems: Sequence[TableProblem], count: int | None = None) -> None:
         super().__init__(problems, count)
         self.problems = list(problems)
         self.count = len(self.problems) if count is None else count
@@ -41,7 +41,7 @@ class InvalidTable(ValueError):
     @classmethod
     def of_file(cls, file: UPath | str | Path, message: str) -> "InvalidTable":
         """For a fault of a whole file."""
-        return cls([Problem(str(file), None, message)])
+        return cls([TableProblem(str(file), None, message)])
 
     def __str__(self) -> str:
         lines = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]

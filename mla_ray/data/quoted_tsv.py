@@ -17,7 +17,7 @@ def tsv_is_quoted(lines: Iterable[str]) -> bool:
     tab or a line break. A cell that needed no quotes, `"Hello"`, is one of a file whose quotes are
     text, unless the header is quoted as well, as by a program that quotes every cell.
     """
-    found, whole_header, first = False, False, True
+    any_quoted, whole_header, first = False, False, True
     for cells in _records(lines):
         quoted = [cell for cell in cells if '"' in cell]
         if first:
@@ -33,8 +33,8 @@ def tsv_is_quoted(lines: Iterable[str]) -> bool:
                 return False
             if not whole_header and not any(mark in inside for mark in '"\t\r\n'):
                 return False
-        found = found or bool(quoted)
-    return found
+        any_quoted = any_quoted or bool(quoted)
+    return any_quoted
 
 
 def _records(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -8,25 +8,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from mla_ray.data.problems import Problem
+from mla_ray.data.problems import TableProblem
 
 
 @dataclass
 class Chunk:
     """The rows of a chunk that nothing is wrong with so far, and the problems of the others.
 
-    Column "row" of `table` is their place in the file, as `Problem.row` counts.
+    Column "row" of `table` is their place in the file, as `TableProblem.row` counts.
     """
 
     file: UPath
     table: pa.Table
-    _refused: dict[int, Problem] = field(default_factory=dict)
+    _refused: dict[int, TableProblem] = field(default_factory=dict)
 
     def refuse(self, faults: Mapping[int, str]) -> None:
         """Take these rows out, for these reasons: a row is refused once, for its first fault."""
         if faults:
             file = str(self.file)
-            self._refused |= {row: Problem(file, row, why) for row, why in faults.items()}
+            self._refused |= {row: TableProblem(file, row, why) for row, why in faults.items()}
             bad = pc.is_in(self.table["row"], pa.array(list(faults), pa.int64()))
             self.table = self.table.filter(pc.invert(bad))
 
@@ -45,6 +45,6 @@ class Chunk:
         return {entry["values"]: entry["counts"] for entry in counts}
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[TableProblem]:
         """Of the refused rows, in the order of the file."""
         return [self._refused[row] for row in sorted(self._refused)]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from mla_ray.data.problems import OR_SKIP, InvalidTable, Problem
+from mla_ray.data.problems import OR_SKIP, InvalidTable, TableProblem
 from mla_ray.data.quoted_tsv import tsv_is_quoted
 from mla_ray.data.table_chunk import Chunk
 from mla_ray.model.text import fault_of
@@ -40,14 +40,16 @@ class Columns:
         problems = []
         for column in self.names:
             if (count := header.count(column)) > 1:
-                problems.append(Problem(str(path), None, f"there are {count} columns {column!r}"))
+                problems.append(
+                    TableProblem(str(path), None, f"there are {count} columns {column!r}")
+                )
             if column not in header and column not in self.defaults:
                 lower = {name.lower(): name for name in header}
                 near = get_close_matches(column, lower, n=1)
                 hint = f"; is it {lower[near[0]]!r}? Rename it to {column!r}" if near else ""
                 listed = ", ".join(repr(name) for name in header) or "none"
                 message = f"no column {column!r}; found {listed}{hint}"
-                problems.append(Problem(str(path), None, message))
+                problems.append(TableProblem(str(path), None, message))
         if problems:
             raise InvalidTable(problems)
 

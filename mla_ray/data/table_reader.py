@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from upath import UPath
 
-from mla_ray.data.problems import KEPT_PROBLEMS, OR_SKIP, InvalidTable, Problem, place_of
+from mla_ray.data.problems import KEPT_PROBLEMS, OR_SKIP, InvalidTable, TableProblem, place_of
 from mla_ray.data.table_checks import check_cells, check_languages
 from mla_ray.data.table_chunk import Chunk
 from mla_ray.data.table_formats import Columns, read_chunks
@@ -34,7 +34,7 @@ class CheckedTable:
     """A table in memory, and the problems of the rows that were left out of it."""
 
     table: pa.Table
-    dropped: list[Problem]
+    dropped: list[TableProblem]
 
 
 def read_pairs(
@@ -120,7 +120,7 @@ class Stream:
     ) -> None:
         self.files = [file for name in files for file in _files_of_table(_path_of(name))]
         self.columns, self.keep = Columns(columns, defaults), keep
-        self.problems: list[Problem] = []
+        self.problems: list[TableProblem] = []
         self.refused = 0
         self.kept = KEPT_PROBLEMS
         self.rows = 0
@@ -192,7 +192,7 @@ class Stream:
 
     def refuse(self, file: int, row: int, message: str) -> None:
         """Add a problem that somebody else has with a row."""
-        self._add([Problem(str(self.files[file]), row, f"{message}; {OR_SKIP}")])
+        self._add([TableProblem(str(self.files[file]), row, f"{message}; {OR_SKIP}")])
 
     def refuse_repeat(self, file: int, row: int, earlier: tuple[int, int]) -> None:
         """A row says what an earlier one (file, row) said."""
@@ -215,8 +215,8 @@ class Stream:
         """
         new = []
         cells = (chunk[name].to_pylist() for name in ("file", "row", *columns))
-        for file, row, *said in zip(*cells, strict=True):
-            earlier = first.setdefault(tuple(said), (file, row))
+        for file, row, *key in zip(*cells, strict=True):
+            earlier = first.setdefault(tuple(key), (file, row))
             new.append(earlier == (file, row))
             if earlier != (file, row):
                 self.refuse_repeat(file, row, earlier)
@@ -240,14 +240,14 @@ class Stream:
             sound.append(fault is None)
         return chunk.filter(pa.array(sound, pa.bool_()))
 
-    def _add(self, problems: Sequence[Problem]) -> None:
+    def _add(self, problems: Sequence[TableProblem]) -> None:
         self.refused += len(problems)
         self.problems += problems[: max(0, self.kept - len(self.problems))]
 
     def invalid(self, message: str) -> InvalidTable:
         """For a fault of the whole table, which the faults of its rows may explain."""
         files = ", ".join(str(file) for file in self.files)
-        return InvalidTable([Problem(files, None, message), *self.problems], 1 + self.refused)
+        return InvalidTable([TableProblem(files, None, message), *self.problems], 1 + self.refused)
 
     def check(self, left: int, skip_invalid: bool) -> None:
         """Raise `InvalidTable` if anything was wrong, or with `skip_invalid` if no row is left."""

@@ -9,7 +9,7 @@ from typing import Any
 from mla_ray.datasets.cc300k import CC300K
 from mla_ray.datasets.coco import COCO
 from mla_ray.datasets.crossmodal3600 import CROSSMODAL3600
-from mla_ray.datasets.layout import DataSet, Size, SourceFile, count, find
+from mla_ray.datasets.layout import DataSet, Size, SourceFile, count, find_file
 from mla_ray.datasets.msrvtt import MSRVTT
 from mla_ray.datasets.multi30k import MULTI30K, TASK1_ONLY
 from mla_ray.datasets.table_writer import Tally, write_captions, write_pairs
@@ -165,7 +165,7 @@ def check(
 
 def _checked(file: SourceFile, root: Path) -> FileCheck:
     try:
-        path = find(root, file.path)
+        path = find_file(root, file.path)
     except FileNotFoundError:
         return FileCheck(file, "missing")
     if file.count is None and path.is_file():

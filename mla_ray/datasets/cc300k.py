@@ -35,7 +35,7 @@ from mla_ray.datasets.layout import (
     Size,
     SourceFile,
     array,
-    find,
+    find_file,
     inside,
     members,
     parsed,
@@ -69,10 +69,10 @@ def pairs(root: Path, language: str) -> Iterator[Pair]:
 
 def _chosen(root: Path) -> set[str]:
     """The names that the set consists of; the names of all images are in memory, some 0.3 GB."""
-    path = find(root, NAMES)
+    path = find_file(root, NAMES)
     shuffled = (name.decode() if isinstance(name, bytes) else str(name) for name in array(path))
     if (root / EXISTING).exists():
-        existing = set(_listed(find(root, EXISTING)))
+        existing = set(_listed(find_file(root, EXISTING)))
         shuffled = (name for name in shuffled if name in existing)
     chosen = list(islice(shuffled, COUNT))
     if len(set(chosen)) != len(chosen):
@@ -93,7 +93,7 @@ def _listed(path: Path) -> Iterator[str]:
 
 def _texts(root: Path, language: str, chosen: set[str]) -> Iterator[tuple[str, str, str]]:
     """Name, first caption and place of each chosen image, which all must have one."""
-    path = find(root, _file(language))
+    path = find_file(root, _file(language))
     missing = set(chosen)
     for name, texts in members(path):
         if name in missing:

@@ -36,7 +36,7 @@ from mla_ray.datasets.layout import (
     DataSet,
     Size,
     SourceFile,
-    find,
+    find_file,
     inside,
     lines,
     member,
@@ -84,7 +84,7 @@ def image_file(root: Path, name: str, place: str) -> Path:
 def _annotated(root: Path, language: str) -> Iterator[Caption]:
     """English or Japanese captions, in the order of Karpathy's images."""
     texts = _texts(root, language)
-    splits = find(root, SPLITS)
+    splits = find_file(root, SPLITS)
     first: set[str] = set()
     for number, record in enumerate(records(splits, "images.item"), start=1):
         place = f"{splits} image {number}"
@@ -110,7 +110,7 @@ def _texts(root: Path, language: str) -> dict[int, list[str]]:
     """The captions by COCO's image number, in the order of the file."""
     texts: dict[int, list[str]] = defaultdict(list)
     for annotations in ANNOTATIONS[language]:
-        path = find(root, annotations)
+        path = find_file(root, annotations)
         for number, record in enumerate(records(path, "annotations.item"), start=1):
             place = f"{path} annotation {number}"
             image = member(record, "image_id", int, place)
@@ -120,7 +120,7 @@ def _texts(root: Path, language: str) -> dict[int, list[str]]:
 
 def _chinese(root: Path) -> Iterator[Caption]:
     """What people wrote, in the order of COCO-CN's lists."""
-    path = find(root, f"{CHINESE}/imageid.human-written-caption.txt")
+    path = find_file(root, f"{CHINESE}/imageid.human-written-caption.txt")
     texts: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for line, written in lines(path):
         # The key ends at a tab; in some files of the set at a space.
@@ -129,7 +129,7 @@ def _chinese(root: Path) -> Iterator[Caption]:
             raise ValueError(f"{path} line {line}: 'IMAGE#NUMBER<tab>CAPTION' is needed; mend it")
         texts[parts[0].partition("#")[0]].append((line, parts[1]))
     for split, listed in CHINESE_LISTS.items():
-        listing = find(root, f"{CHINESE}/{listed}")
+        listing = find_file(root, f"{CHINESE}/{listed}")
         for name in names(listing):
             image = image_file(root, name, str(listing))
             if name not in texts:

@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mla_ray.datasets.layout import DataSet, Size, SourceFile, find, inside, lines, member
+from mla_ray.datasets.layout import DataSet, Size, SourceFile, find_file, inside, lines, member
 from mla_ray.datasets.table_writer import Caption
 
 TEXTS = "captions.jsonl"
@@ -33,7 +33,7 @@ LANGUAGES = (
 
 def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
     """Rows in these languages, image by image."""
-    path = find(root, TEXTS)
+    path = find_file(root, TEXTS)
     first: dict[str, int] = {}
     for line, text in lines(path):
         place = f"{path} line {line}"
@@ -48,12 +48,12 @@ def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
             raise ValueError(f"{place}: {key!r} is in line {earlier} too; fetch the file anew")
         image = inside(root / IMAGES, f"{key}.jpg", place)
         for language in languages:
-            there = f"{place} ({language})"
-            written = member(record, language, dict, there)
-            for caption in member(written, "caption", list, there):
+            where = f"{place} ({language})"
+            written = member(record, language, dict, where)
+            for caption in member(written, "caption", list, where):
                 if not isinstance(caption, str):
-                    raise ValueError(f"{there}: a caption is {caption!r:.60}; fetch the file anew")
-                yield Caption(key, image, language, caption, "test", there)
+                    raise ValueError(f"{where}: a caption is {caption!r:.60}; fetch the file anew")
+                yield Caption(key, image, language, caption, "test", where)
 
 
 _HOME = "https://google.github.io/crossmodal-3600/"

@@ -105,10 +105,10 @@ def _translations(bodies: list[str]) -> list[str]:
     """
     weight: Counter[str] = Counter()
     for body in bodies:
-        said = len(_SAID_OF_IT.findall(body))
+        examples = len(_SAID_OF_IT.findall(body))
         for line in _senses(body):
             for target in _equivalents(line):
-                weight[target] += said
+                weight[target] += examples
     return [target for target, _ in weight.most_common(MAX_TRANSLATIONS)]
 
 

@@ -87,7 +87,7 @@ class DataSet:
     items: str = "images"
 
 
-def find(root: Path, path: str) -> Path:
+def find_file(root: Path, path: str) -> Path:
     """The file or folder of a data set that lies at `path` below its root."""
     for place in (root / path, root / path.removesuffix(".gz")):
         if place.exists():

@@ -137,11 +137,11 @@ def _edict_words(text: str) -> Iterator[Word]:
     for line in text.splitlines():
         if not (entry := _EDICT_LINE.fullmatch(line.strip())):
             continue
-        written, kana, said = entry.groups()
-        parts = said.split("/")
+        written, kana, senses = entry.groups()
+        parts = senses.split("/")
         common = "(P)" in parts
         glosses = _glosses(part for part in parts if part != "(P)" and not part.startswith("Ent"))
-        if kana and "(uk)" in said:  # usually written in kana
+        if kana and "(uk)" in senses:  # usually written in kana
             yield Word(kana, glosses, common)
             yield Word(written, glosses, common=False)
         else:
@@ -306,18 +306,18 @@ def qt_resource(data: bytes) -> Iterator[tuple[str, bytes]]:
     size = 14 if version < 2 else 22
 
     def walk(node: int, path: str) -> Iterator[tuple[str, bytes]]:
-        at = tree + node * size
-        name, flags = struct.unpack_from(">IH", data, at)
+        entry = tree + node * size
+        name, flags = struct.unpack_from(">IH", data, entry)
         if node:
             (length,) = struct.unpack_from(">H", data, names + name)
             start = names + name + 6  # behind the length and a hash
             path += "/" + data[start : start + 2 * length].decode("utf-16-be")
         if flags & 2:  # a folder
-            count, first = struct.unpack_from(">II", data, at + 6)
+            count, first = struct.unpack_from(">II", data, entry + 6)
             for child in range(first, first + count):
                 yield from walk(child, path)
         else:
-            (offset,) = struct.unpack_from(">I", data, at + 10)
+            (offset,) = struct.unpack_from(">I", data, entry + 10)
             (length,) = struct.unpack_from(">I", data, contents + offset)
             start = contents + offset + 4
             content = data[start : start + length]

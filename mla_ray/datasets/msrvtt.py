@@ -34,7 +34,7 @@ from mla_ray.datasets.layout import (
     DataSet,
     Size,
     SourceFile,
-    find,
+    find_file,
     inside,
     lines,
     member,
@@ -58,9 +58,9 @@ def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
             english = _english(root)
             tested = zip(testing, _column(root, TEST, "sentence"), strict=True)
             first = {video: [text] for video, text in tested}
-            files = (find(root, TEXTS), find(root, TEST))
+            files = (find_file(root, TEXTS), find_file(root, TEST))
         else:
-            files = (find(root, _train(language)), find(root, _test(language)))
+            files = (find_file(root, _train(language)), find_file(root, _test(language)))
             english, first = _of_files(files[0]), _of_files(files[1])
         yield from _rows(root, training, english, language, "train", files[0])
         # The protocol has one caption a video.
@@ -70,7 +70,7 @@ def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
 
 def pairs(root: Path, language: str) -> Iterator[Pair]:
     """Training captions in English and `language`, in which they stand at the same places."""
-    source, target = find(root, _train("en")), find(root, _train(language))
+    source, target = find_file(root, _train("en")), find_file(root, _train(language))
     english, foreign = _of_files(source), _of_files(target)
     for video in _column(root, TRAIN, "video_id"):
         if len(english.get(video, ())) != len(foreign.get(video, ())):
@@ -101,7 +101,7 @@ def _rows(
 
 def _column(root: Path, name: str, column: str) -> list[str]:
     """A column of a CSV file of videos, of which each is there once."""
-    path = find(root, name)
+    path = find_file(root, name)
     try:
         reader = csv.DictReader((text for _, text in lines(path)), strict=True)
         if column not in (reader.fieldnames or ()):
@@ -119,7 +119,7 @@ def _column(root: Path, name: str, column: str) -> list[str]:
 
 
 def _english(root: Path) -> dict[str, list[str]]:
-    path = find(root, TEXTS)
+    path = find_file(root, TEXTS)
     texts: dict[str, list[str]] = defaultdict(list)
     for number, record in enumerate(records(path, "sentences.item"), start=1):
         place = f"{path} sentence {number}"

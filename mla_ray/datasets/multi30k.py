@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from mla_ray.datasets.layout import DataSet, Size, SourceFile, aligned, find, inside, names
+from mla_ray.datasets.layout import DataSet, Size, SourceFile, aligned, find_file, inside, names
 from mla_ray.datasets.table_writer import Caption, Pair
 
 REPOSITORY = "https://github.com/multi30k/dataset"
@@ -63,19 +63,19 @@ def captions(root: Path, languages: Sequence[str], of_task2: Sequence[str]) -> I
 
 def _translated(root: Path, language: str, split: str) -> Iterator[Caption]:
     stem, listed = TASK1[split]
-    listing = find(root, f"data/task1/image_splits/{listed}")
+    listing = find_file(root, f"data/task1/image_splits/{listed}")
     images = names(listing)
-    raw = find(root, f"data/task1/raw/{stem}.{language}.gz")
+    raw = find_file(root, f"data/task1/raw/{stem}.{language}.gz")
     for line, text in aligned(raw, images, listing):
         yield _caption(root, images[line - 1], listing, language, text, split, f"{raw} line {line}")
 
 
 def _independent(root: Path, language: str, split: str) -> Iterator[Caption]:
     stem, listed = TASK2[split]
-    listing = find(root, f"data/task2/image_splits/{listed}")
+    listing = find_file(root, f"data/task2/image_splits/{listed}")
     images = names(listing)
     raws = [
-        find(root, f"data/task2/raw/{stem}.{number}.{language}.gz")
+        find_file(root, f"data/task2/raw/{stem}.{number}.{language}.gz")
         for number in range(1, INDEPENDENT + 1)
     ]
     for five in zip(*(aligned(raw, images, listing) for raw in raws), strict=True):
@@ -94,9 +94,11 @@ def _caption(
 def pairs(root: Path, language: str) -> Iterator[Pair]:
     """Task 1's training sentences in English and `language`."""
     stem, listed = TASK1["train"]
-    listing = find(root, f"data/task1/image_splits/{listed}")
+    listing = find_file(root, f"data/task1/image_splits/{listed}")
     images = names(listing)
-    english, foreign = (find(root, f"data/task1/raw/{stem}.{code}.gz") for code in ("en", language))
+    english, foreign = (
+        find_file(root, f"data/task1/raw/{stem}.{code}.gz") for code in ("en", language)
+    )
     both = zip(aligned(english, images, listing), aligned(foreign, images, listing), strict=True)
     for (line, source), (_, target) in both:
         yield Pair(source, target, language, f"{foreign} line {line}")

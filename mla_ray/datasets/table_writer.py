@@ -7,10 +7,8 @@ a digest of every row of one language.
 """
 
 import hashlib
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from mla_ray.data.problems import KEPT_PROBLEMS, SHOWN_PROBLEMS
 from mla_ray.data.table_reader import CAPTION_COLUMNS, PAIR_COLUMNS
 from mla_ray.model.text import fault_of, normalized
+from mla_ray.runtime.atomic import replacing_file
 from mla_ray.runtime.progress import Progress, Report
 
 BATCH = 16_384
@@ -134,17 +133,17 @@ def write_pairs(
 
 
 def _captions(rows: Iterable[Caption], tally: Tally) -> Iterator[tuple[str, ...]]:
-    image, there = None, False
+    image, exists = None, False
     group: tuple[str, str, str] | None = None
     seen: set[str] = set()
     for row in rows:
         key = (row.language, row.split)
         if image != row.image:
-            image, there = row.image, row.image.is_file()
+            image, exists = row.image, row.image.is_file()
         if group != (row.image_id, *key):
             group = (row.image_id, *key)
             seen.clear()
-        if not there:
+        if not exists:
             tally.refuse(f"{row.place}: there is no {row.image}")
         elif fault := _fault(text := normalized(row.text)):
             tally.refuse(f"{row.place}: the caption {fault}")
@@ -195,7 +194,7 @@ def _write(
 ) -> None:
     schema = pa.schema([(column, pa.string()) for column in columns])
     written = 0
-    with _replacing(path) as scratch:
+    with replacing_file(path) as scratch:
         with pq.ParquetWriter(scratch, schema) as writer:
             for batch in _batches(rows):
                 cells = [pa.array(cells, pa.string()) for cells in zip(*batch, strict=True)]
@@ -219,15 +218,3 @@ def _batches(rows: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]
             batch = []
     if batch:
         yield batch
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` if all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mla_ray.datasets.coco import IMAGE_PARTS, image_file
-from mla_ray.datasets.layout import DataSet, Size, SourceFile, aligned, find, names
+from mla_ray.datasets.layout import DataSet, Size, SourceFile, aligned, find_file, names
 from mla_ray.datasets.table_writer import Caption
 
 IMAGES = "XTD10/test_image_names.txt"
@@ -35,10 +35,10 @@ TEXTS = {
 
 def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
     """Rows in these languages."""
-    listing = find(root, IMAGES)
+    listing = find_file(root, IMAGES)
     images = names(listing)
     for language in languages:
-        texts = find(root, TEXTS[language])
+        texts = find_file(root, TEXTS[language])
         for line, text in aligned(texts, images, listing):
             name = images[line - 1].removesuffix(".jpg")
             image = image_file(root, name, f"{listing} line {line}")

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from mla_ray.data.corpus import Corpus, named
-from mla_ray.data.problems import InvalidTable, Problem
+from mla_ray.data.problems import InvalidTable, TableProblem
 from mla_ray.data.table_images import ImageReader, digest_of, read_image
 from mla_ray.data.table_reader import Stream, cells_with_image
 from mla_ray.evaluation.evaluation import Gallery
@@ -36,7 +36,7 @@ class CaptionTable:
     """
 
     rows: pa.Table
-    problems: list[Problem]
+    problems: list[TableProblem]
     dropped: int
     _reopened: Callable[[], Stream]
 
@@ -117,7 +117,7 @@ def _with_remedy(
             f"no row of split {split!r} in {', '.join(languages)}; rows found: {named(splits)}; "
             "name one of these splits (--split), or add rows of this one"
         )
-        raise InvalidTable([Problem(str(path), None, message)]) from invalid
+        raise InvalidTable([TableProblem(str(path), None, message)]) from invalid
 
 
 class _CheckedImages:

@@ -227,7 +227,7 @@ def _mean_of(figures: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: _mean([each[name] for each in figures]) for name in figures[0]}
 
 
-def find(name: str) -> Protocol:
+def protocol_named(name: str) -> Protocol:
     """The protocol of that name; a ValueError says which there are."""
     if name not in PROTOCOLS:
         raise ValueError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")

@@ -235,5 +235,5 @@ def check_kept(name: str, names: Iterable[str]) -> None:
         )
 
 
-def missing(where: str) -> LookupError:
+def no_such_collection(where: str) -> LookupError:
     return LookupError(f"{where} does not exist; ingest into it first, or open with create=True")

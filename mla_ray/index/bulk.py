@@ -33,8 +33,8 @@ from mla_ray.index.collection import CAPTIONS, IMAGES, Entry
 from mla_ray.index.ingest import caption_entry, image_entry, keys_of, require_packs, space_of
 from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore
-from mla_ray.index.sink import FIELDS, Indexed, IndexSink, opened, write
-from mla_ray.index.table_blocks import BlockRow, read, survey
+from mla_ray.index.sink import FIELDS, Indexed, IndexSink, open_collections, upsert_block
+from mla_ray.index.table_blocks import BlockRow, read_blocks, survey
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report, counting
@@ -99,20 +99,20 @@ def index_table(
     wanted = in_tables if languages is None else in_tables & set(languages)
     require_packs(wanted, packs)
     space, indexed = space_of(native), Indexed()
-    encoded = _encode(native_name, packs, read(tables, language, wanted), source)
+    encoded = _encode(native_name, packs, read_blocks(tables, language, wanted), source)
     del native  # the actors have their own
     if url.startswith(("http", "grpc")):
-        with opened(url, space, quantization):
+        with open_collections(url, space, quantization):
             pass  # made once, before many tasks would
         sink = IndexSink(url, space)
         encoded.write_datasink(sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0})
         indexed = sink.indexed
         report(Progress("indexing", total, total))
     else:
-        with opened(url, space, quantization) as collections:
+        with open_collections(url, space, quantization) as collections:
             advance = counting(report, "indexing", total)
             for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
-                indexed.add(write(collections, block))
+                indexed.add(upsert_block(collections, block))
                 advance(pc.sum(pc.equal(block["collection"], CAPTIONS)).as_py() or 0)
             for index in collections.values():
                 index.optimize()

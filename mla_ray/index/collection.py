@@ -79,7 +79,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Hit:
+class ScoredEntry:
     entry: Entry
     score: float  # cosine, rounded to DECIMALS
 
@@ -173,7 +173,7 @@ class CaptionIndex:
         source: str | None = None,
         offset: int = 0,
         min_score: float | None = None,
-    ) -> list[Hit]:
+    ) -> list[ScoredEntry]:
         """The `k` entries nearest to `vector` [E] after the first `offset`, best first.
 
         `language` and `source` must match exactly; language "" finds images only. None that is
@@ -196,7 +196,7 @@ class CaptionIndex:
         limit = end + 1
         while True:
             hits = [
-                Hit(_entry(payload), round(score, DECIMALS))
+                ScoredEntry(_entry(payload), round(score, DECIMALS))
                 for payload, score in self._backend.search(unit, limit, where)
             ]
             tie_is_cut = len(hits) == limit and hits[-1].score == hits[end - 1].score

@@ -26,13 +26,14 @@ from mla_ray.index.backend import (
     Point,
     check_kept,
     counts_by_value,
-    missing,
     next_version,
+    no_such_collection,
     payloads_and_scores,
     scrolled,
     version,
     versions,
 )
+from mla_ray.runtime.atomic import replacing_file
 
 
 class EdgeBackend:
@@ -50,7 +51,7 @@ class EdgeBackend:
     def open(cls, folder: Path, config: CollectionConfig, create: bool) -> "EdgeBackend":
         current, record = folder / "current", folder / "space.json"
         if not create and not current.exists():
-            raise missing(str(folder))
+            raise no_such_collection(str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as undo:
             lock = undo.enter_context((folder / "lock").open("a"))
@@ -197,9 +198,7 @@ def _folders(folder: Path) -> list[str]:
 
 def _write(path: Path, text: str) -> None:
     """Replace a file in one step: whoever reads it, even after a crash, sees old or new."""
-    draft = path.with_suffix(".new")
-    with draft.open("w") as file:
+    with replacing_file(path) as scratch, scratch.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)

@@ -26,8 +26,8 @@ from mla_ray.index.backend import (
     Point,
     check_kept,
     counts_by_value,
-    missing,
     next_version,
+    no_such_collection,
     payloads_and_scores,
     scrolled,
     version,
@@ -63,7 +63,7 @@ class ServerBackend:
         with self._reaching():
             if collection not in {alias.alias_name for alias in client.get_aliases().aliases}:
                 if not create:
-                    raise missing(f"collection {collection!r}")
+                    raise no_such_collection(f"collection {collection!r}")
                 first = version(config.space, collection, 1)
                 self._create(first, config, exist_ok=True)  # someone else may be opening it, too
                 client.update_collection_aliases([_point_alias(collection, first)])

@@ -39,7 +39,7 @@ class Indexed:
         self.reasons = (self.reasons + other.reasons)[:MAX_REASONS]
 
 
-def write(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
+def upsert_block(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
     """Upsert a block of `PointEncoder`'s, trying again for a while where no server answers."""
     indexed = Indexed()
     good = block.filter(pc.is_null(block["reason"]))
@@ -75,11 +75,11 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
         indexed = Indexed()
         with ExitStack() as stack:
             collections = patiently(
-                lambda: stack.enter_context(opened(self.url, self.space)),
+                lambda: stack.enter_context(open_collections(self.url, self.space)),
                 what="opening the index",
             )
             for block in blocks:
-                indexed.add(write(collections, block))
+                indexed.add(upsert_block(collections, block))
         return indexed
 
     def on_write_complete(self, write_result: WriteResult) -> None:
@@ -88,7 +88,7 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
 
 
 @contextmanager
-def opened(
+def open_collections(
     url: str, space: VectorSpace, quantization: Quantization | None = None
 ) -> Iterator[dict[str, CaptionIndex]]:
     with ExitStack() as stack:

@@ -57,7 +57,9 @@ class BlockRow(NamedTuple):
         return list(starmap(cls, zip(*columns, strict=True)))
 
 
-def read(tables: Sequence[str], language: str | None, wanted: Collection[str]) -> ray.data.Dataset:
+def read_blocks(
+    tables: Sequence[str], language: str | None, wanted: Collection[str]
+) -> ray.data.Dataset:
     """The rows of tables as `BLOCK_SCHEMA` has them; a task reads a file."""
     # Not "ray.data" itself: Ray sets that one anew before every execution.
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from mla_ray.data.images import BadImage, open_image
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, Hit
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, ScoredEntry
 from mla_ray.index.ingest import space_of
 from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
@@ -110,7 +110,7 @@ class Query(NamedTuple):
 class QueryResult(NamedTuple):
     """The hits of a query, or why there are none."""
 
-    hits: list[Hit]
+    hits: list[ScoredEntry]
     fault: Fault | None = None
 
 

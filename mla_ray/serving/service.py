@@ -238,7 +238,7 @@ class Service:
             next_offset=next_offset if more else None,
         )
 
-    def _hit(self, hit: collection.Hit) -> Hit:
+    def _hit(self, hit: collection.ScoredEntry) -> Hit:
         entry = hit.entry
         return Hit.model_construct(  # of our own making, nothing to validate
             id=entry.id,

@@ -21,7 +21,7 @@ from upath import UPath
 
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.feature_store import FeatureStore, Kind
-from mla_ray.data.problems import InvalidTable, Problem
+from mla_ray.data.problems import InvalidTable, TableProblem
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import at, names_in, read_json, remove, write_json
@@ -201,7 +201,7 @@ def bad_images(filled: Filled) -> InvalidTable:
     """The refusal of tables whose images could not be read."""
     return InvalidTable(
         [
-            Problem(f.file, f.row, f"image {f.reason}; drop the row or pass --skip-invalid")
+            TableProblem(f.file, f.row, f"image {f.reason}; drop the row or pass --skip-invalid")
             for f in filled.failures
         ]
     )

@@ -17,7 +17,7 @@ from upath import UPath
 from mla_ray.data.blocks import BLOCK, IMAGES, ScratchTable, cut
 from mla_ray.data.corpus import Corpus, Stage
 from mla_ray.data.feature_store import hashes, key_of
-from mla_ray.data.problems import InvalidTable, Problem
+from mla_ray.data.problems import InvalidTable, TableProblem
 from mla_ray.data.table_images import find_image
 from mla_ray.data.table_reader import Stream
 from mla_ray.runtime.storage import at, read_bytes
@@ -80,7 +80,7 @@ def read_drafts(
 ) -> list[Draft]:
     """All tables; what is wrong with any of them is told at once."""
     drafts: list[Draft] = []
-    problems: list[Problem] = []
+    problems: list[TableProblem] = []
     refused = 0
     for corpus in corpora:
         for name, stage, table in corpus.tables():

@@ -20,8 +20,8 @@ from mla_ray.evaluation.protocols import (
     PROTOCOLS,
     Figures,
     Protocol,
-    find,
     intervals,
+    protocol_named,
     resampled,
     with_standard,
 )
@@ -189,12 +189,12 @@ def test_a_protocol_takes_the_first_captions_of_an_image() -> None:
     ],
 )
 def test_protocols_take_the_published_numbers(name: str, images: int, captions: int) -> None:
-    find(name).check("xx", images, captions)
+    protocol_named(name).check("xx", images, captions)
     if name != "full":
         with pytest.raises(
             ValueError, match=f"'{name}' is over .* images, and there are 7 in 'xx'"
         ):
-            find(name).check("xx", 7, captions)
+            protocol_named(name).check("xx", 7, captions)
 
 
 def test_what_is_published_has_a_figure() -> None:
@@ -206,7 +206,7 @@ def test_what_is_published_has_a_figure() -> None:
 
 def test_faults_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="no protocol 'coco'; there are full, multi30k, coco-5x1k"):
-        find("coco")
+        protocol_named("coco")
     with pytest.raises(ValueError, match="1,053 captions, and there are 1,000 in 'zh'"):
         PROTOCOLS["coco-cn"].check("zh", 1000, 1000)
     with pytest.raises(ValueError, match="folds of 8 images, and the 20"):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mla_ray.data.problems import InvalidTable
 from mla_ray.index.bulk import BLOCK, PointEncoder, _encode, index_table
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Hit
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, ScoredEntry
 from mla_ray.index.ingest import (
     index_captions,
     keep_pictures,
@@ -23,7 +23,7 @@ from mla_ray.index.ingest import (
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.index.server import connect
 from mla_ray.index.sink import IndexSink
-from mla_ray.index.table_blocks import _rows_of, read
+from mla_ray.index.table_blocks import _rows_of, read_blocks
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress
@@ -64,7 +64,7 @@ def write(folder: Path, *tables: pa.Table) -> list[str]:
     return paths
 
 
-def found(url: str, native: Native, collection: str) -> list[Hit]:
+def found(url: str, native: Native, collection: str) -> list[ScoredEntry]:
     """Everything in a collection, in the order of one search."""
     with CaptionIndex.open(url, space_of(native), collection, create=False) as index:
         query, size = np.ones(native.dim, np.float32), index.count()
@@ -113,7 +113,7 @@ def test_tasks_that_write_through_the_sink_write_the_same(
     index_captions(plain, native, {"de": pack[0]}, table, "emoji")
     tables = write(tmp_path / "tables", table, table.slice(0, 2))
     sink = IndexSink(sunk, space_of(native))
-    rows = read(tables, None, {"en", "de"})
+    rows = read_blocks(tables, None, {"en", "de"})
     _encode(str(native_folder), pack[1], rows, "emoji").write_datasink(
         sink, concurrency=1, ray_remote_args={"num_cpus": 0}
     )
@@ -223,14 +223,18 @@ def test_a_bad_image_or_row_costs_its_rows_alone_and_is_reported(
         assert sum(named in reason for reason in done.reasons) == 1, done.reasons
 
 
-def test_an_image_is_looked_for_beside_its_table(
+def test_an_image_is_looked_for_beside_its_table_whose_language_is_said(
     native: Native,
     native_folder: Path,
+    pack: tuple[LanguagePack, dict[str, Path]],
     pngs: list[bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not in the folder that a process works in, where another file may have its name."""
+    """Not in the folder that a process works in, where another file may have its name.
+
+    A table without a column of languages is in the one that was named, whatever packs there are.
+    """
     folder, elsewhere = tmp_path / "tables", tmp_path / "elsewhere"
     for place, png in ((folder, pngs[0]), (elsewhere, pngs[1])):
         (place / "pictures").mkdir(parents=True)
@@ -239,12 +243,13 @@ def test_an_image_is_looked_for_beside_its_table(
     monkeypatch.chdir(elsewhere)
     url = f"edge:{tmp_path / 'index'}"
     table = str(folder / "captions.csv")
-    done = index_table(url, str(native_folder), {}, [table], "test", language="en")
+    done = index_table(url, str(native_folder), pack[1], [table], "test", language="en")
     assert (done.written, done.rejected) == ({IMAGES: 1, CAPTIONS: 1}, 0)
     features = native.encode_image(native.preprocess(Image.open(BytesIO(pngs[0])))[None])
     with CaptionIndex.open(url, space_of(native), IMAGES, create=False) as index:
         (hit,) = index.search(features[0].detach().numpy(), 1)
     assert hit.entry.image_id == "7"
+    assert [hit.entry.language for hit in found(url, native, CAPTIONS)] == ["en"]
     assert hit.score == pytest.approx(1, abs=1e-5)
 
 

@@ -20,7 +20,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from mla_ray.index.backend import CollectionConfig, Point, Quantization, VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry, Hit
+from mla_ray.index.collection import CaptionIndex, Entry, ScoredEntry
 from mla_ray.index.server import ServerBackend, connect
 
 Vectors = npt.NDArray[np.float32]
@@ -138,7 +138,7 @@ def cosines(query: Vectors, vectors: Vectors) -> npt.NDArray[np.float64]:
     return scores
 
 
-def ids(hits: list[Hit]) -> list[str]:
+def ids(hits: list[ScoredEntry]) -> list[str]:
     return [hit.entry.id for hit in hits]
 
 
@@ -226,7 +226,7 @@ def test_an_id_is_one_entry_in_each_language(place: Place) -> None:
     index.upsert([again], QUERY[None])
     assert index.count() == 2
     assert {hit.entry for hit in index.search(QUERY)} == {again, swahili}
-    assert index.search(QUERY, 1)[0] == Hit(again, 1.0)
+    assert index.search(QUERY, 1)[0] == ScoredEntry(again, 1.0)
 
 
 def test_an_id_is_one_entry_in_each_source(place: Place) -> None:
@@ -354,7 +354,7 @@ def test_text_of_any_script_comes_back_as_it_went_in(place: Place) -> None:
     index = place.open()
     entry = Entry('a/"b"\n../ü', "🖼", "zh-Hant-TW", "一隻貓 😺 قطة \x00", "quelle")
     index.upsert([entry], QUERY[None])
-    assert index.search(QUERY, language="zh-Hant-TW") == [Hit(entry, 1.0)]
+    assert index.search(QUERY, language="zh-Hant-TW") == [ScoredEntry(entry, 1.0)]
 
 
 def test_an_empty_collection_answers(place: Place) -> None:
@@ -439,10 +439,10 @@ def test_rebuild_swaps_at_its_end_and_old_entries_vanish(place: Place) -> None:
             before = index.count()
             fresh.upsert(new, QUERY[None])
             assert (fresh.count(), index.count()) == (1, before)
-        assert index.search(QUERY) == [Hit(new[0], 1.0)]
+        assert index.search(QUERY) == [ScoredEntry(new[0], 1.0)]
         assert index.languages() == {"en": 1}
     place.leave(index)
-    assert place.open().search(QUERY) == [Hit(new[0], 1.0)]
+    assert place.open().search(QUERY) == [ScoredEntry(new[0], 1.0)]
 
 
 def test_a_failed_rebuild_changes_nothing(filled: CaptionIndex) -> None:
