@@ -1,7 +1,7 @@
 """When a client sends a request again, and how long it waits before.
 
-httpx2's transports have `retries` of their own, but of connections that cannot be made alone: not of
-one that breaks, nor of an answer that says to come again.
+httpx2's transports have `retries` of their own, but of connections that cannot be made alone: not
+of one that breaks, nor of an answer that says to come again.
 """
 
 import random
