@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
-from mla_ray.serving.client_errors import ApiError, media_type
+from mla_ray.serving.client_errors import ApiError
 from mla_ray.serving.schemas import (
     AUTO,
     CAPTIONS_PATH,
@@ -42,6 +42,7 @@ from mla_ray.serving.schemas import (
     TextEmbeddingRequest,
     TextInput,
     first_error,
+    media_type,
 )
 
 INGEST_READ_TIMEOUTS = 10  # a chunk is thousands of texts to embed
@@ -83,8 +84,8 @@ class Call(Generic[T]):
 
     def is_answered_by(self, response: httpx2.Response) -> bool:
         # A server at its limit, or a proxy, may use that status as well.
-        accepted = response.status_code == self.accepted_status and media_type(response) == JSON
-        return response.is_success or accepted
+        is_json = media_type(response.headers.get("Content-Type", "")) == JSON
+        return response.is_success or (response.status_code == self.accepted_status and is_json)
 
     def answer(self, response: httpx2.Response) -> T:
         try:

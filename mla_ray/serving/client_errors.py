@@ -3,7 +3,7 @@
 import httpx2
 from pydantic import ValidationError
 
-from mla_ray.serving.schemas import PROBLEM_JSON, TOKEN_VARIABLE, Problem
+from mla_ray.serving.schemas import PROBLEM_JSON, TOKEN_VARIABLE, Problem, media_type
 
 SHOWN = 500  # characters of a server's text in a message
 
@@ -55,7 +55,7 @@ def api_error(response: httpx2.Response) -> ApiError:
     _, _, token = response.request.headers.get("Authorization", "").partition(" ")
     if token:  # a server that answers with what it was sent does not get it shown
         content = content.replace(token.encode(), b"***")
-    if media_type(response) == PROBLEM_JSON:
+    if media_type(response.headers.get("Content-Type", "")) == PROBLEM_JSON:
         try:
             return kind(response.status_code, Problem.model_validate_json(content))
         except ValidationError:  # another's, as of a proxy: all of its fields are optional
@@ -64,12 +64,6 @@ def api_error(response: httpx2.Response) -> ApiError:
     if response.has_redirect_location:  # not followed: a token is for the server it was given for
         text = f"it sends on to {response.headers['Location']}; give that address if it is right"
     return kind(response.status_code, None, f"{response.reason_phrase}: {text}")
-
-
-def media_type(response: httpx2.Response) -> str:
-    """Without its parameters."""
-    given: str = response.headers.get("Content-Type", "")
-    return given.partition(";")[0].strip().lower()
 
 
 def printable(text: str) -> str:

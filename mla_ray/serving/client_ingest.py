@@ -63,8 +63,8 @@ class IngestStream:
         total.written += result.written
         total.rejected += result.rejected
         room = MAX_ERRORS - len(total.errors)
-        there = [RejectedLine(line=self._before + e.line, error=e.error) for e in result.errors]
-        errors = heapq.merge(there, self._rejected, key=lambda rejected: rejected.line)
+        by_server = [RejectedLine(line=self._before + e.line, error=e.error) for e in result.errors]
+        errors = heapq.merge(by_server, self._rejected, key=lambda rejected: rejected.line)
         total.errors.extend(itertools.islice(errors, room))
         self._before += len(self._lines)
         self._lines, self._bytes, self._rejected = [], 0, []

@@ -39,6 +39,7 @@ from mla_ray.serving.schemas import (
     ProblemKind,
     SearchResult,
     TextEmbeddingRequest,
+    media_type,
 )
 from mla_ray.serving.service import Page, Service
 
@@ -284,7 +285,6 @@ async def _image(request: Request) -> bytes:
 
 def _check_media_type(request: Request, types: tuple[str, ...]) -> None:
     # None of these is a type that a form elsewhere could send across origins unasked.
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given not in types:
+    if media_type(request.headers.get("content-type", "")) not in types:
         detail = f"Content-Type: {' or '.join(types)}"
         raise ProblemError(415, ProblemKind.UNSUPPORTED_MEDIA_TYPE, detail)

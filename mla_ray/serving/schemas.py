@@ -219,6 +219,11 @@ class Problem(BaseModel):
     )
 
 
+def media_type(content_type: str) -> str:
+    """A Content-Type without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
 def first_error(error: ValidationError) -> str:
     """Where the first thing is that is wrong, and what: `caption: String should have …`."""
     first = error.errors()[0]

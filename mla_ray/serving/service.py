@@ -219,10 +219,14 @@ class Service:
 
         `language` is that of the query, None of an image.
         """
-        # One more than asked for tells whether there is another page.
-        vector, wanted = encoded.vectors[0], page.k + 1
         query = Query(
-            page.find, vector, wanted, page.offset, in_language, page.source, page.min_score
+            page.find,
+            encoded.vectors[0],
+            page.k + 1,  # one more than asked for tells whether there is another page
+            page.offset,
+            in_language,
+            page.source,
+            page.min_score,
         )
         (result,) = await self._queries([query])
         if result.fault:
