@@ -3,8 +3,10 @@
 Who may import whom is checked by import-linter (pyproject.toml), which `make check` runs.
 """
 
+import ast
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import mla_ray
+from tests.support import ROOT
 
 MLA = str(Path(sys.executable).parent / "mla")
 HEAVY = {"torch", "ray", "transformers", "open_clip", "qdrant_client"}
@@ -83,3 +86,39 @@ def test_every_room_says_what_it_is_for() -> None:
 def test_the_version_is_told(argv: list[str]) -> None:
     told = subprocess.run([sys.executable, *argv, "--version"], capture_output=True, text=True)
     assert told.stdout.strip() == f"mla-ray {version('mla-ray')}"
+
+
+LONGEST_MODULE, LONGEST_BODY = 450, 60  # as CONTRIBUTING.md has them
+
+
+def test_modules_and_the_bodies_of_functions_are_short() -> None:
+    """Of a body its docstring does not count."""
+    too_long = []
+    folders = ("mla_ray", "jobs", "serve", "tuning", "benchmarks")
+    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        source = file.read_text()
+        if (lines := len(source.splitlines())) > LONGEST_MODULE:
+            too_long.append(f"{file}: {lines} lines")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+                if lines > LONGEST_BODY:
+                    too_long.append(f"{file}:{node.lineno} {node.name}: {lines} lines")
+    assert not too_long
+
+
+def test_contributing_names_files_that_there_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = {file.partition(":")[0] for file in re.findall(r"[a-z_]+/[a-z_]+\.py", text)}
+    assert len(files) > 40
+    assert not [file for file in sorted(files) if not (ROOT / "mla_ray" / file).exists()]
+
+
+def test_docs_name_files_that_there_are() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {
+        f for page in pages for f in re.findall(r"(?:mla_ray|tests)/[\w/]+\.py", page.read_text())
+    }
+    assert len(named) > 10
+    assert not [file for file in sorted(named) if not (ROOT / file).exists()]
