@@ -60,7 +60,7 @@ from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import stderr, stdout
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training.acquisition import acquire, begin, encode
 from mla_ray.training.config import AcquireConfig, Stage
 from mla_ray.training.encode_features import Encoders
@@ -172,7 +172,7 @@ def step(name: str, folder: Path, native_name: str, steps: int, batch: int) -> d
         le=Stage(steps=0, batch=batch, lr=3e-5),
         checkpoint_every=max(1, steps // 4),
     )
-    run, store = at(folder / "run"), at(folder / "features")
+    run, store = as_path(folder / "run"), as_path(folder / "features")
     encoders = Encoders(most=2)
     native = Native.load(native_name)
     if name == "prepare":

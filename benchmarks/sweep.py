@@ -32,7 +32,7 @@ from mla_ray.model.native import Native
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars, stdout
 from mla_ray.runtime.progress import Report
-from mla_ray.runtime.storage import at, read_json
+from mla_ray.runtime.storage import as_path, read_json
 from mla_ray.training.acquisition import acquire, encode
 from mla_ray.training.prepare import prepare
 from mla_ray.training.workers import Hooks
@@ -57,7 +57,7 @@ class FullRun:
 
 def run(args: argparse.Namespace, scratch: Path) -> Figures:
     with bars() as report:
-        table_files(args.language, at(args.data), report)
+        table_files(args.language, as_path(args.data), report)
         shutil.copytree(args.data / "emoji", scratch / "data" / "emoji")
         if (args.data / "lexicons").exists():
             shutil.copytree(args.data / "lexicons", scratch / "data" / "lexicons")
@@ -88,7 +88,7 @@ def run_in_full(
     native: Native, spec: TrialSpec, trial: Trial, folder: Path, report: Report
 ) -> FullRun:
     """A trial's settings as somebody would run them without the sweep, in an empty folder."""
-    config, run = spec.config(trial.settings), at(folder)
+    config, run = spec.config(trial.settings), as_path(folder)
     began = time.perf_counter()
     prepare(native, [spec.corpus], config, run)
     before = time.perf_counter()

@@ -36,7 +36,7 @@ from mla_ray.data.corpus import Corpus
 from mla_ray.datasets.emoji_tables import table_files
 from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stderr, stdout
-from mla_ray.runtime.storage import at, read_json
+from mla_ray.runtime.storage import as_path, read_json
 from mla_ray.training.acquisition import acquire, begin, encode, job_of
 from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, Stage
@@ -63,17 +63,17 @@ def make(scratch: Path, pairs: list[str], config: AcquireConfig) -> None:
     from mla_ray.runtime.cluster import ray_session
 
     native, corpus = Native.load(NATIVE), Corpus(LANGUAGE, pairs)
-    run = at(scratch / "prepared")
+    run = as_path(scratch / "prepared")
     begin(native, [corpus], config, run, resume=False)
     prepare(native, [corpus], config, run)
     with ray_session():
-        encode(native, [corpus], run, at(scratch / "features"), lambda progress: None)
+        encode(native, [corpus], run, as_path(scratch / "features"), lambda progress: None)
 
 
 def side(name: str, run: Path, store: Path, pairs: list[str], config: AcquireConfig) -> None:
     """One side's training, in the process that was started for it."""
     if name == "plain":
-        train(job_of(at(run), at(store), read_prepared(run)))
+        train(job_of(as_path(run), as_path(store), read_prepared(run)))
         assert "ray" not in sys.modules, "the plain side has imported Ray"  # noqa: S101
         return
     from mla_ray.runtime.cluster import ray_session
@@ -102,14 +102,14 @@ def seconds(run: Path, steps: int) -> float:
 
 def weights(run: Path) -> str:
     """What tells the pack that a run ended with from another."""
-    pack = run / read_json(at(run / DONE))["packs"][LANGUAGE]
+    pack = run / read_json(as_path(run / DONE))["packs"][LANGUAGE]
     return hashlib.sha256((pack / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     config = settings(args.steps, args.batch, args.checkpoint_every)
     with bars() as report:
-        pairs = [str(file) for file in table_files(LANGUAGE, at(args.data), report)[1:]]
+        pairs = [str(file) for file in table_files(LANGUAGE, as_path(args.data), report)[1:]]
     make(scratch, pairs, config)
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     environment.pop("RAY_ADDRESS", None)

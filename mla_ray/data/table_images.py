@@ -8,7 +8,7 @@ from upath import UPath
 
 from mla_ray.data.problems import place_of
 from mla_ray.data.video import frames_of
-from mla_ray.runtime.storage import at, is_file, read_bytes
+from mla_ray.runtime.storage import as_path, is_file, read_bytes
 
 
 def read_image(image: bytes | str, folder: UPath) -> bytes:
@@ -28,9 +28,9 @@ def read_image(image: bytes | str, folder: UPath) -> bytes:
 def find_image(uri: str, folder: UPath) -> UPath:
     """The file that a caption table in `folder` means; a ValueError says why there is none."""
     if uri.startswith("file://"):
-        path = at(url2pathname(urlsplit(uri).path))
+        path = as_path(url2pathname(urlsplit(uri).path))
     elif "://" in uri:
-        path = at(uri)
+        path = as_path(uri)
     else:
         path = folder / uri
     if not is_file(path):

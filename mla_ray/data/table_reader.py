@@ -23,7 +23,7 @@ from mla_ray.data.table_chunk import Chunk
 from mla_ray.data.table_formats import Columns, read_chunks
 from mla_ray.data.table_images import ImageReader
 from mla_ray.model.language import canonical
-from mla_ray.runtime.storage import at, patiently
+from mla_ray.runtime.storage import as_path, patiently
 
 PAIR_COLUMNS = ("source", "target", "language")
 CAPTION_COLUMNS = ("image_id", "image", "language", "caption", "split")
@@ -267,7 +267,7 @@ def cells_with_image(chunk: pa.Table) -> Iterator[tuple[str, pa.Scalar, int, int
 
 def _path_of(name: str | Path) -> UPath:
     """A URL as we open them all; a path as it was given, since messages name it."""
-    return at(name) if "://" in str(name) else UPath(name)
+    return as_path(name) if "://" in str(name) else UPath(name)
 
 
 def _files_of_table(path: UPath) -> list[UPath]:

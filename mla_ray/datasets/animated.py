@@ -21,7 +21,7 @@ from mla_ray.data.parquet import write_parquet
 from mla_ray.datasets.emoji import Emoji, pairs
 from mla_ray.datasets.npm import Package, fetch
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, write_bytes
+from mla_ray.runtime.storage import as_path, write_bytes
 
 PACKAGES = {
     1: Package(
@@ -87,11 +87,11 @@ def tables(
         report(Progress("fetching", done + 1, len(parts)))
         images |= _unpack(archive, out, keys, f"part {part}", report)
     paths = {"captions": out / "captions.parquet"}
-    write_parquet(at(paths["captions"]), captions(emoji, images, languages))
+    write_parquet(as_path(paths["captions"]), captions(emoji, images, languages))
     for language in languages:
         if language != "en":
             paths[language] = out / f"pairs-{language}.parquet"
-            write_parquet(at(paths[language]), pairs(emoji, language))
+            write_parquet(as_path(paths[language]), pairs(emoji, language))
     return paths
 
 
@@ -142,7 +142,7 @@ def _unpack(archive: Path, out: Path, keys: set[str], phase: str, report: Report
             if not getattr(Image.open(BytesIO(data), formats=["WEBP"]), "is_animated", False):
                 continue
             images[key] = f"animations/{key}.webp"
-            path = at(out / images[key])
+            path = as_path(out / images[key])
             if not path.exists():
                 write_bytes(path, data)
             report(Progress(phase, len(images), None))

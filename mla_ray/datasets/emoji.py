@@ -38,7 +38,7 @@ from mla_ray.data.parquet import write_parquet
 from mla_ray.datasets.npm import Package, fetch
 from mla_ray.model.language import NOT_A_LANGUAGE
 from mla_ray.model.text import identity
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 
 TRAIN_STYLES = ("noto", "openmoji", "fluent")
 TEST_STYLE = "twemoji"
@@ -242,7 +242,7 @@ class Emoji:
                 progress(1)
         if len(kept) > before:
             columns = {"image_id": list(kept), "image": pa.array(kept.values(), pa.binary())}
-            write_parquet(at(path), pa.table(columns))
+            write_parquet(as_path(path), pa.table(columns))
         return kept
 
     @cached_property

@@ -27,7 +27,7 @@ from mla_ray.datasets.emoji import Emoji
 from mla_ray.datasets.lexicons import Lexicon, lexicon
 from mla_ray.runtime.progress import Report, counting
 from mla_ray.runtime.storage import (
-    at,
+    as_path,
     download,
     is_file,
     is_local,
@@ -69,11 +69,11 @@ def write_tables(
     emoji = Emoji(data / "emoji")
     advance = counting(report, "drawing emoji", len(emoji.concepts))
     paths = {"captions": out / "captions.parquet"}
-    write_parquet(at(paths["captions"]), emoji_data.captions(emoji, languages, advance))
+    write_parquet(as_path(paths["captions"]), emoji_data.captions(emoji, languages, advance))
     for language in languages:
         if language != "en":
             paths[language] = out / f"pairs-{language}.parquet"
-            write_parquet(at(paths[language]), emoji_data.pairs(emoji, language))
+            write_parquet(as_path(paths[language]), emoji_data.pairs(emoji, language))
     return paths
 
 
@@ -89,7 +89,7 @@ def local_tables(
         begun: a file of a run as `tables_of_run` reads it. A run that has begun keeps its tables.
 
     """
-    if kept := tables_of_run(begun, language, at(data)):
+    if kept := tables_of_run(begun, language, as_path(data)):
         files = [Path(file.path) for file in kept]
         words = Lexicon.of_table(pq.read_table(files[2])) if files[2:] else None
     else:
@@ -142,7 +142,7 @@ def _lexicon(language: str, data: Path, out: Path) -> tuple[Lexicon, Path]:
         path = out / f"lexicon-{_digest(newest)}.parquet"
         if path not in kept:
             kept[path] = newest
-            write_parquet(at(path), newest.table())
+            write_parquet(as_path(path), newest.table())
     best = min(kept, key=lambda path: (len(kept[path].missing), -kept[path].pairs.num_rows, path))
     return kept[best], best
 
@@ -166,7 +166,9 @@ def table_files(
     Those that a run began with, if `begun` names them; see `local_tables`.
     """
     if is_local(data):
-        return [at(file) for file in local_tables(language, Path(data.path), report, begun).files]
+        return [
+            as_path(file) for file in local_tables(language, Path(data.path), report, begun).files
+        ]
     if kept := tables_of_run(begun, language, data):
         return kept
     name = TABLES.format(language=language)

@@ -38,7 +38,7 @@ from mla_ray.datasets import debian
 from mla_ray.datasets.debian import Unavailable
 from mla_ray.model.language import UnknownLanguage, canonical
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 
 PACKAGE = "tuxpaint-stamps-default"
 SIZE = 128
@@ -144,7 +144,7 @@ def write_table(
     """Write `table` as Parquet, whole or not at all, and return it."""
     written = table(deb, languages, report)
     # With room for every picture in the dictionary, each is in the file once, not once a language.
-    write_parquet(at(path), written, dictionary_pagesize_limit=1 << 30)
+    write_parquet(as_path(path), written, dictionary_pagesize_limit=1 << 30)
     return written
 
 

@@ -26,7 +26,7 @@ from mla_ray.model.text import identity
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.console import bars, stderr, stdout
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.workers import Hooks
@@ -64,7 +64,7 @@ def run_demo(language: str, run: Path, data: Path) -> Result:
     """Run the demo; writes report.html, contact-sheet.png and result.json into `run`."""
     began = time.perf_counter()
     with bars() as report:
-        tables = local_tables(language, data, report, at(run / "run" / "run.json"))
+        tables = local_tables(language, data, report, as_path(run / "run" / "run.json"))
         stderr.print(tables.note)
         native = Native.load(NATIVE)
         test = tables.split("test")

@@ -17,7 +17,7 @@ from rich.table import Table
 from mla_ray.datasets.npm import Package
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import at, write_bytes
+from mla_ray.runtime.storage import as_path, write_bytes
 
 KS = ("R@1", "R@5", "R@10")
 STAGES = {"fresh": "before", "nlt": "after NLT", "le": "after LE"}
@@ -133,9 +133,9 @@ def write(result: Result, captions: pa.Table, run: Path, font: Path) -> Files:
     )
     files = Files(run / "report.html", run / "contact-sheet.png")
     document = json.dumps(result, indent=2, ensure_ascii=False)
-    write_bytes(at(files.html), page.encode())
-    write_bytes(at(files.sheet), sheet)
-    write_bytes(at(run / "result.json"), document.encode())
+    write_bytes(as_path(files.html), page.encode())
+    write_bytes(as_path(files.sheet), sheet)
+    write_bytes(as_path(run / "result.json"), document.encode())
     return files
 
 

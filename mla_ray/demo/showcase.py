@@ -18,7 +18,7 @@ from mla_ray.packs.card import read_card
 from mla_ray.packs.library import load_packs
 from mla_ray.runtime.console import bars, stderr
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, write_bytes
+from mla_ray.runtime.storage import as_path, write_bytes
 
 PICTURE_SIZE = 192
 
@@ -43,7 +43,7 @@ def prepare(run: Path, data: Path, language: str = "de") -> Showcase:
     if not record.exists() or json.loads(record.read_text()) != cards:
         with bars() as report:
             _make(showcase, _packs(packs), data, report)
-        write_bytes(at(record), json.dumps(cards).encode())
+        write_bytes(as_path(record), json.dumps(cards).encode())
     return showcase
 
 

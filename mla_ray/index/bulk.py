@@ -38,7 +38,7 @@ from mla_ray.index.table_blocks import BlockRow, read_blocks, survey
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report, counting
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 
 BLOCK = 1024
 """Rows that an actor takes at once; of an image's rows among them one is encoded."""
@@ -199,7 +199,7 @@ class PointEncoder:
         def decoded() -> Iterator[list[Image.Image]]:
             for image_id, row in first.items():
                 try:
-                    frames = frames_of(read_image(row.image, at(row.folder)))
+                    frames = frames_of(read_image(row.image, as_path(row.folder)))
                 except (ValueError, OSError) as error:
                     faults.setdefault(image_id, image_fault(image_id, row.image, error))
                 else:

@@ -6,7 +6,7 @@ from io import BytesIO
 from PIL import Image, ImageOps
 from upath import UPath
 
-from mla_ray.runtime.storage import at, is_file, read_bytes, remove, write_bytes
+from mla_ray.runtime.storage import as_path, is_file, read_bytes, remove, write_bytes
 
 SIDE = 256  # of a kept picture
 
@@ -23,7 +23,7 @@ class PictureStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._root = at(url)
+        self._root = as_path(url)
 
     def put(self, image_id: str, source: str, image: Image.Image) -> None:
         """Keep a copy of at most 256 x 256 pixels; that of the same source and id is replaced."""

@@ -18,7 +18,7 @@ from upath import UPath
 from mla_ray.model.native import Native, bundled_native
 from mla_ray.model.open_clip_config import ModelConfig
 from mla_ray.runtime.atomic import replacing_folder
-from mla_ray.runtime.storage import at, download, is_local, names_in, upload, write_json
+from mla_ray.runtime.storage import as_path, download, is_local, names_in, upload, write_json
 
 CONFIG = "open_clip_config.json"
 LINEAGE = "lineage.json"
@@ -102,7 +102,7 @@ def write_descendant(
         (scratch / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes private files
         preprocessing = dict(parent.model.visual.preprocess_cfg)
         document = {"model_cfg": config, "preprocess_cfg": preprocessing}
-        write_json(at(scratch / CONFIG), document)
+        write_json(as_path(scratch / CONFIG), document)
         child = Native.load(temporary)
         if not child.tokenize(PROBE).equal(parent.tokenize(PROBE)):
             raise ValueError(f"{parent.name}: its tokenizer cannot be kept in a folder")
@@ -115,7 +115,7 @@ def write_descendant(
         if before := lineage_of(parent):
             ancestors += before.ancestors
         lineage = Lineage(fingerprint=child.fingerprint, ancestors=ancestors, trained=trained)
-        write_json(at(scratch / LINEAGE), lineage.model_dump(exclude_none=True))
+        write_json(as_path(scratch / LINEAGE), lineage.model_dump(exclude_none=True))
         upload(scratch, folder, last=CONFIG)  # it is a native only with that
     return lineage
 
@@ -127,7 +127,7 @@ def copy_native(source: UPath, folder: str | Path | UPath) -> None:
         FileExistsError: `folder` is something else than a native.
 
     """
-    target = at(folder)
+    target = as_path(folder)
     there = {name for name in names_in(target) if not name.startswith(".")}
     # One that lacks its configuration alone is what a copy left that was broken off.
     if CONFIG not in there and not there <= set(names_in(source)):

@@ -14,7 +14,7 @@ from mla_ray.model.language import Language
 from mla_ray.model.native import Native
 from mla_ray.packs.files import PackError, check_file
 from mla_ray.runtime.atomic import read_consistently
-from mla_ray.runtime.storage import at, is_local, patiently
+from mla_ray.runtime.storage import as_path, is_local, patiently
 
 SCHEMA_VERSION = 1
 RENEW = (
@@ -90,7 +90,7 @@ def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: A
 
 def read_card(folder: str | Path | UPath) -> Card:
     """The card of the pack in `folder`; PackError if there is none, or it is not one."""
-    path = at(folder) / "card.json"
+    path = as_path(folder) / "card.json"
 
     def read() -> Card:
         check_file(path)

@@ -37,7 +37,7 @@ from mla_ray.packs.files import (
 )
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.packs.readme import model_card
-from mla_ray.runtime.storage import at, names_in, upload
+from mla_ray.runtime.storage import as_path, names_in, upload
 
 HUB = "hf-hub:"
 
@@ -80,14 +80,14 @@ def push(
     """
     with tempfile.TemporaryDirectory(prefix="mla-push-") as scratch:
         folder = Path(scratch)
-        card = _fetch(at(pack), folder, native)
+        card = _fetch(as_path(pack), folder, native)
         (folder / README).write_text(model_card(card, license, repo))
         if repo.startswith(HUB):
             return _push_to_hub(folder, repo, card, private, revision)
         if private or revision:
             raise ValueError(f"{repo} is a folder: private and revision are of {HUB}owner/name")
-        _put(folder, at(repo))
-        return Shared(card.language, str(at(repo)))
+        _put(folder, as_path(repo))
+        return Shared(card.language, str(as_path(repo)))
 
 
 def pull(
@@ -119,9 +119,9 @@ def pull(
         elif revision:
             raise ValueError(f"{repo} is a folder: revision is of {HUB}owner/name")
         else:
-            card = _fetch(at(repo), folder, native)
+            card = _fetch(as_path(repo), folder, native)
         copy_pack(folder, out)
-        return Shared(card.language, str(at(out)), commit)
+        return Shared(card.language, str(as_path(out)), commit)
 
 
 def _fetch(source: UPath, folder: Path, native: Native) -> Card:

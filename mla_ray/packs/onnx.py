@@ -39,7 +39,7 @@ from mla_ray.model.native import Native
 from mla_ray.model.towers import ClipTower
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, upload
+from mla_ray.runtime.storage import as_path, upload
 
 SCHEMA_VERSION = 1
 TOLERANCE = 1e-4
@@ -182,10 +182,10 @@ def export_onnx(
         tokenizer.save(str(folder / "tokenizer.json"))
         info = _info(pack, native, graphs, differences, folder)
         (folder / INFO).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
-        upload(folder, at(out), last=INFO)
+        upload(folder, as_path(out), last=INFO)
         if report:
             report(Progress("onnx", len(graphs), len(graphs)))
-    return Exported(str(at(out)), differences)
+    return Exported(str(as_path(out)), differences)
 
 
 def _padding(pack: LanguagePack) -> Tokenizer:

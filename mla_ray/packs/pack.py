@@ -33,7 +33,7 @@ from mla_ray.packs.files import PackError, check_file, fetch_files
 from mla_ray.packs.official import END, read_checkpoint
 from mla_ray.packs.readme import model_card
 from mla_ray.runtime.atomic import read_consistently, replacing_folder
-from mla_ray.runtime.storage import at, download, is_local, upload
+from mla_ray.runtime.storage import as_path, download, is_local, upload
 
 BATCH = 256  # texts in one pass
 
@@ -87,7 +87,7 @@ class LanguagePack:
         together, the card comes last: until then a reader finds hashes that do not fit.
         """
         _check_finite(self._weights(), str(folder))
-        with _place_for(at(folder)) as scratch:
+        with _place_for(as_path(folder)) as scratch:
             save_file(
                 {"embedding.tokens": torch.from_numpy(self.tokenizer.tokens)}
                 | {name: w.detach().cpu().contiguous() for name, w in self._weights().items()},
@@ -115,7 +115,7 @@ class LanguagePack:
             PackError: names the file and what is wrong with it.
 
         """
-        place, called = at(folder), called or str(folder)
+        place, called = as_path(folder), called or str(folder)
         if is_local(place):
             local = Path(place.path)
             return read_consistently(local, lambda: cls._load(local, native, called))
@@ -263,8 +263,8 @@ def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:
         FileExistsError: `folder` is something else than a pack.
 
     """
-    origin = at(source)
-    with _place_for(at(folder)) as scratch:
+    origin = as_path(source)
+    with _place_for(as_path(folder)) as scratch:
 
         def copy() -> None:
             download(origin, scratch)

@@ -23,7 +23,7 @@ from mla_ray.packs.card import RENEW, Card, parse_card
 from mla_ray.packs.files import MAX_FILE_BYTES, NEEDED, PackError, fetch_files
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.atomic import folders_in_replacement, recover_folder
-from mla_ray.runtime.storage import at, patiently
+from mla_ray.runtime.storage import as_path, patiently
 
 MAX_PACKS = 1_000  # looked at in one store
 GRACE = 2  # scans in a row that must miss a pack before it is gone: a swap is two renames
@@ -132,7 +132,7 @@ class PackStore:
         with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
             folder = Path(scratch) / "pack"
             folder.mkdir()
-            fetch_files(at(self.url) / listed.name, folder, pauses=NO_PAUSES)
+            fetch_files(as_path(self.url) / listed.name, folder, pauses=NO_PAUSES)
             there = f"{self._root}/{listed.name}"
             if _version((folder / "card.json").read_bytes()) != listed.version:
                 raise PackError(f"{there}: replaced while it was read")

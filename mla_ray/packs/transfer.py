@@ -16,7 +16,7 @@ from mla_ray.model.recognition import recognised
 from mla_ray.packs.card import RENEW, Card, read_card
 from mla_ray.packs.files import PackError, fetch_files
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 
 
 def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> Card:
@@ -54,7 +54,7 @@ def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> C
     moved = card.renewed(native).model_copy(update=changed)
     with tempfile.TemporaryDirectory(prefix="mla-plug-") as folder:
         scratch = Path(folder)
-        fetch_files(at(pack), scratch)
+        fetch_files(as_path(pack), scratch)
         (scratch / "card.json").write_text(moved.model_dump_json(indent=2) + "\n")
         plugged = LanguagePack.load(scratch, native)  # hashes, shapes, dimensions
         plugged.save(out)

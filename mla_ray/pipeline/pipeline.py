@@ -27,7 +27,7 @@ from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.pipeline.plan import TEST, Plan
 from mla_ray.pipeline.progress import of_language
 from mla_ray.runtime.progress import Progress, Report, Stopped
-from mla_ray.runtime.storage import at, write_json
+from mla_ray.runtime.storage import as_path, write_json
 from mla_ray.training.acquisition import acquire, begin, encode
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.prepare import Prepared, prepare
@@ -76,15 +76,15 @@ class Pipeline:
 
     @property
     def root(self) -> UPath:
-        return at(self.plan.run)
+        return as_path(self.plan.run)
 
     @property
     def store(self) -> UPath:
-        return at(self.plan.data) / "features"
+        return as_path(self.plan.data) / "features"
 
     @property
     def packs(self) -> UPath:
-        return at(self.plan.packs) if self.plan.packs else self.root / "packs"
+        return as_path(self.plan.packs) if self.plan.packs else self.root / "packs"
 
     def run(self, steps: Sequence[str] = STEPS) -> dict[str, dict[str, StepResult]]:
         """Do these steps for every language. A language that fails is told of at the end.
@@ -243,7 +243,7 @@ class Pipeline:
                 continue
             if not (pack / "card.json").exists():
                 raise FileNotFoundError(f"{pack}: no pack of {language} yet; run `acquire` first")
-            sharing.setdefault(str(at(captions)), []).append(language)
+            sharing.setdefault(str(as_path(captions)), []).append(language)
         results: dict[str, StepResult] = {language: {} for language in languages}
         for table, together in sharing.items():
             log.info("index: %s of %s", table, ", ".join(together))

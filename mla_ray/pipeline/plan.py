@@ -9,7 +9,7 @@ from mla_ray.data.corpus import Corpus
 from mla_ray.datasets.emoji_tables import table_files
 from mla_ray.model.language import Language
 from mla_ray.runtime.progress import Report
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.encode_features import Encoders
 from mla_ray.training.workers import Workers
@@ -73,7 +73,7 @@ class BasePlan(BaseModel):
         `begun` is a file that names what a run is made of, if it has begun: the run keeps it.
         """
         if self.dataset == "emoji":
-            tables = table_files(language, at(self.data), report, begun)
+            tables = table_files(language, as_path(self.data), report, begun)
             return Corpus(language, [str(table) for table in tables[1:]], str(tables[0]))
         pairs = [name.format(language=language) for name in self.pairs]
         captions = self.captions.format(language=language) if self.captions else None

@@ -26,7 +26,7 @@ from mla_ray.model.native import Native
 from mla_ray.reproduce import bert
 from mla_ray.runtime.console import stderr
 from mla_ray.runtime.progress import Report, counting
-from mla_ray.runtime.storage import at, read_json, write_json
+from mla_ray.runtime.storage import as_path, read_json, write_json
 from mla_ray.training.run_spec import sources
 
 STEPS = 500
@@ -77,7 +77,7 @@ def prepare_data(
 ) -> AblationData:
     """The emoji of some languages, the stamps, and a BERT if wanted, unless they are there."""
     native, tests, learned = Native.load(native_name), folder / "tests", folder / "bert"
-    sets, begun = ["emoji"], at(folder) / "tables.json"
+    sets, begun = ["emoji"], as_path(folder) / "tables.json"
     corpora: dict[str, Corpus] = {}
     emoji: list[pa.Table] = []
     texts: set[str] = set()
@@ -91,7 +91,7 @@ def prepare_data(
     write_json(begun, {"sources": before | sources(list(corpora.values()))})
     tags = ["en", *languages]
     about = _about(native, tags)
-    files = [fingerprint(at(str(corpus.captions))) for corpus in corpora.values()]
+    files = [fingerprint(as_path(str(corpus.captions))) for corpus in corpora.values()]
     if not _kept(tests / "emoji", of_tables := about | {"tables": ",".join(files)}):
         _keep(native, emoji, tests / "emoji", of_tables, report)
     try:

@@ -20,7 +20,7 @@ from mla_ray.reproduce.ablations import FULL, Run
 from mla_ray.reproduce.records import Records
 from mla_ray.reproduce.runs import Record, RunInputs, english, measure
 from mla_ray.runtime.progress import Progress, Report, Stopped
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training.acquisition import encode
 from mla_ray.training.workers import Workers, gpus_per_worker
 
@@ -97,4 +97,4 @@ def _encode(runs: Sequence[Run], data: AblationData, folder: Path, report: Repor
     for language in dict.fromkeys(language for run in runs for language in run.languages):
         alone = Run(FULL, (language,), runs[0].seed)
         inputs = RunInputs.of(alone, [language], native, data, folder / "shared")
-        encode(native, inputs.corpora, inputs.tables, at(data.store), report)
+        encode(native, inputs.corpora, inputs.tables, as_path(data.store), report)

@@ -27,7 +27,7 @@ from mla_ray.reproduce.ablation_data import AblationData, part_of
 from mla_ray.reproduce.ablations import Run
 from mla_ray.reproduce.reworded import reworded
 from mla_ray.reproduce.tower import tune
-from mla_ray.runtime.storage import at, write_json
+from mla_ray.runtime.storage import as_path, write_json
 from mla_ray.training.acquisition import acquire, job_of
 from mla_ray.training.acquisition_learner import PreparedRun
 from mla_ray.training.config import AcquireConfig
@@ -160,12 +160,12 @@ class RunInputs:
         folder = shared / tables_key(spec_of(native, corpora, config))
         if not folder.exists():
             scratch = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
-            prepare(native, corpora, config, at(scratch))
+            prepare(native, corpora, config, as_path(scratch))
             try:
                 scratch.rename(folder)
             except OSError:
                 shutil.rmtree(scratch)
-        return cls(corpora, config, at(folder))
+        return cls(corpora, config, as_path(folder))
 
     def packs(self, data: AblationData, folder: Path) -> dict[str, UPath]:
         """Both stages, in this process."""
@@ -181,8 +181,8 @@ class RunInputs:
 
     def job(self, native: Native, folder: Path, store: str) -> PreparedRun:
         made = prepare(native, self.corpora, self.config, self.tables)
-        write_json(at(folder) / "run.json", spec_of(native, self.corpora, self.config))
-        return job_of(at(folder), at(store), made, self.tables)
+        write_json(as_path(folder) / "run.json", spec_of(native, self.corpora, self.config))
+        return job_of(as_path(folder), as_path(store), made, self.tables)
 
 
 def _english(native: Native) -> EncodeText:

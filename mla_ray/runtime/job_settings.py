@@ -26,7 +26,7 @@ from pydantic_settings.sources import DefaultSettingsSource
 
 from mla_ray.runtime.bundled import or_bundled
 from mla_ray.runtime.exit_codes import Exit, Usage, exit_code
-from mla_ray.runtime.storage import at, read_bytes
+from mla_ray.runtime.storage import as_path, read_bytes
 
 
 class JobSettings(BaseSettings):
@@ -116,7 +116,7 @@ def load(
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        file = at(path if "://" in path else or_bundled(Path(path)))
+        file = as_path(path if "://" in path else or_bundled(Path(path)))
         settings = yaml.safe_load(read_bytes(file)) or {}
     except (OSError, ValueError, ImportError, yaml.YAMLError) as error:
         if exit_code(error) is Exit.AGAIN:

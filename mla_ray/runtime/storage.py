@@ -1,8 +1,8 @@
 """Files at any URL: runs, blocks, features, checkpoints, packs, in a folder or an object store.
 
-`at` is the one place where a user's path or URL becomes a `upath.UPath`, which reads like pathlib's
-whatever is behind it. What is written here is written whole: a reader sees the old file or the new
-one. Storage that is away for a moment is waited for (`patiently`).
+`as_path` is the one place where a user's path or URL becomes a `upath.UPath`, which reads like
+pathlib's whatever is behind it. What is written here is written whole: a reader sees the old file
+or the new one. Storage that is away for a moment is waited for (`patiently`).
 
 Secrets come from the environment alone (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 AWS_ENDPOINT_URL …), never from a URL that would end up in a file.
@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def at(url: str | Path | UPath) -> UPath:
+def as_path(url: str | Path | UPath) -> UPath:
     """The path or URL of a user as a path.
 
     A local one becomes absolute, with `~` and links resolved. Directory listings of an object store

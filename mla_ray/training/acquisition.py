@@ -24,7 +24,7 @@ from mla_ray.data.feature_store import FeatureStore, Kind
 from mla_ray.data.problems import InvalidTable, TableProblem
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress, Report, Stopped
-from mla_ray.runtime.storage import at, names_in, read_json, remove, write_json
+from mla_ray.runtime.storage import as_path, names_in, read_json, remove, write_json
 from mla_ray.training.acquisition_learner import PreparedRun, train
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.encode_features import Encoders, Filled, fill
@@ -82,8 +82,8 @@ def acquire(
         Stopped: as asked.
 
     """
-    run, store = at(run), at(store)
-    tables = run if prepared is None else at(prepared)
+    run, store = as_path(run), as_path(store)
+    tables = run if prepared is None else as_path(prepared)
     native = Native.load(native_name)
     check_corpora(corpora, config, workers)
     begin(native, corpora, config, run, resume, tables)

@@ -27,7 +27,7 @@ from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import Ids, LanguageTokenizer
 from mla_ray.packs.card import make_card
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import at, read_bytes, write_json
+from mla_ray.runtime.storage import as_path, read_bytes, write_json
 from mla_ray.training.batch_loss import encode_in_two_passes, le_batch_loss, nlt_batch_loss
 from mla_ray.training.config import AcquireConfig, Stage
 from mla_ray.training.distributed import all_reduce, rank
@@ -116,8 +116,8 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         self, job: PreparedRun, device: torch.device, native: Native | None = None
     ) -> None:
         config = job.config
-        super().__init__(at(job.run), config, config.held_out, device)
-        self.job, self.data = job, at(job.tables) / "data"
+        super().__init__(as_path(job.run), config, config.held_out, device)
+        self.job, self.data = job, as_path(job.tables) / "data"
         self.native = native or Native.load(job.spec["native"], str(device))
         if not self.native.goes_by(job.spec["fingerprint"], self.run, GOES_ON):
             raise ValueError(
@@ -196,7 +196,9 @@ class AcquisitionLearner(Learner[LanguageBatch]):
 
     def feature_store(self, kind: Kind) -> FeatureStore:
         native = self.native
-        return FeatureStore(at(self.job.store), native.fingerprint, kind, native.fingerprint_v1)
+        return FeatureStore(
+            as_path(self.job.store), native.fingerprint, kind, native.fingerprint_v1
+        )
 
     def tokenizer_of(self, rows: npt.NDArray[np.int64]) -> LanguageTokenizer:
         """Text to these rows of the shared embedding."""

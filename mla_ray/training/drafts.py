@@ -20,7 +20,7 @@ from mla_ray.data.feature_store import hashes, key_of
 from mla_ray.data.problems import InvalidTable, TableProblem
 from mla_ray.data.table_images import find_image
 from mla_ray.data.table_reader import Stream
-from mla_ray.runtime.storage import at, read_bytes
+from mla_ray.runtime.storage import as_path, read_bytes
 from mla_ray.training.run_spec import stream_of
 
 PhaseProgress = Callable[[str, int], None]
@@ -175,7 +175,7 @@ def _captions(piece: pa.Table, stream: Stream) -> tuple[pa.Table, pa.Table]:
 
 def _key_at(uri: str, folder: UPath) -> tuple[str, str]:
     path = find_image(uri, folder)
-    return key_of(read_bytes(path)), str(at(path))
+    return key_of(read_bytes(path)), str(as_path(path))
 
 
 def _without_repeats(block: ScratchTable, stream: Stream) -> ScratchTable:

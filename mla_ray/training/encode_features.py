@@ -24,7 +24,7 @@ from mla_ray.data.feature_store import (
 from mla_ray.data.parquet import read_parquet
 from mla_ray.data.video import frames_of
 from mla_ray.model.native import Native
-from mla_ray.runtime.storage import at, read_bytes
+from mla_ray.runtime.storage import as_path, open_file, read_bytes
 
 MAX_FAILURES = 1_000
 """Images that could not be encoded and are named; all are counted."""
@@ -188,7 +188,10 @@ class _Encoder:
         keys: list[str] = []
         features: list[Features] = []
         reasons: list[str | None] = []
-        with at(block["path"]).open("rb") as raw, pq.ParquetFile(raw, buffer_size=1 << 20) as file:
+        with (
+            as_path(block["path"]).open("rb") as raw,
+            pq.ParquetFile(raw, buffer_size=1 << 20) as file,
+        ):
             for batch in file.iter_batches(BATCH if kind == "image" else BATCH * 64):
                 rows += batch.num_rows
                 lacking = [
@@ -263,7 +266,7 @@ def _content(row: dict[str, Any]) -> bytes:
     """The bytes of an image, from the row or from where they lie."""
     if row["content"] is not None:
         return row["content"]  # type: ignore[no-any-return]
-    data = read_bytes(at(row["uri"]))
+    data = read_bytes(as_path(row["uri"]))
     if key_of(data) != row["key"]:  # what is stored under a key never goes stale
         raise LookupError(
             f"{row['uri']} is not the image that the run was prepared with; "

@@ -24,7 +24,7 @@ from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_reader import Stream
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress, Report, Stopped
-from mla_ray.runtime.storage import at, read_json, remove, write_json
+from mla_ray.runtime.storage import as_path, read_json, remove, write_json
 from mla_ray.training.config import FinetuneConfig
 from mla_ray.training.finetuning_learner import TRAIN, VALIDATION, DecodedRun, train
 from mla_ray.training.loop import DONE
@@ -84,7 +84,7 @@ def finetune(
         Stopped: as asked.
 
     """
-    run = at(run)
+    run = as_path(run)
     workers.check_batch("batch", config.batch)
     native = Native.load(native_name)
     spec: dict[str, Any] = {

@@ -24,7 +24,7 @@ from mla_ray.evaluation.recall import rank as rank_by_cosine
 from mla_ray.model.lineage import write_descendant
 from mla_ray.model.native import Native
 from mla_ray.model.objectives import le_loss, positive_groups
-from mla_ray.runtime.storage import at, write_json
+from mla_ray.runtime.storage import as_path, write_json
 from mla_ray.training.config import FinetuneConfig, Stage
 from mla_ray.training.distributed import gather_features, rank, world_size
 from mla_ray.training.driver import Driver, Figures
@@ -84,7 +84,7 @@ class FinetuningLearner(Learner[Ints]):
 
     def __init__(self, job: DecodedRun, device: torch.device) -> None:
         config = job.config
-        super().__init__(at(job.run), config, config.held_out, device)
+        super().__init__(as_path(job.run), config, config.held_out, device)
         self.job = job
         self.native = Native.load(job.spec["native"], str(device))
         if self.native.fingerprint != job.spec["fingerprint"]:

@@ -26,7 +26,7 @@ from mla_ray.data.parquet import write_parquet
 from mla_ray.model.native import Native
 from mla_ray.model.text import identity
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import at, read_json, remove, write_bytes, write_json
+from mla_ray.runtime.storage import as_path, read_json, remove, write_bytes, write_json
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.drafts import Draft, PhaseProgress, first_of_each_key, read_drafts
 from mla_ray.training.encode_features import Contents
@@ -55,7 +55,7 @@ class Prepared:
 
 def read_prepared(run: str | Path | UPath) -> Prepared:
     """What was made in a run folder; FileNotFoundError if it is not prepared."""
-    return Prepared(**read_json(at(run) / "data" / PREPARED))
+    return Prepared(**read_json(as_path(run) / "data" / PREPARED))
 
 
 def prepare(

@@ -28,7 +28,7 @@ from mla_ray.datasets.emoji import TEST_STYLE, Emoji, Label, keyword_list
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.objectives import le_loss
 from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training.checkpoints import Checkpoints
 from mla_ray.training.optimizer import Optimizer
 
@@ -144,7 +144,7 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
     model = open_clip.CLIP(**model_config).to(memory_format=torch.channels_last)
     optimizer = Optimizer(model.parameters(), config.weight_decay)
     average = deepcopy(model).requires_grad_(False).eval()
-    checkpoints, start = Checkpoints(at(run / "checkpoints")), 0
+    checkpoints, start = Checkpoints(as_path(run / "checkpoints")), 0
     run.mkdir(parents=True, exist_ok=True)
     if found := checkpoints.load():
         model.load_state_dict(found.part("model"))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from upath import UPath
 
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, remove
+from mla_ray.runtime.storage import as_path, remove
 from mla_ray.training.driver import Control, Driver, Figures
 from mla_ray.training.loop import Diverged
 from mla_ray.training.monitor import Monitor
@@ -128,7 +128,7 @@ def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = workers.cpus or cpus_per_worker(workers, nodes)
     monitor = ray.remote(num_cpus=0)(Monitor).remote()
-    remove(at(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
+    remove(as_path(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
     # Not as `train_loop_config`: Train's controller reads that, and would import all of this
     # package and open_clip for it, which takes many seconds.
     trainer = TorchTrainer(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, remove, write_bytes
+from mla_ray.runtime.storage import as_path, remove, write_bytes
 from mla_ray.tuning.trial import ENDED, METRIC
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class SweepCallback(Callback):
         self._ended(trials, trial)
 
     def _ended(self, trials: list[Any], trial: Any) -> None:
-        run = at(self.root) / "trials" / trial.trial_id
+        run = as_path(self.root) / "trials" / trial.trial_id
         write_bytes(run / ENDED, b"")
         remove(run / "checkpoints")  # the best settings are trained anew, on all rows
         remove(run / "packs")

@@ -32,7 +32,7 @@ from mla_ray.packs.pack import copy_pack
 from mla_ray.pipeline.plan import TEST
 from mla_ray.pipeline.progress import of_language
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import at, read_json, write_bytes, write_json
+from mla_ray.runtime.storage import as_path, read_json, write_bytes, write_json
 from mla_ray.training.acquisition import acquire, bad_images, encode
 from mla_ray.training.config import AcquireConfig, HeldOut
 from mla_ray.training.prepare import prepare
@@ -98,7 +98,7 @@ class LanguageSweep:
     ) -> Self:
         """Make or find the language's tables, and read of them what the sweep depends on."""
         corpus = plan.corpus(
-            language, of_language(report, language), at(plan.run) / language / "spec.json"
+            language, of_language(report, language), as_path(plan.run) / language / "spec.json"
         )
         space_name, space = _space(plan, corpus)
         trials = plan.trials or space.trials
@@ -118,11 +118,11 @@ class LanguageSweep:
 
     @property
     def root(self) -> UPath:
-        return at(self.plan.run) / self.language
+        return as_path(self.plan.run) / self.language
 
     @property
     def store(self) -> UPath:
-        return at(self.plan.data) / "features"
+        return as_path(self.plan.data) / "features"
 
     def sweep(self) -> Outcome:
         """All of it; what was done before is read."""
@@ -147,7 +147,7 @@ class LanguageSweep:
             seconds=round(sum(trial.seconds for trial in trials), 1),
         )
         reporting.write(outcome, self.root)
-        results, text = at(self.plan.results), outcome.model_dump_json(indent=1)
+        results, text = as_path(self.plan.results), outcome.model_dump_json(indent=1)
         settings = f"# mla sweep, {outcome.line}\n" + yaml.safe_dump(outcome.config)
         write_bytes(results / f"{self.language}.yaml", settings.encode())
         write_bytes(results / f"{self.language}.json", text.encode())
@@ -245,7 +245,7 @@ class LanguageSweep:
         path = self.root / "first.json"
         if path.exists():
             return [(origin, point) for origin, point in read_json(path)]
-        known = known_outcomes(at(self.plan.results), self.plan.native)
+        known = known_outcomes(as_path(self.plan.results), self.plan.native)
         points = starting_points(self.language, self.space, self.native.text.width // 2, known)
         write_json(path, points)
         return points

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mla_ray.runtime.progress import Report, Stopped
-from mla_ray.runtime.storage import at, is_local, remove
+from mla_ray.runtime.storage import as_path, is_local, remove
 from mla_ray.training.workers import Workers, gpus_per_worker
 from mla_ray.tuning.outcome import Trial
 from mla_ray.tuning.results import trials_of
@@ -55,7 +55,9 @@ def search(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one talks, whatever `verbose` says
     from mla_ray.tuning.callback import trials_reported
 
-    if is_local(at(spec.root)):  # else every 10 s: a sweep goes on from where it was saved last
+    if is_local(
+        as_path(spec.root)
+    ):  # else every 10 s: a sweep goes on from where it was saved last
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     points = [point for _, point in first[:trials]]
     tuner = _tuner(spec, _searcher(spec.space, points, trials, seed), trials, concurrent)
@@ -66,7 +68,7 @@ def search(
     if results.num_terminated + results.num_errors < trials:
         raise Stopped(f"{spec.root}: stopped; run the same again to go on")
     _await_cores(cores)
-    remove(at(spec.root) / "trials")
+    remove(as_path(spec.root) / "trials")
     return trials_of(results, [origin for origin, _ in first])
 
 
@@ -80,7 +82,7 @@ def _tuner(spec: TrialSpec, searcher: Any, trials: int, concurrent: int) -> Any:
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, spec=spec), spec.resources(ray.cluster_resources())
     )
-    folder = str(at(spec.root) / "tune")
+    folder = str(as_path(spec.root) / "tune")
     if tune.Tuner.can_restore(folder):
         return tune.Tuner.restore(folder, trainable)
     return tune.Tuner(

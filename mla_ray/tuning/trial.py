@@ -19,7 +19,7 @@ from upath import UPath
 
 from mla_ray.data.corpus import Corpus
 from mla_ray.runtime.progress import Stopped
-from mla_ray.runtime.storage import at, read_json, write_json
+from mla_ray.runtime.storage import as_path, read_json, write_json
 from mla_ray.training.acquisition import check_corpora, job_of
 from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, HeldOut
@@ -87,14 +87,14 @@ class TrialSpec:
 
     def tables(self, config: AcquireConfig) -> UPath:
         """Where the tables of these settings are: trials that differ in the rest share them."""
-        return at(self.root) / "prepared" / tables_key(self.spec_of(config))
+        return as_path(self.root) / "prepared" / tables_key(self.spec_of(config))
 
 
 def run_trial(point: dict[str, Value], spec: TrialSpec) -> None:
     """Ray Tune's trainable."""
     from ray import tune
 
-    run = at(spec.root) / "trials" / tune.get_context().get_trial_id()
+    run = as_path(spec.root) / "trials" / tune.get_context().get_trial_id()
     if (run / DONE).exists():  # it had ended, but the driver was killed before Tune noted it
         figures = read_json(run / DONE)
         tune.report({METRIC: figures[METRIC], TIME: figures[TIME]})
@@ -111,7 +111,7 @@ def _train(spec: TrialSpec, config: AcquireConfig, run: UPath, stop: threading.E
     check_corpora([spec.corpus], config, spec.workers)
     tables = spec.tables(config)
     write_json(run / RUN, spec.spec_of(config))
-    job = job_of(run, at(spec.store), read_prepared(tables), tables)
+    job = job_of(run, as_path(spec.store), read_prepared(tables), tables)
     if spec.in_process:
         driver = Driver(on_checkpoint=lambda figures, folder: tune.report(figures))
         hooks = Hooks(stop=stop, in_process=driver)

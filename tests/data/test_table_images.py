@@ -10,7 +10,7 @@ from upath import UPath
 
 from mla_ray.data.table_images import ImageReader, find_image, image_fault, read_image
 from mla_ray.runtime import storage
-from mla_ray.runtime.storage import at, write_bytes
+from mla_ray.runtime.storage import as_path, write_bytes
 from tests.support.s3 import relayed, s3_bucket
 
 
@@ -33,9 +33,9 @@ def test_an_image_is_in_the_cell_beside_the_table_or_at_a_url(tmp_path: Path) ->
     assert read_image("a b.png", folder) == b"red"
     assert read_image(str(tmp_path / "a b.png"), UPath("/elsewhere")) == b"red"
     assert read_image((tmp_path / "a b.png").as_uri(), UPath("/elsewhere")) == b"red"
-    write_bytes(at("memory://test-table-images/a.png"), b"green")
+    write_bytes(as_path("memory://test-table-images/a.png"), b"green")
     assert read_image("memory://test-table-images/a.png", folder) == b"green"
-    assert read_image("a.png", at("memory://test-table-images")) == b"green"
+    assert read_image("a.png", as_path("memory://test-table-images")) == b"green"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_an_image_in_a_bucket_that_is_away_for_a_moment_is_waited_for(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(storage, "PAUSES", (0.5,) * 10)
     with relayed() as relay:
-        write_bytes(at(f"{bucket}/images/a.png"), b"red")
+        write_bytes(as_path(f"{bucket}/images/a.png"), b"red")
         with relay.away(1.5):
-            assert read_image("a.png", at(f"{bucket}/images")) == b"red"
+            assert read_image("a.png", as_path(f"{bucket}/images")) == b"red"
 
 
 def test_an_id_stands_for_one_image_wherever_its_rows_are(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mla_ray.data.corpus import Corpus
 from mla_ray.datasets.emoji_tables import local_tables, table_files
 from mla_ray.datasets.lexicons import Lexicon
 from mla_ray.runtime.progress import Progress
-from mla_ray.runtime.storage import at, names_in, remove, write_bytes, write_json
+from mla_ray.runtime.storage import as_path, names_in, remove, write_bytes, write_json
 from mla_ray.training.run_spec import sources
 from tests.support.emoji import Dictionaries, only_a_few
 from tests.support.s3 import s3_bucket
@@ -49,9 +49,9 @@ def lexicon_of(files: list[UPath]) -> Lexicon:
 def data(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UPath]:
     if getattr(request, "param", "") == "S3":
         with s3_bucket() as url:
-            yield at(f"{url}/data")
+            yield as_path(f"{url}/data")
     else:
-        yield at(tmp_path / "data")
+        yield as_path(tmp_path / "data")
 
 
 @pytest.mark.parametrize("data", ["a folder", "S3"], indirect=True)
@@ -61,10 +61,10 @@ def test_a_run_that_has_begun_keeps_its_tables_and_a_new_one_has_the_better_lexi
     first = table_files("de", data, nothing)
     assert lexicon_of(first).pairs.num_rows == 1
     assert lexicon_of(first).missing == {"flaky": "connection refused, try 1"}
-    run = begun(at(tmp_path / "first"), first)
+    run = begun(as_path(tmp_path / "first"), first)
     before = [file.read_bytes() for file in first]
     dictionaries.away = False
-    better = table_files("de", data, nothing, at(tmp_path / "new" / "run.json"))
+    better = table_files("de", data, nothing, as_path(tmp_path / "new" / "run.json"))
     assert better[:2] == first[:2]
     assert lexicon_of(better).pairs.num_rows == 4
     assert not lexicon_of(better).missing
@@ -72,7 +72,7 @@ def test_a_run_that_has_begun_keeps_its_tables_and_a_new_one_has_the_better_lexi
     assert [file.read_bytes() for file in first] == before
     asked = dictionaries.asked
     assert table_files("de", data, nothing) == better
-    assert table_files("de", data, nothing, begun(at(tmp_path / "second"), better)) == better
+    assert table_files("de", data, nothing, begun(as_path(tmp_path / "second"), better)) == better
     assert dictionaries.asked == asked, "nothing is missing any more"
     dictionaries.away = True
     assert table_files("de", data, nothing) == better
@@ -87,7 +87,7 @@ def test_a_source_that_stays_away_changes_nothing(
     assert table_files("de", data, nothing) == first
     assert dictionaries.asked == 2
     assert [file.read_bytes() for file in first] == before
-    table_files("de", data, nothing, begun(at(tmp_path), first))
+    table_files("de", data, nothing, begun(as_path(tmp_path), first))
     assert dictionaries.asked == 2, "a run that has begun asks nobody"
 
 
@@ -110,7 +110,7 @@ def test_a_lexicon_without_pairs_is_no_table(
     dictionaries.words["steady"] = {}
     first = table_files("de", data, nothing)
     assert [file.name for file in first] == ["captions.parquet", "pairs-de.parquet"]
-    run = begun(at(tmp_path), first)
+    run = begun(as_path(tmp_path), first)
     dictionaries.away = False
     assert len(table_files("de", data, nothing)) == 3
     assert table_files("de", data, nothing, run) == first
@@ -120,7 +120,7 @@ def test_tables_that_are_gone_are_made_anew(
     data: UPath, dictionaries: Dictionaries, tmp_path: Path
 ) -> None:
     """The run then says that its sources differ."""
-    run = begun(at(tmp_path), table_files("de", data, nothing))
+    run = begun(as_path(tmp_path), table_files("de", data, nothing))
     for name in names_in(data / "emoji"):
         remove(data / "emoji" / name)
     dictionaries.away = False
@@ -130,7 +130,7 @@ def test_tables_that_are_gone_are_made_anew(
 def test_a_run_of_the_first_split_goes_on_with_its_tables_and_others_do_not(
     tmp_path: Path, dictionaries: Dictionaries
 ) -> None:
-    data = at(tmp_path / "data")
+    data = as_path(tmp_path / "data")
     made = table_files("de", data, nothing)
     old = data / "emoji" / "tables-de"  # as 0.1.0 called it
     for file, name in zip(made, ("captions", "pairs-de", "lexicon-de"), strict=True):
@@ -138,7 +138,7 @@ def test_a_run_of_the_first_split_goes_on_with_its_tables_and_others_do_not(
             rows = pq.read_table(parquet)
         write_bytes(old / f"{name}.parquet", written(rows.slice(1)))
     theirs = [old / "captions.parquet", old / "pairs-de.parquet"]
-    run = begun(at(tmp_path / "run"), theirs)
+    run = begun(as_path(tmp_path / "run"), theirs)
     assert table_files("de", data, nothing, run) == theirs
     assert table_files("de", data, nothing) == made
     kept = local_tables("de", Path(data.path), nothing, run)

@@ -31,7 +31,7 @@ from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import BOS, EOS, PAD, learn
 from mla_ray.packs.pack import LanguagePack, copy_pack
 from mla_ray.runtime.cluster import ray_session
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training.acquisition import begin, encode, job_of
 from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, HeldOut, Stage
@@ -98,7 +98,7 @@ def make(folder: Path) -> None:
     make_native(folder / "native")
     corpus = make_tables(folder / "tables")
     native = Native.load("native")
-    store, run, ended = at("features"), at("stopped"), at("ended")
+    store, run, ended = as_path("features"), as_path("stopped"), as_path("ended")
     with ray_session(cpus=2):
         for each in (run, ended):
             begin(native, [corpus], CONFIG, each, resume=False)

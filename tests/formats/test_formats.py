@@ -22,7 +22,7 @@ from mla_ray.index.ingest import (
 )
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training.acquisition import begin, encode, job_of
 from mla_ray.training.acquisition_learner import train
 from mla_ray.training.prepare import read_prepared
@@ -92,7 +92,7 @@ def test_an_index_is_written_to_without_doubles(kept: Path) -> None:
 
 def test_frozen_features_are_found(kept: Path) -> None:
     native = Native.load("native")
-    store = FeatureStore(at("features"), native.fingerprint, "text", native.fingerprint_v1)
+    store = FeatureStore(as_path("features"), native.fingerprint, "text", native.fingerprint_v1)
     found = store.read([key_of(text) for text in ENGLISH])
     expected = load_file(kept / "expected.safetensors")["english"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -101,7 +101,7 @@ def test_frozen_features_are_found(kept: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(kept: Path) -> None:
     """Without preparing or encoding again, to the pack that it would have become."""
-    native, run, store = Native.load("native"), at("stopped"), at("features")
+    native, run, store = Native.load("native"), as_path("stopped"), as_path("features")
     begin(native, [CORPUS], CONFIG, run, resume=True)
     filled = encode(native, [CORPUS], run, store, lambda progress: None)
     assert (filled.computed, filled.failed) == (0, 0)
@@ -118,7 +118,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(kept: Path) -> None:
 
 
 def test_a_run_that_ended_is_not_begun_again(kept: Path) -> None:
-    native, run = Native.load("native"), at("ended")
+    native, run = Native.load("native"), as_path("ended")
     begin(native, [CORPUS], CONFIG, run, resume=True)
     with pytest.raises(FileExistsError, match="holds a run already"):
         begin(native, [CORPUS], CONFIG, run, resume=False)

@@ -19,7 +19,7 @@ from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
 from mla_ray.index.ingest import index_captions, keys_of, space_of
 from mla_ray.index.table_blocks import BlockRow, _rows_of, survey
 from mla_ray.model.native import Native
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 
 UNTIDY = {
     "image_id": " 1 ",
@@ -70,7 +70,7 @@ def test_every_reader_tidies_texts_alike(table: Path, reader: str) -> None:
 def test_fine_tuning_and_counts_of_splits_tidy_them_too(
     native: Native, table: Path, tmp_path: Path
 ) -> None:
-    decode(native, table, "train", at(tmp_path / "decoded"))
+    decode(native, table, "train", as_path(tmp_path / "decoded"))
     rows = pq.read_table(tmp_path / "decoded" / "rows.parquet")
     assert rows["caption"].to_pylist() == [TIDY[2]]
     assert Corpus("en", [], table).splits() == {"train": 1}

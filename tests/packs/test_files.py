@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mla_ray.packs.files import MAX_FILE_BYTES, NEEDED, PackError, check_sizes, fetch_files
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_a_pack_needs_is_fetched_and_no_more(folder: Path, tmp_path: Path) -> None:
-    fetch_files(at(folder), tmp_path / "here")
+    fetch_files(as_path(folder), tmp_path / "here")
     files = {path.name: path.read_text() for path in (tmp_path / "here").iterdir()}
     needed = ("card.json", "tokenizer.json", "weights.safetensors")
     assert files == {name: name for name in needed}
@@ -30,7 +30,7 @@ def test_a_file_that_is_missing_is_named(folder: Path, tmp_path: Path, there: st
     if there == "a folder":
         (folder / "card.json").mkdir()
     with pytest.raises(PackError, match=re.escape(f"{folder}/card.json: missing")):
-        fetch_files(at(folder), tmp_path / "here")
+        fetch_files(as_path(folder), tmp_path / "here")
 
 
 def test_a_file_that_is_too_large_is_not_fetched(
@@ -38,7 +38,7 @@ def test_a_file_that_is_too_large_is_not_fetched(
 ) -> None:
     monkeypatch.setitem(MAX_FILE_BYTES, "tokenizer.json", 3)
     with pytest.raises(PackError, match=r"tokenizer\.json: larger than 3 bytes"):
-        fetch_files(at(folder), tmp_path / "here")
+        fetch_files(as_path(folder), tmp_path / "here")
     assert not (tmp_path / "here" / "tokenizer.json").exists()
 
 

@@ -25,7 +25,7 @@ from mla_ray.packs.card import make_card
 from mla_ray.packs.files import PackError
 from mla_ray.packs.onnx import TOLERANCE, LanguageGraph, export_onnx
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training.pretraining import save_native
 from tests.support.commands import Mla
 from tests.support.natives import CONTEXT, TEXT, VISION, BuildModel
@@ -245,7 +245,7 @@ def test_export_from_the_command_line(
     made = mla("pack", "export", "packs/de", "--onnx", "onnx", *flags)
     assert made.code == 0, made.err
     out = json.loads(made.out)
-    assert out["out"] == str(at("onnx"))
+    assert out["out"] == str(as_path("onnx"))
     assert 0 < out["differences"]["text"] < 1e-4
     expected = pack.encode_text(TEXTS).numpy()
     np.testing.assert_allclose(run(tmp_path / "onnx", TEXTS), expected, rtol=0, atol=TOLERANCE)

@@ -14,7 +14,7 @@ from mla_ray.packs.card import read_card
 from mla_ray.packs.files import PackError
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.transfer import plug
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from tests.support.commands import Mla
 from tests.support.natives import MakePack
 
@@ -26,7 +26,7 @@ def descend(parent: Native, folder: Path, seed: int = 0) -> Native:
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator) * 1e-3)
-    write_descendant(parent, model, at(folder), {"steps": 1})
+    write_descendant(parent, model, as_path(folder), {"steps": 1})
     return Native.load(str(folder))
 
 
@@ -190,5 +190,5 @@ def test_plug_by_command(mla: Mla, pack: Path, parent: Native, child: Native) ->
 def test_a_model_of_no_known_configuration_is_not_written(native: Native, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no configuration"):
         write_descendant(
-            native, nn.Linear(1, 1), at(tmp_path / "out"), {}
+            native, nn.Linear(1, 1), as_path(tmp_path / "out"), {}
         )  # 'tiny-clip', no folder

@@ -25,7 +25,7 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.pipeline.pipeline import Pipeline
 from mla_ray.pipeline.plan import Plan
 from mla_ray.runtime.progress import Stopped
-from mla_ray.runtime.storage import at, names_in, read_json
+from mla_ray.runtime.storage import as_path, names_in, read_json
 from mla_ray.training import acquisition as training
 from mla_ray.training.encode_features import Failure, Filled
 from tests.support import ROOT
@@ -69,7 +69,7 @@ def test_languages_have_a_run_each_and_their_results_are_in_order(
     made = work.run(("prepare",))
     assert list(made) == ["hi", "cs", "de"]
     assert made["cs"] == {"prepare": {"rows": {"nlt-0000": 9}, "dropped": 0}}
-    assert read_json(at(tmp_path / "run" / "result.json")) == made
+    assert read_json(as_path(tmp_path / "run" / "result.json")) == made
     for language in made:
         assert (tmp_path / "run" / language / "data" / "prepared.json").exists()
     assert work.run(("prepare",)) == made
@@ -228,7 +228,7 @@ def test_a_table_without_a_split_test_is_indexed_and_the_evaluation_says_why_it_
     made = work.run(("evaluate", "index"))["de"]
     why = f"{captions} has no row of split 'test' in 'de'; rows found: train (12)"
     assert made["evaluate"] == {"skipped": why}
-    assert read_json(at(tmp_path / "run" / "de" / "evaluation.json")) == {"skipped": why}
+    assert read_json(as_path(tmp_path / "run" / "de" / "evaluation.json")) == {"skipped": why}
     assert sum(made["index"]["written"].values()) > 12
     without = local("de")
     assert without.run(("evaluate",))["de"] == {
@@ -309,7 +309,7 @@ def bucket(pngs: list[bytes]) -> Iterator[str]:
                 for tongue in ("en", language)
             ]
             for name, rows in (("pairs", pairs), ("captions", captions)):
-                with at(f"{url}/tables/{name}-{language}.parquet").open("wb") as file:
+                with as_path(f"{url}/tables/{name}-{language}.parquet").open("wb") as file:
                     pq.write_table(pa.Table.from_pylist(rows), file)
         yield url
 
@@ -334,7 +334,7 @@ def command(*arguments: str) -> Ended:
 
 def stored(url: str) -> dict[str, bytes]:
     """All files under a URL."""
-    folder = at(url)
+    folder = as_path(url)
     return {file: folder.fs.cat_file(file) for file in folder.fs.find(folder.path)}
 
 
@@ -430,7 +430,7 @@ def test_packs_and_their_evaluation_are_in_the_store(
         assert pack.card.language == language
         assert pack.card.stages.keys() == {"nlt", "le"}
         assert np.isfinite(pack.encode_text(list(WORDS[language])).numpy()).all()
-        measured = read_json(at(f"{bucket}/run/{language}/evaluation.json"))
+        measured = read_json(as_path(f"{bucket}/run/{language}/evaluation.json"))
         assert measured == runs["skipped"].ended.json[language]["evaluate"]
         assert measured.keys() == {"pack", "en"}
         for figures in measured.values():
@@ -481,8 +481,8 @@ def test_the_commands_take_urls_for_everything(
     assert acquired.code == 0, acquired.err
     assert acquired.json == {"language": "de", "pack": f"{root}/packs/de", "dropped": 0}
     assert read_card(f"{root}/packs/de").stages.keys() == {"nlt", "le"}
-    assert {"run.json", "done.json", "packs", "data"} <= set(names_in(at(f"{root}/run")))
-    assert names_in(at(f"{root}/data/features"))
+    assert {"run.json", "done.json", "packs", "data"} <= set(names_in(as_path(f"{root}/run")))
+    assert names_in(as_path(f"{root}/data/features"))
     for who, language in ((["--pack", f"{root}/packs/de"], "de"), (["--language", "en"], "en")):
         measured = command(mla, "evaluate", *who, *captions, *common)
         assert measured.code == 0, measured.err

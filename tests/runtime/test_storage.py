@@ -17,7 +17,7 @@ from upath import UPath
 
 from mla_ray.runtime import storage
 from mla_ray.runtime.storage import (
-    at,
+    as_path,
     download,
     is_file,
     is_local,
@@ -44,9 +44,9 @@ def bucket() -> Iterator[str]:
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
     """A place of its own, on a disk and in an object store."""
     if request.param == "local":
-        return at(tmp_path / "folder")
+        return as_path(tmp_path / "folder")
     bucket: str = request.getfixturevalue("bucket")
-    return at(f"{bucket}/{tmp_path.name}")
+    return as_path(f"{bucket}/{tmp_path.name}")
 
 
 @pytest.fixture
@@ -83,31 +83,31 @@ def test_a_local_path_becomes_absolute_however_it_is_written(
     monkeypatch.setenv("HOME", str(tmp_path))
     real = tmp_path.resolve() / "run"
     for written in ("run", "~/run", "x/../run", Path("run"), UPath("run"), real, f"file://{real}"):
-        assert str(at(written)) == str(real)
-        assert is_local(at(written))
-        assert isinstance(at(written), Path)
-    assert at(at("run")) == at("run")
+        assert str(as_path(written)) == str(real)
+        assert is_local(as_path(written))
+        assert isinstance(as_path(written), Path)
+    assert as_path(as_path("run")) == as_path("run")
     assert is_local(Path("run"))
 
 
 def test_a_url_stays_as_it_is(bucket: str) -> None:
-    path = at(f"{bucket}/run")
+    path = as_path(f"{bucket}/run")
     assert str(path) == f"{bucket}/run"
     assert not is_local(path)
-    assert at(path) == at(UPath(f"{bucket}/run")) == path
+    assert as_path(path) == as_path(UPath(f"{bucket}/run")) == path
     assert (path / "blocks" / "b0.parquet").parent.parent == path
 
 
 def test_a_url_nobody_can_read_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gs://b/x: .*pip install gcsfs"):
-        at("gs://b/x")
+        as_path("gs://b/x")
     with pytest.raises(ValueError, match=r"nope://b/x: .*a local path or a URL such as s3://"):
-        at("nope://b/x")
+        as_path("nope://b/x")
     code = (
         "import sys; sys.modules['s3fs'] = None\n"
-        "from mla_ray.runtime.storage import at\n"
+        "from mla_ray.runtime.storage import as_path\n"
         "assert not any(name.startswith('botocore') for name in sys.modules)\n"
-        "at('s3://b/x')"
+        "as_path('s3://b/x')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ValueError: s3://b/x: s3:// needs a driver; pip install mla-ray[s3]" in run.stderr
@@ -169,7 +169,7 @@ def test_a_reader_never_sees_half_a_file(folder: UPath) -> None:
     done = threading.Event()
 
     def write() -> None:
-        mine = at(folder)
+        mine = as_path(folder)
         for version in versions[1:] * 3:
             write_bytes(mine / "file", version)
         done.set()
@@ -188,7 +188,7 @@ def test_a_reader_never_sees_half_a_file(folder: UPath) -> None:
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_bytes(at(tmp_path) / "file", b"old")
+    write_bytes(as_path(tmp_path) / "file", b"old")
 
     def fail(self: Path, data: bytes) -> int:
         with self.open("wb") as file:
@@ -197,16 +197,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(KeyboardInterrupt):
-        write_bytes(at(tmp_path) / "file", b"new one")
-    assert tree(at(tmp_path)) == {"file": b"old"}
+        write_bytes(as_path(tmp_path) / "file", b"new one")
+    assert tree(as_path(tmp_path)) == {"file": b"old"}
 
 
 def test_what_another_process_wrote_or_removed_is_seen_at_once(folder: UPath) -> None:
     write_bytes(folder / "a", b"")
     assert [path.name for path in folder.iterdir()] == ["a"]
     assert not (folder / "b").exists()
-    code = "import sys; from mla_ray.runtime.storage import at, remove, write_bytes\n"
-    code += "f = at(sys.argv[1])\n"
+    code = "import sys; from mla_ray.runtime.storage import as_path, remove, write_bytes\n"
+    code += "f = as_path(sys.argv[1])\n"
     code += "write_bytes(f / 'b', b'new'); remove(f / 'a')"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
     assert [path.name for path in folder.iterdir()] == ["b"]
@@ -216,8 +216,8 @@ def test_what_another_process_wrote_or_removed_is_seen_at_once(folder: UPath) ->
 
 def test_a_misspelt_bucket_is_not_made(bucket: str) -> None:
     with pytest.raises(FileNotFoundError):
-        write_bytes(at("s3://misspelt/run/file"), b"")
-    assert not at("s3://misspelt").exists()
+        write_bytes(as_path("s3://misspelt/run/file"), b"")
+    assert not as_path("s3://misspelt").exists()
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_a_folder_goes_up_and_comes_down(folder: UPath, tmp_path: Path) -> None:
     upload(here, folder / "pack", last="card.json")
     assert tree(folder / "pack") == files
     download(folder / "pack", back)
-    assert tree(at(back)) == files
+    assert tree(as_path(back)) == files
     remove(folder / "pack" / "empty")
     remove(folder / "pack" / "empty")
     assert set(tree(folder / "pack")) == {"card.json", "deep/er/weights"}
@@ -279,7 +279,7 @@ def test_a_folder_is_listed_and_a_missing_one_is_empty(folder: UPath) -> None:
 
 
 def test_a_name_that_leads_out_of_the_folder_is_refused(bucket: str, tmp_path: Path) -> None:
-    source = at(f"{bucket}/{tmp_path.name}")
+    source = as_path(f"{bucket}/{tmp_path.name}")
     source.fs.pipe_file(f"{source.path}/a/../../../evil", b"")
     with pytest.raises(ValueError, match="leads out"):
         download(source, tmp_path / "a" / "b")
@@ -289,7 +289,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(bucket: str, tmp_path: P
 def test_a_whole_bucket_is_not_removed(bucket: str) -> None:
     for whole in (bucket, "/"):
         with pytest.raises(ValueError, match="whole disk or bucket"):
-            remove(at(whole))
+            remove(as_path(whole))
 
 
 # --- patience ------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ def test_an_endpoint_that_is_away_for_a_moment_is_waited_for(
 ) -> None:
     (tmp_path / "card.json").write_text("{}")
     with relayed() as relay:
-        run = at(f"{bucket}/{tmp_path.name}")
+        run = as_path(f"{bucket}/{tmp_path.name}")
         write_bytes(run / "a", b"before")  # leaves a connection open, to be cut
         with relay.away(1.5):
             write_bytes(run / "b", b"after")
@@ -392,7 +392,7 @@ def test_an_endpoint_that_stays_away_is_given_up_with_its_name(
 ) -> None:
     monkeypatch.setattr(storage, "PAUSES", (0.1,))
     with relayed() as relay:
-        file = at(f"{bucket}/file")
+        file = as_path(f"{bucket}/file")
         with relay.away(), pytest.raises(ConnectionError, match=f"writing {file}: .*{relay.url}"):
             write_bytes(file, b"")
         with relay.away(), pytest.raises(ConnectionError, match="listing"):
@@ -403,7 +403,7 @@ def test_a_disk_that_is_read_only_for_a_moment_is_waited_for(
     mounted: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "PAUSES", (0.5,) * 10)
-    file = at(mounted / "run" / "d.json")
+    file = as_path(mounted / "run" / "d.json")
     write_json(file, {"step": 1})
     remount("ro", mounted)
     timer = threading.Timer(1.0, remount, ("rw", mounted))
@@ -411,7 +411,7 @@ def test_a_disk_that_is_read_only_for_a_moment_is_waited_for(
     write_json(file, {"step": 2})
     timer.join()
     assert read_json(file) == {"step": 2}
-    assert len(tree(at(mounted))) == 1
+    assert len(tree(as_path(mounted))) == 1
     assert any("Read-only" in line and str(file) in line for line in warnings)
 
 
@@ -442,7 +442,7 @@ def remount(mode: str, folder: Path) -> None:
 
 def test_pyarrow_reaches_the_same_files(bucket: str, tmp_path: Path) -> None:
     """Ray Train keeps its own state through it."""
-    run = at(f"{bucket}/{tmp_path.name}")
+    run = as_path(f"{bucket}/{tmp_path.name}")
     files, path = pyarrow.fs.FileSystem.from_uri(str(run))
     with files.open_output_stream(f"{path}/d.json") as stream:
         stream.write(json.dumps({"by": "pyarrow"}).encode())

@@ -15,7 +15,7 @@ from torch import Tensor
 from upath import UPath
 
 from mla_ray.runtime import storage
-from mla_ray.runtime.storage import at, read_bytes, remove, write_bytes
+from mla_ray.runtime.storage import as_path, read_bytes, remove, write_bytes
 from mla_ray.training import checkpoints
 from mla_ray.training.checkpoints import CARD, TENSORS, Checkpoints, Loaded
 from tests.support import ROOT
@@ -31,9 +31,9 @@ def bucket() -> Iterator[str]:
 @pytest.fixture(params=["local", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
     if request.param == "local":
-        return at(tmp_path / "checkpoints")
+        return as_path(tmp_path / "checkpoints")
     bucket: str = request.getfixturevalue("bucket")
-    return at(f"{bucket}/{tmp_path.name}/checkpoints")
+    return as_path(f"{bucket}/{tmp_path.name}/checkpoints")
 
 
 @pytest.fixture
@@ -212,16 +212,16 @@ def test_tensors_outlive_the_checkpoint_they_came_from(folder: UPath) -> None:
 
 
 def test_a_checkpoint_that_was_moved_to_another_number_is_not_believed(tmp_path: Path) -> None:
-    save(at(tmp_path), 10)
+    save(as_path(tmp_path), 10)
     (tmp_path / "0000000010").rename(tmp_path / "0000000099")
     with pytest.raises(ValueError, match="not as it was written"):
-        Checkpoints(at(tmp_path)).load()
+        Checkpoints(as_path(tmp_path)).load()
 
 
 @pytest.mark.parametrize("kill_at", ["first", TENSORS, CARD, "prune"])
 def test_a_process_killed_at_any_point_leaves_the_one_before(tmp_path: Path, kill_at: str) -> None:
     """Killed outright, as by the kernel: no handler of ours runs."""
-    save(at(tmp_path / "c"), 10, 20)
+    save(as_path(tmp_path / "c"), 10, 20)
     code = """
 import os, signal, sys
 import torch
@@ -241,7 +241,7 @@ def remove_or_die(path):
     if kill_at == "prune" and "0000000010" in str(path):
         die()
 storage._put, storage._remove = put_or_die, remove_or_die
-made = Checkpoints(storage.at(sys.argv[1]))
+made = Checkpoints(storage.as_path(sys.argv[1]))
 made.load()
 made.save(30, {"weight": torch.ones(9)}, {})
 """
@@ -249,12 +249,12 @@ made.save(30, {"weight": torch.ones(9)}, {})
     environment = {"TMPDIR": str(tmp_path), "PATH": ""}
     killed = subprocess.run(command, check=False, env=environment, cwd=ROOT)
     assert killed.returncode == -9
-    resumed = Checkpoints(at(tmp_path / "c"))
+    resumed = Checkpoints(as_path(tmp_path / "c"))
     loaded = resumed.load()
     assert loaded
     assert loaded.number == (30 if kill_at in (CARD, "prune") else 20)
     resumed.save(40, tensors(40), state(40))
-    assert names(at(tmp_path / "c")) == [str(loaded.number), "40"]
+    assert names(as_path(tmp_path / "c")) == [str(loaded.number), "40"]
 
 
 def test_a_store_that_is_away_is_waited_for_and_not_called_damaged(
@@ -262,7 +262,7 @@ def test_a_store_that_is_away_is_waited_for_and_not_called_damaged(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(storage, "PAUSES", (0.5,) * 10)
-    folder = at(f"{bucket}/{tmp_path.name}")
+    folder = as_path(f"{bucket}/{tmp_path.name}")
     with relayed() as relay:
         made = save(folder, 10)
         with relay.away(1.5):
@@ -278,7 +278,7 @@ def test_a_store_that_is_away_is_waited_for_and_not_called_damaged(
 def test_a_file_the_disk_cannot_read_back_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
-    folder = at(tmp_path)
+    folder = as_path(tmp_path)
     save(folder, 10, 20)
     measure = checkpoints._measure
 
@@ -296,7 +296,7 @@ def test_a_file_the_disk_cannot_read_back_is_damaged(
 def test_old_ones_that_cannot_be_removed_do_not_stop_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
-    made = save(at(tmp_path), 10, 20)
+    made = save(as_path(tmp_path), 10, 20)
     remove_one = storage._remove
 
     def refuse(path: UPath) -> None:
@@ -308,11 +308,11 @@ def test_old_ones_that_cannot_be_removed_do_not_stop_a_training(
     monkeypatch.setattr(storage, "PAUSES", (0,))
     made.save(30, tensors(30), state(30))
     assert "old checkpoints stay" in warnings[0]
-    assert_is(load(at(tmp_path)), 30)
+    assert_is(load(as_path(tmp_path)), 30)
 
 
 def test_the_card_is_for_people_too(tmp_path: Path) -> None:
-    save(at(tmp_path), 10)
+    save(as_path(tmp_path), 10)
     card = json.loads((tmp_path / "0000000010" / CARD).read_text())
     assert card["state"] == state(10)
     assert card["size"] == (tmp_path / "0000000010" / TENSORS).stat().st_size

@@ -21,7 +21,7 @@ from mla_ray.data.problems import InvalidTable
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.lineage import LINEAGE, copy_native, read_lineage
 from mla_ray.model.native import Native
-from mla_ray.runtime.storage import at, read_json
+from mla_ray.runtime.storage import as_path, read_json
 from mla_ray.training.config import Evaluations, FinetuneConfig
 from mla_ray.training.driver import Control, Driver
 from mla_ray.training.finetuning import finetune
@@ -98,7 +98,7 @@ def make(native_folder: Path, table: Table) -> Make:
 
     def job(run: Path, config: FinetuneConfig = CONFIG) -> DecodedRun:
         for split in (TRAIN, VALIDATION):
-            decode(native, table.path, split, at(run) / "data" / split)
+            decode(native, table.path, split, as_path(run) / "data" / split)
         spec = {"native": native.name, "fingerprint": native.fingerprint, "captions": ["…"]}
         return DecodedRun(str(run), spec | {"config": config.model_dump(), "rows": {TRAIN: 24}})
 
@@ -229,7 +229,7 @@ def test_the_first_steps_loss_is_clips_own(make: Make, table: Table, tmp_path: P
     job = make(tmp_path, CONFIG.model_copy(update={"steps": LOG_EVERY, "batch": 2, "lr": 1e-12}))
     train(job)
     native = Native.load(job.spec["native"])
-    shots = Shots(at(tmp_path) / "data" / TRAIN, native)
+    shots = Shots(as_path(tmp_path) / "data" / TRAIN, native)
     step = LOG_EVERY - 1  # the one whose loss is told
     epoch, start = divmod(2 * step, len(shots))
     rows = np.random.default_rng([0, epoch]).permutation(len(shots))[start : start + 2]
@@ -281,7 +281,7 @@ def test_captions_that_say_the_same_are_no_negatives(
         row = {"image_id": f"{number}", "image": f"{number}.png", "language": "en"}
         rows.append(row | {"caption": caption, "split": TRAIN})
     table, data = write_table(tmp_path / "captions.jsonl", rows), tmp_path / "run" / "data" / TRAIN
-    decode(native, table, TRAIN, at(data))
+    decode(native, table, TRAIN, as_path(data))
     config = CONFIG.model_copy(update={"batch": 2}).model_dump()
     spec = {"native": native.name, "fingerprint": native.fingerprint, "config": config}
 
@@ -313,7 +313,7 @@ def test_with_evaluations_the_best_weights_are_what_is_written(
     train(make(tmp_path, HELD))
     found = {row["step"]: row["AR"] for row in told(tmp_path) if "AR" in row}
     assert list(found) == list(range(5, STEPS + 1, 5))
-    figures = read_json(at(tmp_path) / DONE)["figures"]
+    figures = read_json(as_path(tmp_path) / DONE)["figures"]
     best = max(found.values())
     assert figures["AR"] == pytest.approx(best, abs=0.01)
     assert figures["best_step"] == next(step for step, value in found.items() if value == best)
@@ -326,8 +326,8 @@ def test_without_a_gain_it_ends_early(make: Make, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"lr": 1e-12, "held_out": still})
     assert train(make(tmp_path, config))
     # The first evaluation is the best, and two without a gain follow.
-    assert read_json(at(tmp_path) / DONE)["figures"]["steps"] == 6
-    assert read_json(at(tmp_path) / DONE)["figures"]["best_step"] == 2
+    assert read_json(as_path(tmp_path) / DONE)["figures"]["steps"] == 6
+    assert read_json(as_path(tmp_path) / DONE)["figures"]["best_step"] == 2
 
 
 def test_a_loss_that_is_no_number_ends_it(make: Make, tmp_path: Path) -> None:
@@ -345,10 +345,10 @@ def test_pixels_are_what_the_natives_preprocessing_gives(
 ) -> None:
     monkeypatch.setattr(decoded, "SHARD", 5)
     monkeypatch.setattr(decoded, "GROUP", 2)
-    read = decode(native, table.path, TRAIN, at(tmp_path))
+    read = decode(native, table.path, TRAIN, as_path(tmp_path))
     assert (read.rows, read.images, read.dropped) == (24, 12, 0)
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
-    shots = Shots(at(tmp_path), native)
+    shots = Shots(as_path(tmp_path), native)
     assert shots.caption == table.captions
     for row, data in enumerate(table.images):
         (tmp_path / "one.png").write_bytes(data)
@@ -360,14 +360,14 @@ def test_what_is_decoded_already_is_not_decoded_again(
     native: Native, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoded, "SHARD", 5)
-    decode(native, table.path, TRAIN, at(tmp_path))
+    decode(native, table.path, TRAIN, as_path(tmp_path))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     for name in ("index.json", "rows.parquet", "pixels-00002.json", "pixels-00002.safetensors"):
         (tmp_path / name).unlink()  # as if it had been killed before the last shard
     opened: list[int] = []
     keep = decoded.frames_of
     monkeypatch.setattr(decoded, "frames_of", lambda data: opened.append(1) or keep(data))
-    decode(native, table.path, TRAIN, at(tmp_path))
+    decode(native, table.path, TRAIN, as_path(tmp_path))
     assert len(opened) == 2  # of twelve images
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -379,18 +379,18 @@ def test_what_was_decoded_in_another_way_is_not_mixed_in(
     monkeypatch.setattr(decoded, "SHARD", 5)
     keep = decoded.frames_of
     for name in ("whole", "part"):
-        decode(native, table.path, TRAIN, at(tmp_path / name))
+        decode(native, table.path, TRAIN, as_path(tmp_path / name))
     for name in ("index.json", "rows.parquet", "pixels-00002.json", "pixels-00002.safetensors"):
         (tmp_path / "part" / name).unlink()
-    before = Shots(at(tmp_path / "whole"), native).pixels(np.arange(12))
+    before = Shots(as_path(tmp_path / "whole"), native).pixels(np.arange(12))
     monkeypatch.setattr(decoded, "DECODING", 2)
     monkeypatch.setattr(
         decoded, "frames_of", lambda data: [frame.rotate(180) for frame in keep(data)]
     )
     for name in ("whole", "part"):
-        decode(native, table.path, TRAIN, at(tmp_path / name))
-    after = Shots(at(tmp_path / "part"), native).pixels(np.arange(12))
-    assert Shots(at(tmp_path / "whole"), native).pixels(np.arange(12)).equal(before)
+        decode(native, table.path, TRAIN, as_path(tmp_path / name))
+    after = Shots(as_path(tmp_path / "part"), native).pixels(np.arange(12))
+    assert Shots(as_path(tmp_path / "whole"), native).pixels(np.arange(12)).equal(before)
     assert after.equal(before.flip(-1, -2))
 
 
@@ -400,12 +400,12 @@ def test_a_run_of_the_rule_of_before_goes_on_and_that_is_told(
     spec = {"fingerprint": native.fingerprint, "config": {"steps": 4}}
     before = spec | {"fingerprint": native.fingerprint_v1}
     (tmp_path / "run.json").write_text(json.dumps(before))
-    check_goes_on(at(tmp_path), spec, native, resume=True)
+    check_goes_on(as_path(tmp_path), spec, native, resume=True)
     (said,) = recognitions
     assert said.startswith(f"{tmp_path}: has the fingerprint of mla-ray 0.1.0")
     (tmp_path / "run.json").write_text(json.dumps(spec | {"fingerprint": "0" * 64}))
     with pytest.raises(ValueError, match="fingerprint differ"):
-        check_goes_on(at(tmp_path), spec, native, resume=True)
+        check_goes_on(as_path(tmp_path), spec, native, resume=True)
 
 
 def test_bad_rows_are_refused_with_their_place_or_left_out(
@@ -424,16 +424,16 @@ def test_bad_rows_are_refused_with_their_place_or_left_out(
     path = write_table(tmp_path / "captions.jsonl", rows + bad)
     lines = [len(rows) + number for number in (1, 2, 3)]
     with pytest.raises(InvalidTable) as refused:
-        decode(native, path, TRAIN, at(tmp_path / "strict"))
+        decode(native, path, TRAIN, as_path(tmp_path / "strict"))
     assert [problem.row for problem in refused.value.problems] == lines
     told = [problem.message for problem in refused.value.problems]
     assert "is broken" in told[0]
     assert "gone.png" in told[1]
     assert "repeats line" in told[2]
     assert not (tmp_path / "strict" / "index.json").exists()
-    read = decode(native, path, TRAIN, at(tmp_path / "lenient"), skip_invalid=True)
+    read = decode(native, path, TRAIN, as_path(tmp_path / "lenient"), skip_invalid=True)
     assert (read.rows, read.dropped) == (24, 3)
-    shots = Shots(at(tmp_path / "lenient"), native)
+    shots = Shots(as_path(tmp_path / "lenient"), native)
     assert shots.caption == table.captions
 
 
@@ -499,8 +499,8 @@ def test_a_refused_table_may_be_mended_and_run_the_same_way(
 def test_a_native_does_not_replace_what_is_no_native(tuned: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not a native"):
-        copy_native(at(tuned / "native"), tmp_path)
-    copy_native(at(tuned / "native"), tmp_path / "new")
+        copy_native(as_path(tuned / "native"), tmp_path)
+    copy_native(as_path(tuned / "native"), tmp_path / "new")
     copied, made = (Native.load(str(folder)) for folder in (tmp_path / "new", tuned / "native"))
     assert copied.fingerprint == made.fingerprint
 
@@ -510,14 +510,14 @@ def test_a_native_is_copied_as_a_whole_and_after_a_copy_that_was_killed(
 ) -> None:
     made = Native.load(str(tuned / "native")).fingerprint
     target = tmp_path / "new"
-    copy_native(at(native_folder), target)
+    copy_native(as_path(native_folder), target)
     (target / "notes.txt").write_text("of the native before")
-    copy_native(at(tuned / "native"), target)
+    copy_native(as_path(tuned / "native"), target)
     names = sorted(path.name for path in (tuned / "native").iterdir())
     assert sorted(path.name for path in target.iterdir()) == names
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     (target / "open_clip_config.json").unlink()  # as 0.1.0 left it when it was killed
-    copy_native(at(tuned / "native"), target)
+    copy_native(as_path(tuned / "native"), target)
     assert Native.load(str(target)).fingerprint == made
     target.rename(tmp_path / ".new-old-0a1b2c3d")  # killed between two renames
     assert Native.load(str(target)).fingerprint == made

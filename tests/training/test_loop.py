@@ -23,7 +23,7 @@ from mla_ray.model.native import Native
 from mla_ray.model.objectives import positive_groups
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import at, write_json
+from mla_ray.runtime.storage import as_path, write_json
 from mla_ray.training.acquisition import begin, job_of
 from mla_ray.training.acquisition_learner import AcquisitionLearner, PreparedRun, train
 from mla_ray.training.checkpoints import TENSORS
@@ -111,15 +111,15 @@ def make(native_folder: Path, tables: dict[str, Corpus]) -> Make:
         broken: int = 0,
     ) -> PreparedRun:
         corpora = [tables[language] for language in languages]
-        prepared = prepare(native, corpora, config, at(run))
-        store = at(run) / "features"
+        prepared = prepare(native, corpora, config, as_path(run))
+        store = as_path(run) / "features"
         blocks: dict[Kind, list[UPath]] = {}
-        for each in contents(at(run), corpora):
+        for each in contents(as_path(run), corpora):
             of_kind = [each.folder / f"b{prefix}.parquet" for prefix, _ in each.blocks]
             blocks.setdefault(each.kind, []).extend(of_kind)
         for kind, of_kind in blocks.items():
             fill(store, native, kind, of_kind, broken)
-        return job_of(at(run), store, prepared)
+        return job_of(as_path(run), store, prepared)
 
     return job
 
@@ -327,8 +327,8 @@ def test_a_run_of_the_rule_of_before_goes_on_and_that_is_told(
     features = run / "features"
     (features / native.fingerprint[:16]).rename(features / native.fingerprint_v1[:16])
     for resume in (True, True):
-        begin(native, [tables["de"]], CONFIG, at(run), resume)
-    assert train(job_of(at(run), at(features), read_prepared(run)))
+        begin(native, [tables["de"]], CONFIG, as_path(run), resume)
+    assert train(job_of(as_path(run), as_path(features), read_prepared(run)))
     assert sorted(said.partition(": has the fingerprint")[0] for said in recognitions) == [
         str(run),
         str(features / native.fingerprint_v1[:16]),
@@ -338,7 +338,7 @@ def test_a_run_of_the_rule_of_before_goes_on_and_that_is_told(
     other = spec | {"fingerprint": "0" * 64}
     (run / "run.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="fingerprint differ"):
-        begin(native, [tables["de"]], CONFIG, at(run), resume=True)
+        begin(native, [tables["de"]], CONFIG, as_path(run), resume=True)
 
 
 def test_prepared_tables_of_the_rule_of_before_are_shared(
@@ -348,7 +348,7 @@ def test_prepared_tables_of_the_rule_of_before_are_shared(
     make(folder)
     spec = json.loads((folder / "run.json").read_text()) | {"fingerprint": native.fingerprint_v1}
     (folder / "run.json").write_text(json.dumps(spec))
-    begin(native, [tables["de"]], CONFIG, at(tmp_path / "run"), False, at(folder))
+    begin(native, [tables["de"]], CONFIG, as_path(tmp_path / "run"), False, as_path(folder))
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_its_remedy(
@@ -399,13 +399,13 @@ def test_runs_that_differ_in_training_alone_share_their_tables(
     make: Make, tables: dict[str, Corpus], native_folder: Path, tmp_path: Path
 ) -> None:
     job = make(tmp_path / "tables")
-    native, run = Native.load(str(native_folder)), at(tmp_path / "run")
-    shared, corpora = at(tmp_path / "tables"), [tables["de"]]
+    native, run = Native.load(str(native_folder)), as_path(tmp_path / "run")
+    shared, corpora = as_path(tmp_path / "tables"), [tables["de"]]
     other = CONFIG.model_copy(update={"hidden": 7, "warmup": 0.0, "checkpoint_every": 9})
     begin(native, corpora, other, run, False, shared)
     write_json(run / "run.json", spec_of(native, corpora, other))
     begin(native, corpora, other, run, True, shared)
-    assert train(job_of(run, at(job.store), read_prepared(shared), shared))
+    assert train(job_of(run, as_path(job.store), read_prepared(shared), shared))
     card = read_card(run / "packs" / "le" / "de")
     assert card.hidden == 7
     assert not (run / "data").exists()
@@ -421,7 +421,7 @@ def test_runs_that_differ_in_training_alone_share_their_tables(
 def test_a_run_at_a_url_is_the_local_one_to_the_byte(
     make: Make, whole: dict[bool, Path], tmp_path: Path
 ) -> None:
-    run = at(f"memory://loop-{tmp_path.name}/run")
+    run = as_path(f"memory://loop-{tmp_path.name}/run")
     job = make(str(run), HELD)
     assert not train(job, controlled(Control.CONTINUE, Control.STOP))
     assert train(job)
@@ -441,7 +441,7 @@ def test_the_figure_of_a_pack_is_what_anyone_measures_with_it(
     found = []
     for language in ("de", "hi"):
         pack = LanguagePack.load(run / "packs" / "le" / language, native)
-        rows = read_parquet(at(run) / "data" / language / "held-out" / "rows.parquet")
+        rows = read_parquet(as_path(run) / "data" / language / "held-out" / "rows.parquet")
         number = {key_of(text): english[text] for text in english}
         numbers = [number[key] for key in rows["key"].to_pylist()]
         assert len(set(numbers)) == len(numbers) == 10
@@ -534,10 +534,10 @@ def test_held_out_captions_are_measured_against_their_images(
     assert train(job)
     native = Native.load(str(native_folder))
     pack = LanguagePack.load(run / "packs" / "le" / "de", native)
-    rows = read_parquet(at(run) / "data" / "de" / "held-out" / "rows.parquet")
+    rows = read_parquet(as_path(run) / "data" / "de" / "held-out" / "rows.parquet")
     keys, of = np.unique(np.array(rows["key"].to_pylist()), return_inverse=True)
     assert (len(rows), len(keys)) == (16, 4)
-    frozen = FeatureStore(at(job.store), native.fingerprint, "image").read(keys.tolist())
+    frozen = FeatureStore(as_path(job.store), native.fingerprint, "image").read(keys.tolist())
     decoded = pack.tokenizer.tokenizer.decode_batch(
         [pack.tokenizer.tokens[own_places(run, ids)].tolist() for ids in rows["ids"].to_pylist()]
     )
@@ -563,9 +563,15 @@ def test_a_held_out_image_that_is_broken_does_not_count(
     )
     broken = make(tmp_path / "broken", config, broken=1)  # the last is a held-out one
     assert train(broken)
-    rows = at(make(tmp_path / "left-out", config).run) / "data" / "de" / "held-out" / "rows.parquet"
+    rows = (
+        as_path(make(tmp_path / "left-out", config).run)
+        / "data"
+        / "de"
+        / "held-out"
+        / "rows.parquet"
+    )
     table = read_parquet(rows)
-    store = FeatureStore(at(broken.store), broken.spec["fingerprint"], "image")
+    store = FeatureStore(as_path(broken.store), broken.spec["fingerprint"], "image")
     keys = table["key"].to_pylist()
     sound = ~np.isnan(store.read(keys)[:, 0])
     assert 0 < sound.sum() < len(sound)
@@ -883,7 +889,7 @@ def test_tokens_that_the_pack_has_no_row_for_are_left_out(
     assert train(make(run, config))
     rows = LanguagePack.load(pack, Native.load(make(run, config).spec["native"])).tokenizer.row_of
     blocks = (run / "data" / "de" / "le-0000" / "rows").iterdir()
-    ids = [each for block in blocks for each in read_parquet(at(block))["ids"].to_pylist()]
+    ids = [each for block in blocks for each in read_parquet(as_path(block))["ids"].to_pylist()]
     assert ids
     assert all((rows[each] >= 0).all() for each in ids)
 
@@ -895,7 +901,7 @@ def test_a_run_from_a_pack_is_of_one_language_and_of_the_packs(
     pack, native = tmp_path / "first" / "packs" / "le" / "de", Native.load(str(native_folder))
     german = Corpus("de", [], tables["de"].captions, pack)
     with pytest.raises(ValueError, match="of one language"):
-        prepare(native, [german, tables["hi"]], CONFIG, at(tmp_path / "two"))
+        prepare(native, [german, tables["hi"]], CONFIG, as_path(tmp_path / "two"))
     hindi = Corpus("hi", [], tables["hi"].captions, pack)
     with pytest.raises(ValueError, match="a pack for 'de', not for 'hi'"):
-        prepare(native, [hindi], CONFIG, at(tmp_path / "other"))
+        prepare(native, [hindi], CONFIG, as_path(tmp_path / "other"))

@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from upath import UPath
 
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training import metrics
 from mla_ray.training.metrics import MetricsLogger, Row
 
@@ -26,7 +26,9 @@ LABELS = {"run": "german", "native": "tiny-clip"}
 @pytest.fixture(params=["local", "memory"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
     """A run folder, here and behind a URL."""
-    return at(str(tmp_path / "run") if request.param == "local" else f"memory://{uuid4().hex}/run")
+    return as_path(
+        str(tmp_path / "run") if request.param == "local" else f"memory://{uuid4().hex}/run"
+    )
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_a_row_is_a_line_and_its_figures_are_scalars(run: UPath, tmp_path: Path)
 
 
 def test_a_local_row_is_there_at_once(tmp_path: Path) -> None:
-    run = at(str(tmp_path / "run"))
+    run = as_path(str(tmp_path / "run"))
     logger = MetricsLogger(run, LABELS)
     logger.log(row("nlt", 10))
     assert places(run) == [("nlt", 10)]
@@ -118,7 +120,7 @@ def test_a_local_row_is_there_at_once(tmp_path: Path) -> None:
 def test_a_remote_row_is_there_after_a_flush_or_some_seconds(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run = at(f"memory://{uuid4().hex}/run")
+    run = as_path(f"memory://{uuid4().hex}/run")
     logger = MetricsLogger(run, LABELS)
     logger.log(row("nlt", 10))
     assert places(run) == []
@@ -193,7 +195,7 @@ def test_storage_that_is_away_costs_a_warning_and_no_rows(
     def away(*_: object) -> None:
         raise ConnectionError("no route")
 
-    run = at(f"memory://{uuid4().hex}/run")
+    run = as_path(f"memory://{uuid4().hex}/run")
     logger = MetricsLogger(run, LABELS)
     with monkeypatch.context() as patch:
         patch.setattr(metrics, "write_bytes", away)
@@ -208,7 +210,7 @@ def test_storage_that_is_away_costs_a_warning_and_no_rows(
 
 def test_whoever_started_it_is_sent_every_row(tmp_path: Path) -> None:
     sent: list[dict[str, Any]] = []
-    logger = MetricsLogger(at(str(tmp_path)), LABELS, sent.append)
+    logger = MetricsLogger(as_path(str(tmp_path)), LABELS, sent.append)
     logger.log(row("le", 10, 0.25))
     logger.close()
     assert sent == [{"stage": "le", "step": 10, "steps": 20, "language": "de", "loss": 0.25}]
@@ -247,7 +249,7 @@ def test_the_experiment_is_named_in_the_environment(
     tmp_path: Path, mlflow_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hackathon")
-    MetricsLogger(at(str(tmp_path / "run")), LABELS).close()
+    MetricsLogger(as_path(str(tmp_path / "run")), LABELS).close()
     experiment = mlflow_store.get_experiment_by_name("hackathon")
     assert len(mlflow_store.search_runs([experiment.experiment_id])) == 1
 
@@ -255,7 +257,7 @@ def test_the_experiment_is_named_in_the_environment(
 def test_a_run_that_was_deleted_from_mlflow_for_good_is_begun_anew(
     tmp_path: Path, mlflow_store: Any
 ) -> None:
-    run = at(str(tmp_path / "run"))
+    run = as_path(str(tmp_path / "run"))
     run.mkdir()
     (run / "mlflow.json").write_text(json.dumps({"run_id": "0" * 32}))
     logger = MetricsLogger(run, LABELS)
@@ -267,7 +269,7 @@ def test_a_run_that_was_deleted_from_mlflow_for_good_is_begun_anew(
 def test_a_server_that_refuses_costs_one_warning_and_is_told_later(
     tmp_path: Path, mlflow_store: Any, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
-    run = at(str(tmp_path / "run"))
+    run = as_path(str(tmp_path / "run"))
     monkeypatch.setattr(metrics, "MLFLOW_EVERY", 0.01)
     with socket.socket() as free, monkeypatch.context() as patch:
         free.bind(("127.0.0.1", 0))  # and nobody listens
@@ -292,7 +294,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(
     monkeypatch.setattr(metrics, "MLFLOW_EVERY", 0.01)
     monkeypatch.setattr(metrics, "MLFLOW_GOODBYE", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    run = at(str(tmp_path / "run"))
+    run = as_path(str(tmp_path / "run"))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         logger = MetricsLogger(run, LABELS)
@@ -313,7 +315,7 @@ def test_without_mlflow_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install mla-ray\[mlflow\]"):
-        MetricsLogger(at(str(tmp_path)), LABELS)
+        MetricsLogger(as_path(str(tmp_path)), LABELS)
 
 
 # --- Ray ---------------------------------------------------------------------------------------
@@ -329,7 +331,7 @@ def test_the_endpoint_of_the_node_shows_what_a_worker_told(
     @ray.remote(num_cpus=0)
     class Trainer:
         def train(self, run: str, rows: list[Row]) -> None:
-            self.logger = MetricsLogger(at(run), {**LABELS, "run": "endpoint"})
+            self.logger = MetricsLogger(as_path(run), {**LABELS, "run": "endpoint"})
             for row in rows:
                 self.logger.log(row)
 

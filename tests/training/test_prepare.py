@@ -24,7 +24,7 @@ from mla_ray.data.parquet import read_parquet
 from mla_ray.data.problems import InvalidTable
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer, token_ids
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training import drafts
 from mla_ray.training.config import AcquireConfig, HeldOut, Stage
 from mla_ray.training.encode_features import _Encoder
@@ -86,7 +86,7 @@ def write(path: Path | UPath, rows: Sequence[Row]) -> str:
 def prepared(
     native: Native, run: Path | UPath, *corpora: Corpus, config: AcquireConfig = CONFIG, **how: Any
 ) -> Prepared:
-    return prepare(native, corpora, config, at(run), **how)
+    return prepare(native, corpora, config, as_path(run), **how)
 
 
 def index(folder: Path | UPath) -> list[tuple[str, int]]:
@@ -98,7 +98,7 @@ def table(folder: Path | UPath, part: str = "rows") -> pa.Table:
     """All blocks of a table, in the order of its index."""
     place = folder if part == "rows" else folder / part
     names = folder / part if part == "rows" else place
-    return pa.concat_tables(read_parquet(at(names / f"b{p}.parquet")) for p, _ in index(place))
+    return pa.concat_tables(read_parquet(as_path(names / f"b{p}.parquet")) for p, _ in index(place))
 
 
 def tokenizer_of(run: Path | UPath) -> Tokenizer:
@@ -127,7 +127,7 @@ def said(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
 
 
 def tree(run: Path | UPath) -> dict[str, bytes]:
-    root = at(run) / "data"
+    root = as_path(run) / "data"
     if root.protocol in ("", "file"):
         found = [file for file in Path(root.path).rglob("*") if file.is_file()]
         return {file.relative_to(root.path).as_posix(): file.read_bytes() for file in found}
@@ -197,7 +197,7 @@ def test_every_row_of_all_tables_comes_out_once_whatever_the_block_size(
         folder = tmp_path / "run" / "data" / "de" / name
         assert sum(count for _, count in index(folder)) == made.rows["de"][name] == len(rows)
         for prefix, count in index(folder):
-            block = read_parquet(at(folder / "rows" / f"b{prefix}.parquet"))
+            block = read_parquet(as_path(folder / "rows" / f"b{prefix}.parquet"))
             keys = block["key"].to_pylist()
             assert len(block) == count
             assert all(f"{value:064b}".startswith(prefix) for value in hashes(keys).tolist())
@@ -237,7 +237,7 @@ def test_keys_are_those_of_sources_and_of_images(
             found["key"].to_pylist(), found["content"].to_pylist(), strict=True
         ):
             assert key == key_of(content)
-    whole = contents(at(tmp_path / "run"), [german])
+    whole = contents(as_path(tmp_path / "run"), [german])
     sizes = [(each.kind, sum(rows for _, rows in each.blocks)) for each in whole]
     assert sizes == [("text", 70), ("text", 40), ("image", 12)]
 
@@ -299,7 +299,7 @@ def test_a_folder_of_parquet_files_is_one_table(native: Native, tmp_path: Path) 
     assert Counter(texts_of(tmp_path / "run", "de", "nlt-0000")) == said(rows)
     found = table(tmp_path / "run" / "data" / "de" / "nlt-0000", "contents")
     assert set(found["file"].to_pylist()) == {0, 1, 2, 3}
-    (text,) = contents(at(tmp_path / "run"), [Corpus("de", [tmp_path / "pairs"])])
+    (text,) = contents(as_path(tmp_path / "run"), [Corpus("de", [tmp_path / "pairs"])])
     assert [Path(name).name for name in text.files] == [f"part-{n}.parquet" for n in range(4)]
 
 
@@ -324,7 +324,7 @@ def test_images_are_the_same_as_bytes_beside_the_table_and_at_a_url(
         found = table(tmp_path / name / "data" / "de" / "le-0000", "contents").to_pylist()
         assert {row["key"] for row in found} == {key_of(png) for png in pngs}
         for row in found:
-            content = at(row["uri"]).read_bytes() if row["content"] is None else row["content"]
+            content = as_path(row["uri"]).read_bytes() if row["content"] is None else row["content"]
             assert key_of(content) == row["key"]
 
 
@@ -354,11 +354,11 @@ def test_an_image_that_changed_since_is_not_taken_for_the_old_one(
     prepared(native, tmp_path / "run", corpus)
     ((folder, prefix),) = [
         (each.folder, prefix)
-        for each in contents(at(tmp_path / "run"), [corpus])
+        for each in contents(as_path(tmp_path / "run"), [corpus])
         for prefix, _ in each.blocks
         if each.kind == "image"
     ]
-    store = FeatureStore(at(tmp_path / "store"), native.fingerprint, "image")
+    store = FeatureStore(as_path(tmp_path / "store"), native.fingerprint, "image")
     block = {
         "path": str(folder / f"b{prefix}.parquet"),
         "prefix": prefix,
@@ -580,7 +580,7 @@ def held_out(**settings: Any) -> AcquireConfig:
 
 
 def held_rows(run: Path | UPath, language: str = "de") -> pa.Table:
-    return read_parquet(at(run) / "data" / language / "held-out" / "rows.parquet")
+    return read_parquet(as_path(run) / "data" / language / "held-out" / "rows.parquet")
 
 
 @pytest.mark.parametrize("limit", [6, 10_000])
@@ -709,7 +709,7 @@ def test_held_out_captions_are_those_of_the_split_validation(
     assert len(held) == 5
     keys = set(held["key"].to_pylist())
     assert keys <= {key_of(row["image"]) for row in apart}
-    whole = contents(at(tmp_path / "run"), [corpus])
+    whole = contents(as_path(tmp_path / "run"), [corpus])
     found = [each for each in whole if each.kind == "image"]
     assert [sum(rows for _, rows in each.blocks) for each in found] == [8, len(keys)]
     of_held = read_parquet(found[1].folder / "b.parquet")
@@ -795,15 +795,15 @@ def test_a_run_at_a_url_is_the_local_one_to_the_byte(
         f"{remote}/tables/le-0000.parquet",
     )
     for name, rows in tables.items():
-        write(at(f"{remote}/tables/{name}.parquet"), rows)
-    half = at(f"{remote}/run/data/de/nlt-0000/rows/b.parquet")  # of one that was killed
+        write(as_path(f"{remote}/tables/{name}.parquet"), rows)
+    half = as_path(f"{remote}/run/data/de/nlt-0000/rows/b.parquet")  # of one that was killed
     half.parent.mkdir(parents=True, exist_ok=True)
     half.write_bytes(b"half")
-    prepared(native, at(f"{remote}/run"), there, config=config)
-    assert tree(at(f"{remote}/run")) == tree(tmp_path / "run")
+    prepared(native, as_path(f"{remote}/run"), there, config=config)
+    assert tree(as_path(f"{remote}/run")) == tree(tmp_path / "run")
     before = sources([there])
     assert sources([there]) == before
-    write(at(f"{remote}/tables/nlt-0001.parquet"), pairs(41))
+    write(as_path(f"{remote}/tables/nlt-0001.parquet"), pairs(41))
     after = sources([there])
     assert after["de"]["nlt-0000"] == before["de"]["nlt-0000"]
     assert after["de"]["nlt-0001"] != before["de"]["nlt-0001"]

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from upath import UPath
 
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.tuning import charts
 from mla_ray.tuning.importance import importance
 from mla_ray.tuning.outcome import Gain, Interval, Outcome, Trial
@@ -129,7 +129,7 @@ def no_warnings() -> Iterator[None]:
 
 @pytest.fixture(params=["local", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
-    return at(
+    return as_path(
         str(tmp_path / "new" / "a") if request.param == "local" else f"memory://{uuid4().hex}"
     )
 
@@ -149,7 +149,7 @@ def test_the_page_and_its_pictures_are_in_the_folder(folder: UPath) -> None:
 
 
 def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
-    page = read(write(outcome(searched(), gain=gain(1.8)), at(tmp_path)))
+    page = read(write(outcome(searched(), gain=gain(1.8)), as_path(tmp_path)))
     links = [
         value
         for _, attributes in page.tags
@@ -177,7 +177,7 @@ def test_every_trial_has_a_row_that_says_all_of_it(tmp_path: Path) -> None:
         trial(3, None, status="failed", percent=0, error="OSError: disk full"),
         trial(4, None, status="diverged", percent=7),
     ]
-    page = read(write(outcome(trials[::-1]), at(tmp_path)))
+    page = read(write(outcome(trials[::-1]), as_path(tmp_path)))
     head, *rows = page.tables["trials"]
     assert head == [
         *("trial", "origin", "status", "AR, %", "trained, %", "time, s"),
@@ -201,7 +201,7 @@ def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
         *(trial(n, 30.0 + n, settings={"<b>": rf"<i>$\nope{{$ {n}"}) for n in (21, 22)),
     ]
     found = outcome(trials, space="<u>mine</u>", config={"rows": "</pre><em>"})
-    page = read(write(found, at(tmp_path)))
+    page = read(write(found, as_path(tmp_path)))
     assert not {"script", "b>", "i", "u", "em"} & {tag for tag, _ in page.tags}
     row = next(row for row in page.tables["trials"] if row[0] == "20")
     assert row[-1] == HOSTILE
@@ -211,7 +211,7 @@ def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
 
 def test_the_one_line_result_the_settings_and_the_gain_are_told(tmp_path: Path) -> None:
     found = outcome(searched(), gain=gain(1.8))
-    file = write(found, at(tmp_path))
+    file = write(found, as_path(tmp_path))
     page = read(file)
     assert found.line in page.text
     assert page.tables["gain"][1:] == [
@@ -227,20 +227,20 @@ def test_the_one_line_result_the_settings_and_the_gain_are_told(tmp_path: Path) 
 
 
 def test_a_difference_that_may_be_chance_is_called_no_gain(tmp_path: Path) -> None:
-    page = read(write(outcome(searched(), gain=gain(-0.2)), at(tmp_path)))
+    page = read(write(outcome(searched(), gain=gain(-0.2)), as_path(tmp_path)))
     assert "No gain:" in page.text
     assert "leaves chance out" not in page.text
     assert page.tables["gain"][-1] == ["difference", "+2.9", "-0.2", "+4.1"]
 
 
 def test_a_sweep_without_a_test_split_says_that_gain_was_not_measured(tmp_path: Path) -> None:
-    page = read(write(outcome(searched()), at(tmp_path)))
+    page = read(write(outcome(searched()), as_path(tmp_path)))
     assert "Not measured: the captions have no split test." in page.text
     assert "gain" not in page.tables
 
 
 def test_one_trial_is_a_page_that_says_what_cannot_be_drawn(tmp_path: Path) -> None:
-    page = read(write(outcome([trial(0)], config={}), at(tmp_path)))
+    page = read(write(outcome([trial(0)], config={}), as_path(tmp_path)))
     assert "1 trial of the space" in page.text
     assert "add up to 2 h 19 min" in page.text
     assert "parallel axes need at least 2 trials with an AR" in page.text
@@ -249,7 +249,7 @@ def test_one_trial_is_a_page_that_says_what_cannot_be_drawn(tmp_path: Path) -> N
     assert "Trial 0, which is the defaults." in page.text
     assert len(page.tables["trials"]) == 2
     for name in PICTURES:  # a reader of the folder alone is told as well
-        assert opened(at(tmp_path) / f"{name}.png").width > 900
+        assert opened(as_path(tmp_path) / f"{name}.png").width > 900
 
 
 def test_trials_that_came_to_nothing_are_left_out_of_the_pictures_not_of_the_page(
@@ -260,7 +260,7 @@ def test_trials_that_came_to_nothing_are_left_out_of_the_pictures_not_of_the_pag
         {"status": "diverged"},
     ]
     trials = [trial(0)] + [trial(n, None, percent=0, **lost[n % 2]) for n in range(1, 6)]
-    page = read(write(outcome(trials), at(tmp_path)))
+    page = read(write(outcome(trials), as_path(tmp_path)))
     assert len(page.tables["trials"]) == 7
     assert "importance needs at least 4 trials" in page.text
     assert "parallel axes need at least 2 trials" in page.text
@@ -269,14 +269,14 @@ def test_trials_that_came_to_nothing_are_left_out_of_the_pictures_not_of_the_pag
 
 def test_a_nan_is_neither_drawn_nor_counted(tmp_path: Path) -> None:
     nan = [trial(n, math.nan, status="diverged", curve=[(10, math.nan)]) for n in (1, 2, 3, 4)]
-    page = read(write(outcome([trial(0), *nan]), at(tmp_path)))
+    page = read(write(outcome([trial(0), *nan]), as_path(tmp_path)))
     assert [row[3] for row in page.tables["trials"][1:]] == ["40.0", *["–"] * 4]
     assert "nan" not in page.text.lower()
     assert importance([trial(0), *nan]) == {}
 
 
 def test_a_parameter_that_never_varied_is_told_and_has_no_axis(tmp_path: Path) -> None:
-    page = read(write(outcome(searched()), at(tmp_path)))
+    page = read(write(outcome(searched()), as_path(tmp_path)))
     assert "The same in every trial: warmup = 0.1." in page.text
     figure = charts.draw_parallel(outcome(searched()), LIGHT)
     assert not isinstance(figure, str)
@@ -288,29 +288,29 @@ def test_a_parameter_that_never_varied_is_told_and_has_no_axis(tmp_path: Path) -
 
 def test_where_nothing_varied_only_the_settings_pictures_are_missing(tmp_path: Path) -> None:
     same = [trial(n, 40.0 + n, settings={"nlt.lr": 0.001}) for n in range(6)]
-    page = read(write(outcome(same), at(tmp_path)))
+    page = read(write(outcome(same), as_path(tmp_path)))
     assert "no parameter has more than one value" in page.text
     assert "importance needs at least 4 trials with an AR and different settings" in page.text
     assert len(page.pictures) == 2
 
 
 def test_where_all_ar_are_equal_importance_says_so(tmp_path: Path) -> None:
-    page = read(write(outcome([trial(n, 40.0) for n in range(6)]), at(tmp_path)))
+    page = read(write(outcome([trial(n, 40.0) for n in range(6)]), as_path(tmp_path)))
     assert "importance needs different AR" in page.text
     assert len(page.pictures) == 3
 
 
 def test_trials_that_were_never_measured_on_the_way_have_no_curves(tmp_path: Path) -> None:
-    page = read(write(outcome([trial(n, 40.0 + n, curve=[]) for n in range(6)]), at(tmp_path)))
+    page = read(write(outcome([trial(n, 40.0 + n, curve=[]) for n in range(6)]), as_path(tmp_path)))
     assert "no trial was measured while it trained" in page.text
     assert len(page.pictures) == 3
 
 
 def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
-    write(outcome(searched()), at(tmp_path))
-    write(outcome([trial(0)]), at(tmp_path))
-    assert len(read(at(tmp_path) / "report.html").tables["trials"]) == 2
-    assert opened(at(tmp_path) / "importance.png").height < 250  # the words that say why not
+    write(outcome(searched()), as_path(tmp_path))
+    write(outcome([trial(0)]), as_path(tmp_path))
+    assert len(read(as_path(tmp_path) / "report.html").tables["trials"]) == 2
+    assert opened(as_path(tmp_path) / "importance.png").height < 250  # the words that say why not
     assert len(list(tmp_path.iterdir())) == 5
 
 
@@ -338,10 +338,10 @@ def test_curves_show_the_best_bold_the_defaults_dashed_and_the_stopped_faint() -
 
 def test_the_colour_of_the_only_trial_that_diverged_is_kept(tmp_path: Path) -> None:
     lost = trial(200, 20.0, status="diverged", curve=[(11, 10.0), (22, 20.0)])
-    write(outcome([*searched(trials=200), lost]), at(tmp_path))
+    write(outcome([*searched(trials=200), lost]), as_path(tmp_path))
     wanted = np.array([int(LIGHT.status["diverged"][n : n + 2], 16) for n in (1, 3, 5)])
     for name in ("trials", "curves"):
-        pixels = np.asarray(opened(at(tmp_path) / f"{name}.png").convert("RGB")).reshape(-1, 3)
+        pixels = np.asarray(opened(as_path(tmp_path) / f"{name}.png").convert("RGB")).reshape(-1, 3)
         assert np.abs(pixels - wanted).sum(axis=1).min() < 12, name
 
 
@@ -351,4 +351,4 @@ def test_a_parameter_that_only_some_trials_have_does_no_harm(tmp_path: Path) -> 
     shares = importance(trials)
     assert shares["only here"] == 0
     assert sum(shares.values()) == pytest.approx(1)
-    assert len(read(write(outcome(trials), at(tmp_path))).pictures) == 4
+    assert len(read(write(outcome(trials), as_path(tmp_path))).pictures) == 4

@@ -18,7 +18,7 @@ from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.job_settings import load
 from mla_ray.runtime.progress import Progress, Report, Stopped
-from mla_ray.runtime.storage import at, read_json, write_json
+from mla_ray.runtime.storage import as_path, read_json, write_json
 from mla_ray.training.config import load_config
 from mla_ray.training.workers import Workers
 from mla_ray.tuning.language_sweep import LanguageSweep
@@ -203,7 +203,8 @@ def test_trials_leave_neither_checkpoints_nor_packs(swept: Outcome, plan_of: Pla
     root = Path(plan_of().run) / "de"
     assert not (root / "trials").exists()
     made = {
-        read_json(at(spec))["config"]["vocab_size"] for spec in root.glob("prepared/*/run.json")
+        read_json(as_path(spec))["config"]["vocab_size"]
+        for spec in root.glob("prepared/*/run.json")
     }
     assert made == {400, 24_000}, "the trials share theirs; the defaults have another vocabulary"
     assert len(list((root / "prepared").iterdir())) == 3, "one more with all rows"
@@ -221,7 +222,7 @@ def test_a_finished_sweep_is_read_not_run(swept: Outcome, plan_of: PlanOf) -> No
 def test_a_sweep_of_the_rule_of_before_is_the_same_sweep(
     swept: Outcome, plan_of: PlanOf, native_folder: Path, recognitions: list[str]
 ) -> None:
-    path = at(plan_of().run) / "de" / "spec.json"
+    path = as_path(plan_of().run) / "de" / "spec.json"
     spec, native = read_json(path), Native.load(str(native_folder))
     write_json(path, spec | {"fingerprint": native.fingerprint_v1})
     assert run(plan_of(), lambda step: None) == [swept]
@@ -248,7 +249,7 @@ def test_a_related_language_begins_where_this_one_ended_and_its_trials_run_toget
     swept: Outcome, plan_of: PlanOf
 ) -> None:
     plan = plan_of()
-    known = known_outcomes(at(plan.results), plan.native)
+    known = known_outcomes(as_path(plan.results), plan.native)
     assert known == {"de": swept}
     space = str(Path(plan.space).with_name("sound.yaml"))
     outcome = run(plan_of(languages=["hi"], space=space, trials=4))[0]
@@ -338,7 +339,7 @@ def test_a_sweep_that_has_begun_goes_on_when_a_dictionary_comes_back(
 def test_what_is_no_outcome_in_the_results_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "de.json").write_text('{"language": "de"}')
     (tmp_path / "de.yaml").write_text("warmup: 0.2")
-    assert known_outcomes(at(tmp_path), "emoji-clip") == {}
+    assert known_outcomes(as_path(tmp_path), "emoji-clip") == {}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from mla_ray.data.corpus import Corpus
 from mla_ray.model.native import Native
-from mla_ray.runtime.storage import at
+from mla_ray.runtime.storage import as_path
 from mla_ray.training import prepare as preparation
 from mla_ray.training.acquisition import encode
 from mla_ray.training.config import AcquireConfig, HeldOut
@@ -94,7 +94,7 @@ def test_a_trial_loads_the_native_once_and_reads_no_input_table(
     config = spec.config(POINT)
     tables = spec.tables(config)
     prepare(own, [spec.corpus], config, tables)
-    encode(own, [spec.corpus], tables, at(spec.store), lambda step: None)
+    encode(own, [spec.corpus], tables, as_path(spec.store), lambda step: None)
     loaded: list[str] = []
     read: list[Any] = []
     load = Native.load
