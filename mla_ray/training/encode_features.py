@@ -24,7 +24,7 @@ from mla_ray.data.feature_store import (
 from mla_ray.data.parquet import read_parquet
 from mla_ray.data.video import frames_of
 from mla_ray.model.native import Native
-from mla_ray.runtime.storage import as_path, open_file, read_bytes
+from mla_ray.runtime.storage import as_path, read_bytes
 
 MAX_FAILURES = 1_000
 """Images that could not be encoded and are named; all are counted."""
