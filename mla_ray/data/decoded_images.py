@@ -136,7 +136,7 @@ class _Pixels(Protocol):
     def __getitem__(self, image: int) -> Tensor: ...
 
 
-class Shots:
+class DecodedTable:
     """A decoded table: its rows in memory, its pixels on this machine's disk.
 
     Attributes:

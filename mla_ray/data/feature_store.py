@@ -12,7 +12,7 @@ Shapes: N rows, E joint embedding size.
 
 import hashlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,12 +27,11 @@ from mla_ray.data.video import DECODING, frames_of, pooled
 from mla_ray.model.batches import by_length
 from mla_ray.model.native import Native
 from mla_ray.model.recognition import recognised
+from mla_ray.runtime.progress import Advance
 from mla_ray.runtime.storage import names_in, read_json, write_json
 
 Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
-Progress = Callable[[int], None]
-"""Called with the number of rows just done."""
 BATCH = 256
 CLAIM = "native.json"
 """In a folder that is named by the rule of before: whose it is by the rule of today."""
@@ -51,9 +50,7 @@ def hashes(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
 
 
 @torch.inference_mode()
-def encode_texts(
-    native: Native, texts: Sequence[str], progress: Progress | None = None
-) -> Features:
+def encode_texts(native: Native, texts: Sequence[str], progress: Advance | None = None) -> Features:
     """English features [N, E] float32, not normalised; batches cut at their longest text."""
     features = np.empty((len(texts), native.dim), dtype=np.float32)
     for rows in by_length([len(text) for text in texts], BATCH):
@@ -65,7 +62,7 @@ def encode_texts(
 
 
 def encode_images(
-    native: Native, images: Sequence[bytes], progress: Progress | None = None
+    native: Native, images: Sequence[bytes], progress: Advance | None = None
 ) -> Features:
     """Image features [N, E] float32, not normalised, of encoded images (PNG, JPEG, MP4, ...).
 
@@ -135,16 +132,16 @@ class FeatureStore:
         """
         wanted = list(dict.fromkeys(keys))
         try:
-            found = self._lookup(wanted)
+            features = self._lookup(wanted)
         except KeyError:  # perhaps written since we looked
             self.refresh()
-            found = self._lookup(wanted)
+            features = self._lookup(wanted)
         place = {key: row for row, key in enumerate(wanted)}
-        return found[[place[key] for key in keys]]
+        return features[[place[key] for key in keys]]
 
     def _lookup(self, keys: list[str]) -> Features:
         place = pa.array(keys, pa.string())
-        found: Features | None = None
+        features: Features | None = None
         seen, has = np.zeros((2, len(keys)), dtype=bool)
         ordered = np.sort(hashes(keys))
         for part, bits in self._parts():
@@ -160,20 +157,20 @@ class FeatureStore:
                 continue
             column = table["feature"].filter(mine).combine_chunks()
             index = rows.drop_null().to_numpy()
-            if found is None:
-                found = np.full((len(keys), column.type.list_size), np.nan, dtype=np.float32)
+            if features is None:
+                features = np.full((len(keys), column.type.list_size), np.nan, dtype=np.float32)
             # A feature goes before a reason, and else the first part, for all readers alike.
             new = column.is_valid().to_numpy(zero_copy_only=False) & ~has[index]
             values = column.fill_null([float("nan")] * column.type.list_size).flatten()
-            found[index[new]] = values.to_numpy().reshape(len(column), -1)[new]
+            features[index[new]] = values.to_numpy().reshape(len(column), -1)[new]
             has[index[new]] = True
             seen[index] = True
             if has.all():
-                return found
-        if found is None:
+                return features
+        if features is None:
             raise KeyError(f"{self.folder} holds no features of these keys")
         if seen.all():
-            return found
+            return features
         missing = np.flatnonzero(~seen)
         raise KeyError(
             f"{self.folder}: no features for {len(missing)} keys, e.g. {keys[missing[0]]}"
@@ -184,7 +181,7 @@ class FeatureStore:
 
         As of the last `refresh`, if there was one.
         """
-        found: dict[str, str | None] = {}
+        reasons: dict[str, str | None] = {}
         for part, bits in self._parts():
             if not (bits.startswith(prefix) or prefix.startswith(bits)):
                 continue
@@ -193,10 +190,10 @@ class FeatureStore:
                 table["key"].to_pylist(), table["reason"].to_pylist(), strict=True
             ):
                 if reason is None:  # goes before a reason, whichever is in the first part
-                    found[key] = None
+                    reasons[key] = None
                 else:
-                    found.setdefault(key, reason)
-        return found
+                    reasons.setdefault(key, reason)
+        return reasons
 
     def refresh(self) -> None:
         """Forget which parts there are: others write, too."""

@@ -16,7 +16,7 @@ from mla_ray.datasets import emoji as emoji_data
 from mla_ray.datasets.emoji_tables import local_tables, words_of
 from mla_ray.datasets.npm import fetch
 from mla_ray.demo import report as reporting
-from mla_ray.demo.report import QueryResult, Result
+from mla_ray.demo.report import DemoQuery, Result
 from mla_ray.evaluation.evaluation import Evaluation, Gallery, encode_query, evaluate
 from mla_ray.evaluation.recall import Mask
 from mla_ray.index.collection import IMAGES, CaptionIndex
@@ -127,7 +127,7 @@ def _search(
     parts: dict[str, Mask],
     test: pa.Table,
     url: str,
-) -> list[QueryResult]:
+) -> list[DemoQuery]:
     """The top five for the first few names that no pair holds, of words that the pairs cover.
 
     First in the order of the split, which is a hash: chosen before anyone saw how they do.
@@ -135,7 +135,7 @@ def _search(
     named = _of(test, "en")
     english = dict(zip(named["image_id"].to_pylist(), named["caption"].to_pylist(), strict=True))
     chosen = np.flatnonzero(parts[QUERIED])[:QUERIES]
-    queries: list[QueryResult] = []
+    queries: list[DemoQuery] = []
     with CaptionIndex.open(url, space_of(native), IMAGES, create=False) as index:
         for row in chosen:
             text, wanted = evaluation.captions[row], evaluation.image_ids[row]

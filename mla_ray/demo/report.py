@@ -41,7 +41,7 @@ class HitResult(TypedDict):
     score: float
 
 
-class QueryResult(TypedDict):
+class DemoQuery(TypedDict):
     """A query, what it means, the image that it names, and what was nearest."""
 
     query: str

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from mla_ray.data.blocks import fingerprint
 from mla_ray.data.corpus import Corpus
+from mla_ray.data.parquet import write_parquet
 from mla_ray.data.video import DECODING
 from mla_ray.datasets import stamps
 from mla_ray.datasets.debian import Unavailable
@@ -144,9 +145,8 @@ def _keep(
     count = len(pa.compute.unique(whole["image_id"]))
     gallery = Gallery.of(native, whole, counting(report, f"{path.name} images", count))
     np.savez(path.with_suffix(".npz"), ids=np.array(gallery.ids), features=gallery.features)
-    scratch = path.with_suffix(".tmp")
-    pq.write_table(rows.replace_schema_metadata(dict(about)), scratch)
-    scratch.replace(path.with_suffix(".parquet"))  # last: where it is, all is
+    # Last: where it is, all is.
+    write_parquet(as_path(path.with_suffix(".parquet")), rows.replace_schema_metadata(dict(about)))
 
 
 def part_of(corpus: Corpus, share: float, seed: int, folder: Path) -> Corpus:
@@ -159,7 +159,7 @@ def part_of(corpus: Corpus, share: float, seed: int, folder: Path) -> Corpus:
 
     def written(table: pa.Table, name: str) -> str:
         path = folder / name
-        pq.write_table(table, path)
+        write_parquet(as_path(path), table)
         return str(path)
 
     pairs = []

@@ -5,7 +5,6 @@ texts. It stands for M-BERT where no hub can be reached; where one can, settings
 `bert-base-multilingual-cased` itself.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from mla_ray.runtime.atomic import replacing_folder
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WIDTH, LAYERS, HEADS, LONGEST = 256, 2, 4, 32
@@ -74,13 +75,11 @@ def pretrain(
         schedule.step()
         optimizer.zero_grad()
         progress(1)
-    scratch = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.bert.save_pretrained(scratch)
     tokenizer.no_truncation()
-    tokenizer.save(str(scratch / "tokenizer.json"))
-    BertTokenizerFast(tokenizer_file=str(scratch / "tokenizer.json")).save_pretrained(scratch)
-    scratch.replace(folder)
+    with replacing_folder(folder) as scratch:
+        model.bert.save_pretrained(scratch)
+        tokenizer.save(str(scratch / "tokenizer.json"))
+        BertTokenizerFast(tokenizer_file=str(scratch / "tokenizer.json")).save_pretrained(scratch)
 
 
 def mask(

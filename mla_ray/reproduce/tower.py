@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mla_ray.model.native import Native
-from mla_ray.model.tokenizers import pad
 from mla_ray.training.acquisition_learner import AcquisitionLearner, PreparedRun
 from mla_ray.training.driver import Driver
 from mla_ray.training.loop import accelerator_for, run_stages
@@ -59,10 +58,7 @@ def tune(job: PreparedRun, native: Native) -> Callable[[Sequence[str]], Tensor]:
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> Tensor:
-        tower = native.text
-        ids_BL, length_B = pad(
-            tokenize(texts), tower.context_length if tower.fixed_length else None
-        )
+        ids_BL, length_B = native.text.pad(tokenize(texts))
         features: Tensor = encoder(ids_BL.to(native.device), length_B.to(native.device))
         return features.float()
 

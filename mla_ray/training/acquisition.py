@@ -24,7 +24,7 @@ from mla_ray.data.feature_store import FeatureStore, Kind
 from mla_ray.data.problems import InvalidTable, TableProblem
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress, Report, Stopped
-from mla_ray.runtime.storage import as_path, names_in, read_json, remove, write_json
+from mla_ray.runtime.storage import as_path, is_file, names_in, read_json, remove, write_json
 from mla_ray.training.acquisition_learner import PreparedRun, train
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.encode_features import Encoders, Filled, fill
@@ -87,8 +87,8 @@ def acquire(
     native = Native.load(native_name)
     check_corpora(corpora, config, workers)
     begin(native, corpora, config, run, resume, tables)
-    if not (run / DONE).exists():  # written as the very last
-        made = prepare(
+    if not is_file(run / DONE):  # written as the very last
+        prepared_tables = prepare(
             native,
             corpora,
             config,
@@ -104,8 +104,8 @@ def acquire(
                 remove(tables / "data")  # so that the mended table may be run the same way
                 remove(run / RUN)
             raise bad_images(filled)
-        fit(train, job_of(run, store, made, tables), workers, hooks.named(run.name))
-        if not (run / DONE).exists():
+        fit(train, job_of(run, store, prepared_tables, tables), workers, hooks.named(run.name))
+        if not is_file(run / DONE):
             raise Stopped(f"{run}: stopped with a checkpoint; pass --resume to go on")
     packs: dict[str, str] = read_json(run / DONE)["packs"]
     return {language: run / pack for language, pack in packs.items()}
@@ -145,11 +145,11 @@ def begin(
     """
     tables = run if tables is None else tables
     spec = spec_of(native, corpora, config)
-    if tables != run and (tables / RUN).exists():
+    if tables != run and is_file(tables / RUN):
         theirs = with_todays_fingerprint(read_json(tables / RUN), native, tables)
         if tables_spec(theirs) != tables_spec(spec):
             raise ValueError(f"{tables}: prepared from other data or settings than {run} has")
-    begun = (tables / "data" / PREPARED).exists()
+    begun = is_file(tables / "data" / PREPARED)
     check_goes_on(run, spec, native, resume, begun)
 
 

@@ -264,17 +264,17 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         return self.checkpoints.save(number, tensors, state | {"best": best})
 
     def resume(self) -> bool:
-        found = self.checkpoints.load(str(self.device))
-        if found is None:
+        checkpoint = self.checkpoints.load(str(self.device))
+        if checkpoint is None:
             return False
         with torch.no_grad():
-            saved = found.part("weights")
+            saved = checkpoint.part("weights")
             for name, weight in self.weights().items():
                 weight.copy_(saved[name])
-        self.stage_index, self.step = found.state["stage"], found.state["step"]
-        self.steps_before = found.state["before"]
-        self.early_stopping.load_state_dict(found.state["best"], found.part("best"))
-        if optimizer := found.part("optimizer"):
+        self.stage_index, self.step = checkpoint.state["stage"], checkpoint.state["step"]
+        self.steps_before = checkpoint.state["before"]
+        self.early_stopping.load_state_dict(checkpoint.state["best"], checkpoint.part("best"))
+        if optimizer := checkpoint.part("optimizer"):
             self.optimizer.load_state_dict(optimizer)
         return True
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mla_ray.data.blocks import Examples
 from mla_ray.model.encoder import LanguageEncoder
 from mla_ray.model.objectives import le_loss, nlt_loss, positive_groups
-from mla_ray.model.tokenizers import Ids, pad
+from mla_ray.model.tokenizers import Ids
 from mla_ray.training.distributed import gather_features, rank, world_size
 
 Encode = Callable[[Sequence[Ids]], Tensor]
@@ -59,13 +59,13 @@ def encode_in_two_passes(
     In two passes where that spares padding: beside dictionary words stand long captions.
     """
     tower = encoder.tower
-    length = tower.context_length if tower.fixed_length else None
     lengths = np.array([len(ids) for ids in texts])
     shortest_first = np.argsort(lengths, kind="stable")
-    cuts = [0, len(texts)] if length else [0, *split_point(lengths[shortest_first]), len(texts)]
+    inner = [] if tower.fixed_length else split_point(lengths[shortest_first])
+    cuts = [0, *inner, len(texts)]
     parts = []
     for start, end in pairwise(cuts):
-        ids_BL, length_B = pad([texts[row] for row in shortest_first[start:end]], length)
+        ids_BL, length_B = tower.pad([texts[row] for row in shortest_first[start:end]])
         parts.append(encoder(ids_BL.to(device), length_B.to(device)))
     return torch.cat(parts)[torch.from_numpy(np.argsort(shortest_first)).to(device)]
 

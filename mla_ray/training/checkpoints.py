@@ -131,8 +131,8 @@ class Checkpoints:
         return self.folder / f"{number:0{DIGITS}d}"
 
     def _numbers(self) -> list[int]:
-        found = storage.names_in(self.folder)
-        return [int(name) for name in found if len(name) >= DIGITS and name.isdecimal()]
+        names = storage.names_in(self.folder)
+        return [int(name) for name in names if len(name) >= DIGITS and name.isdecimal()]
 
     def _load(self, number: int, device: str) -> Loaded:
         path = self._path(number)
@@ -186,7 +186,9 @@ def _checked(path: UPath, number: int) -> Iterator[tuple[Path, dict[str, Any]]]:
             folder = Path(path.path if storage.is_local(path) else scratch)
             if not storage.is_local(path):
                 storage.download(path, folder)
-            found = storage.patiently(partial(_measure, folder / TENSORS), what=f"reading {path}")
+            measured = storage.patiently(
+                partial(_measure, folder / TENSORS), what=f"reading {path}"
+            )
         except FileNotFoundError as error:
             raise _Damaged(f"{TENSORS} is missing") from error
         except OSError as error:
@@ -194,8 +196,8 @@ def _checked(path: UPath, number: int) -> Iterator[tuple[Path, dict[str, Any]]]:
             if storage.is_local(path) and error.errno == errno.EIO:
                 raise _Damaged(f"the disk cannot read it: {error}") from error
             raise
-        if found != (document["size"], document["sha256"]):
-            raise _Damaged(f"{TENSORS} ({found[0]} bytes) is not what {CARD} tells of")
+        if measured != (document["size"], document["sha256"]):
+            raise _Damaged(f"{TENSORS} ({measured[0]} bytes) is not what {CARD} tells of")
         yield folder / TENSORS, document["state"]
 
 
@@ -209,7 +211,8 @@ def _card(path: UPath, number: int) -> dict[str, Any]:
     seal = document.pop("seal", None) if isinstance(document, dict) else None
     if seal is None or seal != _seal(document) or document.get("number") != number:
         raise _Damaged(f"{CARD} is not as it was written")
-    return document  # type: ignore[no-any-return]
+    sealed: dict[str, Any] = document
+    return sealed
 
 
 def _measure(file: Path) -> tuple[int, str]:

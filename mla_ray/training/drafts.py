@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from upath import UPath
 
@@ -181,22 +180,15 @@ def _key_at(uri: str, folder: UPath) -> tuple[str, str]:
 def _without_repeats(block: ScratchTable, stream: Stream) -> ScratchTable:
     """The block without rows that say the same; all that do are in it."""
     table = block.read()
-    first: dict[tuple[str, str], tuple[int, int]] = {}
-    keep = np.ones(len(table), bool)
-    columns = (table[name].to_pylist() for name in ("source", "target", "file", "row"))
-    for place, (source, target, file, row) in enumerate(zip(*columns, strict=True)):
-        earlier = first.setdefault((source, target), (file, row))
-        if earlier != (file, row):
-            keep[place] = False
-            stream.refuse_repeat(file, row, earlier)
-    return block if keep.all() else filtered(block, table, keep)
+    kept = stream.refuse_repeats(table, ("source", "target"), {})
+    return block if len(kept) == len(table) else replaced(block, kept)
 
 
-def filtered(block: ScratchTable, table: pa.Table, keep: npt.NDArray[np.bool_]) -> ScratchTable:
-    """The block anew, with those rows of its `table` alone that are to be kept."""
+def replaced(block: ScratchTable, rows: pa.Table) -> ScratchTable:
+    """The block anew, with these rows alone."""
     block.delete()
     kept = ScratchTable(block.path, block.schema)
-    kept.add(table.filter(pa.array(keep)))
+    kept.add(rows)
     kept.close()
     return kept
 

@@ -24,7 +24,7 @@ from mla_ray.data.feature_store import (
 from mla_ray.data.parquet import read_parquet
 from mla_ray.data.video import frames_of
 from mla_ray.model.native import Native
-from mla_ray.runtime.storage import as_path, read_bytes
+from mla_ray.runtime.storage import as_path, open_file, read_bytes
 
 MAX_FAILURES = 1_000
 """Images that could not be encoded and are named; all are counted."""
@@ -71,7 +71,7 @@ class Failure:
     reason: str
 
 
-Told = Callable[[Kind, int, int], None]
+OnEncoded = Callable[[Kind, int, int], None]
 """(kind, rows just done, features computed for them)"""
 
 
@@ -79,7 +79,7 @@ def fill(
     stores: Mapping[Kind, FeatureStore],
     native_name: str,
     contents: Sequence[Contents],
-    progress: Told = lambda kind, rows, computed: None,
+    progress: OnEncoded = lambda kind, rows, computed: None,
     encoders: Encoders = Encoders(),
 ) -> Filled:
     """Compute what the stores lack of some contents with Ray Data. The caller has started Ray.
@@ -147,8 +147,8 @@ def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
     have = store.keys(prefix)
     if not have:
         return False
-    found = [have.get(key, "") for key in read_parquet(path, ["key"])["key"].to_pylist()]
-    return all(reason is None for reason in found)
+    keys = read_parquet(path, ["key"])["key"].to_pylist()
+    return all(have.get(key, "") is None for key in keys)
 
 
 Reasons = Mapping[str, str | None]
@@ -189,7 +189,7 @@ class _Encoder:
         features: list[Features] = []
         reasons: list[str | None] = []
         with (
-            as_path(block["path"]).open("rb") as raw,
+            open_file(as_path(block["path"])) as raw,
             pq.ParquetFile(raw, buffer_size=1 << 20) as file,
         ):
             for batch in file.iter_batches(BATCH if kind == "image" else BATCH * 64):
@@ -265,7 +265,8 @@ class _Encoder:
 def _content(row: dict[str, Any]) -> bytes:
     """The bytes of an image, from the row or from where they lie."""
     if row["content"] is not None:
-        return row["content"]  # type: ignore[no-any-return]
+        content: bytes = row["content"]
+        return content
     data = read_bytes(as_path(row["uri"]))
     if key_of(data) != row["key"]:  # what is stored under a key never goes stale
         raise LookupError(

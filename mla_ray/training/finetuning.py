@@ -23,8 +23,8 @@ from mla_ray.data.decoded_images import Decoded, decode
 from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_reader import Stream
 from mla_ray.model.native import Native
-from mla_ray.runtime.progress import Progress, Report, Stopped
-from mla_ray.runtime.storage import as_path, read_json, remove, write_json
+from mla_ray.runtime.progress import Report, Stopped, counting
+from mla_ray.runtime.storage import as_path, is_file, read_json, remove, write_json
 from mla_ray.training.config import FinetuneConfig
 from mla_ray.training.finetuning_learner import TRAIN, VALIDATION, DecodedRun, train
 from mla_ray.training.loop import DONE
@@ -96,10 +96,10 @@ def finetune(
     if not check_goes_on(run, spec, native, resume):
         write_json(run / RUN, spec)
     read = _decode(native, captions, config, run, skip_invalid, hooks.report)
-    if not (run / DONE).exists():  # written as the very last
+    if not is_file(run / DONE):  # written as the very last
         spec["rows"] = {split: each.rows for split, each in read.items()}
         fit(train, DecodedRun(str(run), spec), workers, hooks.named(run.name))
-        if not (run / DONE).exists():
+        if not is_file(run / DONE):
             raise Stopped(f"{run}: stopped with a checkpoint; pass --resume to go on")
     done = read_json(run / DONE)
     problems = [problem for each in read.values() for problem in each.problems]
@@ -121,13 +121,7 @@ def _decode(
     report: Report,
 ) -> dict[str, Decoded]:
     """Both splits of the table, or one if nothing is evaluated."""
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        report(Progress("decoding images", done, None))
-
+    advance = counting(report, "decoding images", None)
     read: dict[str, Decoded] = {}
     try:
         for split in (TRAIN, VALIDATION) if config.held_out.every else (TRAIN,):

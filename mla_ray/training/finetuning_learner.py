@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from upath import UPath
 
-from mla_ray.data.decoded_images import LANGUAGE, Ints, Shots
+from mla_ray.data.decoded_images import LANGUAGE, DecodedTable, Ints
 from mla_ray.data.feature_store import BATCH, encode_texts
 from mla_ray.evaluation.recall import rank as rank_by_cosine
 from mla_ray.model.lineage import write_descendant
@@ -95,7 +95,7 @@ class FinetuningLearner(Learner[Ints]):
         self.logit_scale = own if config.temperature == "native" else 1 / config.temperature
         self.model = self.native.model.requires_grad_(True)
         self.optimizer = Optimizer(self.model.parameters(), config.weight_decay)
-        self.shots = Shots(self.run / "data" / TRAIN, self.native)
+        self.decoded = DecodedTable(self.run / "data" / TRAIN, self.native)
 
     # -- batches and losses --
 
@@ -107,7 +107,7 @@ class FinetuningLearner(Learner[Ints]):
         return "lr"
 
     def batches(self, stage: str) -> Batches[Ints]:
-        return ShuffledRows(len(self.shots), self.config.batch, self.config.seed)
+        return ShuffledRows(len(self.decoded), self.config.batch, self.config.seed)
 
     def loss(self, batch: Ints) -> Tensor:
         """The loss of the whole batch, on every worker.
@@ -117,10 +117,10 @@ class FinetuningLearner(Learner[Ints]):
         shares = [batch[worker :: world_size()] for worker in range(world_size())]
         sizes = [len(share) for share in shares]
         own, ordered = shares[rank()], np.concatenate(shares)
-        image_BE = self.native.encode_image(self.shots.pixels(self.shots.image[own]))
+        image_BE = self.native.encode_image(self.decoded.pixels(self.decoded.image[own]))
         text_BE = self.native.encode_text(self._tokens(own))
-        texts = [self.shots.identity[row] for row in ordered]
-        group_G = positive_groups(self.shots.image[ordered].tolist(), texts)
+        texts = [self.decoded.identity[row] for row in ordered]
+        group_G = positive_groups(self.decoded.image[ordered].tolist(), texts)
         return le_loss(
             gather_features(text_BE.float(), sizes),
             gather_features(image_BE.float(), sizes),
@@ -136,24 +136,21 @@ class FinetuningLearner(Learner[Ints]):
 
     def _tokens(self, rows: Ints) -> Tensor:
         """Native token ids [B, L], cut at the longest text where that changes nothing."""
-        ids_BL = self.native.tokenize([self.shots.caption[row] for row in rows])
-        tower = self.native.text
-        if tower.fixed_length:
-            return ids_BL
-        return ids_BL[:, : int(tower.english_end(ids_BL).max()) + 1]
+        ids_BL = self.native.tokenize([self.decoded.caption[row] for row in rows])
+        return self.native.text.trim(ids_BL)
 
     @torch.inference_mode()
     def held_out_ar(self) -> float:
         """On the split `validation`."""
-        shots = Shots(self.run / "data" / VALIDATION, self.native)
-        order = np.random.default_rng(self.config.seed).permutation(len(shots))
+        decoded = DecodedTable(self.run / "data" / VALIDATION, self.native)
+        order = np.random.default_rng(self.config.seed).permutation(len(decoded))
         rows = np.sort(order[: self.held_out.size])
-        images, of = np.unique(shots.image[rows], return_inverse=True)
+        images, of = np.unique(decoded.image[rows], return_inverse=True)
         parts = [
-            self.native.encode_image(shots.pixels(images[start : start + BATCH])).float().cpu()
+            self.native.encode_image(decoded.pixels(images[start : start + BATCH])).float().cpu()
             for start in range(0, len(images), BATCH)
         ]
-        texts = encode_texts(self.native, [shots.caption[row] for row in rows])
+        texts = encode_texts(self.native, [decoded.caption[row] for row in rows])
         return rank_by_cosine(texts, torch.cat(parts).numpy(), of.astype(np.int64)).recall().ar
 
     # -- the stage --
@@ -196,14 +193,14 @@ class FinetuningLearner(Learner[Ints]):
         return self.checkpoints.save(self.step, tensors, self.early_stopping.state_dict())
 
     def resume(self) -> bool:
-        found = self.checkpoints.load(str(self.device))
-        if found is None:
+        checkpoint = self.checkpoints.load(str(self.device))
+        if checkpoint is None:
             return False
-        self.model.load_state_dict(found.part("model"))
+        self.model.load_state_dict(checkpoint.part("model"))
         # A checkpoint of 0.1.0 holds weights to keep before there is a best.
-        best_weights = found.part("kept") if found.state["ar"] >= 0 else {}
-        self.early_stopping.load_state_dict(found.state, best_weights)
-        if optimizer := found.part("optimizer"):
+        best_weights = checkpoint.part("kept") if checkpoint.state["ar"] >= 0 else {}
+        self.early_stopping.load_state_dict(checkpoint.state, best_weights)
+        if optimizer := checkpoint.part("optimizer"):
             self.optimizer.load_state_dict(optimizer)
-        self.step = found.number
+        self.step = checkpoint.number
         return True

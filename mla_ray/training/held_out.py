@@ -20,9 +20,9 @@ from mla_ray.data.parquet import read_parquet, write_parquet
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.encoder import LanguageEncoder
 from mla_ray.model.text import identity
-from mla_ray.model.tokenizers import LanguageTokenizer, pad
+from mla_ray.model.tokenizers import LanguageTokenizer
 from mla_ray.training.config import HeldOut
-from mla_ray.training.drafts import Draft, filtered, first_of_each_key, read_draft
+from mla_ray.training.drafts import Draft, first_of_each_key, read_draft, replaced
 
 HELD_OUT = "held-out"
 
@@ -84,7 +84,8 @@ def hold_out(
             texts = (identity(text) for text in table["source"].to_pylist())
             keep = np.array([text not in key_of_text for text in texts])
             if not keep.all():
-                draft.blocks[place] = prefix, filtered(block, table, keep)
+                kept = table.filter(pa.array(keep))
+                draft.blocks[place] = prefix, replaced(block, kept)
         draft.blocks = [(prefix, block) for prefix, block in draft.blocks if block.rows]
         if not draft.blocks:
             raise ValueError(
@@ -171,10 +172,9 @@ def held_out_ar(
     column = table["ids"].to_pylist()
     ids = [np.array(column[row], np.int32) for row in sound]
     kept, of = np.unique(of[sound], return_inverse=True)
-    length = encoder.tower.context_length if encoder.tower.fixed_length else None
     parts: list[Features] = []
     for start in range(0, len(ids), BATCH):
-        ids_BL, length_B = pad(ids[start : start + BATCH], length)
+        ids_BL, length_B = encoder.tower.pad(ids[start : start + BATCH])
         text_BE = encoder(ids_BL.to(device), length_B.to(device))
         parts.append(text_BE.float().cpu().numpy())
     return rank(np.concatenate(parts), frozen[kept], of.astype(np.int64)).recall().ar

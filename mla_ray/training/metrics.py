@@ -30,7 +30,14 @@ from typing import Any
 
 from upath import UPath
 
-from mla_ray.runtime.storage import is_local, read_json, upload, write_bytes, write_json
+from mla_ray.runtime.storage import (
+    is_file,
+    is_local,
+    read_json,
+    upload,
+    write_bytes,
+    write_json,
+)
 
 STAGES = ("nlt", "le")
 PLACE = ("stage", "step", "language")
@@ -99,12 +106,12 @@ class MetricsLogger:
         self._send = send
         self._global_step = _GlobalStep(stages)
         self._json_lines = _JsonLines(run / "metrics.jsonl", resume_at, stages)
-        told = [(self._global_step(r["stage"], r["step"]), r) for r in self._json_lines.kept]
+        logged = [(self._global_step(r["stage"], r["step"]), r) for r in self._json_lines.kept]
         self._tensorboard = _TensorBoard(run / "tensorboard", self._global_step(*resume_at) + 1)
         self._ray = _RayMetrics(name) if _ray_runs() else None
         self._mlflow = mlflow
         if mlflow:  # it takes what it has not got: a server may have been away
-            for number, row in told:
+            for number, row in logged:
                 figures = {k: v for k, v in row.items() if k not in PLACE and v is not None}
                 mlflow.add(row["stage"], number, figures)
 
@@ -166,7 +173,7 @@ class _JsonLines:
     """metrics.jsonl. Object stores cannot append: for those a copy here is put there as a whole."""
 
     def __init__(self, path: UPath, resume_at: tuple[str, int], stages: Sequence[str]) -> None:
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last is torn
+        lines = path.read_bytes().split(b"\n")[:-1] if is_file(path) else []  # the last is torn
         rows = [json.loads(line) for line in lines]
         order = {stage: number for number, stage in enumerate(stages)}
         end = order[resume_at[0]], resume_at[1]
@@ -355,7 +362,7 @@ class _MLflow:
         from mlflow.exceptions import MlflowException
 
         run = None
-        if self.record.exists():
+        if is_file(self.record):
             known = read_json(self.record)["run_id"]
             try:
                 run = client.get_run(known)

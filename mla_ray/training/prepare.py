@@ -26,7 +26,14 @@ from mla_ray.data.parquet import write_parquet
 from mla_ray.model.native import Native
 from mla_ray.model.text import identity
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.storage import as_path, read_json, remove, write_bytes, write_json
+from mla_ray.runtime.storage import (
+    as_path,
+    is_file,
+    read_json,
+    remove,
+    write_bytes,
+    write_json,
+)
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.drafts import Draft, PhaseProgress, first_of_each_key, read_drafts
 from mla_ray.training.encode_features import Contents
@@ -76,7 +83,7 @@ def prepare(
 
     """
     data = run / "data"
-    if (data / PREPARED).exists():
+    if is_file(data / PREPARED):
         return read_prepared(run)
     check_held_out(corpora, config.held_out)
     start = _start(native, corpora)
@@ -118,7 +125,7 @@ def contents(run: UPath, corpora: Sequence[Corpus]) -> list[Contents]:
             files = [str(file) for file in stream_of(corpus, stage, table).files]
             needed.append(Contents(folder, KIND[stage], read_index(folder), files))
         held_out = data / HELD_OUT / "contents"
-        if (held_out / "index.json").exists():  # captions; pairs are among those of their table
+        if is_file(held_out / "index.json"):  # captions; pairs are among those of their table
             needed.append(Contents(held_out, "image", read_index(held_out), files))
     return sorted(needed, key=lambda each: each.kind == "image")
 

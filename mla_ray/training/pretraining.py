@@ -34,7 +34,7 @@ from mla_ray.training.optimizer import Optimizer
 
 CLIP = 1.0
 """Largest norm of the gradient."""
-Report = Callable[[str, int, int, dict[str, float]], None]
+OnStep = Callable[[str, int, int, dict[str, float]], None]
 """(phase, done, total, figures)"""
 
 
@@ -127,7 +127,7 @@ def make_tokenizer(
     )
 
 
-def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) -> dict[str, float]:
+def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: OnStep) -> dict[str, float]:
     """Train, going on in `run` if it was begun there; leaves the native in `run/native`.
 
     Returns the recall of the test concepts' English names against their held-out drawings.
@@ -146,11 +146,11 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
     average = deepcopy(model).requires_grad_(False).eval()
     checkpoints, start = Checkpoints(as_path(run / "checkpoints")), 0
     run.mkdir(parents=True, exist_ok=True)
-    if found := checkpoints.load():
-        model.load_state_dict(found.part("model"))
-        average.load_state_dict(found.part("kept"))
-        optimizer.load_state_dict(found.part("optimizer"))
-        start = found.number
+    if checkpoint := checkpoints.load():
+        model.load_state_dict(checkpoint.part("model"))
+        average.load_state_dict(checkpoint.part("kept"))
+        optimizer.load_state_dict(checkpoint.part("optimizer"))
+        start = checkpoint.number
 
     for step in range(start, config.steps):
         rng = np.random.default_rng([config.seed, step])
@@ -160,7 +160,7 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: Report) ->
         images = _normalise(drawings.batch(concepts, rng, noise))
         texts = _texts(labels, concepts, rng)
         loss = _loss(model, images, _tokenize(tokenizer, texts))
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.clip_grad_norm_(CLIP)
         optimizer.step(_learning_rate(config, step))
         optimizer.zero_grad()

@@ -14,7 +14,7 @@ from mla_ray.data.feature_store import Kind
 from mla_ray.data.table_reader import Stream
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
-from mla_ray.runtime.storage import read_json
+from mla_ray.runtime.storage import is_file, read_json
 from mla_ray.training.config import AcquireConfig
 
 KIND: dict[str, Kind] = {"nlt": "text", "le": "image"}
@@ -119,7 +119,7 @@ def check_goes_on(
 
     """
     path = run / RUN
-    if not path.exists():
+    if not is_file(path):
         return False
     if not resume:
         raise FileExistsError(

@@ -32,7 +32,7 @@ from mla_ray.packs.pack import copy_pack
 from mla_ray.pipeline.plan import TEST
 from mla_ray.pipeline.progress import of_language
 from mla_ray.runtime.progress import Progress, Report
-from mla_ray.runtime.storage import as_path, read_json, write_bytes, write_json
+from mla_ray.runtime.storage import as_path, is_file, read_json, write_bytes, write_json
 from mla_ray.training.acquisition import acquire, bad_images, encode
 from mla_ray.training.config import AcquireConfig, HeldOut
 from mla_ray.training.prepare import prepare
@@ -129,7 +129,7 @@ class LanguageSweep:
         done = self.root / "sweep.json"
         spec = self.trial_spec()
         self.begin(spec.held_out)
-        if done.exists():
+        if is_file(done):
             return Outcome.model_validate(read_json(done))
         trials = self.search(spec)
         best = _best(trials)
@@ -186,7 +186,7 @@ class LanguageSweep:
             "held_out": held_out.model_dump(),
         }
         path = self.root / "spec.json"
-        if not path.exists():
+        if not is_file(path):
             write_json(path, spec)
             return
         before = with_todays_fingerprint(read_json(path), self.native, self.root)
@@ -243,7 +243,7 @@ class LanguageSweep:
     def first_points(self) -> list[tuple[str, Point]]:
         """The points that the search begins with: those of when the sweep was begun."""
         path = self.root / "first.json"
-        if path.exists():
+        if is_file(path):
             return [(origin, point) for origin, point in read_json(path)]
         known = known_outcomes(as_path(self.plan.results), self.plan.native)
         points = starting_points(self.language, self.space, self.native.text.width // 2, known)

@@ -19,7 +19,7 @@ from upath import UPath
 
 from mla_ray.data.corpus import Corpus
 from mla_ray.runtime.progress import Stopped
-from mla_ray.runtime.storage import as_path, read_json, write_json
+from mla_ray.runtime.storage import as_path, is_file, read_json, write_json
 from mla_ray.training.acquisition import check_corpora, job_of
 from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, HeldOut
@@ -95,7 +95,7 @@ def run_trial(point: dict[str, Value], spec: TrialSpec) -> None:
     from ray import tune
 
     run = as_path(spec.root) / "trials" / tune.get_context().get_trial_id()
-    if (run / DONE).exists():  # it had ended, but the driver was killed before Tune noted it
+    if is_file(run / DONE):  # it had ended, but the driver was killed before Tune noted it
         figures = read_json(run / DONE)
         tune.report({METRIC: figures[METRIC], TIME: figures[TIME]})
         return
@@ -131,7 +131,7 @@ def ended_by_tune(run: UPath) -> Iterator[threading.Event]:
 
     def watch() -> None:
         while not over.wait(1.0):
-            if (run / ENDED).exists():
+            if (run / ENDED).exists():  # not waited for, if storage is away: it is asked again
                 stop.set()
                 return
 

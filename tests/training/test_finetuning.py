@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mla_ray.data import decoded_images as decoded
-from mla_ray.data.decoded_images import Shots, decode
+from mla_ray.data.decoded_images import DecodedTable, decode
 from mla_ray.data.feature_store import encode_images, encode_texts
 from mla_ray.data.problems import InvalidTable
 from mla_ray.evaluation.recall import rank
@@ -229,7 +229,7 @@ def test_the_first_steps_loss_is_clips_own(make: Make, table: Table, tmp_path: P
     job = make(tmp_path, CONFIG.model_copy(update={"steps": LOG_EVERY, "batch": 2, "lr": 1e-12}))
     train(job)
     native = Native.load(job.spec["native"])
-    shots = Shots(as_path(tmp_path) / "data" / TRAIN, native)
+    shots = DecodedTable(as_path(tmp_path) / "data" / TRAIN, native)
     step = LOG_EVERY - 1  # the one whose loss is told
     epoch, start = divmod(2 * step, len(shots))
     rows = np.random.default_rng([0, epoch]).permutation(len(shots))[start : start + 2]
@@ -348,7 +348,7 @@ def test_pixels_are_what_the_natives_preprocessing_gives(
     read = decode(native, table.path, TRAIN, as_path(tmp_path))
     assert (read.rows, read.images, read.dropped) == (24, 12, 0)
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
-    shots = Shots(as_path(tmp_path), native)
+    shots = DecodedTable(as_path(tmp_path), native)
     assert shots.caption == table.captions
     for row, data in enumerate(table.images):
         (tmp_path / "one.png").write_bytes(data)
@@ -382,15 +382,15 @@ def test_what_was_decoded_in_another_way_is_not_mixed_in(
         decode(native, table.path, TRAIN, as_path(tmp_path / name))
     for name in ("index.json", "rows.parquet", "pixels-00002.json", "pixels-00002.safetensors"):
         (tmp_path / "part" / name).unlink()
-    before = Shots(as_path(tmp_path / "whole"), native).pixels(np.arange(12))
+    before = DecodedTable(as_path(tmp_path / "whole"), native).pixels(np.arange(12))
     monkeypatch.setattr(decoded, "DECODING", 2)
     monkeypatch.setattr(
         decoded, "frames_of", lambda data: [frame.rotate(180) for frame in keep(data)]
     )
     for name in ("whole", "part"):
         decode(native, table.path, TRAIN, as_path(tmp_path / name))
-    after = Shots(as_path(tmp_path / "part"), native).pixels(np.arange(12))
-    assert Shots(as_path(tmp_path / "whole"), native).pixels(np.arange(12)).equal(before)
+    after = DecodedTable(as_path(tmp_path / "part"), native).pixels(np.arange(12))
+    assert DecodedTable(as_path(tmp_path / "whole"), native).pixels(np.arange(12)).equal(before)
     assert after.equal(before.flip(-1, -2))
 
 
@@ -433,7 +433,7 @@ def test_bad_rows_are_refused_with_their_place_or_left_out(
     assert not (tmp_path / "strict" / "index.json").exists()
     read = decode(native, path, TRAIN, as_path(tmp_path / "lenient"), skip_invalid=True)
     assert (read.rows, read.dropped) == (24, 3)
-    shots = Shots(as_path(tmp_path / "lenient"), native)
+    shots = DecodedTable(as_path(tmp_path / "lenient"), native)
     assert shots.caption == table.captions
 
 
