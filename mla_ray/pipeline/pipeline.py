@@ -30,7 +30,7 @@ from mla_ray.runtime.progress import Progress, Report, Stopped
 from mla_ray.runtime.storage import as_path, write_json
 from mla_ray.training.acquisition import acquire, begin, encode
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.prepare import Prepared, prepare
+from mla_ray.training.prepare import prepare
 from mla_ray.training.workers import Hooks
 
 log = logging.getLogger(__package__)
@@ -150,23 +150,18 @@ class Pipeline:
 
     def prepare(self, language: str) -> StepResult:
         """Tables to blocks of token ids; InvalidTable names the bad rows."""
-        corpus, run = self.corpus(language), self.root / language
-        begin(self.native, [corpus], self._config(corpus), run, resume=True)
-        prepared = self._prepare(corpus, run, language)
-        return {"rows": prepared.rows[language], "dropped": prepared.dropped}
-
-    def _prepare(self, corpus: Corpus, run: UPath, language: str) -> Prepared:
-        def advance(phase: str, rows: int) -> None:
-            self._report(language)(Progress(phase, rows, None))
-
-        return prepare(
+        corpus, run, report = self.corpus(language), self.root / language, self._report(language)
+        config = self._config(corpus)
+        prepared = prepare(
             self.native,
             [corpus],
-            self._config(corpus),
+            config,
             run,
+            spec=begin(self.native, [corpus], config, run, resume=True),
             skip_invalid=self.plan.skip_invalid,
-            progress=advance,
+            progress=lambda phase, rows: report(Progress(phase, rows, None)),
         )
+        return {"rows": prepared.rows[language], "dropped": prepared.dropped}
 
     def encode(self, language: str) -> StepResult:
         """What the feature stores lack of a prepared language; a bad image costs its row."""

@@ -86,18 +86,19 @@ def acquire(
     tables = run if prepared is None else as_path(prepared)
     native = Native.load(native_name)
     check_corpora(corpora, config, workers)
-    begin(native, corpora, config, run, resume, tables)
+    spec = begin(native, corpora, config, run, resume, tables)
     if not is_file(run / DONE):  # written as the very last
         prepared_tables = prepare(
             native,
             corpora,
             config,
             tables,
+            spec=spec,
             skip_invalid=skip_invalid,
             progress=lambda phase, rows: hooks.report(Progress(phase, rows, None)),
         )
         if tables != run:
-            write_json(run / RUN, spec_of(native, corpora, config))
+            write_json(run / RUN, spec)
         filled = encode(native, corpora, tables, store, hooks.report, encoders)
         if filled.failed and not skip_invalid:
             if not names_in(run / "checkpoints"):  # else what was trained is of this data
@@ -136,8 +137,10 @@ def begin(
     run: UPath,
     resume: bool,
     tables: UPath | None = None,
-) -> None:
+) -> RunSpec:
     """See that there is no run yet, or one of the same native, data and settings.
+
+    Returns what the run is made of, for which all tables were read once.
 
     `prepare` says what a run is made of (run.json) once its tables are read: whose tables were
     refused may mend them and run the same again. `tables`, if others made them, have to be what
@@ -151,6 +154,7 @@ def begin(
             raise ValueError(f"{tables}: prepared from other data or settings than {run} has")
     begun = is_file(tables / "data" / PREPARED)
     check_goes_on(run, spec, native, resume, begun)
+    return spec
 
 
 def job_of(

@@ -38,7 +38,7 @@ from mla_ray.training.config import AcquireConfig
 from mla_ray.training.drafts import Draft, PhaseProgress, first_of_each_key, read_drafts
 from mla_ray.training.encode_features import Contents
 from mla_ray.training.held_out import HELD_OUT, check_held_out, hold_out, write_held_out
-from mla_ray.training.run_spec import KIND, RUN, spec_of, stream_of
+from mla_ray.training.run_spec import KIND, RUN, RunSpec, spec_of, stream_of
 from mla_ray.training.vocabulary import Vocabulary
 
 PREPARED = "prepared.json"
@@ -71,10 +71,13 @@ def prepare(
     config: AcquireConfig,
     run: UPath,
     *,
+    spec: RunSpec | None = None,
     skip_invalid: bool = False,
     progress: PhaseProgress = lambda phase, rows: None,
 ) -> Prepared:
     """Read, check, tokenise and cut the tables of a run; one vocabulary for all its languages.
+
+    `spec` is the run's `spec_of`; without it the tables are read once more, for their sums.
 
     Raises:
         InvalidTable: rows are bad (unless `skip_invalid`), or a table has none. All problems of
@@ -87,7 +90,7 @@ def prepare(
         return read_prepared(run)
     check_held_out(corpora, config.held_out)
     start = _start(native, corpora)
-    spec = spec_of(native, corpora, config)
+    spec = spec or spec_of(native, corpora, config)
     with tempfile.TemporaryDirectory(prefix="mla-prepare-") as folder:
         scratch = Path(folder)
         drafts = read_drafts(corpora, scratch, skip_invalid, progress)

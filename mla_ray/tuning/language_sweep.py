@@ -209,7 +209,14 @@ class LanguageSweep:
             report(Progress("vocabularies", number, len(vocabularies)))
             config = spec.config(dict(zip(choices, values, strict=True)))
             tables = spec.tables(config)
-            prepare(self.native, [self.corpus], config, tables, skip_invalid=self.plan.skip_invalid)
+            prepare(
+                self.native,
+                [self.corpus],
+                config,
+                tables,
+                spec=spec.spec_of(config),
+                skip_invalid=self.plan.skip_invalid,
+            )
             filled = encode(
                 self.native,
                 [self.corpus],
