@@ -36,7 +36,7 @@ class TunedTower(AcquisitionLearner):
         ]  # fmt: skip
         for weight in self.tuned:
             weight.requires_grad_(True)
-        super().__init__(job, native.device, native)
+        super().__init__(job, native)
 
     def trained_weights(self) -> list[nn.Parameter]:
         return [*super().trained_weights(), *self.tuned]

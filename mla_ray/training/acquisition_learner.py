@@ -74,7 +74,8 @@ def train(job: PreparedRun, driver: Driver = Driver(), *, cpu: bool = True) -> b
 
     """
     accelerator = accelerator_for(job.config, cpu)
-    return run_loop(AcquisitionLearner(job, accelerator.device), accelerator, driver)
+    native = Native.load(job.spec["native"], str(accelerator.device))
+    return run_loop(AcquisitionLearner(job, native), accelerator, driver)
 
 
 @dataclass(frozen=True)
@@ -104,22 +105,19 @@ class AcquisitionLearner(Learner[LanguageBatch]):
 
     Args:
         job: a prepared run.
-        device: where to train.
-        native: to use instead of loading the run's; an ablation trains it as well.
+        native: the run's, where to train. It stays as it is.
 
     """
 
     stages = STAGES
     config: AcquireConfig
 
-    def __init__(
-        self, job: PreparedRun, device: torch.device, native: Native | None = None
-    ) -> None:
+    def __init__(self, job: PreparedRun, native: Native) -> None:
         config = job.config
-        super().__init__(as_path(job.run), config, config.held_out, device)
+        super().__init__(as_path(job.run), config, config.held_out, native.device)
         self.job, self.data = job, as_path(job.tables) / "data"
-        self.native = native or Native.load(job.spec["native"], str(device))
-        if not self.native.goes_by(job.spec["fingerprint"], self.run, GOES_ON):
+        self.native = native
+        if not native.goes_by(job.spec["fingerprint"], self.run, GOES_ON):
             raise ValueError(
                 f"native {job.spec['native']!r} here is not the one the run began with"
             )
@@ -129,7 +127,7 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         self.own_rows = {language: init[f"own/{language}"] for language in self.languages}
         self.tokenizer = Tokenizer.from_buffer(read_bytes(self.data / "tokenizer.json"))
         self.encoders = initial_encoders(init, self.native, self.languages, config)
-        self.modules = nn.ModuleDict(dict(self.encoders)).to(device)
+        self.modules = nn.ModuleDict(dict(self.encoders)).to(self.device)
         self.new_optimizer()
 
     def new_optimizer(self) -> None:

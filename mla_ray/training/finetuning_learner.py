@@ -57,7 +57,8 @@ def train(job: DecodedRun, driver: Driver = Driver(), *, cpu: bool = True) -> bo
 
     """
     accelerator = accelerator_for(job.config, cpu)
-    return run_loop(FinetuningLearner(job, accelerator.device), accelerator, driver)
+    native = Native.load(job.spec["native"], str(accelerator.device))
+    return run_loop(FinetuningLearner(job, native), accelerator, driver)
 
 
 class ShuffledRows:
@@ -77,25 +78,31 @@ class ShuffledRows:
 
 
 class FinetuningLearner(Learner[Ints]):
-    """A native in training."""
+    """A native in training.
+
+    Args:
+        job: a run whose table is decoded.
+        native: the run's; trained in place.
+
+    """
 
     stages = (STAGE,)
     config: FinetuneConfig
 
-    def __init__(self, job: DecodedRun, device: torch.device) -> None:
+    def __init__(self, job: DecodedRun, native: Native) -> None:
         config = job.config
-        super().__init__(as_path(job.run), config, config.held_out, device)
+        super().__init__(as_path(job.run), config, config.held_out, native.device)
         self.job = job
-        self.native = Native.load(job.spec["native"], str(device))
-        if self.native.fingerprint != job.spec["fingerprint"]:
+        self.native = native
+        if native.fingerprint != job.spec["fingerprint"]:
             raise ValueError(
                 f"native {job.spec['native']!r} here is not the one the run began with"
             )
-        own = self.native.logit_scale
+        own = native.logit_scale
         self.logit_scale = own if config.temperature == "native" else 1 / config.temperature
-        self.model = self.native.model.requires_grad_(True)
+        self.model = native.model.requires_grad_(True)
         self.optimizer = Optimizer(self.model.parameters(), config.weight_decay)
-        self.decoded = DecodedTable(self.run / "data" / TRAIN, self.native)
+        self.decoded = DecodedTable(self.run / "data" / TRAIN, native)
 
     # -- batches and losses --
 

@@ -88,6 +88,10 @@ def table(
     )
 
 
+def learner_of(job: DecodedRun) -> FinetuningLearner:
+    return FinetuningLearner(job, Native.load(job.spec["native"]))
+
+
 Make = Callable[..., DecodedRun]
 
 
@@ -245,7 +249,7 @@ def test_the_first_steps_loss_is_clips_own(make: Make, table: Table, tmp_path: P
 
 def test_under_autocast_the_features_alone_are_in_bfloat16(make: Make, tmp_path: Path) -> None:
     """Gradients are those of a loss that is worked out where nothing is cast."""
-    learner = FinetuningLearner(make(tmp_path / "run"), torch.device("cpu"))
+    learner = learner_of(make(tmp_path / "run"))
     native = learner.native
     towers = {name: getattr(native, name) for name in ("encode_text", "encode_image")}
     weights = [w for n, w in native.model.named_parameters() if n != "logit_scale"]
@@ -287,7 +291,7 @@ def test_captions_that_say_the_same_are_no_negatives(
 
     def loss() -> float:
         job = DecodedRun(str(tmp_path / "run"), spec)
-        learner = FinetuningLearner(job, torch.device("cpu"))
+        learner = learner_of(job)
         return float(learner.loss(learner.batches("finetune")[0]).detach())
 
     assert loss() == 0, "there is nothing to tell apart"
@@ -297,7 +301,7 @@ def test_captions_that_say_the_same_are_no_negatives(
 
 
 def test_every_row_is_seen_once_in_an_epoch(make: Make, tmp_path: Path) -> None:
-    learner = FinetuningLearner(make(tmp_path), torch.device("cpu"))
+    learner = learner_of(make(tmp_path))
     batches = learner.batches("finetune")
     epoch = np.concatenate([batches[step] for step in range(3)])
     assert sorted(epoch.tolist()) == list(range(24))

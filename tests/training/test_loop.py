@@ -99,6 +99,10 @@ def tables(pngs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[
 Make = Callable[..., PreparedRun]
 
 
+def learner_of(job: PreparedRun) -> AcquisitionLearner:
+    return AcquisitionLearner(job, Native.load(job.spec["native"]))
+
+
 @pytest.fixture(scope="module")
 def make(native_folder: Path, tables: dict[str, Corpus]) -> Make:
     """A prepared run with all its features."""
@@ -371,7 +375,7 @@ def test_under_autocast_the_features_alone_are_in_bfloat16(
     make: Make, tmp_path: Path, stage: str
 ) -> None:
     """Gradients are those of a loss that is worked out where nothing is cast."""
-    learner = AcquisitionLearner(make(tmp_path / "run"), torch.device("cpu"))
+    learner = learner_of(make(tmp_path / "run"))
     encode, weights = learner.encode, list(learner.weights().values())
     for acquirer in learner.encoders["de"].acquirers:
         torch.nn.init.normal_(acquirer.up.weight, std=0.1)
@@ -746,7 +750,7 @@ def step_of(learner: AcquisitionLearner, name: str) -> int:
 
 
 def one_step(job: PreparedRun, name: str) -> dict[str, Tensor]:
-    learner = AcquisitionLearner(job, torch.device("cpu"))
+    learner = learner_of(job)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in learner.encoders["de"].acquirers.parameters():
@@ -786,7 +790,7 @@ def test_the_batch_of_these_tests_is_shared_out_unevenly_and_has_groups(
     together: dict[int, Path], make: Make
 ) -> None:
     job = make(together[1] / "run", TOGETHER)
-    learner = AcquisitionLearner(job, torch.device("cpu"))
+    learner = learner_of(job)
     for name in ("nlt", "le"):
         batch = examples(learner, name, step_of(learner, name))
         assert [len(batch[slice(first, None, WORLD)].ids) for first in range(WORLD)] == [3, 3, 2]
