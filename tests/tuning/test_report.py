@@ -338,7 +338,7 @@ def test_curves_show_the_best_bold_the_defaults_dashed_and_the_stopped_faint() -
 
 def test_the_colour_of_the_only_trial_that_diverged_is_kept(tmp_path: Path) -> None:
     lost = trial(200, 20.0, status="diverged", curve=[(11, 10.0), (22, 20.0)])
-    write(outcome([*searched(trials=200), lost]), as_path(tmp_path))
+    write(outcome([*searched(count=200), lost]), as_path(tmp_path))
     wanted = np.array([int(LIGHT.status["diverged"][n : n + 2], 16) for n in (1, 3, 5)])
     for name in ("trials", "curves"):
         pixels = np.asarray(opened(as_path(tmp_path) / f"{name}.png").convert("RGB")).reshape(-1, 3)
