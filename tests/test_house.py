@@ -122,3 +122,39 @@ def test_docs_name_files_that_there_are() -> None:
     }
     assert len(named) > 10
     assert not [file for file in sorted(named) if not (ROOT / file).exists()]
+
+
+def imports_of(file: Path) -> set[str]:
+    """Modules that a file imports, wherever in it."""
+    nodes = [
+        node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)
+    ]
+    return {
+        name
+        for n in nodes
+        for name in (n.module, *(f"{n.module}.{a.name}" for a in n.names))
+        if name
+    }
+
+
+def test_the_walks_of_contributing_follow_imports() -> None:
+    """A file that is drawn below another is imported by it."""
+    walks = re.findall(r"```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)[
+        1:
+    ]
+    sizes = []
+    for walk in walks:
+        above: list[str] = []
+        lines = re.findall(r"^.*?[a-z_]+/[a-z_]+\.py", walk, re.MULTILINE)
+        sizes.append(len(lines))
+        for line in lines:
+            file = re.sub(r"[^a-z_/.]", "", line)
+            depth = line.index(file) // 2
+            above = [*above[:depth], file]
+            if depth:
+                module = "mla_ray." + file.removesuffix(".py").replace("/", ".")
+                assert module in imports_of(ROOT / "mla_ray" / above[depth - 1]), (
+                    above[depth - 1],
+                    file,
+                )
+    assert sizes == [21, 12, 7]

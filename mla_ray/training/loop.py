@@ -80,16 +80,15 @@ def run_stages(
             meter.texts += settings.batch
 
             if step % LOG_EVERY == 0 or last:
-                figures = {"loss": learner.loss_of_all_workers(loss), "lr": lr}
-                figures |= {"gradient_norm": float(norm)}
-                texts = meter.texts
+                whole_loss, texts = learner.loss_of_all_workers(loss), meter.texts
+                figures = {"loss": whole_loss, "lr": lr, "gradient_norm": float(norm)}
                 figures |= meter.read(settings, step)
                 if metrics:
                     language = learner.language(batch)
                     metrics.log(Row(stage, step, settings.steps, language, figures, texts))
-                if not math.isfinite(figures["loss"]):
+                if not math.isfinite(whole_loss):
                     raise Diverged(
-                        f"{stage} step {step}: the loss is {figures['loss']}; make "
+                        f"{stage} step {step}: the loss is {whole_loss}; make "
                         f"{learner.lr_setting} ({settings.lr:g}) smaller, or warmup longer"
                     )
 
