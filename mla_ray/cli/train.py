@@ -1,6 +1,7 @@
 """What trains: `mla acquire`, `mla finetune`, `mla sweep`."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -20,7 +21,10 @@ from mla_ray.cli.options import (
 from mla_ray.training.config import AcquireConfig, load_config
 
 WorkerCount = Annotated[
-    str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
+    str,
+    typer.Option(
+        help="Ray Train workers: 2, or 1:4 for as many as there is room for; 0: none, and no Ray."
+    ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")]
@@ -74,14 +78,15 @@ def acquire(
     if captions is None:
         settings = settings.text_only()
     folder = run or f"runs/{PurePosixPath(out).name}"
-    with bars() as report, ray_session():
+    training = Workers.parse(workers)
+    with bars() as report, ray_session() if training.count else nullcontext():
         packs = run_stages(
             native,
             [Corpus(language, pairs or [], captions, start)],
             settings,
             folder,
             store=f"{data}/features",
-            workers=Workers.parse(workers),
+            workers=training,
             resume=resume,
             skip_invalid=skip_invalid,
             hooks=Hooks(report=report),
@@ -113,13 +118,14 @@ def finetune(
     from mla_ray.training.workers import Hooks, Workers
 
     settings = load_finetune_config(config) if config else FinetuneConfig()
-    with bars() as report, ray_session():
+    training = Workers.parse(workers)
+    with bars() as report, ray_session() if training.count else nullcontext():
         finetuned = run_finetuning(
             native,
             captions,
             settings,
             run or f"runs/{PurePosixPath(out).name}",
-            workers=Workers.parse(workers),
+            workers=training,
             resume=resume,
             skip_invalid=skip_invalid,
             hooks=Hooks(report=report),

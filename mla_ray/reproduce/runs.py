@@ -31,10 +31,9 @@ from mla_ray.runtime.storage import as_path, write_json
 from mla_ray.training.acquisition import acquire, job_of
 from mla_ray.training.acquisition_learner import PreparedRun
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.driver import Driver
 from mla_ray.training.prepare import prepare
 from mla_ray.training.run_spec import spec_of, tables_key
-from mla_ray.training.workers import Hooks
+from mla_ray.training.workers import Workers
 
 Places = dict[str, dict[str, list[str]]]
 """By test set and language: a line text-to-image and one image-to-text."""
@@ -176,7 +175,7 @@ class RunInputs:
             folder,
             store=data.store,
             prepared=self.tables,
-            hooks=Hooks(in_process=Driver()),
+            workers=Workers(0),
         )
 
     def job(self, native: Native, folder: Path, store: str) -> PreparedRun:

@@ -64,7 +64,7 @@ def acquire(
         config: settings of both stages.
         run: the run folder, made here.
         store: root of the feature stores.
-        workers: how many train.
+        workers: how many train. Without any, all of it is done in this process, and needs no Ray.
         encoders: how many encode.
         resume: go on with the run in `run`. Without it an existing run is refused.
         skip_invalid: leave bad rows out instead of refusing their tables.
@@ -83,6 +83,8 @@ def acquire(
 
     """
     run, store = as_path(run), as_path(store)
+    if not workers.count:
+        encoders = Encoders(most=0)
     tables = run if prepared is None else as_path(prepared)
     native = Native.load(native_name)
     check_corpora(corpora, config, workers)

@@ -13,6 +13,8 @@ from upath import UPath
 
 Figures = dict[str, Any]
 """Figures by name, as JSON holds them."""
+OnCheckpoint = Callable[[Figures, UPath | None], None]
+"""Called with figures and, on rank 0, the checkpoint's folder."""
 
 
 class Control(IntEnum):
@@ -38,7 +40,7 @@ class Driver:
 
     """
 
-    on_checkpoint: Callable[[Figures, UPath | None], None] = lambda figures, folder: None
+    on_checkpoint: OnCheckpoint = lambda figures, folder: None
     control: Callable[[], Control] = lambda: Control.CONTINUE
     on_metrics: Callable[[Figures], None] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)

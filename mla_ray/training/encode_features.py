@@ -35,7 +35,7 @@ class Encoders:
     """The actors that encode. `gpus` may be a fraction; None is one if the cluster has any now."""
 
     most: int | None = None
-    """As many as there are GPUs, or cores, if not given."""
+    """As many as there are GPUs, or cores, if not given; 0: none, this process encodes."""
     cpus: float = 1.0
     gpus: float | None = None
 
@@ -71,6 +71,10 @@ class Failure:
     reason: str
 
 
+Block = Mapping[str, Any]
+"""Where a block is: `path`, `prefix`, `kind`, and `table`, the number of its contents."""
+Outcome = Mapping[str, Any]
+"""What became of a block, as `OUTCOME` has it."""
 OnEncoded = Callable[[Kind, int, int], None]
 """(kind, rows just done, features computed for them)"""
 
@@ -89,8 +93,6 @@ def fill(
     but counts comes back, and a run that is killed loses the blocks that were under way. A bad
     image costs one row, which is tried again, and counted, whenever the contents are asked for.
     """
-    import ray
-
     blocks = []
     for store in stores.values():
         store.refresh()
@@ -105,6 +107,44 @@ def fill(
                 blocks.append(place | {"kind": each.kind, "table": number})
     if not blocks:
         return Filled()
+    encoded = _encode_here if encoders.most == 0 else _encode_by_actors
+    filled = Filled()
+    for outcome in encoded(native_name, stores, blocks, encoders):
+        filled.computed += outcome["computed"]
+        filled.failed += outcome["failed"]
+        room = MAX_FAILURES - len(filled.failures)
+        table = contents[outcome["table"]]
+        filled.failures += [
+            Failure(table.files[failure["file"]], failure["row"], failure["reason"])
+            for failure in outcome["failures"][:room]
+        ]
+        progress(table.kind, outcome["rows"], outcome["computed"])
+    for store in stores.values():
+        store.refresh()
+    return filled
+
+
+def _encode_here(
+    native: str,
+    stores: Mapping[Kind, FeatureStore],
+    blocks: Sequence[Block],
+    encoders: Encoders,
+) -> Iterator[Outcome]:
+    """Encode blocks in this process, one after another."""
+    encoder = BlockEncoder(native, stores)
+    for block in blocks:
+        yield encoder.encode(block)
+
+
+def _encode_by_actors(
+    native: str,
+    stores: Mapping[Kind, FeatureStore],
+    blocks: Sequence[Block],
+    encoders: Encoders,
+) -> Iterator[Outcome]:
+    """Encode blocks with Ray Data."""
+    import ray
+
     # Not "ray.data" itself: Ray sets that one anew before every execution.
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -117,29 +157,16 @@ def fill(
     # One block of Ray Data for each of ours, cut here: a repartition's tasks would wait for the
     # cores that the actors hold, for ever.
     encoded = ray.data.from_arrow([pa.Table.from_pylist([block]) for block in blocks]).map_batches(
-        _Encoder,
-        fn_constructor_kwargs={"native": native_name, "stores": stores},
+        BlockEncoder,
+        fn_constructor_kwargs={"native": native, "stores": stores},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=encoders.cpus,
         num_gpus=gpus,
         batch_size=None,  # a block
         batch_format="pyarrow",
     )
-    filled = Filled()
     for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in batch.to_pylist():
-            filled.computed += row["computed"]
-            filled.failed += row["failed"]
-            room = MAX_FAILURES - len(filled.failures)
-            table = contents[row["table"]]
-            filled.failures += [
-                Failure(table.files[failure["file"]], failure["row"], failure["reason"])
-                for failure in row["failures"][:room]
-            ]
-            progress(table.kind, row["rows"], row["computed"])
-    for store in stores.values():
-        store.refresh()
-    return filled
+        yield from batch.to_pylist()
 
 
 def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
@@ -167,8 +194,8 @@ OUTCOME = pa.schema(
 )
 
 
-class _Encoder:
-    """One Ray Data actor: a native, held."""
+class BlockEncoder:
+    """Encodes blocks with one native: a Ray Data actor, or in this process."""
 
     def __init__(self, native: str, stores: Mapping[Kind, FeatureStore]) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -176,9 +203,10 @@ class _Encoder:
         self.stores = stores
 
     def __call__(self, blocks: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._block(row) for row in blocks.to_pylist()], OUTCOME)
+        return pa.Table.from_pylist([self.encode(row) for row in blocks.to_pylist()], OUTCOME)
 
-    def _block(self, block: dict[str, Any]) -> dict[str, Any]:
+    def encode(self, block: Block) -> Outcome:
+        """What the store lacks of a block; returns how many rows, and what failed."""
         rows, failures = 0, []
         kind = block["kind"]
         store, encode = self.stores[kind], self._images if kind == "image" else self._texts

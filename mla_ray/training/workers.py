@@ -5,6 +5,7 @@ lost is replaced, and the training goes on from its last checkpoint.
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from upath import UPath
 
 from mla_ray.runtime.progress import Progress, Report
 from mla_ray.runtime.storage import as_path, remove
-from mla_ray.training.driver import Control, Driver, Figures
+from mla_ray.training.driver import Control, Driver, Figures, OnCheckpoint
 from mla_ray.training.loop import Diverged
 from mla_ray.training.monitor import Monitor
 
@@ -32,7 +33,8 @@ class Workers:
     """Ray Train workers. Batches and learning rates do not depend on how many there are.
 
     Attributes:
-        count: workers, or the fewest that training goes on with.
+        count: workers, or the fewest that training goes on with; none: it trains in this process,
+            and needs no Ray.
         most: the training grows up to as many when the cluster has room (elastic), if given.
         cpus: of each; if not given as many as leave every worker its share, on the nodes there are.
         gpus: of each; one if not given and the cluster has enough of them now. A cluster whose
@@ -49,9 +51,9 @@ class Workers:
 
     @classmethod
     def parse(cls, text: str) -> "Workers":
-        """`2`, or `1:4` for at least one and at most four."""
+        """`2`, `1:4` for at least one and at most four, or `0` for this process alone."""
         count, colon, most = text.partition(":")
-        if not count.isdecimal() or (colon and not most.isdecimal()) or int(count) < 1:
+        if not count.isdecimal() or (colon and not (most.isdecimal() and int(count))):
             raise ValueError(
                 f"workers are a number such as 2, or a range such as 1:4, not {text!r}"
             )
@@ -74,9 +76,8 @@ class Hooks:
         report: called with progress, for bars.
         stop: once set, a checkpoint is saved and `Stopped` raised.
         labels: of the metrics, beside the run's name.
-        callbacks: of Ray Train's, to hear of every checkpoint.
-        in_process: train in this process, which Ray placed, with this driver; on Ray Train workers
-            if not given.
+        callbacks: of Ray Train's, to hear of every checkpoint of its workers.
+        on_checkpoint: called after each checkpoint of a training in this process.
 
     """
 
@@ -84,7 +85,7 @@ class Hooks:
     stop: threading.Event | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     callbacks: Sequence[Any] = ()
-    in_process: Driver | None = None
+    on_checkpoint: OnCheckpoint = lambda figures, folder: None
 
     def named(self, run: str) -> "Hooks":
         """The same for a run of this name, which becomes a label if there is none."""
@@ -103,7 +104,7 @@ Train = Callable[..., bool]
 
 
 def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
-    """Run `train` on Ray Train workers, or in this process if `hooks` say so.
+    """Run `train` on Ray Train workers, or in this process if there are to be none.
 
     Args:
         train: what every worker runs.
@@ -115,9 +116,8 @@ def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
         Diverged, MemoryError: as `train` says, on a worker.
 
     """
-    if hooks.in_process is not None:
-        driver = replace(hooks.in_process, labels=hooks.labels)
-        if fault := run_in_process(train, job, driver):
+    if not workers.count:
+        if fault := run_in_process(train, job, _driver_here(hooks)):
             raise fault
         return
     import ray
@@ -158,7 +158,7 @@ def gpus_per_worker(workers: Workers, resources: Mapping[str, float]) -> float:
     """Of each worker on a cluster of these resources."""
     if workers.gpus is not None:
         return workers.gpus
-    return 1.0 if resources.get("GPU", 0) >= workers.count else 0.0
+    return 1.0 if resources.get("GPU", 0) >= max(1, workers.count) else 0.0
 
 
 def cpus_per_worker(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -170,6 +170,30 @@ def cpus_per_worker(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> i
         if sum(count // each for count in cores) >= workers.count:
             return each
     return 1
+
+
+def _progress(row: Figures) -> Progress:
+    """A row of metrics, as bars show it."""
+    if "loss" in row:
+        note = f"loss {row['loss']:.4f}, {row['texts/s']:,.0f} texts/s"
+    else:
+        note = f"held-out AR {row['AR']:.1f}, best {row['best_AR']:.1f}"
+    return Progress(row["stage"], row["step"], row["steps"], note)
+
+
+def _driver_here(hooks: Hooks) -> Driver:
+    """The driver of a training in this process."""
+
+    def control() -> Control:
+        stopping = hooks.stop is not None and hooks.stop.is_set()
+        return Control.STOP if stopping else Control.CONTINUE
+
+    return Driver(
+        on_checkpoint=hooks.on_checkpoint,
+        control=control,
+        on_metrics=lambda row: hooks.report(_progress(row)),
+        labels=hooks.labels,
+    )
 
 
 class _ProgressThread:
@@ -199,11 +223,7 @@ class _ProgressThread:
                 log.warning("progress is no longer shown: %s", gone)
                 return
             for row in rows:
-                if "loss" in row:
-                    note = f"loss {row['loss']:.4f}, {row['texts/s']:,.0f} texts/s"
-                else:
-                    note = f"held-out AR {row['AR']:.1f}, best {row['best_AR']:.1f}"
-                self.report(Progress(row["stage"], row["step"], row["steps"], note))
+                self.report(_progress(row))
             if over:
                 return
 
@@ -228,11 +248,9 @@ def _work(train: Train, job: InFolder, monitor: Any, labels: Mapping[str, str]) 
 def run_in_process(
     train: Train, job: InFolder, driver: Driver, alone: bool = True
 ) -> Exception | None:
-    """Train in this process, on its GPU if Ray gave it one; returns what would go wrong again."""
-    import ray
-
+    """Train in this process, on its GPU if it has one; returns what would go wrong again."""
     try:
-        train(job, driver, cpu=not ray.get_gpu_ids())
+        train(job, driver, cpu=not _has_gpu())
     except Diverged as fault:  # on all workers
         return fault
     except (MemoryError, RuntimeError) as fault:
@@ -240,6 +258,16 @@ def run_in_process(
             raise
         return MemoryError(f"does not fit into memory: {fault}")
     return None
+
+
+def _has_gpu() -> bool:
+    """Whether this process has a GPU: one that Ray gave it, if it is Ray's."""
+    import torch
+
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return bool(ray.get_gpu_ids())
+    return torch.cuda.is_available()
 
 
 def _too_large(fault: Exception) -> bool:

@@ -161,9 +161,9 @@ def concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> int:
 
     One that is to grow has to be told with `concurrent`.
     """
-    trials = resources.get("CPU", 1) / ((workers.cpus or 1) * workers.count)
+    trials = resources.get("CPU", 1) / ((workers.cpus or 1) * max(1, workers.count))
     if gpus := gpus_per_worker(workers, resources):
-        trials = min(trials, resources.get("GPU", 0) / (gpus * workers.count))
+        trials = min(trials, resources.get("GPU", 0) / (gpus * max(1, workers.count)))
     return max(1, int(trials + 1e-6))
 
 

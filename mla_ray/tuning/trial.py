@@ -23,7 +23,6 @@ from mla_ray.runtime.storage import as_path, is_file, read_json, write_json
 from mla_ray.training.acquisition import check_corpora, job_of
 from mla_ray.training.acquisition_learner import train
 from mla_ray.training.config import AcquireConfig, HeldOut
-from mla_ray.training.driver import Driver
 from mla_ray.training.loop import DONE
 from mla_ray.training.prepare import read_prepared
 from mla_ray.training.run_spec import RUN, RunSpec, tables_key
@@ -66,7 +65,7 @@ class TrialSpec:
     @property
     def in_process(self) -> bool:
         """Whether a trial has one worker, and always will."""
-        return self.workers.count == 1 and not self.workers.most
+        return self.workers.count < 2 and not self.workers.most
 
     def resources(self, cluster: Mapping[str, float]) -> dict[str, float]:
         """What Ray Tune sets aside for a trial on a cluster of these resources."""
@@ -113,11 +112,11 @@ def _train(spec: TrialSpec, config: AcquireConfig, run: UPath, stop: threading.E
     write_json(run / RUN, spec.spec_of(config))
     job = job_of(run, as_path(spec.store), read_prepared(tables), tables)
     if spec.in_process:
-        driver = Driver(on_checkpoint=lambda figures, folder: tune.report(figures))
-        hooks = Hooks(stop=stop, in_process=driver)
+        hooks = Hooks(stop=stop, on_checkpoint=lambda figures, folder: tune.report(figures))
+        workers = Workers(0)
     else:  # the callback starts a process
-        hooks = Hooks(stop=stop, callbacks=[TuneReportCallback()])
-    fit(train, job, spec.workers, hooks.named(run.name))
+        hooks, workers = Hooks(stop=stop, callbacks=[TuneReportCallback()]), spec.workers
+    fit(train, job, workers, hooks.named(run.name))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from mla_ray.evaluation.evaluation import Gallery, evaluate
 from mla_ray.index.ingest import keep_pictures
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
-from mla_ray.training.encode_features import _Encoder
+from mla_ray.training.encode_features import BlockEncoder
 from tests.support.natives import MakePack
 
 Pixels = npt.NDArray[np.uint8]
@@ -292,7 +292,7 @@ def test_the_feature_store_has_videos_and_says_which_are_bad(
     )
     pa.parquet.write_table(table, tmp_path / "b.parquet")
     block = {"path": str(tmp_path / "b.parquet"), "prefix": "", "table": 0, "kind": "image"}
-    encoder = _Encoder(str(native_folder), {"image": store})
+    encoder = BlockEncoder(str(native_folder), {"image": store})
     (filled,) = encoder(pa.Table.from_pylist([block])).to_pylist()
     assert (filled["computed"], filled["failed"]) == (5, 1)
     (failure,) = filled["failures"]

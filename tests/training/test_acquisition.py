@@ -5,6 +5,9 @@ What is not about Ray's workers trains in this process, which is many seconds fa
 
 import itertools
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,9 @@ from mla_ray.data.corpus import Corpus
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.progress import Progress
+from mla_ray.runtime.progress import Progress, Stopped
 from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig, Stage
-from mla_ray.training.driver import Driver
 from mla_ray.training.workers import Hooks, Workers, cpus_per_worker
 
 CONFIG = AcquireConfig(
@@ -79,7 +81,7 @@ RunOf = Callable[..., dict[str, Path]]
 
 
 @pytest.fixture(scope="session")
-def run_of(ray_cluster: None, native_folder: Path, store: Path) -> RunOf:
+def run_of(native_folder: Path, store: Path) -> RunOf:
     def run(
         folder: Path, corpora: list[Corpus], config: AcquireConfig = CONFIG, **options: Any
     ) -> dict[str, Path]:
@@ -104,7 +106,8 @@ def german(
 ) -> Path:
     """The run folder of a finished German acquisition."""
     folder = tmp_path_factory.mktemp("german") / "run"
-    run_of(folder, [corpora["de"]], hooks=Hooks(in_process=Driver()))
+    torch.set_num_threads(1)  # as a worker of one core has, for the same order of sums
+    run_of(folder, [corpora["de"]], workers=Workers(0))
     return folder
 
 
@@ -140,16 +143,57 @@ def test_metrics_are_logged_for_both_stages_and_tensorboard_has_them_too(german:
     assert list((german / "tensorboard").glob("events.*"))
 
 
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_pack(
-    run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
+def test_without_workers_ray_is_not_even_imported(
+    native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
-    one, two = (run_of(tmp_path / name, [corpora["de"]])["de"] for name in ("one", "two"))
+    """By command, with features to encode and both stages to train."""
+    config = tmp_path / "config.yaml"
+    stage = {"steps": 2, "batch": 8, "lr": 1e-3}
+    config.write_text(json.dumps({"nlt": stage, "le": stage, "vocab_size": 400}))
+    german = corpora["de"]
+    arguments = ["acquire", "--language", "de", "--pairs", german.pairs[0], "--workers", "0"]
+    arguments += ["--captions", german.captions, "--native", native_folder, "--json"]
+    arguments += ["--config", config, "--out", "packs/de", "--data", "data"]
+    code = "import sys; from mla_ray.cli import main\ntry:\n    main()\nfinally:\n"
+    code += "    assert 'ray' not in sys.modules"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["pack"] == "packs/de"
+    assert set(read_card(tmp_path / "packs" / "de").stages) == {"nlt", "le"}
+
+
+def test_without_workers_a_run_is_stopped_and_goes_on_to_the_same_bytes(
+    run_of: RunOf, german: Path, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    stop.set()
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped, match="--resume"):
+        run_of(folder, [corpora["de"]], workers=Workers(0), hooks=Hooks(stop=stop))
+    packs = run_of(folder, [corpora["de"]], workers=Workers(0), resume=True)
+    assert same(packs["de"], german / "packs" / "le" / "de")
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_pack_on_a_worker_and_without_any(
+    ray_cluster: None, run_of: RunOf, german: Path, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    one_core = Workers(cpus=1)
+    one, two = (
+        run_of(tmp_path / name, [corpora["de"]], workers=one_core)["de"] for name in ("one", "two")
+    )
     assert same(one, two)
+    assert same(one, german / "packs" / "le" / "de")
 
 
 def test_two_workers_learn_what_one_does(
-    german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
+    ray_cluster: None, german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     packs = run_of(tmp_path / "run", [corpora["de"]], workers=Workers(2, cpus=1))
     one, two = weights(german / "packs" / "le" / "de"), weights(packs["de"])
@@ -174,7 +218,7 @@ def test_acquiring_another_language_leaves_a_pack_and_english_to_the_byte(
         return english, pack.encode_text(corpus["de"])
 
     english, de = outputs()
-    run_of(tmp_path / "run", [corpora["hi"]], hooks=Hooks(in_process=Driver()))
+    run_of(tmp_path / "run", [corpora["hi"]], workers=Workers(0))
     english_after, de_after = outputs()
     assert torch.equal(english, english_after)
     assert torch.equal(de, de_after)
@@ -184,9 +228,7 @@ def test_languages_trained_together_each_get_a_pack_with_only_their_own_rows(
     run_of: RunOf, native_folder: Path, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"nlt": Stage(steps=8, batch=8, lr=1e-2)})
-    packs = run_of(
-        tmp_path / "run", list(corpora.values()), config, hooks=Hooks(in_process=Driver())
-    )
+    packs = run_of(tmp_path / "run", list(corpora.values()), config, workers=Workers(0))
     native = Native.load(str(native_folder))
     loaded = {language: LanguagePack.load(folder, native) for language, folder in packs.items()}
     tokens = {language: set(pack.tokenizer.tokens) for language, pack in loaded.items()}
@@ -201,7 +243,7 @@ def test_without_captions_nlt_alone_makes_the_pack(
 ) -> None:
     config = CONFIG.model_copy(update={"le": Stage(steps=0, batch=8, lr=1e-3)})
     corpus = Corpus("de", corpora["de"].pairs, None)
-    packs = run_of(tmp_path / "run", [corpus], config, hooks=Hooks(in_process=Driver()))
+    packs = run_of(tmp_path / "run", [corpus], config, workers=Workers(0))
     assert packs["de"].parent.name == "nlt"
     assert set(read_card(packs["de"]).stages) == {"nlt"}
 
@@ -213,7 +255,7 @@ def test_the_vocabulary_of_a_bert_folder_is_taken_with_its_embeddings(
     tmp_path: Path,
 ) -> None:
     config = CONFIG.model_copy(update={"vocabulary": str(bert_folder)})
-    packs = run_of(tmp_path / "run", [corpora["de"]], config, hooks=Hooks(in_process=Driver()))
+    packs = run_of(tmp_path / "run", [corpora["de"]], config, workers=Workers(0))
     assert read_card(packs["de"]).row_width == 24
     fresh = weights(tmp_path / "run" / "packs" / "fresh" / "de")
     bert = load_file(bert_folder / "model.safetensors")["embeddings.word_embeddings.weight"]
@@ -261,7 +303,8 @@ def test_frozen_features_are_computed_once(
         tmp_path / "run",
         [corpora["de"]],
         again,
-        hooks=Hooks(report=notes.append, in_process=Driver()),
+        hooks=Hooks(report=notes.append),
+        workers=Workers(0),
     )
     last = {note.phase: note.note for note in notes if note.phase.endswith("features")}
     assert last == {"text features": "0 computed", "image features": "0 computed"}

@@ -27,7 +27,7 @@ from mla_ray.model.tokenizers import LanguageTokenizer, token_ids
 from mla_ray.runtime.storage import as_path
 from mla_ray.training import drafts
 from mla_ray.training.config import AcquireConfig, HeldOut, Stage
-from mla_ray.training.encode_features import _Encoder
+from mla_ray.training.encode_features import BlockEncoder
 from mla_ray.training.prepare import Prepared, contents, prepare, read_prepared
 from mla_ray.training.run_spec import sources
 from tests.support.s3 import s3_bucket
@@ -366,7 +366,7 @@ def test_an_image_that_changed_since_is_not_taken_for_the_old_one(
         "kind": "image",
     }
     write_png(tmp_path / "image.png", pngs[1])
-    encoder = _Encoder(str(native_folder), {"image": store})
+    encoder = BlockEncoder(str(native_folder), {"image": store})
     with pytest.raises(LookupError, match=r"image\.png is not the image that the run was prepared"):
         encoder(pa.Table.from_pylist([block]))
     assert store.keys() == {}
