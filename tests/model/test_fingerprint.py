@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from mla_ray.model.native import Native
-from tests.support.natives import CONTEXT, BuildModel
+from tests.support.natives import CONTEXT, BuildModel, save_clip_tokenizer
 
 Build = Callable[[], tuple[nn.Module, Any]]
 
@@ -288,12 +288,7 @@ def test_a_tokenizer_by_another_library_is_the_same(
     build_model: BuildModel, tmp_path: Path
 ) -> None:
     """CLIP's vocabulary from open_clip and from transformers, which name and pad otherwise."""
-    from transformers import CLIPTokenizer
-
-    ours = SimpleTokenizer()
-    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocab = {renamed.get(token, token): row for token, row in ours.encoder.items()}
-    CLIPTokenizer(vocab, list(ours.bpe_ranks)).save_pretrained(tmp_path)
+    ours = save_clip_tokenizer(tmp_path)
     theirs = HFTokenizer(str(tmp_path), context_length=CONTEXT)
     text = {"vocab_size": 49408, "pool_type": "argmax"}
     eos = {"vocab_size": 49408, "pool_type": "eos", "eos_id": 49407}

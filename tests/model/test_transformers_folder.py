@@ -11,7 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import merge_preprocess_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from mla_ray.model.native import Native
-from tests.support.natives import CONTEXT, BuildModel
+from tests.support.natives import CONTEXT, BuildModel, save_clip_tokenizer
 
 TEXT = {
     "hidden_size": 32,
@@ -167,13 +167,8 @@ def test_images_are_prepared_as_transformers_does(write_clip: WriteClip, tmp_pat
 def test_clips_own_vocabulary_gives_the_ids_of_open_clip(
     write_clip: WriteClip, tmp_path: Path
 ) -> None:
-    from transformers import CLIPTokenizer
-
-    theirs = SimpleTokenizer()
-    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocab = {renamed.get(token, token): row for token, row in theirs.encoder.items()}
-    write_clip({"vocab_size": len(vocab), "eos_token_id": 49_407})
-    CLIPTokenizer(vocab, list(theirs.bpe_ranks)).save_pretrained(tmp_path)
+    write_clip({"vocab_size": 49_408, "eos_token_id": 49_407})
+    theirs = save_clip_tokenizer(tmp_path)
     native = Native.load(str(tmp_path))
     texts = ["a dog", "", "Two  DOGS' puppies; it's 2024!", "café naïve 犬 &amp; 🐶", "word " * 99]
     ids, wanted = native.tokenize(texts), theirs(texts, context_length=CONTEXT)
@@ -351,7 +346,7 @@ def test_an_open_clip_folder_brings_the_configuration_of_its_bert(
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["ViT-B-32-quickgelu", "ViT-L-14-quickgelu"])
 def test_a_whole_clip_of_transformers_is_open_clips(
-    size: str, write_clip: WriteClip, tmp_path: Path
+    size: str, english_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """In features, and in the fingerprint: packs made for one serve the other."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
@@ -368,10 +363,9 @@ def test_a_whole_clip_of_transformers_is_open_clips(
             "num_attention_heads": 16,
             "patch_size": 14,
         }
-    write_clip()  # the tokenizer is its
+    tokenizer = save_clip_tokenizer(tmp_path)
     torch.manual_seed(0)
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=dim)
-    (tmp_path / "model.safetensors").unlink()
     theirs = CLIPModel(config).eval()
     theirs.save_pretrained(tmp_path)
     CLIPImageProcessor().save_pretrained(tmp_path)
@@ -384,9 +378,11 @@ def test_a_whole_clip_of_transformers_is_open_clips(
 
     ours = open_clip.create_model(size)
     ours.load_state_dict(native.model.state_dict())
-    in_open_clip = Native(size, ours, HFTokenizer(str(tmp_path), context_length=77))
+    in_open_clip = Native(size, ours, tokenizer)
     assert in_open_clip.fingerprint == native.fingerprint
-    with_another_tokenizer = Native(size, ours, open_clip.get_tokenizer(size))
+    english_tokenizer.save_pretrained(tmp_path / "another")
+    another = HFTokenizer(str(tmp_path / "another"), context_length=77)
+    with_another_tokenizer = Native(size, ours, another)
     assert with_another_tokenizer.fingerprint_v1 == native.fingerprint_v1
     assert with_another_tokenizer.fingerprint != native.fingerprint
     with torch.inference_mode():

@@ -1,8 +1,10 @@
 """Sizes of the tiny native of the tests, and what the fixtures that build on it return."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
+from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
 from mla_ray.packs.pack import LanguagePack
@@ -42,3 +44,14 @@ class MakePack(Protocol):
 
 
 Train = Callable[..., None]
+
+
+def save_clip_tokenizer(folder: Path) -> SimpleTokenizer:
+    """CLIP's vocabulary as transformers keeps it, in `folder`; returns open_clip's tokenizer."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = SimpleTokenizer()
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocab = {renamed.get(token, token): row for token, row in tokenizer.encoder.items()}
+    CLIPTokenizer(vocab, list(tokenizer.bpe_ranks)).save_pretrained(folder)
+    return tokenizer
