@@ -64,7 +64,8 @@ class BasePlan(BaseModel):
                 raise ValueError(
                     f"{name!r}: only {{language}} can stand in braces in a name"
                 ) from error
-        Workers.parse(self.workers)
+        if not Workers.parse(self.workers).count:
+            raise ValueError("workers are a number such as 2, or a range such as 1:4, for a plan")
         return self
 
     def corpus(self, language: str, report: Report, begun: UPath | None = None) -> Corpus:

@@ -326,3 +326,12 @@ def test_a_worker_gets_its_share_of_a_node_not_of_the_cluster(
 ) -> None:
     nodes = [{"CPU": count, "trainer": float(count == 1)} for count in cores]
     assert cpus_per_worker(workers, nodes) == each
+
+
+def test_workers_are_a_number_a_range_or_none() -> None:
+    assert Workers.parse("0") == Workers(0)
+    assert Workers.parse("2") == Workers(2)
+    assert Workers.parse("1:4") == Workers(1, 4)
+    for wrong in ("0:4", "four", "1:", ":2", "-1", ""):
+        with pytest.raises(ValueError, match="workers are a number such as 2"):
+            Workers.parse(wrong)
