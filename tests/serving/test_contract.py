@@ -1,15 +1,18 @@
 """The OpenAPI schema is kept: requests made from it meet no fault and no answer it does not tell.
 
-Schemathesis makes them, good and bad ones, against the real app in this process.
+Schemathesis makes them, good and bad ones, against the real app in this process. `make test` makes
+the same ones every time, `make test-all` others each time, too, from a seed that it prints.
 """
 
-from collections.abc import Iterator
+import os
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -26,6 +29,8 @@ from mla_ray.serving.schemas import TOKEN_VARIABLE
 from mla_ray.serving.settings import Settings
 from tests.support.natives import MakePack
 
+SEED_VARIABLE = "MLA_TEST_SEED"
+"""Draws the random requests of an earlier run again."""
 TOKEN_HEADER = {"Authorization": "Bearer t"}
 IMAGES = [f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "bmp")]
 CHECKS = [
@@ -34,6 +39,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @schemathesis.serializer("application/x-ndjson", *IMAGES)
@@ -66,11 +72,28 @@ def schema(
         backend.close()
 
 
+Check = Callable[[], None]
+
+
 def test_the_schema_is_kept(schema: schemathesis.BaseSchema) -> None:
+    """By the same requests in every process: Hypothesis draws them from the test's own source."""
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) == 10
+    fixed = settings(SETTINGS, max_examples=20, derandomize=True, database=None)
     for operation in operations:
-        keeps_the_schema(operation)
+        fixed(requests_of(operation))()
+
+
+@pytest.mark.slow
+def test_the_schema_is_kept_by_random_requests(
+    schema: schemathesis.BaseSchema, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(64))
+    with capsys.disabled():
+        print(f"\n{SEED_VARIABLE}={drawn} draws the same requests again")
+    random = settings(SETTINGS, max_examples=100, database=None)
+    for operation in schema.get_all_operations():
+        seed(drawn)(random(requests_of(operation.ok())))()
 
 
 def test_every_operation_refuses_what_its_schema_does_not_tell(
@@ -92,14 +115,14 @@ def test_every_operation_refuses_what_its_schema_does_not_tell(
             assert parameter.name in detail, operation.label
 
 
-def keeps_the_schema(operation: schemathesis.APIOperation) -> None:
+def requests_of(operation: schemathesis.APIOperation) -> Check:
+    """Makes requests of an operation, such as its schema tells and others; checks the answers."""
     checks = list(CHECKS)
     if operation.path != "/v1/captions":  # a wrong line there is told in the answer, not refused
         checks.append(negative_data_rejection)
 
     @given(operation.as_strategy() | operation.as_strategy(GenerationMode.NEGATIVE))
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     def check(case: schemathesis.Case) -> None:
         case.call_and_validate(headers=TOKEN_HEADER, checks=checks)
 
-    check()
+    return check
