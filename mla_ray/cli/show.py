@@ -25,6 +25,9 @@ def serve(
         list[str] | None, typer.Option(help="Host name that requests may use, or '*' for any.")
     ] = None,
     rate: Annotated[str | None, typer.Option(help="A client's limit, such as 100/second.")] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Where a reverse proxy has it, such as /search.")
+    ] = "",
     open_page: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the search page in a browser.")
     ] = True,
@@ -55,6 +58,7 @@ def serve(
         pictures=absolute(pictures) if pictures else None,
         hosts=name or (LOOPBACK if loopback else ["*"]),
         rate=rate,
+        root_path=root_path,
     )
     settings.token()
 
