@@ -1,5 +1,6 @@
 """What trains: `mla acquire`, `mla finetune`, `mla sweep`."""
 
+import hashlib
 import sys
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -23,10 +24,28 @@ WorkerCount = Annotated[
     str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
 ]
 ConfigFile = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")]
-RunFolder = Annotated[
-    str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
+Resume = Annotated[
+    bool | None,
+    typer.Option("--resume/--no-resume", help="Go on with the run begun, as it does; or refuse."),
 ]
+RunFolder = Annotated[
+    str | None, typer.Option(help="Run folder; one in runs/ that belongs to --out if not given.")
+]
+
+
+def run_folder(out: str, run: str | None, resume: bool | None) -> str:
+    """Where a run for `out` goes: as told, else a folder that no other `out` has."""
+    from mla_ray.training.run_spec import RUN
+
+    if run is not None:
+        return run
+    name = PurePosixPath(out).name
+    former = f"runs/{name}"  # where 0.1.0 had it, which went on only if it was asked to
+    digest = hashlib.sha256(absolute(out).encode()).hexdigest()[:8]
+    folder = f"{former}-{digest}"
+    if resume and not Path(folder).exists() and (Path(former) / RUN).exists():
+        return former
+    return folder
 
 
 def acquire(
@@ -47,7 +66,7 @@ def acquire(
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
     config: ConfigFile = None,
-    resume: Resume = False,
+    resume: Resume = None,
     run: RunFolder = None,
     skip_invalid: Skip = False,
     data: Annotated[
@@ -73,7 +92,7 @@ def acquire(
         settings = settings.model_copy(update={"nlt": none})
     if captions is None:
         settings = settings.text_only()
-    folder = run or f"runs/{PurePosixPath(out).name}"
+    folder = run_folder(out, run, resume)
     with bars() as report, ray_session():
         packs = run_stages(
             native,
@@ -82,7 +101,7 @@ def acquire(
             folder,
             store=f"{data}/features",
             workers=Workers.parse(workers),
-            resume=resume,
+            resume=resume is not False,
             skip_invalid=skip_invalid,
             hooks=Hooks(report=report),
         )
@@ -99,7 +118,7 @@ def finetune(
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
     config: ConfigFile = None,
-    resume: Resume = False,
+    resume: Resume = None,
     run: RunFolder = None,
     skip_invalid: Skip = False,
     as_json: Json = False,
@@ -118,9 +137,9 @@ def finetune(
             native,
             captions,
             settings,
-            run or f"runs/{PurePosixPath(out).name}",
+            run_folder(out, run, resume),
             workers=Workers.parse(workers),
-            resume=resume,
+            resume=resume is not False,
             skip_invalid=skip_invalid,
             hooks=Hooks(report=report),
         )

@@ -81,7 +81,7 @@ def test_acquire_leaves_a_pack_that_verifies(
     assert run.json == {"pack": str(german_pack), "language": "de", "ok": True}
 
 
-def test_acquiring_again_is_refused_without_resume(
+def test_acquiring_again_goes_on_with_the_run_unless_it_may_not(
     mla: Mla,
     files: Files,
     german_pack: Path,
@@ -92,10 +92,10 @@ def test_acquiring_again_is_refused_without_resume(
     before = (german_pack / "weights.safetensors").read_bytes()
     arguments = ["acquire", "--language", "de", "--pairs", files.pairs, "--native", native_folder]
     arguments += ["--captions", files.captions, "--config", files.config, "--out", "de", "--json"]
-    again = mla(*arguments)
-    assert again.code == 1
-    assert "--resume" in again.err
-    resumed = mla(*arguments, "--resume")
+    refused = mla(*arguments, "--no-resume")
+    assert refused.code == 1
+    assert "--resume" in refused.err
+    resumed = mla(*arguments)
     assert resumed.code == 0, resumed.err
     assert resumed.json == {"language": "de", "pack": "de", "dropped": 0}
     assert (german_pack / "weights.safetensors").read_bytes() == before
