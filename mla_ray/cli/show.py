@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from mla_ray.cli.options import DataFolder, Json, NativeName, absolute, emit, one_language
+from mla_ray.cli.options import (
+    DataFolder,
+    Json,
+    NativeName,
+    absolute,
+    emit,
+    one_language,
+    pictures_of,
+)
 
 
 def serve(
@@ -14,7 +22,8 @@ def serve(
     ] = None,
     index: Annotated[str | None, typer.Option(help="edge:folder, or http(s)://host:port")] = None,
     pictures: Annotated[
-        str | None, typer.Option(help="Pictures for the page: a folder or an fsspec URL.")
+        str | None,
+        typer.Option(help="Pictures for the page, folder or URL; those of mla index if not given."),
     ] = None,
     native: NativeName = "emoji-clip",
     host: Annotated[
@@ -50,6 +59,8 @@ def serve(
 
         shown = prepare(run, data)
         packs, index, pictures = shown.packs, shown.index, pictures or shown.pictures
+    elif pictures is None and Path(kept := pictures_of(index)).is_dir():
+        pictures = kept
     loopback = host in ("127.0.0.1", "::1", "localhost")
     settings = Settings(
         native=native,

@@ -108,8 +108,8 @@ def one_process(folder: Path) -> Iterator[None]:
         BlockingIOError: another process has it, or another part of this one; says which.
 
     """
+    path, around = _lock_of(folder), folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    path = _lock_of(folder)
     try:
         lock = _lock(path, wait=False)
     except BlockingIOError as error:
@@ -127,6 +127,9 @@ def one_process(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(lock)
+        if not around:
+            with suppress(OSError):  # by now something is in it
+                folder.parent.rmdir()
 
 
 def _exchanged(folder: Path, new: Path) -> Path:

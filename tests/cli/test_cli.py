@@ -235,6 +235,43 @@ def test_index_then_search_finds_images_and_captions(
     assert captions[0]["score"] == pytest.approx(1.0, abs=1e-4)
 
 
+def test_pictures_are_kept_in_the_folder_of_the_index_unless_told_otherwise(
+    mla: Mla, files: Files, native_folder: Path, tmp_path: Path
+) -> None:
+    def kept(folder: str) -> int:
+        return len(list((tmp_path / folder).rglob("*.webp")))
+
+    index = ["index", "--captions", files.captions, "--language", "en", "--native", native_folder]
+    assert mla(*index, "--index", f"edge:{tmp_path / 'a'}").code == 0
+    assert kept("a/pictures") == 12
+    assert mla(*index, "--index", f"edge:{tmp_path / 'b'}", "--no-pictures").code == 0
+    assert kept("b") == 0
+    elsewhere = mla(*index, "--index", f"edge:{tmp_path / 'b'}", "--pictures", tmp_path / "kept")
+    assert elsewhere.code == 0
+    assert (kept("b"), kept("kept")) == (0, 12)
+    both = mla(*index, "--index", "edge:c", "--pictures", "p", "--no-pictures")
+    assert both.code == 2
+    assert "--no-pictures" in both.err
+
+
+def test_equal_pictures_of_an_evaluated_table_are_counted(
+    mla: Mla, native_folder: Path, pngs: list[bytes], tmp_path: Path
+) -> None:
+    captions = tmp_path / "captions.parquet"
+    pictures = [*pngs[:5], *[pngs[5]] * 4]  # nine images, of which three look like the sixth
+    rows = [
+        {"image_id": str(n), "image": png, "language": "en", "caption": f"{n}", "split": "test"}
+        for n, png in enumerate(pictures)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), captions)
+    evaluate = ["evaluate", "--captions", captions, "--language", "en", "--native", native_folder]
+    run = mla(*evaluate)
+    assert run.code == 0, run.err
+    assert "warning: 3 of 9 images look like another" in run.err
+    pq.write_table(pa.Table.from_pylist(rows[:6]), captions)
+    assert "warning" not in mla(*evaluate).err
+
+
 def test_a_search_shows_nothing_below_the_score_asked_for(
     mla: Mla, files: Files, native_folder: Path, tmp_path: Path
 ) -> None:

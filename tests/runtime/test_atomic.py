@@ -289,3 +289,6 @@ def test_a_folder_is_one_process_s_as_long_as_that_lives(tmp_path: Path) -> None
     with one_process(folder):
         pass
     assert not list(folder.parent.iterdir())  # nothing is left beside it
+    with one_process(tmp_path / "none" / "sw"):
+        pass
+    assert not (tmp_path / "none").exists()
