@@ -5,17 +5,15 @@ that comes with it is used instead.
 """
 
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mla_ray.runtime.cluster import free_port, ray_session
+from mla_ray.runtime.cluster import free_port, ray_session, temporary_folder
 from mla_ray.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,9 +117,6 @@ def running(
 @contextmanager
 def scratch_environment() -> Iterator[None]:
     """`environment` in force, in a folder of its own that goes away after."""
-    scratch = Path(tempfile.mkdtemp(prefix="mla-serve-"))
-    try:
+    with temporary_folder("mla-serve-") as scratch:
         os.environ.update(environment(scratch))
         yield
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
