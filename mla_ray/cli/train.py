@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mla_ray.cli.interrupts import goes_on
 from mla_ray.cli.options import (
     Captions,
     DataFolder,
@@ -18,6 +19,7 @@ from mla_ray.cli.options import (
     one_language,
     some_languages,
 )
+from mla_ray.runtime.stop_signals import StopEvent
 from mla_ray.training.config import AcquireConfig, load_config
 
 WorkerCount = Annotated[
@@ -92,8 +94,8 @@ def acquire(
         settings = settings.model_copy(update={"nlt": none})
     if captions is None:
         settings = settings.text_only()
-    folder = run_folder(out, run, resume)
-    with bars() as report, ray_session():
+    folder, stop = run_folder(out, run, resume), StopEvent()
+    with goes_on(folder, stop), bars() as report, ray_session():
         packs = run_stages(
             native,
             [Corpus(language, pairs or [], captions, start)],
@@ -103,7 +105,7 @@ def acquire(
             workers=Workers.parse(workers),
             resume=resume is not False,
             skip_invalid=skip_invalid,
-            hooks=Hooks(report=report),
+            hooks=Hooks(report=report, stop=stop),
         )
     copy_pack(packs[language], out)
     prepared = read_prepared(folder)
@@ -132,16 +134,17 @@ def finetune(
     from mla_ray.training.workers import Hooks, Workers
 
     settings = load_finetune_config(config) if config else FinetuneConfig()
-    with bars() as report, ray_session():
+    folder, stop = run_folder(out, run, resume), StopEvent()
+    with goes_on(folder, stop), bars() as report, ray_session():
         finetuned = run_finetuning(
             native,
             captions,
             settings,
-            run_folder(out, run, resume),
+            folder,
             workers=Workers.parse(workers),
             resume=resume is not False,
             skip_invalid=skip_invalid,
-            hooks=Hooks(report=report),
+            hooks=Hooks(report=report, stop=stop),
         )
     copy_native(finetuned.native, out)
     print_dropped(finetuned.dropped, [finetuned.problem])

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from upath import UPath
 
 from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.stop_signals import StopEvent
 from mla_ray.runtime.storage import as_path, remove
 from mla_ray.training.driver import Control, Driver, Figures
 from mla_ray.training.loop import Diverged
@@ -149,7 +151,7 @@ def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
         ),
     )
     with _ProgressThread(monitor, hooks.report, hooks.stop):
-        result = trainer.fit()
+        result = _fit(trainer, hooks.stop)
     if isinstance(result.return_value, Exception):
         raise result.return_value
 
@@ -170,6 +172,27 @@ def cpus_per_worker(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> i
         if sum(count // each for count in cores) >= workers.count:
             return each
     return 1
+
+
+def _fit(trainer: Any, stop: threading.Event | None) -> Any:
+    """What `trainer.fit` returns, having left the signals to `stop` if there is one.
+
+    In the main thread it would take SIGINT for itself, and save nothing.
+    """
+    if stop is None or threading.current_thread() is not threading.main_thread():
+        return trainer.fit()
+    if isinstance(stop, StopEvent) and not stop.is_set():
+        stop.listen()  # from now on there is something to save
+    result: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            result.set_result(trainer.fit())
+        except BaseException as fault:  # to be raised where it is waited for
+            result.set_exception(fault)
+
+    threading.Thread(target=fit, daemon=True).start()
+    return result.result()
 
 
 class _ProgressThread:
