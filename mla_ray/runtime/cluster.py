@@ -1,17 +1,23 @@
 """Ray, started for a command that needs it: RAY_ADDRESS's cluster, or a private local one."""
 
+import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"
 """Ray's variable."""
+VERBOSE = "MLA_VERBOSE"
+"""Ours: let Ray's own lines through, for whoever looks for a fault in it."""
+QUIET_LOGGERS = ("ray", "ray.data", "ray.serve", "ray.train", "ray.tune")
 ANSWER_WITHIN_S = 10
 """How long a cluster is waited for; Ray itself would wait for two minutes without a word."""
 LONGEST_FOLDER = 24
@@ -51,8 +57,14 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     if ray.is_initialized():
         yield
         return
+    verbose = bool(os.environ.get(VERBOSE))
+    lines: RayLines = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with _quiet(verbose):
+            ray.init(address=address, **lines)
         try:
             yield
         finally:
@@ -61,19 +73,56 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     port = free_port() if dashboard else None
     with temporary_folder("mla-ray-") as scratch:
         try:
-            with _dashboard_in_environment(port):
+            with _dashboard_in_environment(port), _quiet(verbose):
                 ray.init(
                     address="local",
                     num_cpus=cpus,
                     include_dashboard=dashboard,
                     dashboard_port=port,
-                    log_to_driver=False,
-                    logging_level="ERROR",
                     _temp_dir=str(scratch),
+                    **lines,
                 )
             yield
         finally:
             ray.shutdown()
+
+
+class RayLines(TypedDict):
+    """Which of Ray's own lines `ray.init` lets through."""
+
+    log_to_driver: bool
+    logging_level: int
+
+
+@contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Ray starts without a word; if it fails, what it said is printed.
+
+    Its C++ core writes to file descriptor 2, past Python, and its libraries set loggers of their
+    own to INFO when they are imported.
+    """
+    if verbose:
+        yield
+        return
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).addFilter(_errors_alone)
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(before, said.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def _errors_alone(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager
