@@ -74,7 +74,8 @@ def serve_until_stopped(
         except OSError as error:
             raise OSError(f"{host}:{port} cannot be had: {error.strerror}; try --port") from error
     stop = threading.Event()
-    with scratch_environment(), ray_session(), running(settings, host, port) as url:
+    serving = running(settings, host, port, shut_down=False)
+    with scratch_environment(), ray_session(), serving as url:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
             signal.signal(number, lambda *_: stop.set())
         ready(url)
@@ -87,6 +88,7 @@ def running(
     host: str = "127.0.0.1",
     port: int = 8000,
     options: "Mapping[str, DeploymentOptions] | None" = None,
+    shut_down: bool = True,
 ) -> Iterator[str]:
     """The application for the body of a `with`; yields its URL. Ray must be running.
 
@@ -95,6 +97,7 @@ def running(
         host: address to bind.
         port: a free one.
         options: of deployments, by name, over `mla_ray.serving.deployments.DEPLOYMENTS`.
+        shut_down: end Serve after it; not where Ray itself ends right then, and all with it.
 
     """
     from ray import serve
@@ -111,7 +114,8 @@ def running(
         serve.run(application, name=NAME, route_prefix="/", logging_config=quiet)
         yield f"http://{host}:{port}"
     finally:
-        serve.shutdown()
+        if shut_down:
+            serve.shutdown()
 
 
 @contextmanager
