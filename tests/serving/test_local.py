@@ -101,9 +101,11 @@ def place(
     ]
     index_captions(place.index, place.native, packs, pa.Table.from_pylist(rows), "set")
     flags = ["--native", str(native_folder), "--packs", str(place.packs), "--index", place.index]
-    with tempfile.TemporaryDirectory(prefix="mla-", dir="/tmp") as place.scratch:
-        with serving(*flags, TMPDIR=place.scratch) as place.server:
-            yield place
+    with (
+        tempfile.TemporaryDirectory(prefix="mla-", dir="/tmp") as place.scratch,
+        serving(*flags, TMPDIR=place.scratch) as place.server,
+    ):
+        yield place
 
 
 def test_http_finds_the_images_of_the_highest_cosines(place: Place, expected: Expected) -> None:
