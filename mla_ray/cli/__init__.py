@@ -2,6 +2,7 @@
 standard error, exit code 0 for success, 1 for bad input, 2 for bad usage.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from mla_ray.cli.reproduce import reproduce
 from mla_ray.cli.search import search
 from mla_ray.cli.show import demo, serve
 from mla_ray.cli.train import acquire, finetune, sweep
+from mla_ray.runtime.cluster import VERBOSE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,8 +59,12 @@ def _options(
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Let Ray's own lines through, too.")
+    ] = False,
 ) -> None:
-    pass
+    if verbose:
+        os.environ[VERBOSE] = "1"
 
 
 def main() -> None:

@@ -80,6 +80,12 @@ def evaluate(
                 )
             )
         result = printed(measured, k or (), with_intervals=intervals)
+    if repeated := gallery.repeated():
+        typer.echo(
+            f"mla: warning: {repeated:,} of {len(gallery.ids):,} images look like another of the "
+            "table, so that their captions cannot be told apart; give a picture one image_id",
+            err=True,
+        )
     emit(result, as_json, _evaluation_text(result))
 
 

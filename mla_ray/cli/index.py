@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit, one_language
+from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit, one_language, pictures_of
 
 
 def index_command(
@@ -21,8 +21,15 @@ def index_command(
         bool, typer.Option("--int8", help="Make new collections quantized: less memory.")
     ] = False,
     pictures: Annotated[
-        str | None, typer.Option(help="Keep small copies here, for the page of mla serve.")
+        str | None,
+        typer.Option(
+            help="Folder or URL for small copies, which mla serve shows; pictures/ in the folder "
+            "of the index if not given."
+        ),
     ] = None,
+    no_pictures: Annotated[
+        bool, typer.Option("--no-pictures", help="Keep none; the page then has none to show.")
+    ] = False,
     sync: Annotated[
         bool,
         typer.Option(
@@ -40,12 +47,14 @@ def index_command(
     from mla_ray.packs.library import load_packs
     from mla_ray.runtime.console import bars, print_dropped
 
+    if pictures and no_pictures:
+        raise typer.BadParameter("--pictures does not go with --no-pictures")
     read = read_captions(captions, language=language, split=None, skip_invalid=skip_invalid)
     print_dropped(len(read.dropped), read.dropped)
     frozen = Native.load(native)
     packs = load_packs(pack or [], frozen)
     source = source or PurePosixPath(captions).stem
-    store = PictureStore(pictures) if pictures else None
+    store = None if no_pictures else PictureStore(pictures or pictures_of(index))
     rejected: list[str] = []
     with bars() as report:
         written = ingest.index_captions(

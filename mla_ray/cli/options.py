@@ -41,6 +41,11 @@ def emit(result: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
 
 
+def pictures_of(index: str) -> str:
+    """Where `mla index` keeps pictures and `mla serve` looks for them, if neither is told."""
+    return f"{index.removeprefix('edge:')}/pictures" if index.startswith("edge:") else "pictures"
+
+
 def absolute(url: str) -> str:
     """A folder as an absolute path, for processes that run elsewhere; other URLs as they are."""
     if url.startswith("edge:"):

@@ -42,7 +42,8 @@ def search(
         str | None,
         typer.Option(
             callback=_of_query,
-            help="BCP-47 code of the query; en if not given. With --url also auto.",
+            help="BCP-47 code of the query. If not given, with --url it is detected (auto), "
+            "with --index it is en.",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=MAX_K)] = 10,
@@ -151,6 +152,7 @@ def _search_server(
     """As `_search_index`; None from a server of before it told."""
     from mla_ray.serving.client import Client
     from mla_ray.serving.client_retries import Retry
+    from mla_ray.serving.schemas import AUTO
 
     with Client(url, retry=Retry(attempts=3)) as client:  # someone waits
         # What is no language or collection, the server says.
@@ -166,7 +168,7 @@ def _search_server(
         else:
             page = client.search(
                 query or "",
-                language=language or "en",
+                language=language or AUTO,
                 find=cast("Collection", find or "images"),
                 k=k,
                 min_score=min_score,

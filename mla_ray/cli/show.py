@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from mla_ray.cli.options import DataFolder, Json, NativeName, absolute, emit, one_language
+from mla_ray.cli.options import (
+    DataFolder,
+    Json,
+    NativeName,
+    absolute,
+    emit,
+    one_language,
+    pictures_of,
+)
 
 
 def serve(
@@ -14,7 +22,8 @@ def serve(
     ] = None,
     index: Annotated[str | None, typer.Option(help="edge:folder, or http(s)://host:port")] = None,
     pictures: Annotated[
-        str | None, typer.Option(help="Pictures for the page: a folder or an fsspec URL.")
+        str | None,
+        typer.Option(help="Pictures for the page, folder or URL; those of mla index if not given."),
     ] = None,
     native: NativeName = "emoji-clip",
     host: Annotated[
@@ -25,6 +34,9 @@ def serve(
         list[str] | None, typer.Option(help="Host name that requests may use, or '*' for any.")
     ] = None,
     rate: Annotated[str | None, typer.Option(help="A client's limit, such as 100/second.")] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Where a reverse proxy has it, such as /search.")
+    ] = "",
     open_page: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the search page in a browser.")
     ] = True,
@@ -47,6 +59,8 @@ def serve(
 
         shown = prepare(run, data)
         packs, index, pictures = shown.packs, shown.index, pictures or shown.pictures
+    elif pictures is None and Path(kept := pictures_of(index)).is_dir():
+        pictures = kept
     loopback = host in ("127.0.0.1", "::1", "localhost")
     settings = Settings(
         native=native,
@@ -55,6 +69,7 @@ def serve(
         pictures=absolute(pictures) if pictures else None,
         hosts=name or (LOOPBACK if loopback else ["*"]),
         rate=rate,
+        root_path=root_path,
     )
     settings.token()
 

@@ -1,5 +1,6 @@
 """What trains: `mla acquire`, `mla finetune`, `mla sweep`."""
 
+import hashlib
 import sys
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
@@ -7,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mla_ray.cli.interrupts import goes_on
 from mla_ray.cli.options import (
     Captions,
     DataFolder,
@@ -18,6 +20,7 @@ from mla_ray.cli.options import (
     one_language,
     some_languages,
 )
+from mla_ray.runtime.stop_signals import StopEvent
 from mla_ray.training.config import AcquireConfig, load_config
 
 WorkerCount = Annotated[
@@ -27,10 +30,28 @@ WorkerCount = Annotated[
     ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run begun.")]
-RunFolder = Annotated[
-    str | None, typer.Option(help="Run folder; runs/ and the name of --out if not given.")
+Resume = Annotated[
+    bool | None,
+    typer.Option("--resume/--no-resume", help="Go on with the run begun, as it does; or refuse."),
 ]
+RunFolder = Annotated[
+    str | None, typer.Option(help="Run folder; one in runs/ that belongs to --out if not given.")
+]
+
+
+def run_folder(out: str, run: str | None, resume: bool | None) -> str:
+    """Where a run for `out` goes: as told, else a folder that no other `out` has."""
+    from mla_ray.training.run_spec import RUN
+
+    if run is not None:
+        return run
+    name = PurePosixPath(out).name
+    former = f"runs/{name}"  # where 0.1.0 had it, which went on only if it was asked to
+    digest = hashlib.sha256(absolute(out).encode()).hexdigest()[:8]
+    folder = f"{former}-{digest}"
+    if resume and not Path(folder).exists() and (Path(former) / RUN).exists():
+        return former
+    return folder
 
 
 def acquire(
@@ -51,7 +72,7 @@ def acquire(
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
     config: ConfigFile = None,
-    resume: Resume = False,
+    resume: Resume = None,
     run: RunFolder = None,
     skip_invalid: Skip = False,
     data: Annotated[
@@ -77,9 +98,10 @@ def acquire(
         settings = settings.model_copy(update={"nlt": none})
     if captions is None:
         settings = settings.text_only()
-    folder = run or f"runs/{PurePosixPath(out).name}"
+    folder, stop = run_folder(out, run, resume), StopEvent()
     training = Workers.parse(workers)
-    with bars() as report, ray_session() if training.count else nullcontext():
+    ray = ray_session() if training.count else nullcontext()
+    with goes_on(folder, stop), bars() as report, ray:
         packs = run_stages(
             native,
             [Corpus(language, pairs or [], captions, start)],
@@ -87,9 +109,9 @@ def acquire(
             folder,
             store=f"{data}/features",
             workers=training,
-            resume=resume,
+            resume=resume is not False,
             skip_invalid=skip_invalid,
-            hooks=Hooks(report=report),
+            hooks=Hooks(report=report, stop=stop),
         )
     copy_pack(packs[language], out)
     prepared = read_prepared(folder)
@@ -104,7 +126,7 @@ def finetune(
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
     config: ConfigFile = None,
-    resume: Resume = False,
+    resume: Resume = None,
     run: RunFolder = None,
     skip_invalid: Skip = False,
     as_json: Json = False,
@@ -118,17 +140,19 @@ def finetune(
     from mla_ray.training.workers import Hooks, Workers
 
     settings = load_finetune_config(config) if config else FinetuneConfig()
+    folder, stop = run_folder(out, run, resume), StopEvent()
     training = Workers.parse(workers)
-    with bars() as report, ray_session() if training.count else nullcontext():
+    ray = ray_session() if training.count else nullcontext()
+    with goes_on(folder, stop), bars() as report, ray:
         finetuned = run_finetuning(
             native,
             captions,
             settings,
-            run or f"runs/{PurePosixPath(out).name}",
+            folder,
             workers=training,
-            resume=resume,
+            resume=resume is not False,
             skip_invalid=skip_invalid,
-            hooks=Hooks(report=report),
+            hooks=Hooks(report=report, stop=stop),
         )
     copy_native(finetuned.native, out)
     print_dropped(finetuned.dropped, [finetuned.problem])

@@ -23,6 +23,10 @@ from mla_ray.runtime.progress import Advance
 log = logging.getLogger(__name__)
 
 BATCH = 256
+SAME_PICTURE = 1e-4
+"""Of a feature's length; nearer than that another is of the same picture, whose features differ by
+1e-6 between batches.
+"""
 EncodeText = Callable[[Sequence[str]], Features]
 UnknownTokens = Callable[[Sequence[str]], Shares]
 
@@ -61,6 +65,20 @@ class Gallery:
         if done != len(ids):
             raise ValueError(f"{done:,} images came where {len(ids):,} were; read the table again")
         return cls(ids, features)
+
+    def repeated(self) -> int:
+        """How many images look like an earlier one: a caption cannot tell which of them it means.
+
+        By features, so that the same picture in another file counts. Rows are compared with their
+        neighbours along one direction, where equal ones lie together.
+        """
+        direction_E = np.random.default_rng(0).standard_normal(
+            self.features.shape[1], dtype=np.float32
+        )
+        sorted_ME = self.features[np.argsort(self.features @ direction_E)]
+        apart = np.linalg.norm(np.diff(sorted_ME, axis=0), axis=1)
+        length = np.linalg.norm(sorted_ME[1:], axis=1)
+        return int((apart < SAME_PICTURE * length).sum())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ Shapes: B batch, L tokens, E joint embedding size, S pixels of a side.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import open_clip
 import torch
+from huggingface_hub import constants
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
@@ -115,12 +118,15 @@ class Native:
             # OpenAI's weights need QuickGELU; open_clip only warns when the name lacks it.
             quick_gelu = open_clip.get_pretrained_cfg(source, pretrained).get("quick_gelu", False)
         try:
-            model = open_clip.create_model(
-                source, pretrained, force_quick_gelu=quick_gelu, require_pretrained=True
-            )
+            with _nothing_logged():
+                model = open_clip.create_model(
+                    source, pretrained, force_quick_gelu=quick_gelu, require_pretrained=True
+                )
         except RuntimeError as error:  # whatever went wrong on the way
+            offline = " (HF_HUB_OFFLINE is set: only the cache was looked in)"
+            where = offline if constants.HF_HUB_OFFLINE else ""
             raise FileNotFoundError(
-                f"native {name!r} cannot be fetched: {error}; without a hub, give its folder"
+                f"native {name!r} cannot be fetched{where}: {error}; without a hub, give its folder"
             ) from error
         return cls(name, model, open_clip.get_tokenizer(source), device)
 
@@ -197,6 +203,20 @@ def bundled_native(name: str) -> Path | None:
     """The folder of a native that comes with mla-ray, or None if there is none of that name."""
     folder = bundled(f"models/{name}") if "/" not in name else None
     return folder if folder and (folder / "open_clip_config.json").is_file() else None
+
+
+@contextmanager
+def _nothing_logged() -> Iterator[None]:
+    """Without what open_clip tells the root logger: it raises the same again."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logging.root.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logging.root.removeFilter(nothing)
 
 
 def _check_weights(folder: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -97,6 +98,40 @@ def read_consistently(folder: Path, read: Callable[[], T]) -> T:
         return read()
 
 
+@contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    """Keep `folder` for this process in the body of a `with`; it need not be there.
+
+    Where there are no locks to be had, nobody is kept out.
+
+    Raises:
+        BlockingIOError: another process has it, or another part of this one; says which.
+
+    """
+    path, around = _lock_of(folder), folder.parent.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = _lock(path, wait=False)
+    except BlockingIOError as error:
+        holder = ""
+        with suppress(OSError):
+            holder = path.read_text()
+        holder = holder or "another process"
+        raise BlockingIOError(f"{folder} is in use by {holder}") from error
+    if lock is None:
+        yield
+        return
+    try:
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+        if not around:
+            with suppress(OSError):  # by now something is in it
+                folder.parent.rmdir()
+
+
 def _exchanged(folder: Path, new: Path) -> Path:
     """Put `new` in the place of `folder`; where the old one is then, not to be put back."""
     old = folder.rename(_beside(folder, "old"))
@@ -142,9 +177,12 @@ def _alone(folder: Path, wait: bool = True) -> Iterator[bool]:
     False if there is none to be had: this thread has it already, or another writer who is not
     waited for; the folder around is missing or not ours to write in; the file system has no locks.
     """
-    path = folder.with_name(f".{folder.name}.lock")
+    path = _lock_of(folder)
     ours: set[Path] = _mine.__dict__.setdefault("locks", set())
-    lock = None if path in ours else _lock(path, wait)
+    lock = None
+    if path not in ours:
+        with suppress(BlockingIOError):
+            lock = _lock(path, wait)
     if lock is None:
         yield False
         return
@@ -157,8 +195,14 @@ def _alone(folder: Path, wait: bool = True) -> Iterator[bool]:
         os.close(lock)
 
 
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def _lock(path: Path, wait: bool) -> int | None:
-    """The lock's file, opened and locked.
+    """The lock's file, opened and locked; None if no locks are to be had here.
+
+    BlockingIOError if another has it, who is not waited for.
 
     It goes with its owner, so whoever waited for it has the lock of a file that is gone, and begins
     anew.
@@ -175,7 +219,7 @@ def _lock(path: Path, wait: bool) -> int | None:
                     return file
         except BlockingIOError:
             os.close(file)
-            return None
+            raise
         except OSError:  # no locks here
             path.unlink(missing_ok=True)
             os.close(file)

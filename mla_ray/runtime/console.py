@@ -1,5 +1,11 @@
-"""Progress bars on standard error, so that standard output is the result alone."""
+"""Progress on standard error, so that standard output is the result alone.
 
+In a terminal it is bars; elsewhere, as in a file, lines.
+"""
+
+import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,16 +19,72 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mla_ray.runtime.job_log import progress_lines
 from mla_ray.runtime.progress import Progress as Step
 from mla_ray.runtime.progress import Report
 
-stderr = Console(stderr=True)
-stdout = Console()
+EVERY_S = 10.0
+"""Seconds between two lines where there is no terminal."""
+WIDTH = 200
+"""Columns where there is no terminal: wide enough for tables to keep their words in one piece."""
+
+
+def _console(error: bool) -> Console:
+    stream = sys.stderr if error else sys.stdout
+    if stream.isatty() or "COLUMNS" in os.environ:
+        return Console(stderr=error)
+    return Console(stderr=error, width=WIDTH, height=25)  # of a dumb terminal it takes both or none
+
+
+stderr, stdout = _console(error=True), _console(error=False)
 
 
 @contextmanager
 def bars() -> Iterator[Report]:
-    """One bar for each phase that is reported; a finished phase keeps its bar."""
+    """One bar for each phase that is reported; a finished phase keeps its bar.
+
+    Without a terminal a line where a phase begins and ends, and one at least every `EVERY_S`.
+    """
+    with _bars() if stderr.is_terminal else lines(EVERY_S) as report:
+        yield report
+
+
+@contextmanager
+def lines(every_s: float) -> Iterator[Report]:
+    """Lines of progress: also while nothing is reported, so that it is seen to be alive."""
+    said, over, lock = threading.Event(), threading.Event(), threading.Lock()
+    last = "starting"
+
+    def write(line: str) -> None:
+        nonlocal last
+        said.set()
+        last = line
+        stderr.print(line, markup=False, highlight=False)
+
+    def repeat() -> None:
+        while not over.wait(every_s):
+            with lock:
+                if not said.is_set():
+                    stderr.print(f"still working, last: {last}", markup=False, highlight=False)
+                said.clear()
+
+    report_line = progress_lines(write, every_s)
+
+    def report(step: Step) -> None:
+        with lock:
+            report_line(step)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield report
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
     with Progress(
         TextColumn("{task.description:>16}"),
         BarColumn(32),

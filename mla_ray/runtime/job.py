@@ -33,7 +33,7 @@ from pydantic_core import to_json
 
 from mla_ray.runtime.cluster import ray_session
 from mla_ray.runtime.exit_codes import Exit, exit_code
-from mla_ray.runtime.job_log import log_to_stderr, progress_logger
+from mla_ray.runtime.job_log import log_to_stderr, progress_lines
 from mla_ray.runtime.job_settings import SettingsT, load
 from mla_ray.runtime.progress import Report, Stopped
 from mla_ray.runtime.stop_signals import StopEvent, stop_on_signals
@@ -93,7 +93,7 @@ def run(
             settings = load(settings_class, arguments, prog or f"python -m {name}")
             log.info("settings %s", settings.model_dump_json())
             with _ray(stop) if ray else nullcontext():
-                result = main(settings, Job(job_id, progress_logger(log=log), stop))
+                result = main(settings, Job(job_id, progress_lines(log.info), stop))
         except (Exception, KeyboardInterrupt) as fault:
             return _end(fault, stop, log)
     log.info("done")

@@ -36,16 +36,15 @@ def log_to_stderr(job: str, module: str) -> None:
     logging.captureWarnings(True)
 
 
-def progress_logger(
+def progress_lines(
+    write: Callable[[str], None],
     every_s: float = 10.0,
-    log: logging.Logger | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
-    """A `Report` that logs a phase's first and last figure, and between them one every `every_s`.
+    """A `Report` that writes a phase's first and last figure, and between them one every `every_s`.
 
     `training 300/1150 26% ETA 0:12:30 loss 0.512`
     """
-    log = log or logging.getLogger(__name__)
     begun: dict[str, tuple[float, int]] = {}
     logged: dict[str, tuple[float, int]] = {}
 
@@ -65,6 +64,6 @@ def progress_logger(
             if start < step.done < total:
                 left = (now - since) * (total - step.done) / (step.done - start)
                 words.append(f"ETA {timedelta(seconds=round(left))}")
-        log.info(" ".join([*words, step.note] if step.note else words))
+        write(" ".join([*words, step.note] if step.note else words))
 
     return report

@@ -12,8 +12,10 @@ from fastapi.staticfiles import StaticFiles
 from mla_ray.serving import problems, routes
 from mla_ray.serving.backend import Backend
 from mla_ray.serving.guard import Guard
+from mla_ray.serving.head import HeadAsGet
 from mla_ray.serving.metrics import Metrics
 from mla_ray.serving.openapi import DocumentedApp, problem_responses
+from mla_ray.serving.public_path import PublicPath
 from mla_ray.serving.service import Service
 from mla_ray.serving.settings import Settings
 
@@ -49,6 +51,8 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
     app.needs_token = settings.token() is not None
     app.state.service, app.state.metrics = service, metrics
     app.add_middleware(Guard, settings=settings, metrics=metrics)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(PublicPath, root_path=settings.root_path)  # the last is the outermost
     problems.install(app)
     app.include_router(routes.router)
     # Not of the router: its script reads the query, and no parameter is refused.
@@ -58,4 +62,7 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
 
 
 async def _page(request: Request) -> Response:
-    return Response((PAGE / "index.html").read_bytes(), media_type="text/html")
+    html = (PAGE / "index.html").read_text()
+    if root := request.scope.get("root_path", ""):  # else relative to where the page is
+        html = html.replace('="page/', f'="{root}/page/')
+    return Response(html, media_type="text/html")

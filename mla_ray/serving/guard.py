@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mla_ray.serving.metrics import Metrics
 from mla_ray.serving.problems import ProblemError, overloaded, too_many_requests
+from mla_ray.serving.public_path import app_path
 from mla_ray.serving.schemas import (
     CAPTIONS_PATH,
     EMBED_IMAGE_PATH,
@@ -45,7 +46,7 @@ HEADERS = [
 
 
 class Guard:
-    """ASGI middleware. It is the outermost, so every answer passes it, and is counted."""
+    """ASGI middleware. Every answer passes it, and is counted."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
@@ -74,7 +75,7 @@ class Guard:
         self._metrics.in_flight.set(self._in_flight)
         try:
             await self._admit(scope)
-            limit = None if scope["path"] == CAPTIONS_PATH else self._settings.timeout_s
+            limit = None if app_path(scope) == CAPTIONS_PATH else self._settings.timeout_s
             async with asyncio.timeout(limit):
                 await self._app(scope, _bounded(scope, receive), answer)
         except ProblemError as error:
@@ -103,7 +104,7 @@ class Guard:
                 raise ProblemError(421, ProblemKind.WRONG_HOST, detail)
         if self._in_flight > self._settings.max_in_flight:
             raise overloaded("too many requests are under way; try again")
-        path = scope["path"]
+        path = app_path(scope)
         if self._token and path not in WITHOUT_TOKEN and not path.startswith(PAGE_FILES):
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(
@@ -124,9 +125,10 @@ class Guard:
 
 def _limit(scope: Scope) -> int:
     """Bytes of a request's body."""
-    if scope["path"].startswith(f"{IMAGES_PATH}/"):
+    path = app_path(scope)
+    if path.startswith(f"{IMAGES_PATH}/"):
         return MAX_IMAGE_BYTES
-    return MAX_BYTES.get(scope["path"], MAX_BODY_BYTES)
+    return MAX_BYTES.get(path, MAX_BODY_BYTES)
 
 
 def _too_large(limit: int) -> ProblemError:

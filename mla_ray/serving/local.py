@@ -5,17 +5,15 @@ that comes with it is used instead.
 """
 
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mla_ray.runtime.cluster import free_port, ray_session
+from mla_ray.runtime.cluster import free_port, ray_session, temporary_folder
 from mla_ray.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,7 +74,8 @@ def serve_until_stopped(
         except OSError as error:
             raise OSError(f"{host}:{port} cannot be had: {error.strerror}; try --port") from error
     stop = threading.Event()
-    with scratch_environment(), ray_session(), running(settings, host, port) as url:
+    serving = running(settings, host, port, shut_down=False)
+    with scratch_environment(), ray_session(), serving as url:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
             signal.signal(number, lambda *_: stop.set())
         ready(url)
@@ -89,6 +88,7 @@ def running(
     host: str = "127.0.0.1",
     port: int = 8000,
     options: "Mapping[str, DeploymentOptions] | None" = None,
+    shut_down: bool = True,
 ) -> Iterator[str]:
     """The application for the body of a `with`; yields its URL. Ray must be running.
 
@@ -97,6 +97,7 @@ def running(
         host: address to bind.
         port: a free one.
         options: of deployments, by name, over `mla_ray.serving.deployments.DEPLOYMENTS`.
+        shut_down: end Serve after it; not where Ray itself ends right then, and all with it.
 
     """
     from ray import serve
@@ -113,15 +114,13 @@ def running(
         serve.run(application, name=NAME, route_prefix="/", logging_config=quiet)
         yield f"http://{host}:{port}"
     finally:
-        serve.shutdown()
+        if shut_down:
+            serve.shutdown()
 
 
 @contextmanager
 def scratch_environment() -> Iterator[None]:
     """`environment` in force, in a folder of its own that goes away after."""
-    scratch = Path(tempfile.mkdtemp(prefix="mla-serve-"))
-    try:
+    with temporary_folder("mla-serve-") as scratch:
         os.environ.update(environment(scratch))
         yield
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -82,6 +82,7 @@ MinScore = Annotated[
 @router.get(SEARCH_PATH, tags=["search"], responses=problem_responses(404))
 async def search(
     service: ServiceOf,
+    request: Request,
     q: Annotated[
         str,
         Query(
@@ -111,7 +112,7 @@ async def search(
 ) -> SearchResult:
     """Images, or captions of any language, nearest to a text."""
     page = Page(find, k, offset, in_language, source, min_score)
-    return await service.search_text(q, language, page)
+    return _under_root(request, await service.search_text(q, language, page))
 
 
 @router.post(
@@ -132,7 +133,7 @@ async def search_image(
 ) -> SearchResult:
     """Captions of any language, or images, nearest to an image sent as the body."""
     page = Page(find, k, offset, in_language, source, min_score)
-    return await service.search_image(await _image(request), page)
+    return _under_root(request, await service.search_image(await _image(request), page))
 
 
 @router.post(
@@ -204,7 +205,9 @@ async def put_image(
 ) -> ImageWritten:
     """Embed an image sent as the body and write it to the collection `images`."""
     _check_id(image_id)
-    return await service.put_image(image_id, source, await _image(request))
+    written = await service.put_image(image_id, source, await _image(request))
+    written.image_url = _public_url(request, written.image_url)
+    return written
 
 
 @router.get(
@@ -270,6 +273,17 @@ async def check_query(request: Request) -> None:
             raise invalid(("query", name), f"no parameter of this endpoint; {those}")
         if given.count(name) > 1:
             raise invalid(("query", name), "given more than once")
+
+
+def _under_root(request: Request, result: SearchResult) -> SearchResult:
+    for hit in result.hits:
+        hit.image_url = _public_url(request, hit.image_url)
+    return result
+
+
+def _public_url(request: Request, path: str | None) -> str | None:
+    """A path of the app's, as clients have to ask for it."""
+    return path and request.scope.get("root_path", "") + path
 
 
 def _check_id(image_id: str) -> None:

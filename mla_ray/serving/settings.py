@@ -5,6 +5,7 @@ import os
 from limits import parse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mla_ray.serving.public_path import checked_prefix
 from mla_ray.serving.schemas import TOKEN_VARIABLE
 
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
@@ -24,6 +25,11 @@ class Settings(BaseModel):
         default=None, description="pictures for the page: a folder or fsspec URL"
     )
     hosts: list[str] = Field(default=LOOPBACK, description="host names it answers to; * is any")
+    root_path: str = Field(
+        default="",
+        description="where a reverse proxy has it, such as /search; "
+        "else as X-Forwarded-Prefix says",
+    )
     max_packs: int = Field(default=32, ge=1, description="packs in memory a text encoder")
     threads: int = Field(
         default=0,
@@ -52,6 +58,11 @@ class Settings(BaseModel):
         if rate is not None:
             parse(rate)
         return rate
+
+    @field_validator("root_path")
+    @classmethod
+    def _root_path_is_one(cls, root_path: str) -> str:
+        return checked_prefix(root_path)
 
     def token(self) -> str | None:
         """The bearer token that requests must carry; None on loopback if none is set."""

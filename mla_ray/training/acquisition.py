@@ -35,6 +35,7 @@ from mla_ray.training.run_spec import (
     RUN,
     RunSpec,
     check_goes_on,
+    only_run_in,
     spec_of,
     tables_spec,
     with_todays_fingerprint,
@@ -75,6 +76,7 @@ def acquire(
     Raises:
         Diverged: the loss is no longer a number.
         MemoryError: the one worker has too little.
+        BlockingIOError: another run is at work in `run`.
         FileExistsError: `run` exists and `resume` is off.
         InvalidTable: a table has bad rows.
         ValueError: the run in `run` is of other data or settings, or a batch is smaller than the
@@ -88,28 +90,29 @@ def acquire(
     tables = run if prepared is None else as_path(prepared)
     native = Native.load(native_name)
     check_corpora(corpora, config, workers)
-    spec = begin(native, corpora, config, run, resume, tables)
-    if not is_file(run / DONE):  # written as the very last
-        prepared_tables = prepare(
-            native,
-            corpora,
-            config,
-            tables,
-            spec=spec,
-            skip_invalid=skip_invalid,
-            progress=lambda phase, rows: hooks.report(Progress(phase, rows, None)),
-        )
-        if tables != run:
-            write_json(run / RUN, spec)
-        filled = encode(native, corpora, tables, store, hooks.report, encoders)
-        if filled.failed and not skip_invalid:
-            if not names_in(run / "checkpoints"):  # else what was trained is of this data
-                remove(tables / "data")  # so that the mended table may be run the same way
-                remove(run / RUN)
-            raise bad_images(filled)
-        fit(train, job_of(run, store, prepared_tables, tables), workers, hooks.named(run.name))
-        if not is_file(run / DONE):
-            raise Stopped(f"{run}: stopped with a checkpoint; pass --resume to go on")
+    with only_run_in(run):
+        spec = begin(native, corpora, config, run, resume, tables)
+        if not is_file(run / DONE):  # written as the very last
+            prepared_tables = prepare(
+                native,
+                corpora,
+                config,
+                tables,
+                spec=spec,
+                skip_invalid=skip_invalid,
+                progress=lambda phase, rows: hooks.report(Progress(phase, rows, None)),
+            )
+            if tables != run:
+                write_json(run / RUN, spec)
+            filled = encode(native, corpora, tables, store, hooks.report, encoders)
+            if filled.failed and not skip_invalid:
+                if not names_in(run / "checkpoints"):  # else what was trained is of this data
+                    remove(tables / "data")  # so that the mended table may be run the same way
+                    remove(run / RUN)
+                raise bad_images(filled)
+            fit(train, job_of(run, store, prepared_tables, tables), workers, hooks.named(run.name))
+            if not is_file(run / DONE):
+                raise Stopped(f"{run}: stopped with a checkpoint; the same again goes on")
     packs: dict[str, str] = read_json(run / DONE)["packs"]
     return {language: run / pack for language, pack in packs.items()}
 

@@ -28,7 +28,7 @@ from mla_ray.runtime.storage import as_path, is_file, read_json, remove, write_j
 from mla_ray.training.config import FinetuneConfig
 from mla_ray.training.finetuning_learner import TRAIN, VALIDATION, DecodedRun, train
 from mla_ray.training.loop import DONE
-from mla_ray.training.run_spec import RUN, check_goes_on
+from mla_ray.training.run_spec import RUN, check_goes_on, only_run_in
 from mla_ray.training.workers import Hooks, Workers, fit
 
 
@@ -77,6 +77,7 @@ def finetune(
 
     Raises:
         Diverged: the loss is no longer a number.
+        BlockingIOError: another run is at work in `run`.
         FileExistsError: `run` exists and `resume` is off.
         InvalidTable: the table has bad rows, or none of a split that is needed.
         ValueError: the run in `run` is of other data or settings, or the batch is smaller than the
@@ -93,14 +94,15 @@ def finetune(
         "config": config.model_dump(),
         "captions": [fingerprint(file) for file in Stream.captions([captions]).files],
     }
-    if not check_goes_on(run, spec, native, resume):
-        write_json(run / RUN, spec)
-    read = _decode(native, captions, config, run, skip_invalid, hooks.report)
-    if not is_file(run / DONE):  # written as the very last
-        spec["rows"] = {split: each.rows for split, each in read.items()}
-        fit(train, DecodedRun(str(run), spec), workers, hooks.named(run.name))
-        if not is_file(run / DONE):
-            raise Stopped(f"{run}: stopped with a checkpoint; pass --resume to go on")
+    with only_run_in(run):
+        if not check_goes_on(run, spec, native, resume):
+            write_json(run / RUN, spec)
+        read = _decode(native, captions, config, run, skip_invalid, hooks.report)
+        if not is_file(run / DONE):  # written as the very last
+            spec["rows"] = {split: each.rows for split, each in read.items()}
+            fit(train, DecodedRun(str(run), spec), workers, hooks.named(run.name))
+            if not is_file(run / DONE):
+                raise Stopped(f"{run}: stopped with a checkpoint; the same again goes on")
     done = read_json(run / DONE)
     problems = [problem for each in read.values() for problem in each.problems]
     return Finetuned(

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,7 +15,8 @@ from mla_ray.data.feature_store import Kind
 from mla_ray.data.table_reader import Stream
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
-from mla_ray.runtime.storage import is_file, read_json
+from mla_ray.runtime.atomic import one_process
+from mla_ray.runtime.storage import is_file, is_local, read_json
 from mla_ray.training.config import AcquireConfig
 
 KIND: dict[str, Kind] = {"nlt": "text", "le": "image"}
@@ -99,6 +101,23 @@ def with_todays_fingerprint(
     if native.goes_by(spec.get("fingerprint", ""), run, GOES_ON):
         return {**spec, "fingerprint": native.fingerprint}
     return spec
+
+
+@contextmanager
+def only_run_in(run: UPath) -> Iterator[None]:
+    """Keep a run folder of this machine's file systems for this run, in the body of a `with`.
+
+    BlockingIOError if another run is at work there. A URL has no locks.
+    """
+    with ExitStack() as held:
+        if is_local(run):
+            try:
+                held.enter_context(one_process(Path(run.path)))
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"{error}, another run; wait for it or stop it, or choose another run folder"
+                ) from error
+        yield
 
 
 def check_goes_on(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 from upath import UPath
 
 from mla_ray.runtime.progress import Progress, Report
+from mla_ray.runtime.stop_signals import StopEvent
 from mla_ray.runtime.storage import as_path, remove
 from mla_ray.training.driver import Control, Driver, Figures, OnCheckpoint
 from mla_ray.training.loop import Diverged
@@ -116,6 +118,9 @@ def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
         Diverged, MemoryError: as `train` says, on a worker.
 
     """
+    in_main = threading.current_thread() is threading.main_thread()
+    if isinstance(hooks.stop, StopEvent) and in_main and not hooks.stop.is_set():
+        hooks.stop.listen()  # from now on there is something to save
     if not workers.count:
         if fault := run_in_process(train, job, _driver_here(hooks)):
             raise fault
@@ -149,7 +154,7 @@ def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
         ),
     )
     with _ProgressThread(monitor, hooks.report, hooks.stop):
-        result = trainer.fit()
+        result = trainer.fit() if hooks.stop is None or not in_main else _fit_beside(trainer)
     if isinstance(result.return_value, Exception):
         raise result.return_value
 
@@ -194,6 +199,23 @@ def _driver_here(hooks: Hooks) -> Driver:
         on_metrics=lambda row: hooks.report(_progress(row)),
         labels=hooks.labels,
     )
+
+
+def _fit_beside(trainer: Any) -> Any:
+    """What `trainer.fit` returns; run in a thread, for in the main one it takes SIGINT for itself.
+
+    Ray Train would then end the workers with nothing saved.
+    """
+    result: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            result.set_result(trainer.fit())
+        except BaseException as fault:  # to be raised where it is waited for
+            result.set_exception(fault)
+
+    threading.Thread(target=fit, daemon=True).start()
+    return result.result()
 
 
 class _ProgressThread:

@@ -81,7 +81,7 @@ def test_acquire_leaves_a_pack_that_verifies(
     assert run.json == {"pack": str(german_pack), "language": "de", "ok": True}
 
 
-def test_acquiring_again_is_refused_without_resume(
+def test_acquiring_again_goes_on_with_the_run_unless_it_may_not(
     mla: Mla,
     files: Files,
     german_pack: Path,
@@ -92,10 +92,10 @@ def test_acquiring_again_is_refused_without_resume(
     before = (german_pack / "weights.safetensors").read_bytes()
     arguments = ["acquire", "--language", "de", "--pairs", files.pairs, "--native", native_folder]
     arguments += ["--captions", files.captions, "--config", files.config, "--out", "de", "--json"]
-    again = mla(*arguments)
-    assert again.code == 1
-    assert "--resume" in again.err
-    resumed = mla(*arguments, "--resume")
+    refused = mla(*arguments, "--no-resume")
+    assert refused.code == 1
+    assert "--resume" in refused.err
+    resumed = mla(*arguments)
     assert resumed.code == 0, resumed.err
     assert resumed.json == {"language": "de", "pack": "de", "dropped": 0}
     assert (german_pack / "weights.safetensors").read_bytes() == before
@@ -233,6 +233,43 @@ def test_index_then_search_finds_images_and_captions(
     assert isinstance(captions, list)
     assert {hit["caption"] for hit in captions} == {"ein Hund"}
     assert captions[0]["score"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_pictures_are_kept_in_the_folder_of_the_index_unless_told_otherwise(
+    mla: Mla, files: Files, native_folder: Path, tmp_path: Path
+) -> None:
+    def kept(folder: str) -> int:
+        return len(list((tmp_path / folder).rglob("*.webp")))
+
+    index = ["index", "--captions", files.captions, "--language", "en", "--native", native_folder]
+    assert mla(*index, "--index", f"edge:{tmp_path / 'a'}").code == 0
+    assert kept("a/pictures") == 12
+    assert mla(*index, "--index", f"edge:{tmp_path / 'b'}", "--no-pictures").code == 0
+    assert kept("b") == 0
+    elsewhere = mla(*index, "--index", f"edge:{tmp_path / 'b'}", "--pictures", tmp_path / "kept")
+    assert elsewhere.code == 0
+    assert (kept("b"), kept("kept")) == (0, 12)
+    both = mla(*index, "--index", "edge:c", "--pictures", "p", "--no-pictures")
+    assert both.code == 2
+    assert "--no-pictures" in both.err
+
+
+def test_equal_pictures_of_an_evaluated_table_are_counted(
+    mla: Mla, native_folder: Path, pngs: list[bytes], tmp_path: Path
+) -> None:
+    captions = tmp_path / "captions.parquet"
+    pictures = [*pngs[:5], *[pngs[5]] * 4]  # nine images, of which three look like the sixth
+    rows = [
+        {"image_id": str(n), "image": png, "language": "en", "caption": f"{n}", "split": "test"}
+        for n, png in enumerate(pictures)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), captions)
+    evaluate = ["evaluate", "--captions", captions, "--language", "en", "--native", native_folder]
+    run = mla(*evaluate)
+    assert run.code == 0, run.err
+    assert "warning: 3 of 9 images look like another" in run.err
+    pq.write_table(pa.Table.from_pylist(rows[:6]), captions)
+    assert "warning" not in mla(*evaluate).err
 
 
 def test_a_search_shows_nothing_below_the_score_asked_for(

@@ -3,6 +3,7 @@
 The weights are random, the names, files and settings those that open_clip asks for.
 """
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +131,21 @@ def test_a_roberta_by_name(publish: Publish, english_tokenizer: PreTrainedTokeni
     assert ids.shape == (2, 77)
     with torch.inference_mode():
         assert torch.equal(native.encode_text(ids), model.encode_text(ids))
+
+
+def test_offline_a_native_that_is_not_in_the_cache_is_told_once_and_why(publish: Publish) -> None:
+    told: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    handler = Keep()
+    logging.root.addHandler(handler)
+    try:
+        for name in ("ViT-B-32/openai", "hf-hub:nobody/none"):
+            with pytest.raises(FileNotFoundError, match=f"{name}.*HF_HUB_OFFLINE is set"):
+                Native.load(name)
+    finally:
+        logging.root.removeHandler(handler)
+    assert told == []

@@ -13,6 +13,7 @@ import pytest
 from mla_ray.runtime import atomic
 from mla_ray.runtime.atomic import (
     folders_in_replacement,
+    one_process,
     read_consistently,
     recover_folder,
     replacing_file,
@@ -258,3 +259,36 @@ def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path: Path) -> None:
         scratch.write_text(3)  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert names(path.parent) == ["a.txt"]
+
+
+# Holds argv[1] until it is killed.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from mla_ray.runtime.atomic import one_process
+with one_process(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_one_process_s_as_long_as_that_lives(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "sw"
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match=f"sw is in use by process {holder.pid} on "):
+            one_process(folder).__enter__()
+        with one_process(folder.with_name("de")):  # not of others
+            pass
+        holder.kill()
+        holder.wait()
+    with one_process(folder), pytest.raises(BlockingIOError, match=f"process {os.getpid()} on "):
+        one_process(folder).__enter__()
+    with one_process(folder):
+        pass
+    assert not list(folder.parent.iterdir())  # nothing is left beside it
+    with one_process(tmp_path / "none" / "sw"):
+        pass
+    assert not (tmp_path / "none").exists()

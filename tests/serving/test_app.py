@@ -18,6 +18,16 @@ def test_unknown_paths_and_methods_are_problems(server: Server) -> None:
     problem(server.get("/page/%2e%2e/app.py"), 404, "not-found")
 
 
+def test_head_is_answered_as_get_without_a_body(server: Server) -> None:
+    for path in ("/", "/page/app.js", "/v1/languages", "/v1/images/set%2F00", "/healthz", "/none"):
+        head, got = server.client.head(path), server.get(path)
+        assert head.status_code == got.status_code, path
+        assert head.content == b""
+        for name in ("content-type", "content-length"):
+            assert head.headers[name] == got.headers[name], path
+    assert server.client.head("/v1/search/image").status_code == 405
+
+
 def test_the_index_of_another_native_is_refused(
     tmp_path: Path, other_native: Native, start: Start
 ) -> None:

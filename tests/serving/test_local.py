@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class Place:
         self.native = native
         self._make_pack = make_pack
         self.server: Served
+        self.scratch = ""
 
     def put_pack(
         self, language: str, seed: int = 0, texts: list[str] | None = None
@@ -99,7 +101,10 @@ def place(
     ]
     index_captions(place.index, place.native, packs, pa.Table.from_pylist(rows), "set")
     flags = ["--native", str(native_folder), "--packs", str(place.packs), "--index", place.index]
-    with serving(*flags) as place.server:
+    with (
+        tempfile.TemporaryDirectory(prefix="mla-", dir="/tmp") as place.scratch,
+        serving(*flags, TMPDIR=place.scratch) as place.server,
+    ):
         yield place
 
 
@@ -314,6 +319,7 @@ def test_it_ends_when_told_and_leaves_nothing_behind(place: Place) -> None:
     assert place.server.process.wait(90) == 0
     _, alive = psutil.wait_procs(children, 30)
     assert alive == []
+    assert not [path for path in Path(place.scratch).iterdir() if path.name.startswith("mla-")]
     with CaptionIndex.open(place.index, space_of(place.native), "captions", create=False) as index:
         assert {language: index.count(language=language) for language in captions} == captions
 

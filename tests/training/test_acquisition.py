@@ -23,6 +23,7 @@ from mla_ray.data.corpus import Corpus
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.atomic import one_process
 from mla_ray.runtime.progress import Progress, Stopped
 from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig, Stage
@@ -174,7 +175,7 @@ def test_without_workers_a_run_is_stopped_and_goes_on_to_the_same_bytes(
     stop = threading.Event()
     stop.set()
     folder = tmp_path / "run"
-    with pytest.raises(Stopped, match="--resume"):
+    with pytest.raises(Stopped, match="the same again goes on"):
         run_of(folder, [corpora["de"]], workers=Workers(0), hooks=Hooks(stop=stop))
     packs = run_of(folder, [corpora["de"]], workers=Workers(0), resume=True)
     assert same(packs["de"], german / "packs" / "le" / "de")
@@ -270,6 +271,14 @@ def test_an_existing_run_is_refused_and_a_changed_one_is_not_resumed(
     changed = CONFIG.model_copy(update={"seed": 1})
     with pytest.raises(ValueError, match="config differ"):
         run_of(german, [corpora["de"]], changed, resume=True)
+
+
+def test_a_second_run_in_the_folder_is_refused_while_the_first_is_at_work(
+    german: Path, run_of: RunOf, corpora: dict[str, Corpus]
+) -> None:
+    with one_process(german), pytest.raises(BlockingIOError, match="another run; wait for it"):
+        run_of(german, [corpora["de"]], resume=True)
+    assert set(run_of(german, [corpora["de"]], resume=True)) == {"de"}
 
 
 def test_a_batch_smaller_than_the_workers_is_refused(

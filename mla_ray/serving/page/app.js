@@ -8,6 +8,7 @@ const MAX_WAIT = 30; // seconds that a busy server may ask for before we leave i
 const KEPT = 30; // searches that Back shows at once
 const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const TOKEN = "mla-ray token";
+const HOME = new URL("..", import.meta.url).pathname; // where a proxy has it, with a slash at the end
 const EXAMPLES = {
   ar: "قطة سوداء", bg: "червена ябълка", cs: "medvěd", da: "cykel", de: "Regenschirm",
   el: "ήλιος", en: "birthday cake", es: "perro", fa: "پروانه", fi: "joulukuusi",
@@ -56,7 +57,7 @@ function address(search, hit = "") {
     if (search[name] !== START[name]) query.set(name, search[name]);
   }
   const text = query.toString().replaceAll("%2F", "/");
-  return `/${text && `?${text}`}${hit && `#hit-${encodeURIComponent(hit)}`}`;
+  return `${HOME}${text && `?${text}`}${hit && `#hit-${encodeURIComponent(hit)}`}`;
 }
 
 const withPicture = (search) => Boolean(search.like || search.upload);
@@ -129,12 +130,12 @@ async function find(view, offset, signal) {
   if (!withPicture(search)) {
     query.set("q", search.q);
     query.set("language", search.language);
-    return (await ask(`/v1/search?${query}`, { signal })).json();
+    return (await ask(`${HOME}v1/search?${query}`, { signal })).json();
   }
   const image = await pictureOf(view, signal);
   showAsked(view); // now that there is something to show
   const headers = { "Content-Type": image.type };
-  const url = `/v1/search/image?${query}`;
+  const url = `${HOME}v1/search/image?${query}`;
   return (await ask(url, { method: "POST", body: image, headers, signal })).json();
 }
 
@@ -152,7 +153,7 @@ async function pictureOf(view, signal) {
 
 function imageUrl({ like, like_source }) {
   const source = like_source && `?source=${encodeURIComponent(like_source)}`;
-  return `/v1/images/${encodeURIComponent(like)}${source}`;
+  return `${HOME}v1/images/${encodeURIComponent(like)}${source}`;
 }
 
 // ---- languages -------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ let languages = []; // as the server lists them
 async function loadLanguages() {
   let answer;
   try {
-    answer = await (await ask("/v1/languages")).json();
+    answer = await (await ask(`${HOME}v1/languages`)).json();
   } catch (failure) {
     if (failure.status === 401) askForToken();
     return; // detection still works, and a search will say what is wrong
@@ -333,7 +334,7 @@ function clearResults() {
 async function setPicture(img, url, signal) {
   const frame = img.parentElement;
   const missing = () => frame.classList.add("none");
-  if (!url || new URL(url, location.href).origin !== location.origin) return missing();
+  if (!url) return missing();
   markSize(img);
   if (!sessionStorage.getItem(TOKEN)) {
     let again = true;
@@ -384,7 +385,7 @@ function card(hit, search, offset, signal) {
   };
   item.id = `hit-${keyOf(hit)}`;
   item.dataset.id = hit.id;
-  setPicture(item.querySelector("img"), hit.image_url, signal);
+  setPicture(item.querySelector("img"), hit.image_url && imageUrl(like), signal);
   if (images) {
     const name = part("name").firstElementChild;
     name.textContent = name.title = hit.image_id;
@@ -639,7 +640,7 @@ $("token").addEventListener("submit", (event) => {
 
 $("forget").addEventListener("click", () => {
   sessionStorage.removeItem(TOKEN);
-  location.assign("/");
+  location.assign(HOME);
 });
 
 // ---- what the reader does --------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_search_asks_a_server(mla: Mla, server: Server, monkeypatch: pytest.Monk
     wanted += ("--min-score", "0.5")
     run = mla("search", "a dog", "--url", server.url, *wanted)
     assert run.out.splitlines()[0] == "1.000  photo 0  ein Hund"
-    sent = "q=a+dog&language=en&find=captions&k=10&offset=0&in_language=de&source=test"
+    sent = "q=a+dog&language=auto&find=captions&k=10&offset=0&in_language=de&source=test"
     assert server.seen[1].query == f"{sent}&min_score=0.5"
 
 
