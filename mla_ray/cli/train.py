@@ -17,7 +17,12 @@ from mla_ray.cli.options import (
     one_language,
     some_languages,
 )
-from mla_ray.training.config import AcquireConfig, load_config
+from mla_ray.training.config import (
+    AcquireConfig,
+    FinetuneConfig,
+    load_config,
+    load_finetune_config,
+)
 
 WorkerCount = Annotated[
     str, typer.Option(help="Ray Train workers: 2, or 1:4 for as many as there is room for.")
@@ -57,14 +62,6 @@ def acquire(
     as_json: Json = False,
 ) -> None:
     """Acquire a language: NLT on translations, then LE on captioned images."""
-    from mla_ray.data.corpus import Corpus
-    from mla_ray.packs.pack import copy_pack
-    from mla_ray.runtime.cluster import ray_session
-    from mla_ray.runtime.console import bars, print_dropped
-    from mla_ray.training.acquisition import acquire as run_stages
-    from mla_ray.training.prepare import read_prepared
-    from mla_ray.training.workers import Hooks, Workers
-
     if not pairs and start is None:
         raise typer.BadParameter("give --pairs, or --from a pack to go on from")
     settings = load_config(config) if config else AcquireConfig()
@@ -73,6 +70,15 @@ def acquire(
         settings = settings.model_copy(update={"nlt": none})
     if captions is None:
         settings = settings.text_only()
+
+    from mla_ray.data.corpus import Corpus
+    from mla_ray.packs.pack import copy_pack
+    from mla_ray.runtime.cluster import ray_session
+    from mla_ray.runtime.console import bars, print_dropped
+    from mla_ray.training.acquisition import acquire as run_stages
+    from mla_ray.training.prepare import read_prepared
+    from mla_ray.training.workers import Hooks, Workers
+
     folder = run or f"runs/{PurePosixPath(out).name}"
     with bars() as report, ray_session():
         packs = run_stages(
@@ -105,14 +111,14 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
+    settings = load_finetune_config(config) if config else FinetuneConfig()
+
     from mla_ray.model.lineage import copy_native
     from mla_ray.runtime.cluster import ray_session
     from mla_ray.runtime.console import bars, print_dropped
-    from mla_ray.training.config import FinetuneConfig, load_finetune_config
     from mla_ray.training.finetuning import finetune as run_finetuning
     from mla_ray.training.workers import Hooks, Workers
 
-    settings = load_finetune_config(config) if config else FinetuneConfig()
     with bars() as report, ray_session():
         finetuned = run_finetuning(
             native,

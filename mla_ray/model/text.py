@@ -79,8 +79,8 @@ def identity(text: str) -> str:
     Tokenizers fold case and compatible characters, so whoever holds texts apart (a split, held-out
     pairs, negatives) compares identities. It is NFKC and casefolded, white space is single spaces,
     and white space and punctuation at the ends are dropped, unless nothing is left to see: "?" is
-    itself. Punctuation is Unicode's P but for `SPOKEN`. Idempotent. It is a key to compare by, never a text
-    to encode or to show.
+    itself. Punctuation is Unicode's P but for `SPOKEN`. Idempotent. It is a key to compare by,
+    never a text to encode or to show.
     """
     # Folding may undo a normalisation: the Greek iota subscript becomes a letter.
     folded = normalize("NFKC", normalize("NFKC", normalized(text)).casefold())
