@@ -1,7 +1,4 @@
-"""Tables in JSON: an object a line (JSONL), or one array of objects.
-
-There is no header: a column is there if a row has it, of those before a chunk is full.
-"""
+"""Tables in JSON: an object a line (JSONL), or one array of objects."""
 
 import json
 import re
@@ -13,7 +10,7 @@ from upath import UPath
 from mla_ray.data.problems import OR_SKIP, InvalidTable
 from mla_ray.data.table_chunk import Chunk
 from mla_ray.data.table_columns import OF_TRANSLATION, TRANSLATION, Columns, pairs_in
-from mla_ray.data.table_text import RowBuffer, check_encoding, content_of, text_lines
+from mla_ray.data.table_text import Row, check_encoding, chunks_of, content_of, text_lines
 from mla_ray.model.text import fault_of
 
 _SURROGATE = re.compile(rb"\\[uU][dD][89a-fA-F]")
@@ -23,7 +20,7 @@ _PIECE = 1 << 20
 
 def read_jsonl(path: UPath, columns: Columns) -> Iterator[Chunk]:
     """Rows are told by their lines."""
-    yield from _chunks(path, columns, _lines(path))
+    yield from chunks_of(path, columns, _rows(columns, _lines(path)))
 
 
 def read_json(path: UPath, columns: Columns) -> Iterator[Chunk]:
@@ -37,7 +34,7 @@ def read_json(path: UPath, columns: Columns) -> Iterator[Chunk]:
         check_encoding(path, raw)
         start = raw.peek(_PIECE).lstrip(_BLANK)[:1]
     if start == b"[":
-        yield from _chunks(path, columns, _items(path))
+        yield from chunks_of(path, columns, _rows(columns, _items(path)))
         return
     with text_lines(path, newline="\n") as lines:
         first = next((line for line in lines if line.strip()), "")
@@ -52,36 +49,19 @@ def read_json(path: UPath, columns: Columns) -> Iterator[Chunk]:
     yield from read_jsonl(path, columns)
 
 
-Row = tuple[int, object]
-"""Its number, and its object or what is wrong with it: a string."""
+Found = Iterator[tuple[int, object]]
+"""Numbers of rows, and the object of each or what is wrong with it: a string."""
 
 
-def _chunks(path: UPath, columns: Columns, rows: Iterable[Row]) -> Iterator[Chunk]:
-    header: dict[str, None] = {}
-    buffer, checked = RowBuffer(path), False
-    for number, found in rows:
-        if isinstance(found, dict):
-            header |= dict.fromkeys(found)
-            if columns.in_translation(found):
-                header |= dict.fromkeys(OF_TRANSLATION)
-        records = _records(found, columns)
-        if isinstance(records, str):
-            buffer.faults[number] = records
-        else:
-            for record in records:
-                buffer.add(number, record)
-        if buffer.is_full:
-            if not checked:
-                columns.require(path, list(header))
-                checked = True
-            yield buffer.chunk(columns.among(header))
-            buffer = RowBuffer(path)
-    if not checked and (header or not buffer.faults):
-        columns.require(path, list(header))
-    yield buffer.chunk(columns.among(header))
+def _rows(columns: Columns, found: Found) -> Iterator[Row]:
+    for number, value in found:
+        names = list(value) if isinstance(value, dict) else []
+        if columns.in_translation(names):
+            names += OF_TRANSLATION
+        yield Row(number, _records(value, columns), names)
 
 
-def _lines(path: UPath) -> Iterator[Row]:
+def _lines(path: UPath) -> Found:
     with text_lines(path, newline="\n") as lines:
         for number, text in enumerate(lines, start=1):
             if text.strip():
@@ -91,7 +71,7 @@ def _lines(path: UPath) -> Iterator[Row]:
                     yield number, f"not JSON ({error}); {OR_SKIP}"
 
 
-def _items(path: UPath) -> Iterator[Row]:
+def _items(path: UPath) -> Found:
     # yajl writes a question mark for half a character, ijson's own parser hands it on to be told.
     backend = ijson.get_backend("python") if _may_hold_halves(path) else ijson
     number = 0
@@ -119,7 +99,7 @@ def _may_hold_halves(path: UPath) -> bool:
     return False
 
 
-def _records(found: object, columns: Columns) -> Iterable[Mapping[str, object]] | str:
+def _records(found: object, columns: Columns) -> list[dict[str, object]] | str:
     """The rows that an object is: one, or a pair for each language; or what is wrong with it."""
     if isinstance(found, str):
         return found

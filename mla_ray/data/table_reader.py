@@ -1,7 +1,7 @@
 """A user's own tables, read and checked before anything expensive starts.
 
-Parquet, CSV, TSV or JSONL, told apart by file ending, at a path or URL. Everything that is wrong is
-collected over the whole file and refused at once, each with its place and its remedy; with
+In the formats of `table_formats`, told apart by file ending, at a path or URL. Everything that is
+wrong is collected over the whole file and refused at once, each with its place and its remedy; with
 `skip_invalid` the bad rows are left out and handed back. `Stream` reads a table of any size piece
 by piece, and is how every part of this package reads one; `read_pairs` and `read_captions` read a
 small one whole.

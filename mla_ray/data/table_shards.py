@@ -14,7 +14,7 @@ from upath import UPath
 from mla_ray.data.problems import OR_SKIP, InvalidTable
 from mla_ray.data.table_chunk import Chunk
 from mla_ray.data.table_columns import Columns
-from mla_ray.data.table_text import RowBuffer, content_of, rows_at_a_time
+from mla_ray.data.table_text import Row, chunks_of, content_of, rows_at_a_time
 from mla_ray.model.text import fault_of
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif", ".heic", ".tif", ".tiff")
@@ -28,30 +28,19 @@ def read_shard(path: UPath, columns: Columns) -> Iterator[Chunk]:
         InvalidTable: not a tar file, or broken off; or other columns are needed.
 
     """
-    size, header, is_checked = rows_at_a_time(["image"]), {"image_id": None}, False
-    buffer = RowBuffer(path, size)
     try:
-        for row, record in enumerate(_rows(path), start=1):
-            fault = record.pop("fault", None)
-            header |= dict.fromkeys(record)
-            if isinstance(fault, str):
-                buffer.faults[row] = fault
-            else:
-                buffer.add(row, record)
-            if buffer.is_full:
-                if not is_checked:
-                    columns.require(path, list(header))
-                is_checked = True
-                yield buffer.chunk(columns.among(header))
-                buffer = RowBuffer(path, size)
-        if not is_checked:
-            columns.require(path, list(header))
-        yield buffer.chunk(columns.among(header))
+        yield from chunks_of(path, columns, _rows(path), rows_at_a_time(["image"]))
     except tarfile.TarError as error:
         raise InvalidTable.of_file(path, f"not a tar file, or broken off ({error})") from error
 
 
-def _rows(path: UPath) -> Iterator[dict[str, object]]:
+def _rows(path: UPath) -> Iterator[Row]:
+    for number, record in enumerate(_records(path), start=1):
+        fault = record.pop("fault", None)
+        yield Row(number, fault if isinstance(fault, str) else [record], record)
+
+
+def _records(path: UPath) -> Iterator[dict[str, object]]:
     """The files of each name, which stand side by side."""
     key, record = "", dict[str, object]()
     with content_of(path) as raw, tarfile.open(fileobj=raw, mode="r|") as tar:

@@ -1,16 +1,17 @@
 """Text files that hold tables: unpacked, as UTF-8, their rows gathered to chunks."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import pyarrow as pa
 from upath import UPath
 
 from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_chunk import Chunk
+from mla_ray.data.table_columns import Columns
 from mla_ray.data.table_endings import format_of
 from mla_ray.runtime.storage import open_file
 
@@ -129,3 +130,41 @@ class RowBuffer:
             isinstance(record.get(column), bytes) for record in self.records
         )
         return pa.large_binary() if is_bytes else pa.string()
+
+
+class Row(NamedTuple):
+    """What a row of a file without a header says."""
+
+    number: int
+    records: Sequence[Mapping[str, object]] | str
+    """Its records, which may be several pairs; or what is wrong with it."""
+    names: Iterable[str]
+    """Columns that the file has by what this row shows."""
+
+
+def chunks_of(
+    path: UPath, columns: Columns, rows: Iterable[Row], size: int | None = None
+) -> Iterator[Chunk]:
+    """Chunks of a file without a header.
+
+    A column is there if a row has it, of those before a chunk is full. A file that lacks one is an
+    `InvalidTable`.
+    """
+    size, header, is_checked = size or CHUNK, dict[str, None](), False
+    buffer = RowBuffer(path, size)
+    for number, records, names in rows:
+        header |= dict.fromkeys(names)
+        if isinstance(records, str):
+            buffer.faults[number] = records
+        else:
+            for record in records:
+                buffer.add(number, record)
+        if buffer.is_full:
+            if not is_checked:
+                columns.require(path, list(header))
+                is_checked = True
+            yield buffer.chunk(columns.among(header))
+            buffer = RowBuffer(path, size)
+    if not is_checked and (header or not buffer.faults):
+        columns.require(path, list(header))
+    yield buffer.chunk(columns.among(header))
