@@ -15,7 +15,7 @@ DataFolder = Annotated[
     Path, typer.Option("--data", envvar="MLA_DATA", help="Where data sets and features are kept.")
 ]
 Captions = Annotated[
-    str, typer.Option("--captions", help="Caption table (Parquet, CSV, TSV, JSONL).")
+    str, typer.Option("--captions", help="Caption table (Parquet, CSV, TSV, JSONL, …).")
 ]
 Repo = Annotated[str, typer.Argument(help="hf-hub:owner/name, or a repository's folder or URL.")]
 

@@ -21,7 +21,12 @@ from mla_ray.cli.options import (
     some_languages,
 )
 from mla_ray.runtime.stop_signals import StopEvent
-from mla_ray.training.config import AcquireConfig, load_config
+from mla_ray.training.config import (
+    AcquireConfig,
+    FinetuneConfig,
+    load_config,
+    load_finetune_config,
+)
 
 WorkerCount = Annotated[
     str,
@@ -82,14 +87,6 @@ def acquire(
     as_json: Json = False,
 ) -> None:
     """Acquire a language: NLT on translations, then LE on captioned images."""
-    from mla_ray.data.corpus import Corpus
-    from mla_ray.packs.pack import copy_pack
-    from mla_ray.runtime.cluster import ray_session
-    from mla_ray.runtime.console import bars, print_dropped
-    from mla_ray.training.acquisition import acquire as run_stages
-    from mla_ray.training.prepare import read_prepared
-    from mla_ray.training.workers import Hooks, Workers
-
     if not pairs and start is None:
         raise typer.BadParameter("give --pairs, or --from a pack to go on from")
     settings = load_config(config) if config else AcquireConfig()
@@ -98,6 +95,15 @@ def acquire(
         settings = settings.model_copy(update={"nlt": none})
     if captions is None:
         settings = settings.text_only()
+
+    from mla_ray.data.corpus import Corpus
+    from mla_ray.packs.pack import copy_pack
+    from mla_ray.runtime.cluster import ray_session
+    from mla_ray.runtime.console import bars, print_dropped
+    from mla_ray.training.acquisition import acquire as run_stages
+    from mla_ray.training.prepare import read_prepared
+    from mla_ray.training.workers import Hooks, Workers
+
     folder, stop = run_folder(out, run, resume), StopEvent()
     training = Workers.parse(workers)
     ray = ray_session() if training.count else nullcontext()
@@ -132,14 +138,14 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
+    settings = load_finetune_config(config) if config else FinetuneConfig()
+
     from mla_ray.model.lineage import copy_native
     from mla_ray.runtime.cluster import ray_session
     from mla_ray.runtime.console import bars, print_dropped
-    from mla_ray.training.config import FinetuneConfig, load_finetune_config
     from mla_ray.training.finetuning import finetune as run_finetuning
     from mla_ray.training.workers import Hooks, Workers
 
-    settings = load_finetune_config(config) if config else FinetuneConfig()
     folder, stop = run_folder(out, run, resume), StopEvent()
     training = Workers.parse(workers)
     ray = ray_session() if training.count else nullcontext()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from upath import UPath
 
+from mla_ray.data.table_endings import row_unit
+
 SHOWN_PROBLEMS = 10
 KEPT_PROBLEMS = 1000
 OR_SKIP = "drop the row or pass --skip-invalid"
@@ -13,7 +15,7 @@ OR_SKIP = "drop the row or pass --skip-invalid"
 
 @dataclass(frozen=True)
 class TableProblem:
-    """What is wrong, and where: `row` is an editor's line number, or in Parquet counts from 1."""
+    """What is wrong, and where: `row` is as `row_unit` counts."""
 
     file: str
     row: int | None
@@ -56,5 +58,5 @@ class InvalidTable(ValueError):
 
 def place_of(file: UPath | str, row: int, *, seen_from: UPath | str | None = None) -> str:
     """Where a row is, in words; without the file's name for who is in that file already."""
-    unit = "row" if str(file).lower().endswith(".parquet") else "line"
+    unit = row_unit(str(file))
     return f"{unit} {row}" if file == seen_from else f"{file} {unit} {row}"

@@ -1,13 +1,12 @@
 """A user's own tables, read and checked before anything expensive starts.
 
-Parquet, CSV, TSV or JSONL, told apart by file ending, at a path or URL. Everything that is wrong is
-collected over the whole file and refused at once, each with its place and its remedy; with
+In the formats of `table_formats`, told apart by file ending, at a path or URL. Everything that is
+wrong is collected over the whole file and refused at once, each with its place and its remedy; with
 `skip_invalid` the bad rows are left out and handed back. `Stream` reads a table of any size piece
 by piece, and is how every part of this package reads one; `read_pairs` and `read_captions` read a
 small one whole.
 """
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +19,12 @@ from upath import UPath
 from mla_ray.data.problems import KEPT_PROBLEMS, OR_SKIP, InvalidTable, TableProblem, place_of
 from mla_ray.data.table_checks import check_cells, check_languages
 from mla_ray.data.table_chunk import Chunk
-from mla_ray.data.table_formats import Columns, read_chunks
+from mla_ray.data.table_columns import Columns
+from mla_ray.data.table_files import files_of_table
+from mla_ray.data.table_formats import read_chunks
 from mla_ray.data.table_images import ImageReader
 from mla_ray.model.language import canonical
-from mla_ray.runtime.storage import as_path, patiently
+from mla_ray.runtime.storage import as_path
 
 PAIR_COLUMNS = ("source", "target", "language")
 CAPTION_COLUMNS = ("image_id", "image", "language", "caption", "split")
@@ -118,7 +119,7 @@ class Stream:
         defaults: Mapping[str, str | None],
         keep: Mapping[str, str],
     ) -> None:
-        self.files = [file for name in files for file in _files_of_table(_path_of(name))]
+        self.files = [file for name in files for file in files_of_table(_path_of(name))]
         self.columns, self.keep = Columns(columns, defaults), keep
         self.problems: list[TableProblem] = []
         self.refused = 0
@@ -268,16 +269,3 @@ def cells_with_image(chunk: pa.Table) -> Iterator[tuple[str, pa.Scalar, int, int
 def _path_of(name: str | Path) -> UPath:
     """A URL as we open them all; a path as it was given, since messages name it."""
     return as_path(name) if "://" in str(name) else UPath(name)
-
-
-def _files_of_table(path: UPath) -> list[UPath]:
-    def parts() -> list[UPath]:
-        return list(path.glob("*.parquet")) if path.is_dir() else []
-
-    return sorted(patiently(parts, what=f"listing {path}"), key=_numbers_by_size) or [path]
-
-
-def _numbers_by_size(path: UPath) -> list[tuple[int, str]]:
-    """A sort key that has part_2 before part_10."""
-    pieces = re.split("([0-9]+)", path.name)  # text and numbers in turns
-    return [(int(piece), "") if place % 2 else (0, piece) for place, piece in enumerate(pieces)]

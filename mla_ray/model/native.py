@@ -27,6 +27,7 @@ from mla_ray.model.english import blank_ids, text_only, unknown_id
 from mla_ray.model.fingerprint import fingerprint, weights_and_preprocessing
 from mla_ray.model.open_clip_config import ModelConfig
 from mla_ray.model.recognition import recognised
+from mla_ray.model.text import as_texts
 from mla_ray.model.tokenizers import Shares
 from mla_ray.model.towers import BERTS, text_tower
 from mla_ray.model.transformers_folder import DUAL_ENCODERS, load_folder, model_type
@@ -148,14 +149,23 @@ class Native:
         """What the native multiplies cosines by: 1 / temperature (100 for OpenAI's CLIP)."""
         return float(self.model.logit_scale.exp())
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
+    def tokenize(self, texts: str | Sequence[str]) -> Tensor:
         """English texts to native token ids [B, context length] int64.
 
-        All of a text is text: a control token that it spells is none.
-        """
-        return self._tokenizer(list(texts), context_length=self.text.context_length)
+        All of a text is text: a control token that it spells is none. A string is one text, [1, …];
+        no texts are [0, …].
 
-    def unknown_tokens(self, texts: Sequence[str]) -> Shares:
+        Raises:
+            TypeError: something among `texts` is no text.
+            ValueError: a text holds half a character (a lone surrogate); says where.
+
+        """
+        given, length = as_texts(texts), self.text.context_length
+        if not given:  # transformers' tokenizers take no empty batch
+            return torch.zeros(0, length, dtype=torch.int64)
+        return self._tokenizer(given, context_length=length)
+
+    def unknown_tokens(self, texts: str | Sequence[str]) -> Shares:
         """Share of each text's tokens that are unknown [B], 0 to 1, of the part that is read.
 
         Those are what the tokenizer has one token for, as it does not know it; a tokenizer of bytes
@@ -181,13 +191,18 @@ class Native:
         """Tokens of an empty text."""
         return int(self.text.english_end(self.tokenize([""]))) + 1
 
-    def encode_text(self, ids_BL: Tensor) -> Tensor:
+    def encode_text(self, texts: Tensor | str | Sequence[str]) -> Tensor:
         """English features [B, E], not normalised: to the byte what open_clip's own gives.
 
-        `ids_BL` are native token ids, whole or as the tower's `trim` cuts them.
+        Args:
+            texts: native token ids [B, L], whole or as the tower's `trim` cuts them; or texts as
+                `tokenize` takes them, of which `feature_store.encode_texts` takes any number.
+
         """
         tower = self.text
-        ids_BL = ids_BL.to(self.device)
+        ids_BL = (texts if isinstance(texts, Tensor) else self.tokenize(texts)).to(self.device)
+        if not len(ids_BL):
+            return torch.zeros(0, self.dim, device=self.device)
         return tower.encode(
             tower.token_embedding(ids_BL),
             tower.sentence_position(tower.english_end(ids_BL)),

@@ -5,34 +5,72 @@ all of them call `normalized`. A tokenizer may normalise further; that is its ow
 """
 
 import re
+from collections.abc import Sequence
 from unicodedata import category, is_normalized, normalize
 
 SPOKEN = "#%&*@"
 """Signs among Unicode's punctuation that are read out: C# is not C."""
 
 _BYTE_ORDER_MARK = "\ufeff"
+_UNSEEN = re.compile(
+    "[\\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*"
+)
+"""White space, control characters, what Unicode calls default-ignorable (`re` does not know that
+property), marks of annotations and the empty braille cell: a text of these alone says nothing."""
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def normalized(text: str) -> str:
-    """The text in NFC, without white space at its ends and without byte order marks. Idempotent.
+    """The text in NFC, its words one space apart, without byte order marks. Idempotent.
 
-    A byte order mark inside a text is what is left of a file that others were appended to.
+    There is no white space at its ends. A text that shows nothing, of a zero-width space or a soft
+    hyphen alone, is empty. A byte order mark inside a text is what is left of a file that others
+    were appended to.
     """
-    text = text.replace(_BYTE_ORDER_MARK, "").strip()
+    text = text.replace(_BYTE_ORDER_MARK, "")
     if not is_normalized("NFC", text):
-        # NFC keeps what `strip` strips at the ends: no composition begins or ends with a space.
         text = normalize("NFC", text)
-    return text
+    text = " ".join(text.split())
+    return "" if _UNSEEN.fullmatch(text) else text
 
 
 def fault_of(text: str) -> str | None:
     """Why a text is none that can be kept: half a character, or a NUL; None if it is one."""
     if "\0" in text:
         return "holds a NUL character"
-    if _HALF_CHARACTER.search(text):
-        return "holds half a character (a lone surrogate)"
+    return half_character(text)
+
+
+def half_character(text: str) -> str | None:
+    """Says that a text holds half a character, and where, counted from 0; None if it does not."""
+    if half := _HALF_CHARACTER.search(text):
+        code_point, position = f"U+{ord(half[0]):04X}", half.start()
+        return f"holds half a character (a lone surrogate, {code_point}) at position {position}"
     return None
+
+
+def as_texts(texts: str | Sequence[str]) -> list[str]:
+    """What all that encodes texts is given, as a list: one string is one text, not its letters.
+
+    Raises:
+        TypeError: something is no text.
+        ValueError: a text holds half a character, which no tokenizer can read; says which text, and
+            where in it, counted from 0 as Python does.
+
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    elif isinstance(texts, bytes):
+        raise TypeError("bytes are no text; decode them")
+    listed = list(texts)
+    for number, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{number}] is of type {type(text).__name__}, not text")
+        if fault := half_character(text):
+            raise ValueError(f"texts[{number}] {fault}")
+    return listed
 
 
 def identity(text: str) -> str:
@@ -40,9 +78,9 @@ def identity(text: str) -> str:
 
     Tokenizers fold case and compatible characters, so whoever holds texts apart (a split, held-out
     pairs, negatives) compares identities. It is NFKC and casefolded, white space is single spaces,
-    and white space and punctuation at the ends are dropped, unless nothing is left: "?" is itself.
-    Punctuation is Unicode's P but for `SPOKEN`. Idempotent. It is a key to compare by, never a text
-    to encode or to show.
+    and white space and punctuation at the ends are dropped, unless nothing is left to see: "?" is
+    itself. Punctuation is Unicode's P but for `SPOKEN`. Idempotent. It is a key to compare by,
+    never a text to encode or to show.
     """
     # Folding may undo a normalisation: the Greek iota subscript becomes a letter.
     folded = normalize("NFKC", normalize("NFKC", normalized(text)).casefold())
@@ -52,7 +90,8 @@ def identity(text: str) -> str:
         start += 1
     while start < end and _is_outer(words[end - 1]):
         end -= 1
-    return words[start:end] or words
+    inner = words[start:end]
+    return words if _UNSEEN.fullmatch(inner) else inner
 
 
 def _is_outer(character: str) -> bool:

@@ -334,7 +334,7 @@ def shorten(ids: Ids, length: int) -> Ids:
 def pad(rows: Sequence[Ids], length: int | None = None) -> tuple[Tensor, Tensor]:
     """Ragged rows to `(ids_BL, length_B)`, int64, L the longest or `length`; row 0 pads."""
     lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-    ids = np.zeros((len(rows), length or int(lengths.max())), dtype=np.int64)
+    ids = np.zeros((len(rows), length or int(lengths.max(initial=0))), dtype=np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
     return torch.from_numpy(ids), torch.from_numpy(lengths)

@@ -20,8 +20,8 @@ class AcquisitionEncoder:
         pack.card.check(native)
         self.native, self.pack = native, pack
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Features [B, E] float32, not normalised."""
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Features [B, E] float32, not normalised; `texts` as in `LanguagePack.encode_text`."""
         return self.pack.encode_text(texts)
 
     def encode_ids(self, token_ids: Tensor) -> Tensor:

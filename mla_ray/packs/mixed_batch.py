@@ -53,6 +53,8 @@ def read_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]])
 
     """
     tower = native.text
+    if not texts:
+        return Mixed(torch.zeros(0, native.dim, device=native.device), np.zeros(0))
     groups: dict[int, list[int]] = defaultdict(list)
     for row, (_, pack) in enumerate(texts):
         groups[id(pack)].append(row)

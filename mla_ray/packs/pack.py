@@ -27,6 +27,7 @@ from upath import UPath
 from mla_ray.model.batches import by_length
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
+from mla_ray.model.text import as_texts
 from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer
 from mla_ray.packs.card import Card, make_card, read_card
 from mla_ray.packs.files import PackError, check_file, fetch_files
@@ -50,22 +51,30 @@ class LanguagePack:
     def language(self) -> str:
         return self.card.language
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts to `(ids_BL, length_B)` as the encoder takes them."""
-        return self.encoder.tower.pad(self.tokenizer(texts))
+    def tokenize(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts to `(ids_BL, length_B)` as the encoder takes them; `texts` as in `encode_text`."""
+        return self.encoder.tower.pad(self.tokenizer(as_texts(texts)))
 
-    def unknown_tokens(self, texts: Sequence[str]) -> Shares:
+    def unknown_tokens(self, texts: str | Sequence[str]) -> Shares:
         """Share of each text's tokens of which nothing was learned [N], 0 to 1.
 
         Such tokens are skipped. Where it is 1 the feature is that of a text without words, whatever
         the text: it says nothing, and looks no less certain.
         """
-        return self.tokenizer.read(texts)[1]
+        return self.tokenizer.read(as_texts(texts))[1]
 
     @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Features [N, E] float32, not normalised; memory is that of a batch, whatever N."""
-        return self._encode(self.tokenizer(texts))
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Features [N, E] float32, not normalised; memory is that of a batch, whatever N.
+
+        A string is one text, [1, E]; no texts are [0, E].
+
+        Raises:
+            TypeError: something among `texts` is no text.
+            ValueError: a text holds half a character (a lone surrogate); says where.
+
+        """
+        return self._encode(self.tokenizer(as_texts(texts)))
 
     @torch.inference_mode()
     def encode_ids(self, token_ids: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ with dots: `--nlt.steps 5` leaves `nlt.batch` as it was. A list is a flag given 
 
 import argparse
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -26,6 +25,7 @@ from pydantic_settings.sources import DefaultSettingsSource
 
 from mla_ray.runtime.bundled import or_bundled
 from mla_ray.runtime.exit_codes import Exit, Usage, exit_code
+from mla_ray.runtime.setting_faults import depth, dotted, fault_of, near
 from mla_ray.runtime.storage import as_path, read_bytes
 
 
@@ -132,12 +132,7 @@ def _unknown_flag(argument: str, keys: list[str]) -> str:
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}"
     flag = argument.split("=")[0]
-    return f"unknown flag {flag}{_near(flag.lstrip('-'), keys, '--')}"
-
-
-def _near(key: str, keys: list[str], dashes: str = "") -> str:
-    near = get_close_matches(key, keys, n=1)
-    return f"; did you mean {dashes}{near[0]}?" if near else ""
+    return f"unknown flag {flag}{near(flag.lstrip('-'), keys, '--')}"
 
 
 def _fault(
@@ -149,29 +144,13 @@ def _fault(
 ) -> str:
     """One of pydantic's errors, with the flag or the file and key that it is about."""
     location = error["loc"]
-    in_flags, in_file = _depth(flags, location), _depth(file, location)
+    in_flags, in_file = depth(flags, location), depth(file, location)
     if error["type"] == "missing":
-        return f"--{_dotted(location)}: missing; give the flag, or the key in the file of --config"
+        return f"--{dotted(location)}: missing; give the flag, or the key in the file of --config"
     # Beyond what was given are pydantic's names for the members of a union.
-    key = _dotted(location[: max(in_flags, in_file)] or location)
+    key = dotted(location[: max(in_flags, in_file)] or location)
     if in_flags >= in_file:
         where, dashes = f"--{key}", "--"
     else:
         where, dashes = f"{path}: {key}", ""
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_near(key, keys, dashes)}"
-    return f"{where}: {error['msg']}, found {error['input']!r:.60}"
-
-
-def _dotted(keys: Sequence[int | str]) -> str:
-    return ".".join(map(str, keys))
-
-
-def _depth(value: Any, keys: Sequence[int | str]) -> int:
-    """How many of the nested keys there are in `value`."""
-    for depth, step in enumerate(keys):
-        try:
-            value = value[step]
-        except (LookupError, TypeError):
-            return depth
-    return len(keys)
+    return f"{where}: {fault_of(error, keys, dashes)}"

@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from importlib.metadata import version
 from types import TracebackType
 from typing import Generic, ParamSpec, Self, TypeVar, overload
@@ -24,7 +24,7 @@ from typing import Generic, ParamSpec, Self, TypeVar, overload
 import httpx2
 
 from mla_ray.serving import client_calls as calls
-from mla_ray.serving.client_calls import Call, Embedded, Vectors
+from mla_ray.serving.client_calls import Call, Embedded, Texts, Vectors
 from mla_ray.serving.client_errors import Unreachable, api_error, printable
 from mla_ray.serving.client_ingest import CHUNK, IngestStream, Record
 from mla_ray.serving.client_retries import (
@@ -34,7 +34,7 @@ from mla_ray.serving.client_retries import (
     Retry,
     retry_after_s,
 )
-from mla_ray.serving.schemas import TOKEN_VARIABLE, IngestResult, TextInput
+from mla_ray.serving.schemas import TOKEN_VARIABLE, IngestResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -181,14 +181,15 @@ class Client(Api):
                 wait_s = self._wait_after_response(call, response, attempt)
             time.sleep(wait_s)
 
-    def embed(self, texts: Sequence[str | TextInput], language: str = "en") -> Embedded:
+    def embed(self, texts: Texts, language: str = "en") -> Embedded:
         """Unit vectors [N, E] of any number of texts, and how much of each text is unknown [N].
 
-        `language` is that of the plain strings; a `TextInput` says its own.
+        A string is one text, [1, E]; no texts are [0, E]. `language` is that of the plain strings;
+        a `TextInput` says its own.
         """
         return calls.stack([self.run(call) for call in calls.embed_texts(texts, language)])
 
-    def embed_texts(self, texts: Sequence[str | TextInput], language: str = "en") -> Vectors:
+    def embed_texts(self, texts: Texts, language: str = "en") -> Vectors:
         """The vectors of `embed` alone: [N, E]."""
         return self.embed(texts, language).vectors
 
@@ -240,11 +241,11 @@ class AsyncClient(Api):
                 wait_s = self._wait_after_response(call, response, attempt)
             await asyncio.sleep(wait_s)
 
-    async def embed(self, texts: Sequence[str | TextInput], language: str = "en") -> Embedded:
+    async def embed(self, texts: Texts, language: str = "en") -> Embedded:
         """As `Client.embed`."""
         return calls.stack([await self.run(call) for call in calls.embed_texts(texts, language)])
 
-    async def embed_texts(self, texts: Sequence[str | TextInput], language: str = "en") -> Vectors:
+    async def embed_texts(self, texts: Texts, language: str = "en") -> Vectors:
         """As `Client.embed_texts`: [N, E]."""
         return (await self.embed(texts, language)).vectors
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
+from mla_ray.model.text import half_character
 from mla_ray.serving.client_errors import ApiError
 from mla_ray.serving.schemas import (
     AUTO,
@@ -195,12 +196,16 @@ class PackedEmbeddings(Embeddings):
     embeddings: str
 
 
-def embed_texts(texts: Sequence[str | TextInput], language: str) -> list[Call[Rows]]:
-    """Requests for all texts; ValueError names one that is none before anything is sent."""
-    if isinstance(texts, str) or not texts:
-        raise ValueError("texts: a list of one text or more")
+Texts = str | TextInput | Sequence[str | TextInput]
+"""What is embedded: texts, or one."""
+
+
+def embed_texts(texts: Texts, language: str) -> list[Call[Rows]]:
+    """Requests for all texts, one at least; ValueError names what is none before any is sent."""
     inputs = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate([texts] if isinstance(texts, str | TextInput) else texts):
+        if isinstance(text, str) and (fault := half_character(text)):
+            raise ValueError(f"texts[{number}]: text: {fault}")
         try:
             inputs.append(
                 text if isinstance(text, TextInput) else TextInput(text=text, language=language)
@@ -208,7 +213,7 @@ def embed_texts(texts: Sequence[str | TextInput], language: str) -> list[Call[Ro
         except ValidationError as error:
             raise ValueError(f"texts[{number}]: {first_error(error)}") from error
     calls = []
-    for start in range(0, len(inputs), MAX_TEXTS):
+    for start in range(0, max(len(inputs), 1), MAX_TEXTS):  # the server knows E, of no text too
         request = TextEmbeddingRequest(inputs=inputs[start : start + MAX_TEXTS], encoding="base64")
         calls.append(
             Call(

@@ -98,7 +98,7 @@ def line_of(record: Record) -> bytes:
     """A record as a line of NDJSON. ValueError if it cannot be sent."""
     fields = record.model_dump(exclude_none=True) if isinstance(record, BaseModel) else record
     try:
-        line = orjson.dumps(dict(fields))
+        line = orjson.dumps(dict(fields), option=orjson.OPT_SERIALIZE_NUMPY)
     except (TypeError, ValueError) as error:
         raise ValueError(f"not a record that JSON can hold: {error}") from error
     if len(line) > MAX_LINE:

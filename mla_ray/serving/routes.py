@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from mla_ray.index.limits import MAX_OFFSET
+from mla_ray.serving.gzip_body import content_of
 from mla_ray.serving.metrics import Metrics
 from mla_ray.serving.openapi import body, image_body, problem_responses
 from mla_ray.serving.problems import ProblemError, invalid
@@ -27,6 +28,7 @@ from mla_ray.serving.schemas import (
     MAX_SOURCE,
     MAX_TEXT,
     NDJSON,
+    NDJSON_TYPES,
     NOT_BLANK,
     SEARCH_IMAGE_PATH,
     SEARCH_PATH,
@@ -37,6 +39,7 @@ from mla_ray.serving.schemas import (
     IngestResult,
     Languages,
     ProblemKind,
+    SaysSomething,
     SearchResult,
     TextEmbeddingRequest,
     media_type,
@@ -92,6 +95,7 @@ async def search(
             description="a text in any language served",
             examples=["Regenschirm"],
         ),
+        SaysSomething,
     ],
     language: Annotated[
         str,
@@ -185,10 +189,12 @@ async def put_captions(service: ServiceOf, request: Request) -> IngestResult:
     """Embed captions and write them to the collection: NDJSON, one record a line.
 
     Rejected lines are named and cost nothing but themselves. The same record twice is one
-    entry, so a request that broke off can be sent again as it was.
+    entry, so a request that broke off can be sent again as it was. A body may be gzip
+    (`Content-Encoding: gzip`); its size is that of the content.
     """
-    _check_media_type(request, (NDJSON,))
-    return await service.put_captions(request.stream())
+    _check_media_type(request, NDJSON_TYPES)
+    encoding = request.headers.get("content-encoding", "")
+    return await service.put_captions(content_of(request.stream(), encoding))
 
 
 @router.put(

@@ -6,9 +6,19 @@ Server and client read and write these same models, within these same limits.
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from mla_ray.index.limits import MAX_OFFSET
+from mla_ray.model.text import normalized
 
 TOKEN_VARIABLE = "MLA_API_TOKEN"  # noqa: S105  the name of the variable, not a token
 
@@ -35,6 +45,8 @@ MAX_BODY_BYTES = 4 << 20  # of any other request
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+NDJSON_TYPES = (NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines")
+"""Names of one format; none has been registered."""
 PROBLEM_JSON = "application/problem+json"
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
 
@@ -45,12 +57,31 @@ DEFAULT_SOURCE = "http"
 NOT_BLANK = r"\S"
 LANGUAGE_TAG = r"^[A-Za-z0-9]+([-_][A-Za-z0-9]+)*$"
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=NOT_BLANK)]
+
+def _says_something(text: str) -> str:
+    if not normalized(text):
+        raise PydanticCustomError("blank", "is empty: nothing in it can be seen")
+    return text
+
+
+SaysSomething = AfterValidator(_says_something)
+Text = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=NOT_BLANK), SaysSomething
+]
 Language = Annotated[
     str, StringConstraints(min_length=2, max_length=MAX_LANGUAGE, pattern=LANGUAGE_TAG)
 ]
 """A BCP-47 code: `de`, `pt-BR`, `zh-Hant`. `de-AT` is answered by `de` where it has no pack."""
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
+
+
+def _digits(number: object) -> object:
+    """A whole number as text, as tables have it read."""
+    return str(number) if isinstance(number, int) and not isinstance(number, bool) else number
+
+
+GivenId = Annotated[Id, BeforeValidator(_digits), SaysSomething]
+"""An id as people write it: `"7"` or `7`."""
 Source = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE)]
 Collection = Literal["images", "captions"]
 Encoding = Literal["float", "base64"]
@@ -102,7 +133,7 @@ class TextEmbeddingRequest(Strict):
         },
     )
 
-    inputs: Annotated[list[TextInput], Field(min_length=1, max_length=MAX_TEXTS)]
+    inputs: Annotated[list[TextInput], Field(max_length=MAX_TEXTS)]
     encoding: Encoding = Field(
         "float",
         description="`base64`: the rows of float32, little-endian, one after another, in one "
@@ -155,11 +186,11 @@ class SearchResult(BaseModel):
 class CaptionRecord(Strict):
     """One line of a bulk ingest."""
 
-    image_id: Id
+    image_id: GivenId
     language: Language
     caption: Text
     source: Source = DEFAULT_SOURCE
-    id: Id | None = Field(None, description="made of image_id and caption if not given")
+    id: GivenId | None = Field(None, description="made of image_id and caption if not given")
 
 
 class RejectedLine(BaseModel):

@@ -188,6 +188,8 @@ class Service:
 
     async def _encode_texts(self, texts: list[Text]) -> Encoded:
         """A unit vector a text; a problem that names every text which has none."""
+        if not texts:
+            return Encoded.empty(0, self._identity.dim)
         written = [Text(language, normalized(text)) for language, text in texts]
         encoded = await self._texts(written)
         if encoded.errors:

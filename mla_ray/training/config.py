@@ -1,15 +1,25 @@
 """Settings of an acquisition and of a fine-tuning, typed.
 
-Unknown keys are refused before anything is loaded.
+Unknown keys are refused before anything is loaded. A part that is given in part, such as
+`nlt: {steps: 6}`, keeps the other defaults of that part.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from mla_ray.runtime.bundled import or_bundled
+from mla_ray.runtime.setting_faults import depth, dotted, fault_of
 
 
 class Stage(BaseModel):
@@ -65,6 +75,21 @@ class Training(BaseModel):
     """Steps."""
     seed: int = Field(default=0, ge=0, lt=2**32)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_parts(cls, given: Any) -> Any:
+        """Defaults are those of the part: LE's learning rate is another than NLT's."""
+        if not isinstance(given, Mapping):
+            return given
+        return {key: cls._complete(key, value) for key, value in given.items()}
+
+    @classmethod
+    def _complete(cls, key: Any, value: Any) -> Any:
+        field = cls.model_fields.get(key)
+        if field is None or not isinstance(field.default, BaseModel):
+            return value
+        return {**field.default.model_dump(), **value} if isinstance(value, Mapping) else value
+
 
 class AcquireConfig(Training):
     """Set for a native of emoji-clip's size on a laptop.
@@ -106,13 +131,18 @@ class FinetuneConfig(Training, Stage):
     """AR of captions against their images, in the caption table's split `validation`."""
 
 
-Config = TypeVar("Config", bound=BaseModel)
+Config = TypeVar("Config", bound=Training)
 
 
 def load_config(path: Path) -> AcquireConfig:
     """Settings of an acquisition from a YAML file; those it does not name keep their defaults.
 
     A file that comes with mla-ray is found by its name, `configs/paper/nlt.yaml`, from any folder.
+
+    Raises:
+        ValueError: not YAML, or not of these settings; a line each names the key, what is wrong
+            with it and what would be right.
+
     """
     return _load(path, AcquireConfig)
 
@@ -124,6 +154,28 @@ def load_finetune_config(path: Path) -> FinetuneConfig:
 
 def _load(path: Path, kind: type[Config]) -> Config:
     try:
-        return kind.model_validate(yaml.safe_load(or_bundled(path).read_text()) or {})
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        given = yaml.safe_load(or_bundled(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    given = {} if given is None else given
+    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+        raise ValueError(f"{path}: not a mapping of keys to values, as `seed: 1` is")
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        known = list(_keys(kind))
+        faults = [
+            # Beyond what was given are pydantic's names for the members of a union.
+            f"{path}: {dotted(each['loc'][: depth(given, each['loc'])])}: {fault_of(each, known)}"
+            for each in error.errors()
+        ]
+        raise ValueError("\n".join(dict.fromkeys(faults))) from error
+
+
+def _keys(kind: type[BaseModel]) -> Iterator[str]:
+    """All keys of settings, nested ones with dots."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from (f"{name}.{key}" for key in _keys(type(field.default)))
+        else:
+            yield name

@@ -1,13 +1,21 @@
-"""Promises of data.table_formats: four formats give the same, and say where they are broken."""
+"""Promises of data.table_formats: all formats give the same, and say where they are broken."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_reader import read_captions, read_pairs
 from tests.support.user_tables import PAIRS, refusal, text, write
+
+KNOWN = (
+    ".parquet, .csv, .tsv, .jsonl, .ndjson, .json, .arrow, .tmx, .tar; "
+    "text also as .gz, .zst, .bz2, .lz4"
+)
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "jsonl", "ndjson"])
@@ -73,7 +81,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.xlsx", "x", "unknown file ending; use one of .parquet, .csv, .tsv, .jsonl, .ndjson"),
+        ("p.docx", "x", f"unknown file ending; use one of {KNOWN}"),
         ("p.csv", "", "the file is empty"),
         ("p.csv", "source,target,language\n", "has no rows"),
         ("p.jsonl", "\n\n", "no column 'source'; found none"),
@@ -173,3 +181,118 @@ def test_a_boolean_is_no_image_id(tmp_path: Path) -> None:
     rows = ['{"image_id": true, "image": "a.png", "caption": "x"}']
     path = text(tmp_path / "c.jsonl", "\n".join(rows))
     assert "'image_id' is of type bool" in refusal(read_captions, path, language="de")[0]
+
+
+PACKINGS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2", "GZ": "gzip"}
+
+
+def packed(path: Path, ending: str) -> Path:
+    out = path.with_name(f"{path.name}.{ending}")
+    with pa.CompressedOutputStream(str(out), PACKINGS[ending]) as file:
+        file.write(path.read_bytes())
+    return out
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "ndjson", "json"])
+def test_text_may_be_packed(tmp_path: Path, ending: str, packing: str) -> None:
+    path = tmp_path / f"pairs.{ending}"
+    if ending == "json":
+        text(path, json.dumps(PAIRS))
+    else:
+        write(path, PAIRS)
+    assert read_pairs(packed(path, packing)).table.to_pylist() == PAIRS
+
+
+def test_gzip_that_others_were_appended_to_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv.gz"
+    path.write_bytes(
+        gzip.compress(b"source,target,language\ndog,Hund,de\n") + gzip.compress(b"cat,chat,fr\n")
+    )
+    assert read_pairs(path).table.to_pylist() == PAIRS
+
+
+@pytest.mark.parametrize("cut", [4, 12, 40, -1])
+def test_packed_text_that_breaks_off_is_refused(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "p.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) for row in PAIRS).encode())[:cut])
+    (message,) = refusal(read_pairs, path, skip_invalid=True)
+    assert message.startswith("p.jsonl.gz: not sound gzip, or broken off (")
+
+
+def test_packed_text_is_refused_by_its_lines(tmp_path: Path) -> None:
+    path = packed(text(tmp_path / "p.csv", "source,target,language\na,,de\n"), "gz")
+    assert refusal(read_pairs, path)[0].startswith("p.csv.gz line 2: 'target' is empty")
+    path = packed(text(tmp_path / "q.csv", "source,target,language\n"), "gz")
+    path.write_bytes(gzip.compress("source,target,language\na,Tür,de".encode("latin-1")))
+    assert "line 2, byte 26 of the file, is not UTF-8" in refusal(read_pairs, path)[0]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_the_separator_of_a_csv_is_what_its_header_has(tmp_path: Path, separator: str) -> None:
+    rows = [["source", "note", "target", "language"], ["a, b", "1,5", "c,d", "de"]]
+    path = text(tmp_path / "p.csv", "".join(separator.join(row) + "\r\n" for row in rows))
+    assert read_pairs(path).table.to_pylist() == [
+        {"source": "a, b", "target": "c,d", "language": "de"}
+    ]
+
+
+def test_a_comma_separates_where_cells_hold_semicolons(tmp_path: Path) -> None:
+    path = text(tmp_path / "p.csv", "source,target,a;b;c,language\nx; y,z;w,1,de\n")
+    assert read_pairs(path).table.to_pylist() == [
+        {"source": "x; y", "target": "z;w", "language": "de"}
+    ]
+
+
+def test_excels_line_names_the_separator_and_counts_as_a_line(tmp_path: Path) -> None:
+    content = "sep=;\r\nsource;target;language\r\n" + "dog;Hund;de\r\na;;de\r\n"
+    path = text(tmp_path / "p.csv", "\ufeff" + content)
+    assert refusal(read_pairs, path)[0].startswith("p.csv line 4: 'target' is empty")
+    assert read_pairs(path, skip_invalid=True).table.to_pylist() == PAIRS[:1]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json"])
+def test_what_is_not_utf8_by_its_beginning_is_named(
+    tmp_path: Path, encoding: str, said: str, ending: str
+) -> None:
+    path = tmp_path / f"p.{ending}"
+    content = json.dumps(PAIRS) if "json" in ending else "source\ttarget\tlanguage\ndog\tHund\tde\n"
+    path.write_bytes(content.encode(encoding))
+    assert refusal(read_pairs, path) == [
+        f"p.{ending}: is {said}; save the file as UTF-8, for example with "
+        f"`iconv -f {said} -t UTF-8`"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("p.xlsx", "`libreoffice --headless --convert-to csv p.xlsx` writes one"),
+        ("corpus.de", "`(printf 'source\\ttarget\\n'; paste FILE.en FILE.de) > pairs.tsv`"),
+        ("corpus.txt", "paste FILE.en FILE.de"),
+    ],
+)
+def test_what_converts_other_formats_is_said(tmp_path: Path, name: str, said: str) -> None:
+    (message,) = refusal(read_pairs, text(tmp_path / name, "x"))
+    assert f"unknown file ending; use one of {KNOWN}" in message
+    assert said in message
+
+
+@pytest.mark.parametrize("name", ["hf-hub:Helsinki-NLP/opus-100", "Helsinki-NLP/opus-100"])
+def test_a_name_of_the_hub_is_told_what_writes_a_table(name: str) -> None:
+    with pytest.raises(InvalidTable, match=r"load_dataset\('Helsinki-NLP/opus-100'"):
+        read_pairs(name)
+
+
+def test_a_folder_of_nothing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTable, match="a folder without Parquet files"):
+        read_pairs(tmp_path)

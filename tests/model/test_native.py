@@ -417,3 +417,26 @@ def test_a_native_is_frozen(build_model: BuildModel, tokenize: Callable[..., Ten
     assert not [name for name, p in model.named_parameters() if p.requires_grad]
     assert not [module for module in model.modules() if module.training]
     assert not native.encode_text(native.tokenize(["a dog"])).requires_grad
+
+
+@pytest.mark.parametrize("name", ["emoji-clip", "ViT-B-32"])
+def test_a_string_is_one_text_and_no_texts_are_no_features(
+    name: str, build_model: BuildModel
+) -> None:
+    """With transformers' tokenizer and with open_clip's own."""
+    if name == "emoji-clip":
+        native = Native.load(name)
+    else:
+        model = build_model(vocab_size=49408)
+        native = Native("tiny", model, open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT))
+    expected = native.encode_text(native.tokenize(["a dog"]))
+    for given in ("a dog", ["a dog"], native.tokenize("a dog")):
+        assert torch.equal(native.encode_text(given), expected)
+    for nothing in ([], native.tokenize([])):
+        assert native.encode_text(nothing).shape == (0, native.dim)
+    assert native.tokenize([]).shape == (0, native.text.context_length)
+    assert native.tokenize([]).dtype == torch.int64
+    assert native.unknown_tokens([]).shape == (0,)
+    for call in (native.encode_text, native.tokenize, native.unknown_tokens):
+        with pytest.raises(ValueError, match=r"texts\[1\] .*U\+D800\) at position 2"):
+            call(["a dog", "a \ud800"])

@@ -100,3 +100,9 @@ def test_unknown_tokens_are_told_in_the_order_of_the_texts(
     expected = [(pack or native).unknown_tokens([text])[0] for text, pack in rows]
     assert shares.tolist() == expected
     assert len({*expected}) > 2
+
+
+def test_no_texts_are_no_rows(native: Native) -> None:
+    features, shares = read_mixed(native, [])
+    assert features.shape == (0, 32)
+    assert shares.shape == (0,)

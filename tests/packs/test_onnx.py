@@ -101,6 +101,16 @@ def test_a_causal_tower_with_its_pack_finds_what_pytorch_finds(
         np.testing.assert_allclose(found, expected[part], rtol=0, atol=TOLERANCE)
 
 
+def test_no_texts_are_no_features(exported: Path) -> None:
+    feed = {"token_ids": np.zeros((0, 3), np.int64), "lengths": np.zeros(0, np.int64)}
+    (features,) = session(exported / "text.onnx").run(["features"], feed)
+    assert features.shape == (0, 32)
+    (features,) = session(exported / "english.onnx").run(
+        ["features"], {"token_ids": np.zeros((0, 3), np.int64)}
+    )
+    assert features.shape == (0, 32)
+
+
 def test_what_follows_a_text_is_not_looked_at(exported: Path) -> None:
     np.testing.assert_allclose(
         run(exported, TEXTS, more=9), run(exported, TEXTS), rtol=0, atol=1e-5

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mla_ray.model.native import Native
+from mla_ray.packs.acquisition_encoder import AcquisitionEncoder
 from mla_ray.packs.card import read_card
 from mla_ray.packs.files import MAX_FILE_BYTES, PackError
 from mla_ray.packs.pack import BATCH, LanguagePack, copy_pack
@@ -67,6 +68,22 @@ def test_a_loaded_pack_gives_the_saved_ones_features_to_the_byte(
     assert torch.equal(loaded.encode_text(corpus["hi"]), features)
     assert loaded.card == pack.card == read_card(tmp_path / "hi")
     assert loaded.language == "hi"
+
+
+def test_a_string_is_one_text_and_no_texts_are_no_features(
+    make_pack: MakePack, native: Native
+) -> None:
+    pack = make_pack("de")
+    expected = pack.encode_text(["ein Hund"])
+    for encoder in (pack, AcquisitionEncoder(native, pack)):
+        assert torch.equal(encoder.encode_text("ein Hund"), expected)
+    assert pack.unknown_tokens("ein Hund").tolist() == pack.unknown_tokens(["ein Hund"]).tolist()
+    assert pack.encode_text([]).shape == (0, 32)
+    assert pack.unknown_tokens([]).shape == (0,)
+    assert [part.shape[0] for part in pack.tokenize([])] == [0, 0]
+    for call in (pack.encode_text, pack.tokenize, pack.unknown_tokens):
+        with pytest.raises(ValueError, match="U\\+D800\\) at position 3"):
+            call(["Hund", "ein\ud800"])
 
 
 def test_a_pack_saved_again_has_the_same_bytes(saved: Path, native: Native, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Promises of the ingest of captions: a bad line costs itself only, twice is once."""
 
+import gzip
 import json
 
-from tests.serving.app_server import Server, ingest
+import pytest
+
+from tests.serving.app_server import NDJSON, Server, ingest, problem
 
 
 def test_a_bad_line_costs_itself_only_and_is_named(server: Server) -> None:
@@ -56,3 +59,59 @@ def test_ingesting_twice_changes_nothing(server: Server) -> None:
     assert languages["de"]["captions"] == 300
     assert languages["de"]["autonym"] == "Deutsch"
     assert languages["en"]["native"] is True
+
+
+def test_what_tables_take_is_taken(server: Server) -> None:
+    good = {"language": "de", "caption": "ein Hund"}
+    result = ingest(
+        server,
+        good | {"image_id": 139},
+        good | {"image_id": "139"},
+        good | {"image_id": "a", "id": 7},
+        good | {"image_id": True},
+        good | {"image_id": 1.5},
+        good | {"image_id": "\u200b"},
+    )
+    assert (result["written"], result["rejected"]) == (3, 3)
+    assert [error["error"].partition(":")[0] for error in result["errors"]] == ["image_id"] * 3
+    found = server.get("/v1/search", q="ein Hund", language="de", find="captions").json()["hits"]
+    assert sorted(hit["image_id"] for hit in found) == ["139", "a"]
+
+
+def test_spaces_make_no_other_caption(server: Server) -> None:
+    captions = ["a dog", " a dog", "a  dog", "a\u00a0dog\t", "\ufeffa dog"]
+    lines = [{"image_id": "set/00", "language": "en", "caption": caption} for caption in captions]
+    assert ingest(server, *lines)["rejected"] == 0
+    hits = server.get("/v1/search", q="a   dog", language="en", find="captions").json()["hits"]
+    assert [(hit["image_id"], hit["caption"]) for hit in hits] == [("set/00", "a dog")]
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/x-ndjson", "application/jsonl", "application/jsonl; charset=utf-8"]
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_body_may_be_jsonl_marked_and_packed(
+    server: Server, kind: str, mark: bytes, packed: bool
+) -> None:
+    line = {"image_id": "set/00", "language": "de", "caption": "Käse"}
+    body = mark + json.dumps(line, ensure_ascii=False).encode()
+    headers = {"Content-Type": kind} | ({"Content-Encoding": "gzip"} if packed else {})
+    answer = server.client.post(
+        "/v1/captions", content=gzip.compress(body) if packed else body, headers=headers
+    )
+    assert answer.json() == {"received": 1, "written": 1, "rejected": 0, "errors": []}
+
+
+def test_a_packed_body_is_bounded_by_its_content(server: Server) -> None:
+    headers = NDJSON | {"Content-Encoding": "gzip"}
+    bomb = gzip.compress(b" " * (65 << 20))
+    assert len(bomb) < 1 << 20
+    answer = server.client.post("/v1/captions", content=bomb, headers=headers)
+    assert "when unpacked" in problem(answer, 413, "too-large")
+    answer = server.client.post("/v1/captions", content=b"{}", headers=headers)
+    assert "not gzip" in problem(answer, 422, "invalid-request")
+    answer = server.client.post(
+        "/v1/captions", content=b"{}", headers=NDJSON | {"Content-Encoding": "br"}
+    )
+    assert "gzip, or none" in problem(answer, 415, "unsupported-media-type")

@@ -172,6 +172,26 @@ def test_embeddings_of_mixed_languages_are_unit_vectors_in_order(
     np.testing.assert_array_equal(np.frombuffer(raw, "<f4").reshape(rows.shape), rows)
 
 
+@pytest.mark.parametrize("blank", ["\u200b", " \u00ad\u2060", "\ufeff", "\u3164", "\u200e\u200f"])
+def test_a_text_that_shows_nothing_is_refused(server: Server, blank: str) -> None:
+    for language in ("auto", "de", "en"):
+        answer = server.get("/v1/search", q=blank, language=language)
+        assert "q: is empty" in problem(answer, 422, "invalid-request")
+    body = {"inputs": [{"text": "Hund", "language": "de"}, {"text": blank, "language": "de"}]}
+    answer = server.client.post("/v1/embeddings/text", json=body)
+    assert "inputs/1/text: is empty" in problem(answer, 422, "invalid-request")
+    result = ingest(server, {"image_id": "a", "language": "de", "caption": blank})
+    assert result["errors"][0]["error"].startswith("caption: is empty")
+
+
+def test_no_texts_have_no_vectors(server: Server) -> None:
+    body = {"inputs": [], "encoding": "base64"}
+    answer = server.client.post("/v1/embeddings/text", json=body).json()
+    assert (answer["dim"], answer["embeddings"], answer["unknown_tokens"]) == (32, "", [])
+    answer = server.client.post("/v1/embeddings/text", json={"inputs": []}).json()
+    assert answer["embeddings"] == []
+
+
 def test_an_image_is_embedded(server: Server, native: Native, pngs: list[bytes]) -> None:
     answer = server.client.post("/v1/embeddings/image", content=pngs[0], headers=PNG).json()
     expected = image_vector(native, pngs[0])

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from tokenizers import Tokenizer
 from upath import UPath
 
-from mla_ray.data import table_formats, table_reader
+from mla_ray.data import table_reader, table_text
 from mla_ray.data.corpus import Corpus
 from mla_ray.data.feature_store import FeatureStore, encode_images, hashes, key_of
 from mla_ray.data.parquet import read_parquet
@@ -154,8 +154,8 @@ def blocks_of(monkeypatch: pytest.MonkeyPatch) -> BlocksOf:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are read some rows at a time."""
-    monkeypatch.setattr(table_formats, "CHUNK", 7)
-    monkeypatch.setattr(table_formats, "IMAGE_CHUNK", 5)
+    monkeypatch.setattr(table_text, "CHUNK", 7)
+    monkeypatch.setattr(table_text, "IMAGE_CHUNK", 5)
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def contract(server: Server) -> FastAPI:
     def embeddings(
         rows: list[np.ndarray], encoding: str, unknown: list[float] | None = None
     ) -> Embeddings:
-        stacked = np.stack(rows).astype("<f4")
+        stacked = np.array(rows, "<f4").reshape(-1, DIM)
         packed = base64.b64encode(stacked.tobytes()).decode()
         return Embeddings(
             native="tiny",

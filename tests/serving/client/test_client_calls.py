@@ -40,6 +40,18 @@ def test_texts_of_several_languages_may_be_mixed(ask: Ask) -> None:
     np.testing.assert_array_equal(vectors, np.stack([vector("en a dog"), vector("de ein Hund")]))
 
 
+def test_a_string_is_one_text_and_no_texts_are_no_vectors(ask: Ask, server: Server) -> None:
+    np.testing.assert_array_equal(
+        ask("embed_texts", "Hund", language="de"), vector("de Hund")[None]
+    )
+    one = TextInput(text="ein Hund", language="de")
+    np.testing.assert_array_equal(ask("embed_texts", one), vector("de ein Hund")[None])
+    assert [len(json.loads(seen.body)["inputs"]) for seen in server.seen] == [1, 1]
+    nothing = ask("embed", [])
+    assert nothing.vectors.shape == (0, DIM)
+    assert nothing.unknown_tokens.shape == (0,)
+
+
 def test_how_much_of_each_text_is_unknown_is_told(ask: Ask, server: Server) -> None:
     texts = [("犬" * (n % 3)).ljust(4, "a") for n in range(MAX_TEXTS + 2)]
     found = ask("embed", texts, language="de")
@@ -59,8 +71,9 @@ def test_how_much_of_each_text_is_unknown_is_told(ask: Ask, server: Server) -> N
     [
         ([*"abc", " "], r"texts\[3\]: text: "),
         (["a" * 1001], r"texts\[0\]: text: "),
-        ([], "one text or more"),
-        ("a dog", "one text or more"),
+        (["a dog", "a\ud800"], r"texts\[1\]: text: .*lone surrogate, U\+D800\) at position 1"),
+        ([7], r"texts\[0\]: text: "),
+        (b"a dog", r"texts\[0\]: text: "),
     ],
 )
 def test_a_text_that_is_none_is_named_before_anything_is_sent(
