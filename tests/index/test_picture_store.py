@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mla_ray.data.images import open_image
+from mla_ray.data.images import STRANGER, decode_image
 from mla_ray.index.picture_store import SIDE, PictureStore
 
 
@@ -18,7 +18,7 @@ def test_a_kept_picture_is_small_and_holds_nothing_else(tmp_path: Path) -> None:
     store = PictureStore(str(tmp_path))
     sent = BytesIO()
     image.save(sent, "JPEG", exif=exif.tobytes())
-    store.put("a/b", "set", open_image(sent.getvalue()))
+    store.put("a/b", "set", decode_image(sent.getvalue(), STRANGER))
     data = store.get("a/b", "set")
     assert data is not None
     assert b"where I live" not in data
