@@ -105,8 +105,8 @@ def _missing(differs: npt.NDArray[np.bool_], unit: int) -> float:
         return 0.0
     # Colours of a coarser grid reach two pixels up.
     row = (int(differs.any(axis=1).argmax()) + 2) // unit * unit
-    in_row = differs[row : row + unit]
-    column = int(in_row.any(axis=0).argmax()) if in_row.any() else 0
+    in_row = differs[row : row + unit - 2]
+    column = int(in_row.any(axis=0).argmax()) if in_row.any() else width
     below = max(height - row - unit, 0) * width
     return float((below + min(unit, height - row) * (width - column)) / (height * width))
 

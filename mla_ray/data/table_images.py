@@ -1,7 +1,6 @@
 """The images of a caption table, wherever they are: in a cell, beside the table, at a URL."""
 
 import hashlib
-import os
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -43,11 +42,12 @@ def find_image(uri: str, folder: UPath) -> UPath:
         path = folder / uri
     if is_file(path):
         return path
-    if not uri.isascii() and (other := _of_equal_name(path)):
-        return other
     name = str(path)
-    shown = "" if name.isascii() else f"; in code points: {_code_points(name)}"
-    raise ValueError(f"is missing: there is no {path}{shown}")
+    if name.isascii():
+        raise ValueError(f"is missing: there is no {path}")
+    if other := _of_equal_name(path):
+        return other
+    raise ValueError(f"is missing: there is no {path}; in code points: {_code_points(name)}")
 
 
 def _of_equal_name(path: UPath) -> UPath | None:
@@ -83,9 +83,9 @@ def _equal_names(folder: Path, name: str) -> list[str]:
 def _names_by_form(folder: str, changed: int) -> dict[str, list[str]]:
     """Names that are not ASCII by their NFC; read again when the folder was changed since."""
     by_form: dict[str, list[str]] = {}
-    for name in os.listdir(folder):
-        if not name.isascii():
-            by_form.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    for path in Path(folder).iterdir():
+        if not path.name.isascii():
+            by_form.setdefault(unicodedata.normalize("NFC", path.name), []).append(path.name)
     return by_form
 
 

@@ -36,7 +36,16 @@ MAX_BODY_BYTES = 4 << 20  # of any other request
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 PROBLEM_JSON = "application/problem+json"
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
+IMAGE_TYPES = (
+    "image/png",
+    "image/jpeg",
+    "image/webp",
+    "image/gif",
+    "image/bmp",
+    "image/avif",
+    "image/heic",
+    "image/heif",
+)
 
 AUTO = "auto"
 """In place of a query's language: to have it detected."""

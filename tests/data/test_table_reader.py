@@ -176,7 +176,7 @@ def test_images_that_can_not_be_had_are_refused(tmp_path: Path) -> None:
     problems = refusal(read_captions, write(tmp_path / "c.tsv", rows))
     starts = [
         "line 2: image 'missing.png' is missing: there is no missing.png;",
-        "line 3: image 'broken.png' is broken: ",
+        "line 3: image 'broken.png' is cut off: 100.0% of its pixels are missing; fetch it again;",
         "line 4: image 'text.png' is none of PNG, JPEG, WEBP, GIF, BMP, AVIF, HEIC, TIFF;",
         "line 5: image 'memory://bucket/image.png' is missing: there is no memory://bucket/image.png;",
         "line 6: image '.' is missing",

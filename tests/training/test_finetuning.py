@@ -432,7 +432,7 @@ def test_bad_rows_are_refused_with_their_place_or_left_out(
         decode(native, path, TRAIN, as_path(tmp_path / "strict"))
     assert [problem.row for problem in refused.value.problems] == lines
     told = [problem.message for problem in refused.value.problems]
-    assert "is broken" in told[0]
+    assert "is cut off" in told[0]
     assert "gone.png" in told[1]
     assert "repeats line" in told[2]
     assert not (tmp_path / "strict" / "index.json").exists()
