@@ -73,7 +73,7 @@ class _Format(Protocol):
     """A module that knows the files of a format (`png_file`, `jpeg_file`)."""
 
     def is_whole(self, data: bytes) -> bool: ...
-    def completed(self, data: bytes) -> tuple[bytes, float]: ...
+    def completed(self, data: bytes, most: float) -> tuple[bytes, float]: ...
 
 
 def decode_image(data: bytes, policy: Policy) -> Image.Image:
@@ -122,7 +122,7 @@ def open_image(data: bytes, policy: Policy) -> ImageFile.ImageFile:
     file: _Format | None = {"PNG": png_file, "JPEG": jpeg_file}.get(kind)
     try:
         if file and not file.is_whole(data):
-            data, missing = file.completed(data)
+            data, missing = file.completed(data, MAX_MISSING)
             if missing > MAX_MISSING:
                 raise BadImage(_cut(missing, "pixels"))
             image = _header(data, kind)

@@ -75,21 +75,22 @@ def is_whole(data: bytes) -> bool:
     return _Markers(data).whole
 
 
-def completed(data: bytes) -> tuple[bytes, float]:
+def completed(data: bytes, most: float) -> tuple[bytes, float]:
     """A file that ends early, with an end, and the part of its pixels that are not whole: 0 to 1.
 
-    They are grey, or, where the last scan of several is not whole, less sharp.
+    If more than `most` of them are, the file as it is. Else they are grey, or, where the last scan
+    of several is not whole, less sharp.
     """
     markers = _Markers(data)
     # A download that was broken off may be zeros from there on.
     body = data.rstrip(b"\0").rstrip(b"\xff")
     ended = body + END
     if not markers.missing_bits or any(map(any, markers.missing_bits.values())):
-        return ended, 1.0
+        return data, 1.0
     shown = _pixels(ended)
     others = [_pixels(body + _noise(number) + END) for number in range(ENDINGS)]
     missing = max(_missing((shown != other).any(axis=2), markers.unit) for other in others)
-    return ended, missing
+    return (data if missing > most else ended), missing
 
 
 def _pixels(data: bytes) -> npt.NDArray[np.uint8]:

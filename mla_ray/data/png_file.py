@@ -18,7 +18,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT = 1 << 20
 """Bytes of one text, and"""
 MAX_TEXTS = 32 << 20
-"""of all texts that are left in a file; below Pillow's limits of 1 and 64 MiB."""
+"""of all texts that are looked at in a file; Pillow's limits are 1 and 64 MiB."""
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """By colour type."""
 # Of Adam7: first column and row of a pass, and the steps between its columns and rows.
@@ -38,7 +38,7 @@ class _Chunk(NamedTuple):
     content: bytes
     whole: bytes
     sound: bool
-    """Whether its check sum is right."""
+    """Whether its check sum is right; of chunks that a picture needs, the decoder looks at it."""
 
 
 def is_whole(data: bytes) -> bool:
@@ -61,38 +61,43 @@ def lightened(data: bytes) -> tuple[bytes, bytes | None]:
 
     A text may say how a picture is turned (XMP, EXIF of ImageMagick), so small ones stay.
     """
-    kept, texts, profile = [SIGNATURE], 0, None
+    kept, inflated, profile = [SIGNATURE], 0, None
     changed = False
     end = len(SIGNATURE)
     for chunk in _chunks(data):
         end += len(chunk.whole)
-        extra = chunk.name[:1].islower()
-        size = _inflated(chunk) if extra else 0
-        drop = extra and not chunk.sound
-        if chunk.name in (b"tEXt", b"zTXt", b"iTXt"):
-            drop |= size > MAX_TEXT or texts + size > MAX_TEXTS
-            texts += 0 if drop else size
-        elif chunk.name == b"iCCP" and size > MAX_TEXT:
-            drop = True
-            profile = _inflate(chunk.content.partition(b"\0")[2][1:], MAX_PROFILE + 1)
-            profile = profile if len(profile) <= MAX_PROFILE else None
+        drop = not chunk.sound
+        if chunk.sound and chunk.name in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            size = _inflated(chunk) if inflated <= MAX_TEXTS else MAX_TEXTS
+            inflated += size
+            drop = size > MAX_TEXT or inflated > MAX_TEXTS
+            if chunk.name == b"iCCP" and drop and profile is None:
+                profile = _inflate(chunk.content.partition(b"\0")[2][1:], MAX_PROFILE + 1)
         changed |= drop
         if not drop:
             kept.append(chunk.whole)
+    if profile and len(profile) > MAX_PROFILE:
+        profile = None
     return (b"".join(kept) + data[end:], profile) if changed else (data, None)
 
 
-def completed(data: bytes) -> tuple[bytes, float]:
-    """A file that ends early, with zeros for the pixels it lacks, and their part of all: 0 to 1."""
+def completed(data: bytes, most: float) -> tuple[bytes, float]:
+    """A file that ends early, with zeros for the pixels it lacks, and their part of all: 0 to 1.
+
+    If more than `most` of them are missing, the file as it is.
+    """
     width, height, bits, colours, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     expected = _size(width, height, bits * CHANNELS.get(colours, 1), bool(interlaced))
     chunks = list(_chunks(data, unfinished=True))
     pixels = b"".join(chunk.content for chunk in chunks if chunk.name == b"IDAT")
     there = _inflate(pixels, expected)
+    missing = 1 - len(there) / expected
+    if missing > most:
+        return data, missing
     before = [chunk.whole for chunk in chunks if chunk.name not in (b"IDAT", b"IEND")]
     content = zlib.compress(there.ljust(expected, b"\0"), 1)
     file = b"".join([SIGNATURE, *before, _written(b"IDAT", content), _written(b"IEND", b"")])
-    return file, 1 - len(there) / expected
+    return file, missing
 
 
 def _chunks(data: bytes, unfinished: bool = False) -> Iterator[_Chunk]:
@@ -106,8 +111,8 @@ def _chunks(data: bytes, unfinished: bool = False) -> Iterator[_Chunk]:
             if unfinished and name == b"IDAT":
                 yield _Chunk(name, content, data[place:], False)
             return
-        sum_ = struct.pack(">I", zlib.crc32(name + content))
-        yield _Chunk(name, content, data[place:end], data[end - 4 : end] == sum_)
+        whole = data[place:end]
+        yield _Chunk(name, content, whole, name[:1].isupper() or whole == _written(name, content))
         place = end
         if name == b"IEND":
             return

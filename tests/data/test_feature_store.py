@@ -376,5 +376,5 @@ def test_what_was_refused_is_tried_again_at_each_fill(
     np.testing.assert_allclose(found[:1], encode_images(native, [pngs[0]]), atol=1e-5)
     assert np.isnan(found[1:]).all()
     told = {failure.row: failure.reason for failure in filled.failures}
-    assert told[2].startswith("is cut off: 100")
+    assert told[2].startswith("is cut off: 99")
     assert told[3] == "was unknown"
