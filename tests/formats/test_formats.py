@@ -105,10 +105,11 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(kept: Path) -> None:
     Its twelve images are decoded in another way since (`video.DECODING`), and encoded anew once.
     """
     run, store = as_path("stopped"), as_path("features")
-    native = Native.load(str(kept / "native"))  # Ray's workers are in another folder
+    native = Native.load("native")
     begin(native, [CORPUS], CONFIG, run, resume=True)
+    anywhere = Native.load(str(kept / "native"))  # Ray's workers are in another folder
     for computed in (12, 0):
-        filled = encode(native, [CORPUS], run, store, lambda progress: None)
+        filled = encode(anywhere, [CORPUS], run, store, lambda progress: None)
         assert (filled.computed, filled.failed) == (computed, 0)
     before = len((kept / "stopped" / "metrics.jsonl").read_text().splitlines())
     assert before > 0
