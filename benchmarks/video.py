@@ -29,7 +29,7 @@ from PIL import Image, ImageSequence
 from rich.progress import track
 
 from mla_ray.data.feature_store import encode_frames
-from mla_ray.data.images import on_white
+from mla_ray.data.srgb import to_srgb
 from mla_ray.data.video import FRAMES, frames_of, pooled
 from mla_ray.evaluation.evaluation import Gallery, encode_query, evaluate
 from mla_ray.model.native import Native
@@ -58,7 +58,7 @@ def galleries(native: Native, images: dict[str, bytes]) -> dict[str, Gallery]:
     }
     for data in track(images.values(), "animations"):
         shown = frames_of(data)
-        first = on_white(Image.open(BytesIO(data)))
+        first = to_srgb(Image.open(BytesIO(data)))
         made = features(native, [first, *shown])
         kept["first frame"].append(made[0])
         kept["middle frame"].append(made[1 + len(shown) // 2])
@@ -76,7 +76,7 @@ def transcoded(data: bytes, container: str) -> bytes:
         stream.width, stream.height = image.size
         stream.pix_fmt = "yuv420p"
         for frame in ImageSequence.Iterator(image):
-            shown = on_white(frame.copy()).convert("RGB")
+            shown = to_srgb(frame.copy()).convert("RGB")
             out.mux(stream.encode(av.VideoFrame.from_image(shown)))  # type: ignore[no-untyped-call]
         out.mux(stream.encode(None))
     return sink.getvalue()

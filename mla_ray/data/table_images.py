@@ -1,6 +1,9 @@
 """The images of a caption table, wherever they are: in a cell, beside the table, at a URL."""
 
 import hashlib
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -8,7 +11,7 @@ from upath import UPath
 
 from mla_ray.data.problems import place_of
 from mla_ray.data.video import frames_of
-from mla_ray.runtime.storage import as_path, is_file, read_bytes
+from mla_ray.runtime.storage import as_path, is_file, is_local, read_bytes
 
 
 def read_image(image: bytes | str, folder: UPath) -> bytes:
@@ -26,16 +29,69 @@ def read_image(image: bytes | str, folder: UPath) -> bytes:
 
 
 def find_image(uri: str, folder: UPath) -> UPath:
-    """The file that a caption table in `folder` means; a ValueError says why there is none."""
+    """The file that a caption table in `folder` means; a ValueError says why there is none.
+
+    Where there is none of just that name, one that Unicode takes for the same is it: `ä` is one
+    character or two, and which, depends on the machine that wrote the table or the file.
+    """
     if uri.startswith("file://"):
         path = as_path(url2pathname(urlsplit(uri).path))
     elif "://" in uri:
         path = as_path(uri)
     else:
         path = folder / uri
-    if not is_file(path):
+    if is_file(path):
+        return path
+    name = str(path)
+    if name.isascii():
         raise ValueError(f"is missing: there is no {path}")
-    return path
+    if other := _of_equal_name(path):
+        return other
+    raise ValueError(f"is missing: there is no {path}; in code points: {_code_points(name)}")
+
+
+def _of_equal_name(path: UPath) -> UPath | None:
+    """A file whose path is the same in Unicode's normal form NFC.
+
+    At a URL folders are not listed: there, wholly composed and wholly decomposed names are tried.
+    """
+    if is_local(path):
+        absolute = Path(path.path).absolute()
+        paths = [Path(absolute.anchor)]
+        for part in absolute.parts[1:]:
+            paths = [folder / name for folder in paths for name in _equal_names(folder, part)]
+        candidates = [as_path(equal) for equal in paths]
+    else:
+        forms = [unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")]
+        candidates = [as_path(form) for form in forms]
+    return next((candidate for candidate in candidates if is_file(candidate)), None)
+
+
+def _equal_names(folder: Path, name: str) -> list[str]:
+    """Names in a folder that equal `name` in NFC, `name` itself first."""
+    if name.isascii():
+        return [name]
+    try:
+        by_form = _names_by_form(str(folder), folder.stat().st_mtime_ns)
+    except OSError:
+        return []
+    equal = by_form.get(unicodedata.normalize("NFC", name), [])
+    return sorted(equal, key=lambda other: other != name)
+
+
+@lru_cache(8)
+def _names_by_form(folder: str, changed: int) -> dict[str, list[str]]:
+    """Names that are not ASCII by their NFC; read again when the folder was changed since."""
+    by_form: dict[str, list[str]] = {}
+    for path in Path(folder).iterdir():
+        if not path.name.isascii():
+            by_form.setdefault(unicodedata.normalize("NFC", path.name), []).append(path.name)
+    return by_form
+
+
+def _code_points(text: str) -> str:
+    """The text with what is not ASCII as U+00E4, so that what looks the same does not."""
+    return "".join(char if char.isascii() else f"<U+{ord(char):04X}>" for char in text)
 
 
 def image_fault(image_id: str, image: bytes | str | None, reason: object) -> str:

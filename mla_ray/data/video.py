@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mla_ray.data.images import decode_image, on_white
+from mla_ray.data.images import AVIF_BRANDS, HEIC_BRANDS, OWN_TABLE, finished, open_image
+from mla_ray.data.srgb import to_srgb
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -29,15 +30,18 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
-DECODING = 1
+DECODING = 2
 """Version of how bytes become pictures, here and in `images`; in the key of what is kept of images.
 
 Raise it when pictures that were read come out as other pixels, turned upright say, or as other
 frames: what is kept is then made anew. Not for formats that are read in addition: pictures that
 were refused are tried again anyway.
+
+1. 0.1.0, and what followed until pictures were turned.
+2. Upright by EXIF, in sRGB by their profile, 16 bits scaled, palettes scaled as colours.
 """
 FRAMES = 12
-ANIMATED = ("GIF", "WEBP", "PNG")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 """Formats whose frames move; those of a TIFF are pages."""
 MAX_PIXELS = 4096 * 2176
 """Of a frame: DCI 4K."""
@@ -45,7 +49,7 @@ MAX_FRAMES = 18_000
 """Of a video: ten minutes at 30 a second. All are decoded, whichever are taken."""
 MAX_SECONDS = 600
 
-STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+STILLS = (*AVIF_BRANDS, *HEIC_BRANDS)
 """Pictures in the container of MP4."""
 
 
@@ -82,10 +86,10 @@ def frames_of(data: bytes, count: int = FRAMES) -> list[Image.Image]:
     """
     if container := container_of(data):
         return _of_video(data, container, count)
-    image = decode_image(data)
+    image = open_image(data, OWN_TABLE)
     if image.format in ANIMATED and getattr(image, "is_animated", False):
         return _of_animation(image, count)
-    return [on_white(image)]
+    return [finished(image)]
 
 
 def container_of(data: bytes) -> str | None:
@@ -111,10 +115,12 @@ def _of_animation(image: Image.Image, count: int) -> list[Image.Image]:
     total = int(getattr(image, "n_frames", 1))  # an `Image.Image` need not have it
     _check(image.width, image.height, total)
     frames = []
-    for number in sampled(total, count):
+    # A PNG may have a picture before its frames, for who does not know animations.
+    before = int(bool(image.info.get("default_image")) and total > 1)
+    for number in sampled(total - before, count):
         try:
-            image.seek(number)
-            frames.append(on_white(image.copy()))
+            image.seek(number + before)
+            frames.append(finished(image))
         except Exception as error:  # Pillow's readers raise what they like on broken files
             raise ValueError(f"is broken at frame {number}: {error}") from error
     return frames
@@ -165,7 +171,7 @@ def _decode(data: bytes, container: str, wanted: Sequence[int]) -> tuple[list[Im
             image = Image.fromarray(frame.reformat(format="rgba", threads=1).to_ndarray())
             if frame.rotation:  # how a telephone was held
                 image = image.rotate(frame.rotation, expand=True)
-            frames.append(on_white(image))
+            frames.append(to_srgb(image))
     return frames, number + 1
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import Image
 from upath import UPath
 
 from mla_ray.runtime.storage import as_path, is_file, read_bytes, remove, write_bytes
@@ -26,8 +26,11 @@ class PictureStore:
         self._root = as_path(url)
 
     def put(self, image_id: str, source: str, image: Image.Image) -> None:
-        """Keep a copy of at most 256 x 256 pixels; that of the same source and id is replaced."""
-        small = ImageOps.exif_transpose(image).convert("RGBA")
+        """Keep a copy of at most 256 x 256 pixels; that of the same source and id is replaced.
+
+        The image is as `data.images` gives it: upright, in sRGB.
+        """
+        small = image.copy()
         small.thumbnail((SIDE, SIDE))
         buffer = BytesIO()
         small.save(buffer, "WEBP", quality=85)

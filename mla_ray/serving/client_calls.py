@@ -53,6 +53,9 @@ SIGNATURES = {  # of `schemas.IMAGE_TYPES`, at the beginning of a file
     "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
     "image/gif": re.compile(rb"GIF8"),
     "image/bmp": re.compile(rb"BM"),
+    "image/avif": re.compile(rb".{4}ftypavi[fs]", re.DOTALL),
+    "image/heic": re.compile(rb".{4}ftyphe[iv][cxms]", re.DOTALL),
+    "image/heif": re.compile(rb".{4}ftypm[is]f1", re.DOTALL),
 }
 
 Vectors = npt.NDArray[np.float32]
@@ -128,7 +131,7 @@ def search_image(
     source: str | None = None,
     min_score: float | None = None,
 ) -> Call[SearchResult]:
-    """Captions of any language, or images, nearest to a picture (PNG, JPEG, WebP, GIF, BMP)."""
+    """Captions of any language, or images, nearest to a picture (PNG, JPEG, WebP, AVIF, …)."""
     params = _page(find, k, offset, in_language, source, min_score)
     return _send_image("POST", SEARCH_IMAGE_PATH, image, _as(SearchResult), params)
 
@@ -289,4 +292,4 @@ def _image_type(image: bytes) -> str:
     for image_type, signature in SIGNATURES.items():
         if signature.match(image):
             return image_type
-    raise ValueError("not a picture in PNG, JPEG, WebP, GIF or BMP")
+    raise ValueError("not a picture in PNG, JPEG, WebP, GIF, BMP, AVIF or HEIC")

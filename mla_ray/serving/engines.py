@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mla_ray.data.images import BadImage, open_image
+from mla_ray.data.images import STRANGER, BadImage, decode_image
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, ScoredEntry
 from mla_ray.index.ingest import space_of
 from mla_ray.model.batches import by_length
@@ -205,10 +205,10 @@ class ImageEngine:
         rows, pixels = [], []
         for row, data in enumerate(images):
             try:
-                pixels.append(self.native.preprocess(open_image(data)))
+                pixels.append(self.native.preprocess(decode_image(data, STRANGER)))
                 rows.append(row)
             except BadImage as error:
-                result.errors[row] = Fault(ProblemKind.BAD_IMAGE, str(error))
+                result.errors[row] = Fault(ProblemKind.BAD_IMAGE, f"the image {error}")
         if pixels:
             features = self.native.encode_image(torch.stack(pixels))
             result.put(rows, features, [f"native {self.native.name!r}"] * len(rows))

@@ -48,7 +48,16 @@ NDJSON = "application/x-ndjson"
 NDJSON_TYPES = (NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines")
 """Names of one format; none has been registered."""
 PROBLEM_JSON = "application/problem+json"
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
+IMAGE_TYPES = (
+    "image/png",
+    "image/jpeg",
+    "image/webp",
+    "image/gif",
+    "image/bmp",
+    "image/avif",
+    "image/heic",
+    "image/heif",
+)
 
 AUTO = "auto"
 """In place of a query's language: to have it detected."""

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import orjson
 
-from mla_ray.data.images import open_image
+from mla_ray.data.images import STRANGER, decode_image
 from mla_ray.index import collection
 from mla_ray.index.ingest import image_entry, owner
 from mla_ray.index.limits import MAX_OFFSET
@@ -144,7 +144,9 @@ class Service:
         encoded = await self._encode_image(image)
         if self._pictures:
             pictures = self._pictures
-            await asyncio.to_thread(lambda: pictures.put(image_id, source, open_image(image)))
+            await asyncio.to_thread(
+                lambda: pictures.put(image_id, source, decode_image(image, STRANGER))
+            )
         entries = [image_entry(image_id, source)]
         await self._backend.upsert(collection.IMAGES, entries, encoded.vectors)
         return ImageWritten(image_id=image_id, image_url=self._image_url(image_id, source))

@@ -342,7 +342,7 @@ def test_a_bad_image_costs_its_row_and_is_told_every_time(
         assert (filled.computed, filled.failed) == (computed, 2)
         failures = sorted(filled.failures, key=lambda failure: failure.row)
         assert [(f.file, f.row) for f in failures] == [("captions.parquet", row) for row in (3, 4)]
-        assert failures[0].reason.startswith("is broken")
+        assert failures[0].reason.startswith("is cut off")
     found = store.read([key_of(content) for content in (pngs[4], pngs[0], b"text")])
     np.testing.assert_allclose(found[:2], encode_images(native, [pngs[4], pngs[0]]), atol=1e-5)
     assert np.isnan(found[2]).all()
@@ -376,5 +376,5 @@ def test_what_was_refused_is_tried_again_at_each_fill(
     np.testing.assert_allclose(found[:1], encode_images(native, [pngs[0]]), atol=1e-5)
     assert np.isnan(found[1:]).all()
     told = {failure.row: failure.reason for failure in filled.failures}
-    assert told[2].startswith("is broken")
+    assert told[2].startswith("is cut off: 99")
     assert told[3] == "was unknown"

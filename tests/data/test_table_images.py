@@ -1,5 +1,6 @@
 """Promises of data.table_images: images are had from anywhere, judged once, and told apart."""
 
+import unicodedata
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -42,6 +43,46 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for uri in ("none.png", ".", "x" * 200):
         with pytest.raises(ValueError, match=f"is missing: there is no {tmp_path}"):
             find_image(uri, UPath(tmp_path))
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_table", ["NFC", "NFD"])
+def test_a_file_is_had_by_a_name_that_is_the_same_to_unicode(
+    on_disk: str, in_table: str, tmp_path: Path
+) -> None:
+    """A Mac and its zips decompose names, other machines do not; folders have names too."""
+    name = "Obst und Gemüse/Käse.jpg"
+    file = tmp_path / unicodedata.normalize(on_disk, name)
+    file.parent.mkdir()
+    file.write_bytes(b"cheese")
+    asked = unicodedata.normalize(in_table, name)
+    for uri in (asked, str(tmp_path / asked), (tmp_path / asked).as_uri()):
+        assert read_image(uri, UPath(tmp_path)) == b"cheese"
+    url = f"memory://test-table-images-{on_disk}-{in_table}"
+    write_bytes(as_path(f"{url}/{unicodedata.normalize(on_disk, name)}"), b"cheese")
+    assert read_image(asked, as_path(url)) == b"cheese"
+
+
+def test_the_name_as_it_is_goes_before_one_that_is_the_same_to_unicode(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        (tmp_path / unicodedata.normalize(form, "Käse.jpg")).write_bytes(form.encode())
+    for form in ("NFC", "NFD"):
+        name = unicodedata.normalize(form, "Käse.jpg")
+        assert read_image(name, UPath(tmp_path)) == form.encode()
+
+
+def test_a_name_that_is_composed_in_part_is_had_too(tmp_path: Path) -> None:
+    """As Windows writes Vietnamese: the vowel composed, its tone apart."""
+    (tmp_path / "ti\u00ea\u0301ng.jpg").write_bytes(b"sound")
+    for name in ("ti\u1ebfng.jpg", "tie\u0302\u0301ng.jpg"):
+        assert read_image(name, UPath(tmp_path)) == b"sound"
+
+
+def test_a_name_that_is_not_there_shows_its_code_points(tmp_path: Path) -> None:
+    """Cyrillic `а` looks like Latin `a` and is another letter."""
+    (tmp_path / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(ValueError, match=r"is missing: .*; in code points: .*/c<U\+0430>t.jpg$"):
+        find_image("c\u0430t.jpg", UPath(tmp_path))
 
 
 def test_an_image_in_a_bucket_that_is_away_for_a_moment_is_waited_for(

@@ -5,6 +5,7 @@ import pickle
 import struct
 import unicodedata
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mla_ray.data.images import decode_image
+from mla_ray.data.images import OWN_TABLE, decode_image
 from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_reader import Stream, read_captions, read_pairs
 from mla_ray.model.language import UnknownLanguage
@@ -175,8 +176,8 @@ def test_images_that_can_not_be_had_are_refused(tmp_path: Path) -> None:
     problems = refusal(read_captions, write(tmp_path / "c.tsv", rows))
     starts = [
         "line 2: image 'missing.png' is missing: there is no missing.png;",
-        "line 3: image 'broken.png' is broken: ",
-        "line 4: image 'text.png' is none of PNG, JPEG, WEBP, GIF, BMP, TIFF;",
+        "line 3: image 'broken.png' is cut off: 100.0% of its pixels are missing; fetch it again;",
+        "line 4: image 'text.png' is none of PNG, JPEG, WEBP, GIF, BMP, AVIF, HEIC, TIFF;",
         "line 5: image 'memory://bucket/image.png' is missing: there is no memory://bucket/image.png;",
         "line 6: image '.' is missing",
     ]
@@ -194,16 +195,18 @@ def test_a_decompression_bomb_is_a_problem_of_its_row(tmp_path: Path) -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0"))
     path = write(tmp_path / "c.parquet", [caption("1", bomb), caption("2", png("red"))])
     assert refusal(read_captions, path) == [
-        f"c.parquet row 1: image of '1' has more than {Image.MAX_IMAGE_PIXELS} pixels; "
-        "scale it down; drop the row or pass --skip-invalid"
+        "c.parquet row 1: image of '1' is of 60000 x 60000 pixels; at most 89,478,485 pixels and "
+        "100,000 a side are decoded: scale it down; drop the row or pass --skip-invalid"
     ]
     assert read_captions(path, skip_invalid=True).table["image_id"].to_pylist() == ["2"]
 
 
-def test_an_image_just_above_the_limit_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ValueError, match="more than 10 pixels"):
-        decode_image(png("red"))
+def test_an_image_just_above_the_limit_is_refused_too() -> None:
+    data = png("red")
+    width, height = Image.open(BytesIO(data)).size
+    decode_image(data, replace(OWN_TABLE, max_pixels=width * height))
+    with pytest.raises(ValueError, match=f"at most {width * height - 1} pixels"):
+        decode_image(data, replace(OWN_TABLE, max_pixels=width * height - 1))
 
 
 def test_images_may_stay_undecoded(tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ def unfinished() -> bytes:
         (unfinished, "is a video that is broken"),
         (lambda: trimmed(film(noise(3)), 9), "is a video without a frame"),
         (lambda: animation(noise(9), "PNG")[:-6000], "is broken"),
-        (lambda: b"\0\0\0\x20ftypavif" + bytes(200), "is none of PNG"),
+        (lambda: b"\0\0\0\x20ftypavif" + bytes(200), "is broken: not a AVIF"),
         (lambda: b"ffconcat version 1.0\nfile '/etc/hostname'\n", "is none of PNG"),
         (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", "is none of PNG"),
     ],

@@ -214,7 +214,7 @@ def test_a_bad_image_or_row_costs_its_rows_alone_and_is_reported(
     assert captions == {"a dog", "a cat"}
     assert done.rejected == len(done.reasons) == 5
     for named in (
-        "bytes/0.parquet row 2: image of 'broken' is broken",
+        "bytes/0.parquet row 2: image of 'broken' is cut off",
         "bytes/0.parquet row 3: 'caption' is empty",
         "bytes/0.parquet row 4: 'language' is empty",
         "bytes/0.parquet row 5: 'image_id' is empty",

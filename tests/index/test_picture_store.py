@@ -5,9 +5,9 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from mla_ray.data.images import open_image
+from mla_ray.data.images import STRANGER, decode_image
 from mla_ray.index.picture_store import SIDE, PictureStore
 
 
@@ -18,13 +18,28 @@ def test_a_kept_picture_is_small_and_holds_nothing_else(tmp_path: Path) -> None:
     store = PictureStore(str(tmp_path))
     sent = BytesIO()
     image.save(sent, "JPEG", exif=exif.tobytes())
-    store.put("a/b", "set", open_image(sent.getvalue()))
+    store.put("a/b", "set", decode_image(sent.getvalue(), STRANGER))
     data = store.get("a/b", "set")
     assert data is not None
     assert b"where I live" not in data
     kept = Image.open(BytesIO(data))
     assert kept.size == (SIDE, SIDE // 2)
     assert kept.convert("RGB").getpixel((9, 9)) == pytest.approx((0, 0, 255), abs=8)
+
+
+def test_a_kept_picture_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the first row is the right side
+    stored = Image.new("RGB", (60, 30), "blue")
+    stored.paste("red", (0, 0, 60, 10))
+    sent = BytesIO()
+    stored.save(sent, "PNG", exif=exif.tobytes())
+    store = PictureStore(str(tmp_path))
+    store.put("a", "set", decode_image(sent.getvalue(), STRANGER))
+    kept = Image.open(BytesIO(store.get("a", "set") or b"")).convert("RGB")
+    assert kept.size == (30, 60)
+    assert kept.getpixel((27, 50)) == pytest.approx((255, 0, 0), abs=8)
+    assert kept.getpixel((3, 3)) == pytest.approx((0, 0, 255), abs=8)
 
 
 def test_no_id_reaches_the_file_system(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mla_ray.data.corpus import Corpus
+from mla_ray.data.video import DECODING
 from mla_ray.datasets import stamps
 from mla_ray.datasets.debian import Unavailable
 from mla_ray.evaluation.evaluation import Gallery
@@ -246,7 +247,7 @@ def test_features_of_a_test_set_are_of_the_native_and_of_how_images_are_decoded(
     assert kept(path, about(native, ["en"]))
     assert not kept(path, about(native, ["en", "de"]))
     assert not kept(path, about(other_native, ["en"]))
-    monkeypatch.setattr(ablation_data, "DECODING", 2)
+    monkeypatch.setattr(ablation_data, "DECODING", DECODING + 1)
     assert not kept(path, about(native, ["en"]))
 
 

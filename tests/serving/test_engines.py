@@ -1,13 +1,16 @@
 """Promises of serving.engines: a row's answer is its own, whoever shares the pass with it."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from mla_ray.data.feature_store import encode_images
 from mla_ray.index.collection import Entry
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
@@ -165,6 +168,25 @@ def test_images_without_a_direction_are_errors_by_row(
     }
     assert not found.vectors.any()
     assert found.unknown_tokens.tolist() == [0, 0, 0]
+
+
+def test_a_picture_is_encoded_upright(native_folder: Path) -> None:
+    """A telephone's file lies on its side and says so; a table's features see it so too."""
+    upright = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    upright[:20] //= 4
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the first row is the right side
+    sent = []
+    for pixels, saying in ((upright, b""), (np.rot90(upright), exif.tobytes())):
+        buffer = BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", exif=saying)
+        sent.append(buffer.getvalue())
+    engine = ImageEngine(str(native_folder), 1)
+    found = engine.encode([*sent, sent[0][:200]])
+    np.testing.assert_array_equal(found.vectors[1], found.vectors[0])
+    assert found.errors[2].detail.startswith("the image is cut off: ")
+    of_table = encode_images(engine.native, sent)
+    np.testing.assert_array_equal(of_table[1], of_table[0])
 
 
 def test_a_feature_without_direction_costs_itself_alone() -> None:

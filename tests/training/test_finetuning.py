@@ -18,6 +18,7 @@ from mla_ray.data import decoded_images as decoded
 from mla_ray.data.decoded_images import DecodedTable, decode
 from mla_ray.data.feature_store import encode_images, encode_texts
 from mla_ray.data.problems import InvalidTable
+from mla_ray.data.video import DECODING
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.lineage import LINEAGE, copy_native, read_lineage
 from mla_ray.model.native import Native
@@ -366,7 +367,7 @@ def test_what_is_decoded_already_is_not_decoded_again(
     monkeypatch.setattr(decoded, "SHARD", 5)
     decode(native, table.path, TRAIN, as_path(tmp_path))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    for name in ("index.json", "rows.parquet", "pixels-00002.json", "pixels-00002.safetensors"):
+    for name in ("index.json", "rows.parquet", "pixels-2-00002.json", "pixels-2-00002.safetensors"):
         (tmp_path / name).unlink()  # as if it had been killed before the last shard
     opened: list[int] = []
     keep = decoded.frames_of
@@ -384,10 +385,10 @@ def test_what_was_decoded_in_another_way_is_not_mixed_in(
     keep = decoded.frames_of
     for name in ("whole", "part"):
         decode(native, table.path, TRAIN, as_path(tmp_path / name))
-    for name in ("index.json", "rows.parquet", "pixels-00002.json", "pixels-00002.safetensors"):
+    for name in ("index.json", "rows.parquet", "pixels-2-00002.json", "pixels-2-00002.safetensors"):
         (tmp_path / "part" / name).unlink()
     before = DecodedTable(as_path(tmp_path / "whole"), native).pixels(np.arange(12))
-    monkeypatch.setattr(decoded, "DECODING", 2)
+    monkeypatch.setattr(decoded, "DECODING", DECODING + 1)
     monkeypatch.setattr(
         decoded, "frames_of", lambda data: [frame.rotate(180) for frame in keep(data)]
     )
@@ -431,7 +432,7 @@ def test_bad_rows_are_refused_with_their_place_or_left_out(
         decode(native, path, TRAIN, as_path(tmp_path / "strict"))
     assert [problem.row for problem in refused.value.problems] == lines
     told = [problem.message for problem in refused.value.problems]
-    assert "is broken" in told[0]
+    assert "is cut off" in told[0]
     assert "gone.png" in told[1]
     assert "repeats line" in told[2]
     assert not (tmp_path / "strict" / "index.json").exists()

@@ -6,7 +6,7 @@ const MAX_TEXT = 1000; // characters of a query
 const MAX_IMAGE = 8 * 2 ** 20; // bytes
 const MAX_WAIT = 30; // seconds that a busy server may ask for before we leave it to the reader
 const KEPT = 30; // searches that Back shows at once
-const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
+const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/avif"];
 const TOKEN = "mla-ray token";
 const HOME = new URL("..", import.meta.url).pathname; // where a proxy has it, with a slash at the end
 const EXAMPLES = {
@@ -771,7 +771,7 @@ results.addEventListener("focusin", (event) => { view.focus = event.target.close
 function searchWith(file) {
   const name = file.name && file.name !== "image.png" ? file.name : "Pasted picture";
   if (!IMAGE_TYPES.includes(file.type)) {
-    return notice("That is no picture the server reads", `${name}: send PNG, JPEG, WebP or GIF.`);
+    return notice("That is no picture the server reads", `${name}: send PNG, JPEG, WebP, AVIF or GIF.`);
   }
   if (file.size > MAX_IMAGE) {
     const size = (file.size / 2 ** 20).toFixed(1);
