@@ -43,13 +43,21 @@ def index_command(
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
+    from mla_ray.model.language import ENGLISH
     from mla_ray.model.native import Native
+    from mla_ray.packs.card import read_card
     from mla_ray.packs.library import load_packs
     from mla_ray.runtime.console import bars, print_dropped
 
     if pictures and no_pictures:
         raise typer.BadParameter("--pictures does not go with --no-pictures")
-    read = read_captions(captions, language=language, split=None, skip_invalid=skip_invalid)
+    known = [ENGLISH, *(read_card(folder).language for folder in pack or [])]
+    read = read_captions(
+        captions,
+        language=language,
+        languages=() if language else known,
+        skip_invalid=skip_invalid,
+    )
     print_dropped(len(read.dropped), read.dropped)
     frozen = Native.load(native)
     packs = load_packs(pack or [], frozen)
@@ -75,7 +83,8 @@ def index_command(
         result["rejected"] = len(rejected)
     text = "\n".join(f"{name}: {n:,} points" for name, n in written.items())
     if sync:
-        kept = ingest.keys_of([captions], source, language)  # all, whatever was left out above
+        # Of all its rows, whatever was left out above.
+        kept = ingest.keys_of([captions], source, language, known)
         removed = ingest.sync(index, ingest.space_of(frozen), source, kept, store)
         result["removed"] = removed
         text += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())

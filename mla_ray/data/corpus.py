@@ -52,7 +52,8 @@ class Corpus:
         rows: Counter[str] = Counter()
         if self.captions is not None:
             wanted, columns = canonical(language or self.language), ("language", "split")
-            for piece in Stream([self.captions], columns, {"language": self.language}, {}):
+            default = {"language": self.language}
+            for piece in Stream([self.captions], columns, default, {}, [wanted]):
                 ours = piece.filter(pc.equal(piece["language"], wanted))
                 rows.update(ours["split"].to_pylist())
         return rows

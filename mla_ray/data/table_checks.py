@@ -4,14 +4,15 @@ Text is here made what it is from then on: stripped, in Unicode's NFC, languages
 them.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mla_ray.data.problems import OR_SKIP
 from mla_ray.data.table_chunk import Chunk
-from mla_ray.model.language import UnknownLanguage, canonical
+from mla_ray.model.language import UnknownLanguage, canonical, nearest
 from mla_ray.model.text import fault_of, normalized
 
 
@@ -37,8 +38,15 @@ def check_cells(chunk: Chunk, columns: Sequence[str]) -> None:
         chunk.refuse(dict.fromkeys(rows, f"{column!r} is empty; {OR_SKIP}"))
 
 
-def check_languages(chunk: Chunk) -> None:
-    """Only BCP-47 tags, written as the standard does: 'DE-at' becomes 'de-AT'."""
+def check_languages(chunk: Chunk, languages: Collection[str] = ()) -> dict[tuple[str, str], int]:
+    """Only BCP-47 tags, written as the standard does: 'DE-at' becomes 'de-AT'.
+
+    One that means one of some `languages`, which are canonical, becomes that: 'de-AT' becomes 'de'.
+
+    Returns:
+        How many rows had which tag and were taken for which language.
+
+    """
     standard: dict[str, str] = {}
     faults: dict[str, str] = {}
     for tag in pc.unique(chunk.table["language"]).to_pylist():
@@ -49,5 +57,7 @@ def check_languages(chunk: Chunk) -> None:
     chunk.refuse(
         {row: faults[tag] for row, tag in chunk.values("row", "language") if tag in faults}
     )
+    meant = {tag: nearest(tag, languages) or tag for tag in set(standard.values())}
     tags = [standard[tag] for tag in chunk.table["language"].to_pylist()]
-    chunk.set_column("language", pa.array(tags, pa.string()))
+    chunk.set_column("language", pa.array([meant[tag] for tag in tags], pa.string()))
+    return {(tag, meant[tag]): count for tag, count in Counter(tags).items() if meant[tag] != tag}

@@ -7,10 +7,12 @@ by piece, and is how every part of this package reads one; `read_pairs` and `rea
 small one whole.
 """
 
+import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +27,8 @@ from mla_ray.data.table_formats import read_chunks
 from mla_ray.data.table_images import ImageReader
 from mla_ray.model.language import canonical
 from mla_ray.runtime.storage import as_path
+
+log = logging.getLogger(__name__)
 
 PAIR_COLUMNS = ("source", "target", "language")
 CAPTION_COLUMNS = ("image_id", "image", "language", "caption", "split")
@@ -52,6 +56,7 @@ def read_captions(
     path: str | Path,
     *,
     language: str | None = None,
+    languages: Collection[str] = (),
     split: str | None = None,
     skip_invalid: bool = False,
     check_images: bool = True,
@@ -60,8 +65,9 @@ def read_captions(
 
     Texts are checked in the whole file, images only in the rows of this language and split: each
     distinct image is decoded once. Without `split` that column may be missing and is then null.
+    With `languages` the rows of all are kept, as in `Stream.captions`.
     """
-    stream = Stream.captions([path], language, split)
+    stream = Stream.captions([path], language, split, languages=languages)
     reader = ImageReader(decode=check_images, keep_files=True)
 
     def with_images(chunk: pa.Table) -> pa.Table:
@@ -109,6 +115,8 @@ class Stream:
         files: one table in one or several files; a folder stands for the Parquet files in it.
         columns: those that are read; no cell may be empty.
         keep: values that rows must have, by column.
+        languages: those that rows are read as, where their tag means one (`language.nearest`);
+            what was read as another language than it says is logged.
 
     """
 
@@ -118,6 +126,7 @@ class Stream:
         columns: Sequence[str],
         defaults: Mapping[str, str | None],
         keep: Mapping[str, str],
+        languages: Collection[str] = (),
     ) -> None:
         self.files = [file for name in files for file in files_of_table(_path_of(name))]
         self.columns, self.keep = Columns(columns, defaults), keep
@@ -126,13 +135,15 @@ class Stream:
         self.kept = KEPT_PROBLEMS
         self.rows = 0
         """Rows handed out so far."""
+        self._languages = languages
+        self._taken: Counter[tuple[str, str]] = Counter()
         self._values: dict[str, Counter[str]] = {column: Counter() for column in keep}
 
     @classmethod
     def pairs(cls, files: Sequence[str | Path], language: str | None = None) -> "Stream":
         """A translation table; with `language` only its rows."""
         keep = {"language": canonical(language)} if language else {}
-        return cls(files, PAIR_COLUMNS, keep, keep)
+        return cls(files, PAIR_COLUMNS, keep, keep, list(keep.values()))
 
     @classmethod
     def captions(
@@ -141,22 +152,26 @@ class Stream:
         language: str | None = None,
         split: str | None = None,
         *,
-        every_language: bool = False,
+        languages: Collection[str] = (),
     ) -> "Stream":
         """A caption table; `image` is bytes or a path or URL, as the table has it.
 
         A file without a column `language` is all in `language`; of one with the column only those
-        rows are kept, unless `every_language` is wanted.
+        rows are kept, unless `languages` are given: then all are, read as these.
         """
         default = {"language": canonical(language)} if language else {}
-        keep = {} if every_language else default
+        keep = {} if languages else default
         defaults: dict[str, str | None] = dict(default) if split else {**default, "split": None}
-        return cls(files, CAPTION_COLUMNS, defaults, keep | ({"split": split} if split else {}))
+        keep = {**keep, "split": split} if split else keep
+        return cls(files, CAPTION_COLUMNS, defaults, keep, languages or list(default.values()))
 
     @classmethod
-    def languages(cls, files: Sequence[str | Path], language: str | None = None) -> "Stream":
-        """The column `language` alone, of any tables; a file without it is all in `language`."""
-        return cls(files, ("language",), {"language": canonical(language)} if language else {}, {})
+    def languages(
+        cls, files: Sequence[str | Path], language: str | None, languages: Collection[str]
+    ) -> "Stream":
+        """The column `language` alone, read as `languages`; a file without it is in `language`."""
+        default = {"language": canonical(language)} if language else {}
+        return cls(files, ("language",), default, {}, languages)
 
     def __iter__(self) -> Iterator[pa.Table]:
         for number, file in enumerate(self.files):
@@ -168,6 +183,7 @@ class Stream:
                     self.rows += rows
                     of_file = pa.array([number] * rows, pa.int32())
                     yield chunk.table.append_column("file", of_file)
+        self._say_taken()
         for column, value in self.keep.items():
             if (values := self._values[column]) and value not in values:
                 counts = ", ".join(f"{key} ({count})" for key, count in sorted(values.items()))
@@ -184,8 +200,16 @@ class Stream:
                     chunk.table = chunk.table.append_column(column, pa.array(default, pa.string()))
             chunk.table = chunk.table.select([*self.columns.names, "row"])
             if "language" in self.columns.names:
-                check_languages(chunk)
+                self._taken.update(check_languages(chunk, self._languages))
             yield chunk
+
+    def _say_taken(self) -> None:
+        """Log which rows were read as another language than they say; once, of several readings."""
+        for language in {language for _, language in self._taken}:
+            tags = sorted(tag for tag, taken in self._taken if taken == language)
+            rows = ", ".join(f"{tag} ({self._taken[tag, language]:,})" for tag in tags)
+            files = ", ".join(map(str, self.files))
+            _log_once(f"{files}: rows of {rows} are read as {language!r}")
 
     def place(self, file: int, row: int) -> str:
         """Where a row is, in words."""
@@ -264,6 +288,11 @@ def cells_with_image(chunk: pa.Table) -> Iterator[tuple[str, pa.Scalar, int, int
     columns = (chunk[name].to_pylist() for name in ("image_id", "file", "row"))
     for (image_id, file, row), cell in zip(zip(*columns, strict=True), chunk["image"], strict=True):
         yield image_id, cell, file, row
+
+
+@lru_cache
+def _log_once(message: str) -> None:
+    log.warning(message)
 
 
 def _path_of(name: str | Path) -> UPath:

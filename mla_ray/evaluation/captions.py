@@ -59,7 +59,7 @@ class CaptionTable:
         one = languages[0] if len(languages) == 1 else None
 
         def opened() -> Stream:
-            return Stream.captions([path], one, split)
+            return Stream.captions([path], one, split, languages=() if one else languages)
 
         stream, images, chunks, seen = opened(), _CheckedImages(), [], 0
 

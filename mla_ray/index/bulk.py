@@ -35,6 +35,7 @@ from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.index.sink import FIELDS, Indexed, IndexSink, open_collections, upsert_block
 from mla_ray.index.table_blocks import BlockRow, read_blocks, survey
+from mla_ray.model.language import ENGLISH
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress, Report, counting
@@ -95,11 +96,12 @@ def index_table(
         of_pack = LanguagePack.load(folder, native).card.language
         if of_pack != tag:
             raise ValueError(f"{folder} is a pack for {of_pack!r}, not for {tag!r}")
-    in_tables, total = survey(tables, language)
+    known = [ENGLISH, *packs]
+    in_tables, total = survey(tables, language, known)
     wanted = in_tables if languages is None else in_tables & set(languages)
     require_packs(wanted, packs)
     space, indexed = space_of(native), Indexed()
-    encoded = _encode(native_name, packs, read_blocks(tables, language, wanted), source)
+    encoded = _encode(native_name, packs, read_blocks(tables, language, known, wanted), source)
     del native  # the actors have their own
     if url.startswith(("http", "grpc")):
         with open_collections(url, space, quantization):
@@ -118,7 +120,7 @@ def index_table(
                 index.optimize()
                 index.flush()
     if sync:
-        kept = keys_of(tables, source, language)
+        kept = keys_of(tables, source, language, known)
         indexed.removed = remove_what_left(url, space, source, kept, pictures)
     return indexed
 

@@ -50,14 +50,16 @@ def entries_of(captions: pa.Table, source: str) -> Iterator[Entry]:
             yield caption_entry(row["image_id"], row["language"], row["caption"], source)
 
 
-def keys_of(tables: Sequence[str | Path], source: str, language: str | None = None) -> set[bytes]:
+def keys_of(
+    tables: Sequence[str | Path], source: str, language: str | None, languages: Collection[str]
+) -> set[bytes]:
     """Keys of all images and captions in caption tables, for `sync`: about 120 bytes each.
 
     Also of images that cannot be read: they are in the table. `language` is that of tables without
     such a column. Raises InvalidTable if there are none at all.
     """
     defaults = {"language": language} if language else {}
-    stream = Stream(tables, ("image_id", "language", "caption"), defaults, {})
+    stream = Stream(tables, ("image_id", "language", "caption"), defaults, {}, languages)
     keys = {entry.key for chunk in stream for entry in entries_of(chunk, source)}
     stream.check(len(keys), skip_invalid=True)
     return keys

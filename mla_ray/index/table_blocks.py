@@ -58,7 +58,10 @@ class BlockRow(NamedTuple):
 
 
 def read_blocks(
-    tables: Sequence[str], language: str | None, wanted: Collection[str]
+    tables: Sequence[str],
+    language: str | None,
+    languages: Collection[str],
+    wanted: Collection[str],
 ) -> ray.data.Dataset:
     """The rows of tables as `BLOCK_SCHEMA` has them; a task reads a file."""
     # Not "ray.data" itself: Ray sets that one anew before every execution.
@@ -69,7 +72,11 @@ def read_blocks(
     # Reading takes no core: a task that waits for one while actors hold them all waits for ever.
     return ray.data.from_arrow(files).map_batches(
         _rows_of,
-        fn_kwargs={"language": language, "wanted": sorted(wanted)},
+        fn_kwargs={
+            "language": language,
+            "languages": sorted(languages),
+            "wanted": sorted(wanted),
+        },
         batch_size=1,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=READERS),
@@ -81,9 +88,11 @@ def _files(tables: Sequence[str]) -> list[UPath]:
     return Stream.captions(tables).files
 
 
-def _rows_of(files: pa.Table, language: str | None, wanted: Sequence[str]) -> Iterator[pa.Table]:
+def _rows_of(
+    files: pa.Table, language: str | None, languages: Sequence[str], wanted: Sequence[str]
+) -> Iterator[pa.Table]:
     for file in files["file"].to_pylist():
-        stream = Stream.captions([file], language, every_language=True)
+        stream = Stream.captions([file], language, languages=languages)
         folder = str(stream.files[0].parent)
         for chunk in stream:
             rows = chunk.filter(pc.is_in(chunk["language"], pa.array(wanted, pa.string())))
@@ -106,16 +115,18 @@ def _rows_of(files: pa.Table, language: str | None, wanted: Sequence[str]) -> It
         yield pa.Table.from_pylist([{"fault": fault} for fault in faults], BLOCK_SCHEMA)
 
 
-def survey(tables: Sequence[str], language: str | None = None) -> tuple[set[str], int]:
-    """Languages in `tables`, as BCP-47 writes them, and rows.
+def survey(
+    tables: Sequence[str], language: str | None, known: Collection[str]
+) -> tuple[set[str], int]:
+    """Languages in `tables`, read as those that are known, and rows.
 
     Reads that one column, and of every file as much of the others as tells that they are there.
     """
     languages: set[str] = set()
     rows = 0
     for file in map(str, _files(tables)):
-        next(iter(Stream.captions([file], language, every_language=True)), None)
-        stream = Stream.languages([file], language)
+        next(iter(Stream.captions([file], language, languages=known)), None)
+        stream = Stream.languages([file], language, known)
         for chunk in stream:
             languages.update(pc.unique(chunk["language"]).to_pylist())
         rows += stream.rows + stream.refused

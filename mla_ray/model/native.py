@@ -175,6 +175,15 @@ class Native:
 
     def unknown_of(self, ids_BL: Tensor) -> Shares:
         """As `unknown_tokens`, of native token ids [B, L]."""
+        said_B, unknown_B = self._counts(ids_BL)
+        return np.where(said_B > 0, unknown_B / np.maximum(said_B, 1), 1.0)
+
+    def count(self, text: str) -> int:
+        """Of how many tokens a text is; one that is not known counts twice."""
+        return sum(int(count_B[0]) for count_B in self._counts(self.tokenize(text)))
+
+    def _counts(self, ids_BL: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Of each text the tokens that say something [B], and those of them not known [B]."""
         length_B = self.text.english_end(ids_BL) + 1
         is_read_BL = torch.arange(ids_BL.shape[1]) < length_B[:, None]
 
@@ -183,8 +192,7 @@ class Native:
             return is_one_BL.sum(dim=1).numpy()
 
         said_B = length_B.numpy() - self._frame - count(*self._blank)
-        unknown_B = count() if self._unknown is None else count(self._unknown)
-        return np.where(said_B > 0, unknown_B / np.maximum(said_B, 1), 1.0)
+        return said_B, count() if self._unknown is None else count(self._unknown)
 
     @cached_property
     def _frame(self) -> int:

@@ -8,32 +8,25 @@ import re
 from collections.abc import Sequence
 from unicodedata import category, is_normalized, normalize
 
+from mla_ray.model.invisible import shows_nothing, without_invisible
+
 SPOKEN = "#%&*@"
 """Signs among Unicode's punctuation that are read out: C# is not C."""
 
-_BYTE_ORDER_MARK = "\ufeff"
-_UNSEEN = re.compile(
-    "[\\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*"
-)
-"""White space, control characters, what Unicode calls default-ignorable (`re` does not know that
-property), marks of annotations and the empty braille cell: a text of these alone says nothing."""
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def normalized(text: str) -> str:
-    """The text in NFC, its words one space apart, without byte order marks. Idempotent.
+    """The text in NFC, its words one space apart, without what cannot be seen. Idempotent.
 
-    There is no white space at its ends. A text that shows nothing, of a zero-width space or a soft
-    hyphen alone, is empty. A byte order mark inside a text is what is left of a file that others
-    were appended to.
+    There is no white space at its ends. Invisible characters are dropped (`invisible`), but where
+    they mean something. A text that shows nothing, such as a soft hyphen alone, is empty.
     """
-    text = text.replace(_BYTE_ORDER_MARK, "")
+    text = without_invisible(text)
     if not is_normalized("NFC", text):
         text = normalize("NFC", text)
     text = " ".join(text.split())
-    return "" if _UNSEEN.fullmatch(text) else text
+    return "" if shows_nothing(text) else text
 
 
 def fault_of(text: str) -> str | None:
@@ -91,7 +84,7 @@ def identity(text: str) -> str:
     while start < end and _is_outer(words[end - 1]):
         end -= 1
     inner = words[start:end]
-    return words if _UNSEEN.fullmatch(inner) else inner
+    return words if shows_nothing(inner) else inner
 
 
 def _is_outer(character: str) -> bool:

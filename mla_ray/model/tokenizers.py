@@ -28,6 +28,8 @@ from tokenizers import (
 )
 from torch import Tensor
 
+from mla_ray.model.spelling import spelling
+
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 BATCH = 10_000  # texts tokenised in one call
 Ids = npt.NDArray[np.int32]
@@ -40,15 +42,23 @@ _WORDS = Regex(
 )
 
 
-def learn(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def learn(texts: Iterable[str], vocab_size: int, language: str | None = None) -> Tokenizer:
     """A byte-level BPE vocabulary of at most `vocab_size` tokens, learned from `texts`.
 
-    Lower-cased NFKC; no text of any script is unknown to it. Every text becomes BOS ... EOS.
+    NFKC, spelled as `spelling` has it, in small letters; no text of any script is unknown to it.
+    Every text becomes BOS ... EOS.
+
+    Args:
+        texts: what it is learned from.
+        vocab_size: at most.
+        language: BCP-47, whose spellings are made one; "und" of several; as they are if None.
+
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFKC(),
+            *([] if language is None else spelling(language)),
             normalizers.Lowercase(),
             normalizers.Strip(),
             normalizers.Prepend(" "),  # the first word is spelled as the others
@@ -214,14 +224,26 @@ class LanguageTokenizer:
         """
         rows: list[Ids] = []
         shares = np.ones(len(texts))
-        given = [self._text(text) for text in texts]
-        for index, encoding in enumerate(self.tokenizer.encode_batch_fast(given)):
-            ids = np.array(encoding.ids, dtype=np.int32)
+        for index, ids in enumerate(self._token_ids(texts)):
             row = self._row_of[ids]
-            if said := np.count_nonzero(self._says[ids]):
-                shares[index] = np.count_nonzero(self._unknown[ids]) / said
+            said, unknown = self._counts(ids)
+            if said:
+                shares[index] = unknown / said
             rows.append(shorten(row[row >= 0], self.context_length))
         return rows, shares
+
+    def count(self, text: str) -> int:
+        """Of how many tokens a text is; one that is not known counts twice."""
+        (ids,) = self._token_ids([text])
+        return sum(self._counts(ids))
+
+    def _token_ids(self, texts: Sequence[str]) -> list[Ids]:
+        encodings = self.tokenizer.encode_batch_fast([self._text(text) for text in texts])
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def _counts(self, ids: Ids) -> tuple[int, int]:
+        """Tokens that say something, and those of them that are not known."""
+        return int(self._says[ids].sum()), int(self._unknown[ids].sum())
 
     def rows_of(self, token_ids: npt.NDArray[np.int64]) -> list[Ids]:
         """Embedding rows of each text of token ids [B, L], up to its first end token.

@@ -16,7 +16,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from mla_ray.model.language import ENGLISH, UnknownLanguage, canonical
+from mla_ray.model.language import ENGLISH, UnknownLanguage, canonical, nearest
 from mla_ray.model.native import Native
 from mla_ray.model.recognition import recognised
 from mla_ray.packs.card import RENEW, Card, parse_card
@@ -63,20 +63,11 @@ class Listing:
         return sorted({ENGLISH, *self.packs})
 
     def resolve(self, tag: str) -> str | None:
-        """The language that answers a BCP-47 tag, or None: `de-AT` and `DE_at` are `de`'s.
-
-        The lookup of RFC 4647, section 3.4: subtags fall from the end until something matches.
-        """
+        """The language that answers a BCP-47 tag, as `nearest` has it, or None if none does."""
         try:
-            tag = canonical(tag)
+            return nearest(canonical(tag), self.languages)
         except UnknownLanguage:
             return None
-        known = {language.lower(): language for language in self.languages}
-        subtags = tag.lower().split("-")
-        for end in range(len(subtags), 0, -1):
-            if language := known.get("-".join(subtags[:end])):
-                return language
-        return None
 
 
 class PackStore:

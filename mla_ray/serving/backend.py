@@ -31,6 +31,9 @@ class Backend(Protocol):
 
     async def encode_texts(self, texts: list[Text]) -> Encoded: ...
 
+    async def count_tokens(self, texts: list[Text]) -> dict[str, int]:
+        """By language, each there once, the tokens of its text; without languages not to be had."""
+
     async def encode_images(self, images: list[bytes]) -> Encoded: ...
 
     async def search(self, queries: list[Query]) -> list[QueryResult]: ...
@@ -73,6 +76,9 @@ class LocalBackend:
         return await self._in(
             self._torch_thread, lambda: self._text.encode(texts, self._text.prepare(languages))
         )
+
+    async def count_tokens(self, texts: list[Text]) -> dict[str, int]:
+        return await self._in(self._torch_thread, lambda: self._text.count_tokens(texts))
 
     async def encode_images(self, images: list[bytes]) -> Encoded:
         return await self._in(self._torch_thread, lambda: self._image.encode(images))

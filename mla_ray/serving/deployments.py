@@ -92,6 +92,10 @@ class TextEncoder:
     async def encode(self, texts: list[Text]) -> Encoded:
         return await self._encode_calls(texts)
 
+    async def count_tokens(self, texts: list[Text]) -> dict[str, int]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._torch_thread, self._engine.count_tokens, texts)
+
     @batched
     async def _encode_calls(self, calls: list[list[Text]]) -> list[Encoded]:
         loop = asyncio.get_running_loop()
@@ -201,6 +205,9 @@ class HandleBackend:
 
     async def encode_texts(self, texts: list[Text]) -> Encoded:
         return await self._call(lambda: self._text.encode.remote(texts))
+
+    async def count_tokens(self, texts: list[Text]) -> dict[str, int]:
+        return await self._call(lambda: self._text.count_tokens.remote(texts))
 
     async def encode_images(self, images: list[bytes]) -> Encoded:
         return await self._call(lambda: self._image.encode.remote(images))

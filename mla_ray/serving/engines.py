@@ -149,6 +149,16 @@ class TextEngine:
                 prepared.faults[language] = Fault(ProblemKind.PACK_UNAVAILABLE, detail)
         return prepared
 
+    def count_tokens(self, texts: Sequence[Text]) -> dict[str, int]:
+        """By language the tokens of its text; without languages that cannot be had now."""
+        packs = self.prepare({language for language, _ in texts}).packs
+        counts = {}
+        for language, text in texts:
+            if language in packs:
+                pack = packs[language]
+                counts[language] = pack.tokenizer.count(text) if pack else self.native.count(text)
+        return counts
+
     def encode(self, texts: Sequence[Text], prepared: PreparedPacks) -> Encoded:
         """Texts of any languages, mixed as they are; `prepared` has all of them."""
         result = Encoded.empty(len(texts), self.native.dim)

@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 import langcodes
-import py3langid
 
-from mla_ray.model.language import ENGLISH
 from mla_ray.packs.store import Listing, PackStore
 from mla_ray.serving.problems import ProblemError
 from mla_ray.serving.schemas import LanguageInfo, ProblemKind
@@ -28,17 +26,6 @@ class ServedLanguages:
             detail = f"no pack for language {tag!r}; there are {', '.join(self.listing.languages)}"
             raise ProblemError(404, ProblemKind.UNKNOWN_LANGUAGE, detail)
         return language
-
-    def detect(self, text: str) -> str:
-        """The likeliest language of `text` among those that are served."""
-        codes = {ENGLISH: ENGLISH}
-        for language in self.listing.packs:
-            codes.setdefault(langcodes.get(language).language or language, language)
-        if len(codes) > 1:
-            for code, _ in py3langid.rank(text):
-                if code in codes:
-                    return codes[code]
-        return ENGLISH
 
     def infos(self, captions: Mapping[str, int]) -> list[LanguageInfo]:
         """What is known of each language; `captions` counts those in the index."""

@@ -20,6 +20,7 @@ from mla_ray.model.text import normalized
 from mla_ray.packs.store import PackStore
 from mla_ray.serving.backend import Backend
 from mla_ray.serving.coalescing import Coalescer
+from mla_ray.serving.detection import candidates, likeliest
 from mla_ray.serving.engines import Encoded, Identity, Query, QueryResult, Text, Vectors
 from mla_ray.serving.ingest import CaptionIngest
 from mla_ray.serving.metrics import Metrics
@@ -115,7 +116,7 @@ class Service:
         """`language` is the text's, or AUTO."""
         in_language = self._language_filter(page)
         detected = language == AUTO
-        language = self._languages.detect(text) if detected else self._languages.resolve(language)
+        language = await self._detect(text) if detected else self._languages.resolve(language)
         encoded = await self._encode_texts([Text(language, text)])
         return await self._search(encoded, page, in_language, language, detected)
 
@@ -187,6 +188,15 @@ class Service:
             message = f"images have none; leave it out, or find={collection.CAPTIONS}"
             raise invalid(("query", "in_language"), message)
         return self._languages.resolve(page.in_language)
+
+    async def _detect(self, text: str) -> str:
+        """The likeliest language of a text among those that are served."""
+        text = normalized(text)
+        possible = candidates(text, self._languages.listing.languages)
+        if len(possible) == 1:
+            return next(iter(possible))
+        counts = await self._backend.count_tokens([Text(language, text) for language in possible])
+        return likeliest(possible, counts)
 
     async def _encode_texts(self, texts: list[Text]) -> Encoded:
         """A unit vector a text; a problem that names every text which has none."""

@@ -75,7 +75,9 @@ class Vocabulary:
             tokenizer = start.tokenizer.tokenizer
         elif config.vocabulary == "learned":
             texts = chain.from_iterable(sample["target"].to_pylist() for sample in samples)
-            tokenizer = learn(texts, config.vocab_size)
+            # What is one letter in a language may be two in another.
+            language = languages[0] if len(languages) == 1 else "und"
+            tokenizer = learn(texts, config.vocab_size, language)
         else:
             tokenizer, embeddings = from_hugging_face(config.vocabulary)
         size = tokenizer.get_vocab_size()

@@ -69,6 +69,31 @@ def test_a_language_that_is_not_there_names_those_that_are(tmp_path: Path) -> No
     ]
 
 
+def test_rows_of_a_tag_that_means_the_language_are_its_rows_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tags = ["zh", "cmn", "zh-CN", "zh-CN", "zh-Hant", "yue", "ja"]
+    rows = [{"source": "a", "target": str(n), "language": tag} for n, tag in enumerate(tags)]
+    path = write(tmp_path / "p.csv", rows)
+    kept = read_pairs(path, language="zh").table
+    assert kept["target"].to_pylist() == ["0", "1", "2", "3"]
+    assert set(kept["language"].to_pylist()) == {"zh"}
+    read_pairs(path, language="zh")
+    assert [record.message for record in caplog.records] == [
+        f"{path}: rows of cmn (1), zh-CN (2) are read as 'zh'"
+    ]
+    assert read_pairs(path, language="zh-TW").table["target"].to_pylist() == ["4"]
+    assert read_pairs(path).table["language"].to_pylist() == tags
+
+
+def test_captions_are_read_as_the_languages_that_there_are_packs_for(tmp_path: Path) -> None:
+    tags = ["en-GB", "de-AT", "de", "fr"]
+    rows = [caption(str(n), png("red"), language=tag) for n, tag in enumerate(tags)]
+    path = write(tmp_path / "c.parquet", rows)
+    read = read_captions(path, languages=["en", "de"]).table
+    assert read["language"].to_pylist() == ["en", "de", "de", "fr"]
+
+
 def test_an_unknown_language_tag_is_refused_and_a_known_one_written_as_the_standard_does(
     tmp_path: Path,
 ) -> None:

@@ -113,7 +113,7 @@ def test_tasks_that_write_through_the_sink_write_the_same(
     index_captions(plain, native, {"de": pack[0]}, table, "emoji")
     tables = write(tmp_path / "tables", table, table.slice(0, 2))
     sink = IndexSink(sunk, space_of(native))
-    rows = read_blocks(tables, None, {"en", "de"})
+    rows = read_blocks(tables, None, ["en", "de"], {"en", "de"})
     _encode(str(native_folder), pack[1], rows, "emoji").write_datasink(
         sink, concurrency=1, ray_remote_args={"num_cpus": 0}
     )

@@ -208,10 +208,10 @@ def test_a_table_without_a_good_row_empties_no_source(tmp_path: Path) -> None:
         table.write_text("image_id,image,language,caption\n" + text)
         if name == "one":
             image, caption = Entry("1", "1", "", "", "s"), caption_entry("1", "en", "a dog", "s")
-            assert keys_of([table], "s") == {image.key, caption.key}
+            assert keys_of([table], "s", None, []) == {image.key, caption.key}
         else:
             with pytest.raises(InvalidTable):
-                keys_of([table], "s")
+                keys_of([table], "s", None, [])
 
 
 def test_the_entries_of_a_table_are_its_images_and_captions() -> None:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,11 +54,17 @@ def rows_of(rows: pa.Table) -> list[tuple[str, str, str]]:
     return list(zip(*columns, strict=True))
 
 
+def blocks_of(path: Path, language: str | None = None) -> Iterator[pa.Table]:
+    return _rows_of(pa.table({"file": [str(path)]}), language, ["en"], ["en"])
+
+
 READERS: dict[str, Callable[[Path], pa.Table]] = {
     "mla index": lambda path: read_captions(path).table,
     "mla evaluate": lambda path: CaptionTable.read(path, ["en"], split="train").rows,
     "training": lambda path: pa.concat_tables(Stream.captions([path], "en", "train")),
-    "jobs.index": lambda path: next(_rows_of(pa.table({"file": [str(path)]}), None, ["en"])),
+    "jobs.index": lambda path: next(
+        _rows_of(pa.table({"file": [str(path)]}), None, ["en"], ["en"])
+    ),
 }
 
 
@@ -74,7 +80,7 @@ def test_fine_tuning_and_counts_of_splits_tidy_them_too(
     rows = pq.read_table(tmp_path / "decoded" / "rows.parquet")
     assert rows["caption"].to_pylist() == [TIDY[2]]
     assert Corpus("en", [], table).splits() == {"train": 1}
-    assert survey([str(table)]) == ({"en"}, 1)
+    assert survey([str(table)], None, ["en"]) == ({"en"}, 1)
 
 
 def test_a_caption_has_one_entry_whoever_indexes_it(
@@ -86,22 +92,22 @@ def test_a_caption_has_one_entry_whoever_indexes_it(
     for collection, entry in ((IMAGES, IMAGE), (CAPTIONS, CAPTION)):
         with CaptionIndex.open(url, space_of(native), collection, create=False) as index:
             assert list(index.entries()) == [entry]
-    block = next(_rows_of(pa.table({"file": [str(table)]}), None, ["en"]))
+    block = next(blocks_of(table))
     points = PointEncoder(str(native_folder), {}, "menu")(block)
     assert points["reason"].to_pylist() == [None, None]
     names = ("id", "image_id", "language", "caption", "source")
     entries = {Entry(*cells) for cells in zip(*(points[n].to_pylist() for n in names), strict=True)}
     assert entries == {IMAGE, CAPTION}
-    assert keys_of([table], "menu") == {IMAGE.key, CAPTION.key}
+    assert keys_of([table], "menu", None, ["en"]) == {IMAGE.key, CAPTION.key}
 
 
 def test_a_row_of_no_use_says_where_and_why(pngs: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image_id,image,caption\n1,a.png,dog\n2,b.png,\n")
-    blocks = list(_rows_of(pa.table({"file": [str(tmp_path / "t.csv")]}), "en", ["en"]))
+    blocks = list(blocks_of(tmp_path / "t.csv", "en"))
     (row,) = BlockRow.all_of(pa.concat_tables(blocks))
     assert (row.image_id, row.image, row.folder) == ("1", "a.png", str(tmp_path))
     assert row.place == f"{tmp_path / 't.csv'} line 2"
     (fault,) = pa.concat_tables(blocks)["fault"].drop_null().to_pylist()
     assert fault.startswith(f"{tmp_path / 't.csv'} line 3: 'caption' is empty")
     with pytest.raises(InvalidTable, match="no such file"):
-        survey([str(tmp_path / "none.csv")])
+        survey([str(tmp_path / "none.csv")], None, [])

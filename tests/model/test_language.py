@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from mla_ray.model.language import Language, UnknownLanguage, canonical
+from mla_ray.model.language import Language, UnknownLanguage, canonical, nearest
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,36 @@ def test_a_model_keeps_the_canonical_tag() -> None:
     assert Named(language="pt-br").language == "pt-BR"
     with pytest.raises(ValidationError, match=r"language '\.\./x' is unknown"):
         Named(language="../x")
+
+
+@pytest.mark.parametrize(
+    ("tag", "languages", "meant"),
+    [  # CLDR 48, languageMatching: Mandarin is Chinese, regions are 4 or 5 apart
+        ("de", ["de", "de-AT"], "de"),
+        ("de-AT", ["de", "en"], "de"),
+        ("de-AT", ["de-AT", "de"], "de-AT"),
+        ("de-AT", ["de-CH"], None),
+        ("cmn", ["zh", "yue"], "zh"),
+        ("zh-CN", ["zh"], "zh"),
+        ("zh-TW", ["zh", "zh-Hant"], "zh-Hant"),
+        ("zh-Hant", ["zh"], None),
+        ("zh", ["zh-Hant"], None),
+        ("yue", ["zh"], None),
+        ("pt-BR", ["pt", "pt-PT"], "pt"),
+        ("pt-BR", ["pt-PT"], None),
+        ("nb", ["no", "da"], "no"),
+        ("sr-Latn", ["sr"], None),
+        ("gsw", ["de"], None),
+        ("lb", ["de"], None),
+        ("id", ["ms"], None),
+        ("ca", ["es"], None),
+        ("arb", ["ar"], "ar"),
+        ("pes", ["fa"], "fa"),
+        ("he", [], None),
+    ],
+)
+def test_a_language_stands_for_another_only_if_its_speakers_read_it_as_theirs(
+    tag: str, languages: list[str], meant: str | None
+) -> None:
+    assert nearest(tag, languages) == meant
+    assert nearest(tag, languages[::-1]) == meant
