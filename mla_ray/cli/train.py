@@ -66,7 +66,10 @@ def acquire(
     out: Annotated[str, typer.Option(help="Folder for the language pack.")],
     pairs: Annotated[
         list[str] | None,
-        typer.Option(help="Translation table; each of several has an equal share of every batch."),
+        typer.Option(
+            help="Translation table; each of several has an equal share of every batch. If not "
+            "given, pairs are made of --captions in both languages."
+        ),
     ] = None,
     captions: Annotated[
         str | None, typer.Option(help="Caption table for LE; without it NLT alone.")
@@ -87,15 +90,18 @@ def acquire(
     as_json: Json = False,
 ) -> None:
     """Acquire a language: NLT on translations, then LE on captioned images."""
-    if not pairs and start is None:
-        raise typer.BadParameter("give --pairs, or --from a pack to go on from")
+    if not pairs and not captions and start is None:
+        raise typer.BadParameter(
+            "give --pairs, --captions in English and the language, or --from a pack to go on from"
+        )
     settings = load_config(config) if config else AcquireConfig()
-    if not pairs:
+    if not pairs and start is not None:
         none = settings.nlt.model_copy(update={"steps": 0})
         settings = settings.model_copy(update={"nlt": none})
     if captions is None:
         settings = settings.text_only()
 
+    from mla_ray.data.caption_pairs import pairs_of_captions
     from mla_ray.data.corpus import Corpus
     from mla_ray.packs.pack import copy_pack
     from mla_ray.runtime.cluster import ray_session
@@ -104,6 +110,9 @@ def acquire(
     from mla_ray.training.prepare import read_prepared
     from mla_ray.training.workers import Hooks, Workers
 
+    if not pairs and start is None and captions:
+        made = pairs_of_captions(captions, language, f"{data}/pairs", skip_invalid=skip_invalid)
+        pairs = [made]
     folder, stop = run_folder(out, run, resume), StopEvent()
     training = Workers.parse(workers)
     ray = ray_session() if training.count else nullcontext()

