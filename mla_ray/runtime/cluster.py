@@ -126,26 +126,26 @@ def _errors_alone(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def temporary_folder(prefix: str) -> Iterator[Path]:
+def temporary_folder(prefix: str, longest: int = LONGEST_FOLDER) -> Iterator[Path]:
     """A folder for the body of a `with`, whose path is short enough for sockets in it.
 
-    It is in TMPDIR if that is short enough, else in one of `SHORT_FOLDERS`.
+    It is in TMPDIR if that has at most `longest` bytes, else in one of `SHORT_FOLDERS`.
     """
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=_short_folder()))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=_short_folder(longest)))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _short_folder() -> str:
+def _short_folder(longest: int) -> str:
     usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     for folder in (usual, *SHORT_FOLDERS):
-        if len(os.fsencode(folder)) <= LONGEST_FOLDER and os.access(folder, os.W_OK | os.X_OK):
+        if len(os.fsencode(folder)) <= longest and os.access(folder, os.W_OK | os.X_OK):
             return folder
     raise OSError(
         f"{usual} is too long for sockets in it, and none of {', '.join(SHORT_FOLDERS)} may be "
-        f"written to; set TMPDIR to a folder of at most {LONGEST_FOLDER} bytes"
+        f"written to; set TMPDIR to a folder of at most {longest} bytes"
     )
 
 

@@ -31,8 +31,8 @@ class Backend(Protocol):
 
     async def encode_texts(self, texts: list[Text]) -> Encoded: ...
 
-    async def count_tokens(self, texts: list[Text]) -> dict[str, int]:
-        """By language, each there once, the tokens of its text; without languages not to be had."""
+    async def count_tokens(self, texts: list[Text]) -> list[int | None]:
+        """Of each text its tokens in its language; None where its pack cannot be had now."""
 
     async def encode_images(self, images: list[bytes]) -> Encoded: ...
 
@@ -77,7 +77,7 @@ class LocalBackend:
             self._torch_thread, lambda: self._text.encode(texts, self._text.prepare(languages))
         )
 
-    async def count_tokens(self, texts: list[Text]) -> dict[str, int]:
+    async def count_tokens(self, texts: list[Text]) -> list[int | None]:
         return await self._in(self._torch_thread, lambda: self._text.count_tokens(texts))
 
     async def encode_images(self, images: list[bytes]) -> Encoded:

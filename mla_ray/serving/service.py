@@ -80,7 +80,7 @@ class EmbeddedRows:
 
 
 class Service:
-    """One server's languages and its two queues, in front of a backend."""
+    """One server's languages and its queues, in front of a backend."""
 
     def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
         self._backend = backend
@@ -91,6 +91,9 @@ class Service:
         self._languages: ServedLanguages
         self._texts: Coalescer[Text, Encoded] = Coalescer(
             backend.encode_texts, settings.max_batch, settings.max_queue, settings.calls
+        )
+        self._counts: Coalescer[Text, list[int | None]] = Coalescer(
+            backend.count_tokens, settings.max_batch, settings.max_queue, settings.calls
         )
         self._queries: Coalescer[Query, list[QueryResult]] = Coalescer(
             backend.search, settings.max_batch, settings.max_queue, settings.calls
@@ -195,8 +198,13 @@ class Service:
         possible = candidates(text, self._languages.listing.languages)
         if len(possible) == 1:
             return next(iter(possible))
-        counts = await self._backend.count_tokens([Text(language, text) for language in possible])
-        return likeliest(possible, counts)
+        counts = await self._counts([Text(language, text) for language in possible])
+        known = {
+            language: count
+            for language, count in zip(possible, counts, strict=True)
+            if count is not None
+        }
+        return likeliest(possible, known)
 
     async def _encode_texts(self, texts: list[Text]) -> Encoded:
         """A unit vector a text; a problem that names every text which has none."""

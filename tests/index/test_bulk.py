@@ -258,7 +258,7 @@ def test_two_images_of_one_id_are_refused(
 ) -> None:
     rows = [("a", pngs[0], "en", "a dog"), ("a", pngs[1], "en", "a cat"), ("b", pngs[1], "en", "x")]
     tables = write(tmp_path / "tables", table_of(rows))
-    blocks = pa.concat_tables(_rows_of(pa.table({"file": tables}), None, ["en"]))
+    blocks = pa.concat_tables(_rows_of(pa.table({"file": tables}), None, ["en"], ["en"]))
     made = PointEncoder(str(native_folder), {}, "test")(blocks)
     refused = made["reason"].drop_null().to_pylist()
     assert len(refused) == 2

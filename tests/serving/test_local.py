@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -287,22 +286,6 @@ def test_the_command_line_searches_the_server(place: Place, expected: Expected) 
     command = [MLA, "search", "Katze", "--language", "de", "--url", place.server.url, "-k", "5"]
     run = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     assert [hit["image_id"] for hit in json.loads(run.stdout)] == expected["de", "Katze"]
-
-
-def test_an_address_that_is_no_http_is_refused_in_our_form(place: Place) -> None:
-    host, _, port = place.server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), 10) as connection:
-        connection.sendall("GET /v1/search?q=Käfer HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-        connection.settimeout(10)
-        answer = b""
-        while piece := connection.recv(4096):
-            answer += piece
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 400 Bad Request\r\n")
-    assert b"content-type: application/problem+json" in head
-    problem = json.loads(body)
-    assert problem["type"] == "urn:mla-ray:problem:invalid-request"
-    assert "--data-urlencode" in problem["detail"]
 
 
 def test_a_taken_port_is_named(place: Place) -> None:

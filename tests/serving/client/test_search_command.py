@@ -95,7 +95,7 @@ def test_what_a_server_refuses_is_one_line(mla: Mla, server: Server, tmp_path: P
     assert run.err.count("\n") == 1
     (tmp_path / "note.txt").write_text("hello")
     run = mla("search", "--image", "note.txt", "--url", server.url)
-    assert run.err == "mla: not a picture in PNG, JPEG, WebP, GIF or BMP\n"
+    assert run.err == "mla: not a picture in PNG, JPEG, WebP, GIF, BMP, AVIF or HEIC\n"
     run = mla("search", "--image", "none.png", "--url", server.url)
     assert run.code == 1
     assert "none.png" in run.err
