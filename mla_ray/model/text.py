@@ -25,7 +25,8 @@ def normalized(text: str) -> str:
     text = without_invisible(text)
     if not is_normalized("NFC", text):
         text = normalize("NFC", text)
-    text = " ".join(text.split())
+    if not text.isprintable() or "  " in text or text != text.strip(" "):
+        text = " ".join(text.split())
     return "" if shows_nothing(text) else text
 
 
