@@ -37,6 +37,8 @@ from mla_ray.index.backend import (
 )
 from mla_ray.index.edge_folder import (
     RESERVE,
+    fills_holes,
+    holes,
     is_writable,
     occupied,
     owning,
@@ -73,6 +75,7 @@ class EdgeBackend:
         self._held = held  # the lock, or the copy; of a version being filled nothing
         self._writing = threading.RLock()
         self._unflushed = 0  # bytes
+        self._fills_holes = not read_only and fills_holes(folder)
 
     @classmethod
     def open(cls, folder: Path, config: CollectionConfig, create: bool) -> "EdgeBackend":
@@ -85,7 +88,8 @@ class EdgeBackend:
                 place = held.enter_context(private_copy(folder))
             else:
                 place = folder
-                require_space(folder, 0, "opening an index")
+                filled = holes(folder) if there and fills_holes(folder) else 0
+                require_space(folder, filled, "opening an index")
                 held.enter_context(owning(folder))
             config, shard = _open_current(place, config)
             return cls(folder, config, shard, held.pop_all(), read_only)
@@ -105,17 +109,21 @@ class EdgeBackend:
             changed = self._changed(points)
             if changed:
                 size = sum(_size_written(point) for point in changed)
-                require_space(self.folder, size, f"{len(changed)} more points")
+                self._require(size, f"{len(changed)} more points")
                 rows = [edge.Point(p.id, {VECTOR: p.vector}, p.payload) for p in changed]
                 self._update(edge.UpdateOperation.upsert_points(rows), size)
 
     def delete(self, ids: list[str], where: PayloadFilter) -> None:
         self.check_writable()
         with self._writing:
-            require_space(self.folder, 0, "removing points")
+            self._require(0, "removing points")
             chosen = self._filter(where, ids)
             operation = edge.UpdateOperation.delete_points_by_filter(chosen)
             self._update(operation, 64 * len(ids))
+
+    def _require(self, size: int, purpose: str) -> None:
+        filled = holes(self.folder) if self._fills_holes else 0
+        require_space(self.folder, filled + size, purpose)
 
     def _update(self, operation: edge.UpdateOperation, size: int) -> None:
         self.shard.update(operation)
@@ -178,7 +186,7 @@ class EdgeBackend:
     def _next_version(self, config: CollectionConfig) -> Iterator["EdgeBackend"]:
         """Filled in the body of a `with`, then in the place of this one."""
         name = next_version(self.config.space, self.folder.name, _folders(self.folder))
-        require_space(self.folder, 0, "another version of an index")
+        self._require(0, "another version of an index")
         shard = _create_shard(self.folder / name, config)
         try:
             yield EdgeBackend(self.folder, config, shard, ExitStack())
@@ -212,7 +220,7 @@ class EdgeBackend:
     def _build_graph(self) -> None:
         segments = occupied(self._version() / "segments")
         # What is built stands beside what it is of, with graph and int8, until it takes its place.
-        require_space(self.folder, segments + segments // 2, "the graph of an index")
+        self._require(segments + segments // 2, "the graph of an index")
         self.shard.optimize()
 
     def _shorten_log(self) -> None:

@@ -5,11 +5,12 @@ shard holds `segments`, what is searched, and `wal`, the log of the last writes.
 """
 
 import errno
+import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mla_ray.runtime.atomic import one_process
@@ -61,21 +62,40 @@ def private_copy(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mla-index-") as made:
         copy = Path(made) / folder.name
         with owning(folder, shared=True):
-            require_space(Path(made), occupied(folder), f"a copy of {folder}, which is read-only")
-            shutil.copytree(folder, copy, copy_function=_copy_data)
+            size = occupied(folder) + (holes(folder) if fills_holes(Path(made)) else 0)
+            require_space(Path(made), size, f"a copy of {folder}, which is read-only")
+            for around, _, names in os.walk(folder):
+                into = copy / Path(around).relative_to(folder)
+                into.mkdir()  # not with the modes of what it is of
+                for name in names:
+                    _copy_data(Path(around) / name, into / name)
         yield copy
 
 
 def occupied(path: Path) -> int:
     """Bytes that the files in a folder take; holes in them take none."""
-    total = 0
+    return sum(stat.st_blocks * 512 for stat in _stats(path))
+
+
+def holes(path: Path) -> int:
+    """Bytes of the files in a folder that have no room yet."""
+    return sum(max(0, stat.st_size - stat.st_blocks * 512) for stat in _stats(path))
+
+
+def fills_holes(folder: Path) -> bool:
+    """Whether a hole in a file comes to take room when it is read: on a tmpfs, but on no disk."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(mmap.PAGESIZE)
+        with mmap.mmap(file.fileno(), 0) as pages:
+            pages.read_byte()
+            return os.fstat(file.fileno()).st_blocks > 0
+
+
+def _stats(path: Path) -> Iterator[os.stat_result]:
     for around, _, names in os.walk(path):
         for name in names:
-            try:
-                total += (Path(around) / name).stat().st_blocks * 512
-            except FileNotFoundError:  # the engine has just put it away
-                continue
-    return total
+            with suppress(FileNotFoundError):  # the engine has just put it away
+                yield (Path(around) / name).stat()
 
 
 def require_space(folder: Path, size: int, purpose: str) -> None:
@@ -91,9 +111,9 @@ def require_space(folder: Path, size: int, purpose: str) -> None:
         )
 
 
-def _copy_data(source: str, target: str) -> None:
+def _copy_data(source: Path, target: Path) -> None:
     """Copy a file, leaving holes as holes: most of the engine's files are holes."""
-    with Path(source).open("rb") as old, Path(target).open("wb") as new:
+    with source.open("rb") as old, target.open("wb") as new:
         size = os.fstat(old.fileno()).st_size
         new.truncate(size)
         end = 0
