@@ -88,8 +88,9 @@ class EdgeBackend:
                 place = held.enter_context(private_copy(folder))
             else:
                 place = folder
-                filled = holes(folder) if there and fills_holes(folder) else 0
-                require_space(folder, filled, "opening an index")
+                require_space(folder, 0, "opening an index")
+                if there and fills_holes(folder):
+                    require_space(folder, holes(folder), "opening an index")
                 held.enter_context(owning(folder))
             config, shard = _open_current(place, config)
             return cls(folder, config, shard, held.pop_all(), read_only)

@@ -62,8 +62,10 @@ def private_copy(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mla-index-") as made:
         copy = Path(made) / folder.name
         with owning(folder, shared=True):
-            size = occupied(folder) + (holes(folder) if fills_holes(Path(made)) else 0)
-            require_space(Path(made), size, f"a copy of {folder}, which is read-only")
+            purpose, size = f"a copy of {folder}, which is read-only", occupied(folder)
+            require_space(Path(made), size, purpose)
+            if fills_holes(Path(made)):
+                require_space(Path(made), size + holes(folder), purpose)
             for around, _, names in os.walk(folder):
                 into = copy / Path(around).relative_to(folder)
                 into.mkdir()  # not with the modes of what it is of
@@ -83,7 +85,10 @@ def holes(path: Path) -> int:
 
 
 def fills_holes(folder: Path) -> bool:
-    """Whether a hole in a file comes to take room when it is read: on a tmpfs, but on no disk."""
+    """Whether a hole in a file comes to take room when it is read: on a tmpfs, but on no disk.
+
+    Takes a page to find out, so there has to be room for one.
+    """
     with tempfile.TemporaryFile(dir=folder) as file:
         file.truncate(mmap.PAGESIZE)
         with mmap.mmap(file.fileno(), 0) as pages:
