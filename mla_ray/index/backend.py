@@ -182,6 +182,9 @@ class CollectionBackend(Protocol):
 
     config: CollectionConfig
 
+    def check_writable(self) -> None:
+        """Raise a PermissionError if it can be searched alone."""
+
     def upsert(self, points: list[Point]) -> None: ...
 
     def delete(self, ids: list[str], where: PayloadFilter) -> None:

@@ -29,11 +29,11 @@ from mla_ray.data.table_images import image_fault, read_image
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import encode_query
 from mla_ray.index.backend import Quantization
-from mla_ray.index.collection import CAPTIONS, IMAGES, Entry
+from mla_ray.index.collection import CAPTIONS, IMAGES, Entry, open_collections
 from mla_ray.index.ingest import caption_entry, image_entry, keys_of, require_packs, space_of
 from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore
-from mla_ray.index.sink import FIELDS, Indexed, IndexSink, open_collections, upsert_block
+from mla_ray.index.sink import FIELDS, Indexed, IndexSink, upsert_block
 from mla_ray.index.table_blocks import BlockRow, read_blocks, survey
 from mla_ray.model.language import ENGLISH
 from mla_ray.model.native import Native

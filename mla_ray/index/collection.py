@@ -110,7 +110,8 @@ class CaptionIndex:
 
         Raises ValueError if it holds another native's vectors, is not quantized as asked or a name
         is malformed, LookupError if it is missing, RuntimeError if its folder has an owner or the
-        server refuses, ConnectionError if no server answers. The last two go for every method.
+        server refuses, ConnectionError if no server answers, OSError (ENOSPC) if there is too
+        little space. The last three go for every method, ENOSPC for those that write.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", collection):
             raise ValueError(
@@ -133,6 +134,13 @@ class CaptionIndex:
             backend = ServerBackend.open(client, url, config, collection, create)
             undo.pop_all()
         return cls(backend, backend.config.space)
+
+    def check_writable(self) -> None:
+        """Raise a PermissionError if this process may not write to the collection's folder.
+
+        So does everything that writes. Searching such a folder works, in a private copy.
+        """
+        self._backend.check_writable()
 
     def upsert(self, entries: Sequence[Entry], vectors: npt.NDArray[np.float32]) -> int:
         """Write entries and their vectors [N, E], of any length but zero; returns N.
@@ -250,6 +258,8 @@ class CaptionIndex:
     def optimize(self) -> None:
         """Build the search graph (HNSW) now, after a bulk upsert. A server does so by itself.
 
+        The embedded engine gives back the space of what was replaced or removed, too.
+
         The embedded engine holds Python's GIL meanwhile, about 7 s for 24,000 vectors of 128 on two
         busy cores: call it from a job, not from a process that serves. Without a graph it scans.
         """
@@ -310,6 +320,23 @@ class CaptionIndex:
                 "direction; drop these rows, or look at what encoded them"
             )
         return lengths
+
+
+@contextmanager
+def open_collections(
+    url: str, space: VectorSpace, quantization: Quantization | None = None
+) -> Iterator[dict[str, CaptionIndex]]:
+    """The collections `images` and `captions`, to be written to; made if missing.
+
+    Open them before work begins that is lost if they cannot be had: that is said here.
+    """
+    with ExitStack() as stack:
+        collections = {}
+        for name in (IMAGES, CAPTIONS):
+            index = CaptionIndex.open(url, space, name, quantization=quantization)
+            collections[name] = stack.enter_context(index)
+            index.check_writable()
+        yield collections
 
 
 def _where(**fields: str | None) -> PayloadFilter:

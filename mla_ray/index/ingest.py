@@ -14,7 +14,14 @@ from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery, encode_query
 from mla_ray.index.backend import Quantization, VectorSpace
-from mla_ray.index.collection import CAPTIONS, IMAGES, RULE, CaptionIndex, Entry
+from mla_ray.index.collection import (
+    CAPTIONS,
+    IMAGES,
+    RULE,
+    CaptionIndex,
+    Entry,
+    open_collections,
+)
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.native import Native
@@ -86,34 +93,33 @@ def index_captions(
     """Embed a caption table's images and captions into the collections at `url`.
 
     Captions of English go the native way, those of other languages through their pack; a language
-    without one is a KeyError. Indexing twice changes nothing. An image or caption whose feature is
-    zero or not finite is left out, alone, and `reject` is told why. Returns points written a
+    without one is a KeyError. The collections are opened before anything is encoded, and errors of
+    `CaptionIndex.open` come then. Indexing twice changes nothing. An image or caption whose feature
+    is zero or not finite is left out, alone, and `reject` is told why. Returns points written a
     collection.
     """
     languages = sorted(set(captions["language"].to_pylist()))
     require_packs(languages, packs)
     total = len(set(captions["image_id"].to_pylist())) + captions.num_rows
     advance = counting(report, "indexing", total)
-    gallery = Gallery.of(native, captions, advance)
-    written = {}
-    with CaptionIndex.open(url, space_of(native), IMAGES, quantization=quantization) as index:
+    written = {IMAGES: 0, CAPTIONS: 0}
+    with open_collections(url, space_of(native), quantization) as collections:
+        images, texts = collections[IMAGES], collections[CAPTIONS]
+        gallery = Gallery.of(native, captions, advance)
         entries = [image_entry(image_id, source) for image_id in gallery.ids]
-        written[IMAGES] = _upsert(index, entries, gallery.features, reject)
-        index.optimize()
-    with CaptionIndex.open(url, space_of(native), CAPTIONS, quantization=quantization) as index:
-        written[CAPTIONS] = 0
+        written[IMAGES] = _upsert(images, entries, gallery.features, reject)
         for language in languages:
             rows = captions.filter(pa.compute.equal(captions["language"], language))
             for batch in rows.select(["image_id", "caption"]).to_batches(max_chunksize=BATCH):
-                image_ids, texts = (batch[name].to_pylist() for name in ("image_id", "caption"))
-                vectors = encode_query(native, packs, language, texts)
+                pairs = list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+                vectors = encode_query(native, packs, language, [text for _, text in pairs])
                 entries = [
-                    caption_entry(image_id, language, text, source)
-                    for image_id, text in zip(image_ids, texts, strict=True)
+                    caption_entry(image_id, language, text, source) for image_id, text in pairs
                 ]
-                written[CAPTIONS] += _upsert(index, entries, vectors, reject)
-                advance(len(texts))
-        index.optimize()
+                written[CAPTIONS] += _upsert(texts, entries, vectors, reject)
+                advance(len(pairs))
+        for index in collections.values():
+            index.optimize()
     return written
 
 
@@ -157,11 +163,14 @@ def sync(
     removed = {IMAGES: 0, CAPTIONS: 0, PICTURES: 0}
     for name in (IMAGES, CAPTIONS):
         with CaptionIndex.open(url, space, name, create=False) as index:
+            index.check_writable()
             gone = {e.key: e for e in index.entries(source=source) if e.key not in kept}
             if pictures and name == IMAGES:  # first: a run that is broken off is run again
                 for entry in gone.values():
                     removed[PICTURES] += _forget(pictures, index, entry)
             index.delete(list(gone.values()))
+            if gone:
+                index.optimize()  # gives back their space
             removed[name] = len(gone)
     return removed
 

@@ -71,6 +71,9 @@ class ServerBackend:
         self.config = config.of_record(record, f"collection {collection!r}")
         return self
 
+    def check_writable(self) -> None:
+        pass  # a server tells by refusing
+
     def upsert(self, points: list[Point]) -> None:
         rows = [
             models.PointStruct(id=p.id, vector={VECTOR: p.vector}, payload=p.payload)

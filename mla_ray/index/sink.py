@@ -5,8 +5,8 @@ Imports neither torch nor open_clip, which takes many seconds: tasks that only w
 Shapes: N points, E joint embedding size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import Datasink, WriteResult
 
-from mla_ray.index.backend import Quantization, VectorSpace
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
+from mla_ray.index.backend import VectorSpace
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, open_collections
 from mla_ray.runtime.storage import patiently
 
 FIELDS = tuple(field.name for field in fields(Entry))
@@ -85,16 +85,3 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
     def on_write_complete(self, write_result: WriteResult) -> None:
         for indexed in write_result.write_returns:
             self.indexed.add(indexed)
-
-
-@contextmanager
-def open_collections(
-    url: str, space: VectorSpace, quantization: Quantization | None = None
-) -> Iterator[dict[str, CaptionIndex]]:
-    with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(
-                CaptionIndex.open(url, space, name, quantization=quantization)
-            )
-            for name in (IMAGES, CAPTIONS)
-        }

@@ -11,8 +11,10 @@ import fcntl
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +23,9 @@ from typing import Literal, TypeVar
 
 # In mla-ray 0.1.0 the last word was the id of the process.
 _BESIDE = re.compile(r"\.(?P<place>.+)(\.lock|-(?P<kind>old|new)-([0-9a-f]{8}|[0-9]+))")
+
+COMMAND = 200
+"""Characters of a command that its lock tells."""
 
 T = TypeVar("T")
 
@@ -99,37 +104,57 @@ def read_consistently(folder: Path, read: Callable[[], T]) -> T:
 
 
 @contextmanager
-def one_process(folder: Path) -> Iterator[None]:
+def one_process(folder: Path, lock: Path | None = None, *, shared: bool = False) -> Iterator[None]:
     """Keep `folder` for this process in the body of a `with`; it need not be there.
 
     Where there are no locks to be had, nobody is kept out.
 
+    Args:
+        folder: to be kept.
+        lock: the lock's file, which stays when its owner goes. If not given, it is beside `folder`
+            and goes with its owner.
+        shared: keep it from owners only, as others may who read. Needs no right to write.
+
     Raises:
-        BlockingIOError: another process has it, or another part of this one; says which.
+        BlockingIOError: another process has it, or another part of this one; says which: its id,
+            host and command.
 
     """
-    path, around = _lock_of(folder), folder.parent.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = lock or _lock_of(folder)
+    around = path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = _lock(path, wait=False)
+        file = _lock(path, wait=False, shared=shared)
     except BlockingIOError as error:
         holder = ""
         with suppress(OSError):
-            holder = path.read_text()
+            holder = path.read_text(errors="replace")
         holder = holder or "another process"
         raise BlockingIOError(f"{folder} is in use by {holder}") from error
-    if lock is None:
+    if file is None:
         yield
         return
     try:
-        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        if not shared:
+            os.ftruncate(file, 0)  # of an owner that was killed
+            os.write(file, _this_process().encode(errors="replace"))
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
+        if lock and not shared:
+            os.ftruncate(file, 0)
+        elif not lock:
+            path.unlink(missing_ok=True)
+        os.close(file)
         if not around:
             with suppress(OSError):  # by now something is in it
-                folder.parent.rmdir()
+                path.parent.rmdir()
+
+
+def _this_process() -> str:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
+    if len(command) > COMMAND:
+        command = f"{command[:COMMAND]} …"
+    return f"process {os.getpid()} on {socket.gethostname()} ({command})"
 
 
 def _exchanged(folder: Path, new: Path) -> Path:
@@ -199,8 +224,10 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def _lock(path: Path, wait: bool) -> int | None:
+def _lock(path: Path, wait: bool, shared: bool = False) -> int | None:
     """The lock's file, opened and locked; None if no locks are to be had here.
+
+    `shared` with others who ask for that; then it is None, too, if nobody has made the file.
 
     BlockingIOError if another has it, who is not waited for.
 
@@ -209,11 +236,12 @@ def _lock(path: Path, wait: bool) -> int | None:
     """
     while True:
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
             return None
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), path.stat()):
                     return file
@@ -221,7 +249,8 @@ def _lock(path: Path, wait: bool) -> int | None:
             os.close(file)
             raise
         except OSError:  # no locks here
-            path.unlink(missing_ok=True)
+            if not shared:
+                path.unlink(missing_ok=True)
             os.close(file)
             return None
         os.close(file)
