@@ -4,6 +4,7 @@ One bad text, image or pack costs its own rows only: engines answer with vectors
 row. No vector is other than a unit vector.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Sequence
@@ -95,6 +96,10 @@ class Encoded:
             if row in self.errors
         }
         return type(self)(self.vectors[rows], self.unknown_tokens[rows], errors)
+
+
+class IndexNotWritable(Exception):
+    """The index can be searched and not written to now: its disk is full, or read-only."""
 
 
 class Query(NamedTuple):
@@ -266,7 +271,13 @@ class IndexEngine:
 
     def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
         """Write and return how many; all are on disk, or in the engine's log, on return."""
-        return self.collections[collection].upsert(entries, vectors)
+        try:
+            return self.collections[collection].upsert(entries, vectors)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+                raise
+            log.error("%s", error)  # names the folder, which is no client's to know
+            raise IndexNotWritable(error.strerror) from error
 
     def languages(self) -> dict[str, int]:
         """Captions of each language."""

@@ -18,6 +18,7 @@ MEANINGS = {
     500: "The server failed.",
     503: "The server is at its limit; see Retry-After.",
     504: "No answer in time.",
+    507: "The index is not written to now: its disk is full, or it is read-only.",
 }
 
 Responses = dict[int | str, dict[str, Any]]

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from mla_ray.serving.coalescing import Overloaded
-from mla_ray.serving.engines import Fault
+from mla_ray.serving.engines import Fault, IndexNotWritable
 from mla_ray.serving.schemas import PROBLEM_JSON, Problem, ProblemKind
 
 RETRY_AFTER_S = 1
@@ -118,6 +118,11 @@ def install(app: FastAPI) -> None:
     async def on_overload(request: Request, error: Exception) -> Response:
         return overloaded(f"the server is at its limit ({error}); try again").response()
 
+    async def on_not_writable(request: Request, error: Exception) -> Response:
+        cause = getattr(error, "cause", error)  # by itself Ray's has a traceback for its text
+        detail = f"the index is not written to now: {cause}"
+        return ProblemError(507, ProblemKind.INDEX_NOT_WRITABLE, detail).response()
+
     async def on_timeout(request: Request, error: Exception) -> Response:
         detail = "no answer in time; try again, or with less at a time"
         return ProblemError(504, ProblemKind.TIMEOUT, detail).response()
@@ -133,6 +138,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Overloaded, on_overload)
+    app.add_exception_handler(IndexNotWritable, on_not_writable)
     app.add_exception_handler(TimeoutError, on_timeout)
     app.add_exception_handler(Exception, on_fault)
 

@@ -183,7 +183,7 @@ async def embed_image(
             }
         }
     ),
-    responses=problem_responses(415),
+    responses=problem_responses(415, 507),
 )
 async def put_captions(service: ServiceOf, request: Request) -> IngestResult:
     """Embed captions and write them to the collection: NDJSON, one record a line.
@@ -201,7 +201,7 @@ async def put_captions(service: ServiceOf, request: Request) -> IngestResult:
     IMAGES_PATH + "/{image_id:path}",
     tags=["collections"],
     openapi_extra=image_body(),
-    responses=problem_responses(404, 415),
+    responses=problem_responses(404, 415, 507),
 )
 async def put_image(
     service: ServiceOf,

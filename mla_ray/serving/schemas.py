@@ -101,6 +101,7 @@ class ProblemKind(StrEnum):
 
     BAD_IMAGE = "bad-image"
     INTERNAL_ERROR = "internal-error"
+    INDEX_NOT_WRITABLE = "index-not-writable"
     INVALID_REQUEST = "invalid-request"
     NOT_ENCODED = "not-encoded"
     OVERLOADED = "overloaded"

@@ -2,10 +2,11 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 
-from tests.serving.app_server import NDJSON, Server, ingest, problem
+from tests.serving.app_server import NDJSON, PNG, Server, ingest, png_of, problem
 
 
 def test_a_bad_line_costs_itself_only_and_is_named(server: Server) -> None:
@@ -115,3 +116,20 @@ def test_a_packed_body_is_bounded_by_its_content(server: Server) -> None:
         "/v1/captions", content=b"{}", headers=NDJSON | {"Content-Encoding": "br"}
     )
     assert "gzip, or none" in problem(answer, 415, "unsupported-media-type")
+
+
+def test_an_index_without_room_is_told_and_goes_on_being_searched(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    line = json.dumps({"image_id": "new", "language": "en", "caption": "a new dog"})
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda path: usage._replace(free=1))
+        answer = server.client.post("/v1/captions", content=line, headers=NDJSON)
+        detail = problem(answer, 507, "index-not-writable")
+        assert "MB are needed" in detail
+        assert server.settings.index.removeprefix("edge:") not in detail
+        put = server.client.put("/v1/images/new", content=png_of("red"), headers=PNG)
+        problem(put, 507, "index-not-writable")
+        assert server.get("/v1/search", q="a dog", language="en").status_code == 200
+    assert ingest(server, line)["written"] == 1
