@@ -37,7 +37,7 @@ from PIL import Image
 from mla_ray.data.parquet import write_parquet
 from mla_ray.datasets.npm import Package, fetch
 from mla_ray.model.language import NOT_A_LANGUAGE
-from mla_ray.model.text import identity
+from mla_ray.model.text import identity, normalized
 from mla_ray.runtime.storage import as_path
 
 TRAIN_STYLES = ("noto", "openmoji", "fluent")
@@ -147,8 +147,9 @@ class Emoji:
                 continue
             for emoji, entry in document[section]["annotations"].items():
                 if "tts" in entry:
-                    keywords = tuple(word for word in entry.get("default", ()) if "↑" not in word)
-                    labels[_key(emoji)] = Label(entry["tts"][0], keywords)
+                    words = map(normalized, entry.get("default", ()))
+                    keywords = tuple(word for word in words if "↑" not in word)
+                    labels[_key(emoji)] = Label(normalized(entry["tts"][0]), keywords)
         if not labels:
             raise KeyError(
                 f"CLDR has no emoji names for {language!r}; known: {', '.join(self.languages)}"

@@ -1,8 +1,8 @@
 """The emoji tables of a language: captions, names, and a lexicon where there is one.
 
-    emoji/tables-v2-de/captions.parquet, pairs-de.parquet
-    emoji/tables-v2-de/lexicon-1a2b3c4d5e6f.parquet     named by what it holds
-    emoji/tables-v2-de.json                             at a URL: which files, sources missing
+    emoji/tables-v3-de/captions.parquet, pairs-de.parquet
+    emoji/tables-v3-de/lexicon-1a2b3c4d5e6f.parquet     named by what it holds
+    emoji/tables-v3-de.json                             at a URL: which files, sources missing
 
 What is written stays: a run that has begun goes on with its own tables, whatever was made since.
 """
@@ -37,9 +37,10 @@ from mla_ray.runtime.storage import (
     write_json,
 )
 
-TABLES = "tables-v2-{language}"
-"""Version 2: no test concept shares a drawing or a name with a training concept."""
-EARLIER = ("tables-{language}",)
+TABLES = "tables-v3-{language}"
+"""Version 2: no test concept shares a drawing or a name with a training concept. Version 3: no two
+pairs are the same but for characters that cannot be seen."""
+EARLIER = ("tables-v2-{language}", "tables-{language}")
 """Folders that earlier versions wrote, for runs that began with them."""
 
 

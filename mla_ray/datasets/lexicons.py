@@ -20,6 +20,7 @@ import pyarrow as pa
 from mla_ray.datasets import debian, freedict, npm, pypi
 from mla_ray.datasets import lexicon_formats as formats
 from mla_ray.datasets.lexicon_formats import Translations
+from mla_ray.model.text import normalized
 
 MAX_TRANSLATIONS = 4
 """Of a head word, all sources together."""
@@ -327,12 +328,12 @@ def _forms(head: str) -> Iterator[str]:
 
 def clean_target(text: str, language: str) -> str:
     """A translation as it is written in plain text; empty if it is no word or short phrase."""
-    plain = unicodedata.normalize("NFC", _ASIDE.sub("", text)).strip()
+    plain = normalized(_ASIDE.sub("", text))
     if signs := _SIGNS.get(language):
-        plain = unicodedata.normalize("NFC", signs.sub("", unicodedata.normalize("NFC", plain)))
+        plain = unicodedata.normalize("NFC", signs.sub("", plain))
     if article := _ARTICLE.get(language):
         plain = article.sub("", plain)
-    plain = " ".join(plain.split())
+    plain = normalized(plain)
     script = _SCRIPTS.get(language)
     if (
         _UNCLEAN.search(plain)

@@ -21,7 +21,6 @@ sentence, so they test what was learned outside of its domain. All rows are of t
 import re
 import subprocess
 import tarfile
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -37,6 +36,7 @@ from mla_ray.data.parquet import write_parquet
 from mla_ray.datasets import debian
 from mla_ray.datasets.debian import Unavailable
 from mla_ray.model.language import UnknownLanguage, canonical
+from mla_ray.model.text import normalized
 from mla_ray.runtime.progress import Progress, Report
 from mla_ray.runtime.storage import as_path
 
@@ -207,11 +207,11 @@ def _texts(document: str) -> dict[str, str]:
 
 
 def _tidy(text: str) -> str:
-    """In NFC, with single spaces and without full stops around it.
+    """As all text, and without full stops around it.
 
     In Arabic and Hebrew some full stops were typed on the wrong side, so both are looked at.
     """
-    return unicodedata.normalize("NFC", " ".join(text.split())).strip(_FULL_STOPS)
+    return normalized(text).strip(_FULL_STOPS)
 
 
 def _picture(kind: str, content: bytes) -> Image.Image:
