@@ -4,12 +4,14 @@ Its languages are those acquired by `mla demo`; with none yet, the demo is run f
 """
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Emoji
+from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Concept, Emoji
 from mla_ray.demo import demo
 from mla_ray.index.ingest import entries_of, index_captions, space_of, sync
 from mla_ray.index.picture_store import PictureStore
@@ -47,6 +49,10 @@ def prepare(run: Path, data: Path, language: str = "de") -> Showcase:
     return showcase
 
 
+def _image_id(concept: Concept) -> str:
+    return f"{TEST_STYLE}/{concept.key}"
+
+
 def _packs(folder: Path) -> list[Path]:
     return sorted(card.parent for card in folder.glob("[!.]*/card.json"))
 
@@ -58,21 +64,26 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
     labels = {language: emoji.labels(language) for language in ("en", *packs)}
     pictures = PictureStore(showcase.pictures)
     rows = []
-    for number, concept in enumerate(emoji.concepts, 1):
-        image_id = f"{TEST_STYLE}/{concept.key}"
-        image = emoji.png(TEST_STYLE, concept.key, SIZE)
-        pictures.put(image_id, TEST_STYLE, emoji.draw(TEST_STYLE, concept.key, PICTURE_SIZE))
-        for language, known in labels.items():
-            if concept.key in known:
-                rows.append(
-                    {
-                        "image_id": image_id,
-                        "image": image,
-                        "language": language,
-                        "caption": known[concept.key].name,
-                    }
-                )
-        report(Progress("drawing emoji", number, len(emoji.concepts)))
+
+    def drawn(concept: Concept) -> bytes:
+        picture = emoji.draw(TEST_STYLE, concept.key, PICTURE_SIZE)
+        pictures.put(_image_id(concept), TEST_STYLE, picture)
+        return emoji.png(TEST_STYLE, concept.key, SIZE)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # what draws and packs leaves Python's lock
+        images = pool.map(drawn, emoji.concepts)
+        for number, (concept, image) in enumerate(zip(emoji.concepts, images, strict=True), 1):
+            for language, known in labels.items():
+                if concept.key in known:
+                    rows.append(
+                        {
+                            "image_id": _image_id(concept),
+                            "image": image,
+                            "language": language,
+                            "caption": known[concept.key].name,
+                        }
+                    )
+            report(Progress("drawing emoji", number, len(emoji.concepts)))
     table = pa.Table.from_pylist(rows)
     index_captions(showcase.index, native, packs, table, TEST_STYLE, report)
     kept = {entry.key for entry in entries_of(table, TEST_STYLE)}

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from mla_ray.index.collection import Entry
 from mla_ray.index.ingest import caption_entry
-from mla_ray.model.text import fault_of
+from mla_ray.model.text import fault_of, normalized
 from mla_ray.packs.store import Listing
 from mla_ray.serving.engines import Encoded, Text, Vectors
 from mla_ray.serving.ndjson import lines_of
@@ -95,7 +95,7 @@ def _entry(line: bytes | None, listing: Listing) -> Entry:
     for name, text in (("image_id", record.image_id), ("caption", record.caption)):
         if fault := fault_of(text):
             raise ValueError(f"{name}: {fault}")
-    entry = caption_entry(record.image_id, language, record.caption, record.source)
+    entry = caption_entry(normalized(record.image_id), language, record.caption, record.source)
     if not entry.caption:
         raise ValueError("caption: is empty")
     return replace(entry, id=record.id) if record.id else entry

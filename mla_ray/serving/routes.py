@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from mla_ray.index.limits import MAX_OFFSET
+from mla_ray.model.text import normalized
 from mla_ray.serving.gzip_body import content_of
 from mla_ray.serving.metrics import Metrics
 from mla_ray.serving.openapi import body, image_body, problem_responses
@@ -210,7 +211,7 @@ async def put_image(
     source: Annotated[str, Query(min_length=1, max_length=MAX_SOURCE)] = DEFAULT_SOURCE,
 ) -> ImageWritten:
     """Embed an image sent as the body and write it to the collection `images`."""
-    _check_id(image_id)
+    image_id = _given_id(image_id)
     written = await service.put_image(image_id, source, await _image(request))
     written.image_url = _public_url(request, written.image_url)
     return written
@@ -234,7 +235,7 @@ async def get_image(
     ] = None,
 ) -> Response:
     """The picture of an image, at most 256 x 256 pixels."""
-    _check_id(image_id)
+    image_id = _given_id(image_id)
     picture = await service.get_image(image_id, source)
     headers = {"Cache-Control": "private, max-age=300"}
     return Response(picture, media_type="image/webp", headers=headers)
@@ -292,10 +293,13 @@ def _public_url(request: Request, path: str | None) -> str | None:
     return path and request.scope.get("root_path", "") + path
 
 
-def _check_id(image_id: str) -> None:
+def _given_id(image_id: str) -> str:
+    """As tables have it, and within its bounds."""
+    image_id = normalized(image_id)
     if not 1 <= len(image_id) <= MAX_ID:
         detail = f"image_id: 1 to {MAX_ID} characters"
         raise ProblemError(422, ProblemKind.INVALID_REQUEST, detail)
+    return image_id
 
 
 async def _image(request: Request) -> bytes:

@@ -133,3 +133,14 @@ def test_an_index_without_room_is_told_and_goes_on_being_searched(
         problem(put, 507, "index-not-writable")
         assert server.get("/v1/search", q="a dog", language="en").status_code == 200
     assert ingest(server, line)["written"] == 1
+
+
+def test_an_image_has_one_id_however_it_is_spelled(server: Server) -> None:
+    composed, decomposed = "K\u00e4se", "Ka\u0308se"
+    line = {"language": "en", "caption": "a piece of cheese"}
+    ingest(server, line | {"image_id": composed}, line | {"image_id": f" {decomposed}\u200b"})
+    put = server.client.put(f"/v1/images/{decomposed}", content=png_of("red"), headers=PNG)
+    assert put.json()["image_id"] == composed
+    assert server.get(f"/v1/images/{composed}", source="http").status_code == 200
+    found = server.get("/v1/search", q="cheese", language="en", find="captions", source="http")
+    assert [hit["image_id"] for hit in found.json()["hits"]] == [composed]
