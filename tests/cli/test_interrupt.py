@@ -14,8 +14,9 @@ MLA = Path(sys.executable).parent / "mla"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_ctrl_c_saves_says_where_and_leaves_nothing_else(
-    native_folder: Path, corpus: dict[str, list[str]], tmp_path: Path
+    workers: str, native_folder: Path, corpus: dict[str, list[str]], tmp_path: Path
 ) -> None:
     lines = [f"{en}\t{de}\tde" for en, de in zip(corpus["en"], corpus["de"], strict=True)]
     (tmp_path / "pairs.tsv").write_text("\n".join(["source\ttarget\tlanguage", *lines]))
@@ -24,6 +25,7 @@ def test_ctrl_c_saves_says_where_and_leaves_nothing_else(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = [MLA, "acquire", "--language", "de", "--pairs", "pairs.tsv", "--out", "de"]
     command += ["--config", "config.yaml", "--native", native_folder]
+    command += ["--workers", workers]
     with tempfile.TemporaryDirectory(prefix="mla-", dir="/tmp") as scratch:
         process = subprocess.Popen(
             command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
