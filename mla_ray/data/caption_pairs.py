@@ -2,6 +2,8 @@
 language: what is said of a picture in both says the same.
 """
 
+import hashlib
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -32,8 +34,9 @@ def pairs_of_captions(
     """
     language = canonical(language)
     stream = Stream([captions], COLUMNS, {"split": TRAIN}, {}, [ENGLISH, language])
-    digests = "".join(fingerprint(file) for file in stream.files)
-    path = as_path(folder) / f"{language}-{digests[:16]}.parquet"
+    digests = json.dumps([fingerprint(file) for file in stream.files])  # of every part
+    digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
+    path = as_path(folder) / f"{language}-{digest}.parquet"
     if path.exists():
         return str(path)
     said: dict[str, dict[str, list[str]]] = defaultdict(lambda: {ENGLISH: [], language: []})

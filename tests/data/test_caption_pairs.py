@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -33,6 +34,19 @@ def test_the_nth_caption_goes_with_the_nth_in_english(tmp_path: Path) -> None:
     assert pairs_of_captions(tmp_path / "c.csv", "de", tmp_path / "pairs") == path
     (tmp_path / "c.csv").write_text(TABLE.replace("noch", "schon wieder"))
     assert pairs_of_captions(tmp_path / "c.csv", "de", tmp_path / "pairs") != path
+
+
+def test_a_later_part_that_changes_is_another_table(tmp_path: Path) -> None:
+    def write(number: int, caption: str) -> None:
+        columns = {"image_id": ["1", "1"], "language": ["en", "de"], "caption": ["dog", caption]}
+        (tmp_path / "c").mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / "c" / f"{number}.parquet")
+
+    write(1, "Hund")
+    for caption in ("ein Hund", "ein kleiner Hund"):
+        write(2, caption)
+        path = pairs_of_captions(tmp_path / "c", "de", tmp_path / "pairs")
+        assert pq.read_table(path)["target"].to_pylist() == ["Hund", caption]
 
 
 def test_a_table_without_splits_is_all_for_training(tmp_path: Path) -> None:
