@@ -238,8 +238,7 @@ class LanguageTokenizer:
         return sum(self._counts(ids))
 
     def _token_ids(self, texts: Sequence[str]) -> list[Ids]:
-        encodings = self.tokenizer.encode_batch_fast([self._text(text) for text in texts])
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return _encoded(self.tokenizer, [self._text(text) for text in texts])
 
     def _counts(self, ids: Ids) -> tuple[int, int]:
         """Tokens that say something, and those of them that are not known."""
@@ -273,7 +272,11 @@ class LanguageTokenizer:
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
     """The tokenizer's own ids of each text, of which all is text, as in `LanguageTokenizer`."""
     text = text_of(tokenizer)
-    encodings = tokenizer.encode_batch_fast([text(each) for each in texts])
+    return _encoded(tokenizer, [text(each) for each in texts])
+
+
+def _encoded(tokenizer: Tokenizer, given: Sequence[str]) -> list[Ids]:
+    encodings = tokenizer.encode_batch_fast(given)
     return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mla_ray.model.native import Native
 from mla_ray.model.towers import BertTower
+from tests.support.logs import logged
 
 Publish = Callable[..., Path]
 
@@ -134,18 +135,8 @@ def test_a_roberta_by_name(publish: Publish, english_tokenizer: PreTrainedTokeni
 
 
 def test_offline_a_native_that_is_not_in_the_cache_is_told_once_and_why(publish: Publish) -> None:
-    told: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            told.append(record.getMessage())
-
-    handler = Keep()
-    logging.root.addHandler(handler)
-    try:
+    with logged("", logging.NOTSET) as told:
         for name in ("ViT-B-32/openai", "hf-hub:nobody/none"):
             with pytest.raises(FileNotFoundError, match=f"{name}.*HF_HUB_OFFLINE is set"):
                 Native.load(name)
-    finally:
-        logging.root.removeHandler(handler)
     assert told == []

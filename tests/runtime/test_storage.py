@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from mla_ray.runtime.storage import (
     write_bytes,
     write_json,
 )
+from tests.support.logs import logged
 from tests.support.s3 import relayed, s3_bucket
 
 
@@ -52,12 +52,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
     """What the module says in its log."""
-    said: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    storage.log.addHandler(handler)
-    yield said
-    storage.log.removeHandler(handler)
+    with logged(storage.log.name) as said:
+        yield said
 
 
 @pytest.fixture

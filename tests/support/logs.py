@@ -6,15 +6,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def logged(logger: str) -> Iterator[list[str]]:
-    """The messages of a logger, from warnings on, in the body of a `with`."""
+def logged(logger: str, level: int = logging.WARNING) -> Iterator[list[str]]:
+    """The messages of a logger ("" is the root), from a level on, in the body of a `with`."""
     messages: list[str] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             messages.append(record.getMessage())
 
-    handler = Keep(logging.WARNING)
+    handler = Keep(level)
     logging.getLogger(logger).addHandler(handler)
     try:
         yield messages

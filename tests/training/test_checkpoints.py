@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from mla_ray.runtime.storage import as_path, read_bytes, remove, write_bytes
 from mla_ray.training import checkpoints
 from mla_ray.training.checkpoints import CARD, TENSORS, Checkpoints, Loaded
 from tests.support import ROOT
+from tests.support.logs import logged
 from tests.support.s3 import relayed, s3_bucket
 
 
@@ -38,12 +38,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
 
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
-    said: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    checkpoints.log.addHandler(handler)
-    yield said
-    checkpoints.log.removeHandler(handler)
+    with logged(checkpoints.log.name) as said:
+        yield said
 
 
 def tensors(number: int) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from upath import UPath
 from mla_ray.runtime.storage import as_path
 from mla_ray.training import metrics
 from mla_ray.training.metrics import MetricsLogger, Row
+from tests.support.logs import logged
 
 LABELS = {"run": "german", "native": "tiny-clip"}
 
@@ -33,15 +34,8 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
 
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    messages: list[str] = []
-    keep = Keep()
-    metrics.log.addHandler(keep)
-    yield messages
-    metrics.log.removeHandler(keep)
+    with logged(metrics.log.name, logging.NOTSET) as messages:
+        yield messages
 
 
 @pytest.fixture

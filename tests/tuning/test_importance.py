@@ -8,6 +8,7 @@ import pytest
 
 from mla_ray.tuning.importance import importance
 from mla_ray.tuning.outcome import Value
+from tests.support.logs import logged
 from tests.support.trials import TEMPERATURES, searched, trial
 
 
@@ -58,18 +59,12 @@ def test_importance_counts_only_trials_that_are_done_or_stopped() -> None:
 
 
 def test_optuna_says_nothing_and_is_left_as_loud_as_it_was() -> None:
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    messages: list[str] = []
-    keep, before = Keep(), optuna.logging.get_verbosity()
+    before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.INFO)
-    logging.getLogger("optuna").addHandler(keep)
     try:
-        importance(searched())
+        with logged("optuna", logging.NOTSET) as messages:
+            importance(searched())
         assert messages == []
         assert optuna.logging.get_verbosity() == optuna.logging.INFO
     finally:
-        logging.getLogger("optuna").removeHandler(keep)
         optuna.logging.set_verbosity(before)
