@@ -1,21 +1,22 @@
-"""The embedded engine at a million captions: recall, latency, and qdrant-client's local mode.
+"""Measure the embedded Qdrant engine with a million captions, and compare it with local mode.
 
     python benchmarks/index.py [--count 1000000] [--queries 500] [--json index.json]
 
-Captions are "NAME and NAME", all distinct, of the 1,200 shortest English emoji names (1,438,800
-such pairs; a long name would only cost encoding time). The bundled native `emoji-clip` encodes
-them. Its 256 dimensions are mapped to 512 by a fixed seeded matrix with orthonormal columns, which
-keeps every cosine, and isotropic Gaussian noise is added, its expected norm a quarter of the
-vector's, so that the set fills all 512. Queries are other such captions, treated in the same way
-and not in the set. So texts and encoder are real, the last half of the dimensions is not.
+Captions are distinct pairs "NAME and NAME" of the 1,200 shortest English emoji names (1,438,800
+possible pairs; longer names would only increase the encoding time). The bundled native `emoji-clip`
+encodes them. A fixed seeded matrix with orthonormal columns maps its 256 dimensions to 512, which
+keeps every cosine. Isotropic Gaussian noise with an expected norm of a quarter of the vector's norm
+is then added, so that the set uses all 512 dimensions. Queries are other captions of the same kind
+that are not in the set. Texts and encoder are real, and the added half of the dimensions is not.
 
-Points are written by `CaptionIndex.upsert`, the graph built by `CaptionIndex.optimize`, queries
-answered one at a time, in one thread, by `CaptionIndex.search(k=10)` with payloads. Recall@10 is
-against all cosines by NumPy in float32. Then the same points are put into `:memory:`, the local
-mode, which answers the first few of the same queries; that it is exact shows in its recall.
+`CaptionIndex.upsert` writes the points, and `CaptionIndex.optimize` builds the graph.
+`CaptionIndex.search(k=10)` answers queries with payloads, one at a time in one thread. Recall@10 is
+computed against all cosines by NumPy in float32. The same points are then written to the local mode
+of qdrant-client (`:memory:`), which answers the first few of the same queries. Local mode is exact,
+and its recall confirms it.
 
-`--folder` keeps vectors and shard; what is there is not made again, so a killed run goes on where
-it stopped. Times of what was made earlier are those of then. Nothing else should run meanwhile.
+`--folder` keeps vectors and shard. An interrupted run resumes there and does not repeat finished
+work. It reports the times that were measured when the work was done. Run nothing else meanwhile.
 
 Shapes: N points, Q queries, E joint size, F the native's own.
 """
@@ -41,15 +42,16 @@ from mla_ray.runtime.console import bars, stdout
 from mla_ray.runtime.progress import Progress, Report
 
 Figures = dict[str, Any]
-"""What was measured, as the JSON file has it."""
+"""Measurements, in the format of the JSON file."""
 
 Vectors = npt.NDArray[np.float32]
 NAMES, DIM, NOISE, K, SEED = 1200, 512, 0.25, 10, 0
-BLOCK = 10_000  # captions encoded, written and compared at a time
+BLOCK = 10_000
+"""Number of captions that are encoded, written and compared at a time."""
 
 
 class Corpus:
-    """The first `count` captions and then `queries` others, in a fixed random order."""
+    """`count` captions and `queries` further captions for queries, in a fixed random order."""
 
     def __init__(self, folder: Path, count: int, queries: int) -> None:
         labels = Emoji(Path("data/emoji")).labels("en").values()
@@ -59,7 +61,7 @@ class Corpus:
         keep = first != second
         self.names = names
         self.first, self.second = first[keep], second[keep]
-        # Queries from the far end, so that they stay out of the set whatever its size.
+        # Queries come from the end, so they are never in the set, whatever its size.
         if count + queries > len(self.first):
             raise ValueError(f"there are {len(self.first)} captions; ask for fewer")
         self.count, self.queries = count, queries
@@ -68,11 +70,12 @@ class Corpus:
         self.basis = np.linalg.qr(gaussian)[0].astype(np.float32)
 
     def texts(self, start: int, stop: int) -> list[str]:
+        """Return the captions from row `start` to before row `stop`."""
         rows = zip(self.first[start:stop], self.second[start:stop], strict=True)
         return [f"{self.names[a]} and {self.names[b]}" for a, b in rows]
 
     def encode(self, native: Native, report: Report) -> dict[str, float]:
-        """Encode what the folder lacks; a file a block."""
+        """Encode the blocks that the folder lacks, and write one file per block."""
         self.folder.mkdir(parents=True, exist_ok=True)
         spans = [*self._spans(), (len(self.first) - self.queries, len(self.first))]
         began, fresh = time.perf_counter(), 0
@@ -88,7 +91,10 @@ class Corpus:
         return rate("texts", fresh, time.perf_counter() - began)
 
     def blocks(self, start: int = 0) -> Iterator[tuple[list[Entry], Vectors]]:
-        """Entries and vectors [B, E] from row `start`, the first of a block, on."""
+        """Yield entries and vectors `[B, E]` of the blocks from row `start` on.
+
+        `start` must be the first row of a block.
+        """
         for low, high in self._spans():
             if low >= start:
                 texts = self.texts(low, high)
@@ -99,6 +105,7 @@ class Corpus:
                 yield entries, self._vectors(low, high)
 
     def query_vectors(self) -> Vectors:
+        """Return the vectors of the queries, `[Q, E]` float32."""
         return self._vectors(len(self.first) - self.queries, len(self.first))
 
     def _vectors(self, start: int, stop: int) -> Vectors:
@@ -118,12 +125,12 @@ class Corpus:
 
 
 def rate(what: str, count: int, seconds: float) -> dict[str, float]:
-    """Empty if nothing was done."""
+    """Return the rate per second and the seconds, or an empty dict if `count` is 0."""
     return {f"{what}/s": count / seconds, f"{what} seconds": seconds} if count else {}
 
 
 def exact(corpus: Corpus, queries_QE: Vectors, report: Report) -> list[list[str]]:
-    """Ids of the K nearest of each query."""
+    """Return the ids of the K nearest captions of each query, by exact search."""
     units_QE = queries_QE / np.linalg.norm(queries_QE, axis=1, keepdims=True)
     best_QK = np.full((len(queries_QE), K), -np.inf, np.float32)
     ids_QK = np.zeros((len(queries_QE), K), np.int64)
@@ -141,7 +148,7 @@ def exact(corpus: Corpus, queries_QE: Vectors, report: Report) -> list[list[str]
 
 
 def write(index: CaptionIndex, corpus: Corpus, phase: str, report: Report) -> dict[str, float]:
-    """Upsert what the index lacks. Blocks come in order; the last one may be written again."""
+    """Upsert the blocks that the index lacks. The last block present may be written again."""
     there = index.count()
     start = corpus.count if there == corpus.count else there // BLOCK * BLOCK
     began, done = time.perf_counter(), start
@@ -154,7 +161,7 @@ def write(index: CaptionIndex, corpus: Corpus, phase: str, report: Report) -> di
 def ask(
     index: CaptionIndex, queries_QE: Vectors, truth: list[list[str]], phase: str, report: Report
 ) -> dict[str, float]:
-    """Recall@10 and quantiles of the time of a query."""
+    """Search for each query. Return the recall@10 and quantiles of the latency."""
     times, recalls = [], []
     for row, query in enumerate(queries_QE):
         began = time.perf_counter()
@@ -172,7 +179,10 @@ def ask(
 
 
 def remember(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What `make` measured, now or in the run before that did it; summed if it took several."""
+    """Return what `make` measured in this run and earlier runs, and store it in `path`.
+
+    If several runs did the work, their seconds are added.
+    """
     known = json.loads(path.read_text()) if path.exists() else {}
     fresh = make()
     for name in fresh:
@@ -187,6 +197,10 @@ def remember(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, floa
 
 
 def optimize(index: CaptionIndex) -> dict[str, float]:
+    """Build the graph. Return its rate, or an empty dict if that took at most one second.
+
+    A shorter time means that the graph already existed.
+    """
     began = time.perf_counter()
     index.optimize()
     seconds = time.perf_counter() - began
@@ -194,6 +208,7 @@ def optimize(index: CaptionIndex) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace, report: Report) -> Figures:
+    """Run the benchmark with the given options."""
     native = Native.load("emoji-clip")
     corpus = Corpus(args.folder, args.count, args.queries)
     made = args.folder / f"{args.count}{'-' + args.quantization if args.quantization else ''}"
@@ -234,7 +249,8 @@ def run(args: argparse.Namespace, report: Report) -> Figures:
 
 
 def show(result: Figures) -> None:
-    about = (__doc__ or "").split("\n\n")[2]  # of the vectors
+    """Print the measurements as tables."""
+    about = (__doc__ or "").split("\n\n")[2]  # the paragraph about the captions
     stdout.print(about, highlight=False, soft_wrap=True)
     head = ("", "recall@10", "p50 ms", "p99 ms", "asked", "points/s", "graph s", "MB")
     table = Table(*head, title=f"{result['count']:,} captions, {result['dim']} dimensions")
@@ -253,12 +269,15 @@ def show(result: Figures) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A million captions in the embedded engine.")
+    """Parse the options and run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description="Measure the embedded Qdrant engine with a million captions."
+    )
     for name, default in {"count": 1_000_000, "queries": 500, "local-queries": 20}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--quantization", choices=get_args(Quantization), help="of the edge index")
     parser.add_argument("--folder", type=Path, default=Path("runs/index-benchmark"))
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     with bars() as report:
         result = run(args, report)

@@ -1,29 +1,32 @@
-"""Peak memory of every process of an acquisition, from ten thousand pairs to ten million.
+"""Measure the peak memory of every process of an acquisition, from 10,000 to 10 million pairs.
 
     python benchmarks/memory.py [--rows 10000,100000,1000000,10000000] [--json memory.json]
 
-The table is made up and streamed to Parquet: distinct English texts of four to six words that
-emoji-clip knows, and their translations into a language whose words stand for English ones, one
-for one. Then each step runs in a process of its own, and Ray, if it needs it, in a session of its
-own: *prepare* (no Ray), *encode* (Ray Data), *acquire* (Ray Train, one worker).
+The table is artificial and streamed to Parquet. It contains distinct English texts of four to six
+words that emoji-clip knows, and their word-for-word translations into an artificial language. Each
+step runs in its own process and, if it needs Ray, in its own Ray session: *prepare* (no Ray),
+*encode* (Ray Data), *acquire* (Ray Train, one worker).
 
-Five times a second we read of the step's process and of all below it
+The benchmark reads these sizes of the step's process and of all its descendants:
 
-- RSS, as the kernel's high-water mark (VmHWM), so that no peak falls between two looks. It counts
-  a shared page in every process: torch's libraries, and Ray's object store in the raylet;
-- the private part, once a second (from smaps_rollup): what only this process has;
-- PSS, with it: shared pages in shares, so that it can be added up over processes.
+- RSS, five times per second. It is the kernel's high-water mark (VmHWM), so no peak is missed
+  between two reads. Shared pages count in every process, such as torch's libraries and, in the
+  raylet, Ray's object store.
+- Private memory, once per second, from smaps_rollup. It contains the pages of this process only.
+- PSS, once per second, from smaps_rollup. Shared pages are divided among their processes, so PSS
+  can be added up over processes.
 
-Of several processes with one role (two encoders) the largest counts; "all" is the largest sum of
-PSS. Parquet files on disk and prepare's scratch files are counted too.
+If several processes have the same role (two encoders), the largest one counts. "all" is the largest
+sum of PSS. The Parquet files on disk and the scratch files of prepare are measured, too.
 
-The native is tiny by default (random weights, 3 blocks, E = 32), so that 10 million texts are
-encoded on two cores. What depends on E is arithmetic: a block has at most 16,384 rows, an encoder
-holds the features of one, a training worker those of two blocks per table. That is 2 MB a block
-for E = 32 and 34 MB for E = 512; ids and keys are the same for both. On disk a feature has 4 E
-bytes: 10 million take 1.3 GB, or 20 GB for E = 512. `--native emoji-clip` takes a real one.
+The default native is tiny (random weights, 3 blocks, E = 32), so that two cores can encode 10
+million texts. The sizes that depend on E can be calculated. A block has at most 16,384 rows. An
+encoder holds the features of one block, and a training worker holds two blocks per table. A block
+takes 2 MB for E = 32 and 34 MB for E = 512. Ids and keys do not depend on E. A feature takes 4 E
+bytes on disk, so 10 million take 1.3 GB for E = 32 and 20 GB for E = 512. `--native emoji-clip`
+selects a real native.
 
-Everything is made in `--scratch` and removed at the end.
+All files are made in `--scratch` and removed at the end.
 """
 
 import argparse
@@ -69,10 +72,10 @@ from mla_ray.training.pretraining import save_native
 from mla_ray.training.workers import Workers
 
 Figures = dict[str, Any]
-"""What was measured, as the JSON file has it."""
+"""Measurements, in the format of the JSON file."""
 
 STEPS = ("prepare", "encode", "acquire")
-LANGUAGE = "art"  # ISO 639's code for what is made up
+LANGUAGE = "art"  # ISO 639 code for artificial languages
 GROUP = 100_000
 EVERY, LOOK_CLOSELY = 0.2, 5
 MB = 1e6
@@ -81,18 +84,19 @@ MB = 1e6
 
 
 def known_words(data: Path) -> list[str]:
-    """Words of emoji names and keywords, in an order that mixes them."""
+    """Return the words of emoji names and keywords in a shuffled but fixed order."""
     labels = Emoji(data / "emoji").labels("en").values()
     texts = (text for label in labels for text in (label.name, *label.keywords))
     return sorted({word for text in texts for word in words_of(text)}, key=hash_of)
 
 
 def hash_of(word: str) -> int:
+    """Return a hash of a word that is the same in every process."""
     return int.from_bytes(word.encode()[:8], "big") * 2_654_435_761 % 2**32
 
 
 def translation(number: int) -> str:
-    """The made-up word for the English word of this number; no other has it."""
+    """Return the unique artificial word for the English word with this number."""
     syllables = [c + v for c in "bdfghklmnprstvz" for v in "aeiou"]
     found, number = "", number + len(syllables)
     while number:
@@ -102,7 +106,10 @@ def translation(number: int) -> str:
 
 
 def pieces(words: list[str], rows: int) -> Iterator[pa.Table]:
-    """Pairs, no two alike: for each length, text n is n, scrambled, in base `len(words)`."""
+    """Yield tables of distinct pairs.
+
+    For each text length, the words of text n are the digits of a scrambled n in base `len(words)`.
+    """
     english = pa.array(words)
     foreign = pa.array([translation(number) for number in range(len(words))])
     lengths = (4, 5, 6)
@@ -127,6 +134,7 @@ def pieces(words: list[str], rows: int) -> Iterator[pa.Table]:
 
 
 def write_pairs(path: Path, words: list[str], rows: int) -> None:
+    """Write a translation table of `rows` pairs to a Parquet file."""
     writer: Any = None
     for piece in pieces(words, rows):
         writer = writer or pq.ParquetWriter(path, piece.schema)
@@ -138,7 +146,7 @@ def write_pairs(path: Path, words: list[str], rows: int) -> None:
 
 
 def save_tiny(folder: Path, words: list[str]) -> None:
-    """A CLIP with random weights that speaks these words."""
+    """Save a tiny CLIP with random weights and a tokenizer for these words."""
     context, width = 24, 32
     learned: Tokenizer = learn(words * 2, 8_000)
     tokenizer = PreTrainedTokenizerFast(
@@ -161,11 +169,16 @@ def save_tiny(folder: Path, words: list[str]) -> None:
     save_native(folder, model, config, tokenizer)
 
 
-# --- the steps, each in a process of its own ---------------------------------------------------
+# --- the steps, each in its own process --------------------------------------------------------
 
 
 def step(name: str, folder: Path, native_name: str, steps: int, batch: int) -> dict[str, float]:
-    """Do one step, as the job of that name does it; seconds without imports and Ray's start."""
+    """Run one step in the same way as the job of that name.
+
+    Returns:
+        The number of rows, and the seconds without imports and the start of Ray.
+
+    """
     corpus = Corpus(LANGUAGE, [str(folder / "pairs.parquet")])
     config = AcquireConfig(
         nlt=Stage(steps=steps, batch=batch, lr=1e-3),
@@ -203,22 +216,30 @@ def step(name: str, folder: Path, native_name: str, steps: int, batch: int) -> d
 
 @dataclass
 class Watched:
-    """Peaks in bytes: by role of one process, and of all together."""
+    """Peaks in bytes: of the largest process of each role, and of all processes together."""
 
     rss: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     private: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     processes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     shared: int = 0
-    """Ray's object store, as far as the raylet has touched it."""
+    """Pages of Ray's object store that the raylet has touched."""
     pss: int = 0
     scratch: int = 0
-    """Files in the temporary folder; Ray has another."""
+    """Size of the files in the temporary folder, which is not that of Ray."""
 
     def look(self, root: psutil.Process, temporary: Path, closely: bool) -> None:
+        """Update the peaks from the current sizes.
+
+        Args:
+            root: Process of the step.
+            temporary: Temporary folder of the step.
+            closely: Whether to read smaps_rollup and the folder as well, which takes longer.
+
+        """
         count: dict[str, int] = defaultdict(int)
         pss = 0
         for process in [root, *root.children(recursive=True)]:
-            with suppress(psutil.Error, OSError):  # it is gone
+            with suppress(psutil.Error, OSError):  # the process has ended
                 who = "driver" if process.pid == root.pid else role(process)
                 count[who] += 1
                 status = kilobytes(f"/proc/{process.pid}/status")
@@ -238,7 +259,7 @@ class Watched:
 
 
 def role(process: psutil.Process) -> str:
-    """Ray writes what a worker is into its command line."""
+    """Return the role of a process. Ray writes the role of a worker into its command line."""
     title = (process.cmdline() or [process.name()])[0]
     for part, who in (("_Encoder", "encoder"), ("RayTrainWorker", "training worker")):
         if part in title:
@@ -249,7 +270,7 @@ def role(process: psutil.Process) -> str:
 
 
 def kilobytes(path: str) -> dict[str, int]:
-    """The sizes in a file of /proc, in bytes."""
+    """Return the sizes in a file of /proc by name, converted from kB to bytes."""
     found = {}
     for line in Path(path).read_text().splitlines():
         name, _, value = line.partition(":")
@@ -259,7 +280,7 @@ def kilobytes(path: str) -> dict[str, int]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes on disk of the files below a folder; files may go while it is counted."""
+    """Return the bytes on disk of all files below a folder. Files may disappear meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
@@ -268,10 +289,10 @@ def size_of(folder: Path) -> int:
 
 
 def measured(command: list[str], temporary: Path) -> tuple[dict[str, float], Watched]:
-    """Run a step and watch it; what it prints last, and the peaks."""
+    """Run a step and record its memory. Return its last output line, parsed, and the peaks."""
     temporary.mkdir(parents=True, exist_ok=True)
     watched, looks = Watched(), 0
-    # Ray's sockets need a short path, and its logs are not ours to count.
+    # Ray's sockets need a short path, and its logs must not count as scratch files.
     environment = os.environ | {"TMPDIR": str(temporary), "RAY_TMPDIR": tempfile.gettempdir()}
     environment.pop("RAY_ADDRESS", None)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
@@ -291,6 +312,7 @@ def measured(command: list[str], temporary: Path) -> tuple[dict[str, float], Wat
 
 
 def run(args: argparse.Namespace, scratch: Path) -> list[Figures]:
+    """Run all steps for each number of rows."""
     words = known_words(args.data)
     native = args.native
     if native == "tiny":
@@ -336,7 +358,7 @@ SHOWN = {
 
 
 def growth(measured: list[Figures], name: str, who: str) -> float | None:
-    """Of the peak RSS in per cent, from `base(measured)` to the most rows."""
+    """Return the growth of peak RSS in percent from `base(measured)` to the most rows."""
     before, after = (one["steps"][name]["rss"].get(who) for one in (base(measured), measured[-1]))
     if before is None or after is None or base(measured) is measured[-1]:
         return None
@@ -344,11 +366,12 @@ def growth(measured: list[Figures], name: str, who: str) -> float | None:
 
 
 def base(measured: list[Figures]) -> Figures:
-    """What growth is counted from: 100,000 rows, or the fewest."""
+    """Return the baseline of the growth: 100,000 rows if measured, or else the fewest rows."""
     return next((one for one in measured if one["rows"] == 100_000), measured[0])
 
 
 def show(measured: list[Figures], native: str) -> None:
+    """Print the measurements as tables."""
     head = [f"{one['rows']:,}" for one in measured]
     title = f"Peak RSS (private) in MB by pairs, native {native}"
     table = Table("", *head, f"from {base(measured)['rows']:,}", title=title)
@@ -377,14 +400,17 @@ def show(measured: list[Figures], native: str) -> None:
 
 
 def main() -> None:
+    """Parse the options and run the benchmark, or one step of it."""
     parser = argparse.ArgumentParser(description="Peak memory of an acquisition by table size.")
-    parser.add_argument("--rows", default="10000,100000,1000000,10000000", help="pairs, a list")
-    parser.add_argument("--native", default="tiny", help="or emoji-clip, or any other")
+    parser.add_argument(
+        "--rows", default="10000,100000,1000000,10000000", help="numbers of pairs, comma-separated"
+    )
+    parser.add_argument("--native", default="tiny", help="tiny, emoji-clip, or any other native")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where the emoji are")
-    parser.add_argument("--scratch", type=Path, help="a folder with room; a temporary one if none")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the emoji data")
+    parser.add_argument("--scratch", type=Path, help="folder for files (default: the system's)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The app without Ray, for `benchmarks/serving.py`: uvicorn --factory plain_app:build."""
+"""App without Ray for `benchmarks/serving.py`, started with `uvicorn --factory plain_app:build`."""
 
 import os
 
@@ -10,5 +10,6 @@ from mla_ray.serving.settings import Settings
 
 
 def build() -> FastAPI:
+    """Create the app with the packs in `MLA_PACKS` and the index in `MLA_INDEX`."""
     settings = Settings(packs=os.environ["MLA_PACKS"], index=os.environ["MLA_INDEX"])
     return create_app(LocalBackend(settings), settings)

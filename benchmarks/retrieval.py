@@ -1,10 +1,10 @@
-"""Memory and time of ranking captions against images, of features that are memory-mapped.
+"""Measure the memory and time of ranking captions against images with memory-mapped features.
 
     python benchmarks/retrieval.py [--images 20000] [--captions 20000] [--dim 512] [--folds 1]
 
-Features are random, written to `--scratch` piece by piece and removed at the end. Twenty times a
-second we read how much memory of its own the process has (RssAnon); what it had before ranking is
-taken off. Mapped pages are left out: the kernel takes them back as it likes.
+Random features are written to `--scratch` in pieces and removed at the end. The private memory of
+the process (RssAnon) is read twenty times per second. The memory before ranking is subtracted.
+Mapped pages do not count, because the kernel can reclaim them at any time.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PIECE = 10_000
 
 
 def made(path: Path, rows: int, dim: int, seed: int) -> Floats:
-    """Normal features [rows, dim] in a file."""
+    """Write normally distributed features to a file and map it: `[rows, dim]` float32."""
     generator = np.random.default_rng(seed)
     written = np.memmap(path, np.float32, "w+", shape=(rows, dim))
     for start in range(0, rows, PIECE):
@@ -35,14 +35,15 @@ def made(path: Path, rows: int, dim: int, seed: int) -> Floats:
 
 
 def own_megabytes() -> float:
+    """Return the private memory (RssAnon) of this process in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise OSError("/proc/self/status says nothing of RssAnon; run this on Linux")
+    raise OSError("/proc/self/status has no RssAnon; run this benchmark on Linux")
 
 
 class Peak:
-    """The most memory during a `with`, over what there was at its start."""
+    """Context manager that records the memory at its start and the peak until its end."""
 
     def __enter__(self) -> "Peak":
         self.before = self.most = own_megabytes()
@@ -61,6 +62,7 @@ class Peak:
 
 
 def main() -> None:
+    """Parse the options, run the benchmark and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--captions", type=int, default=20_000)

@@ -1,21 +1,27 @@
-"""What serving costs: HTTP through Ray Serve against the same encoder and index without it.
+"""Measure the cost of Ray Serve: HTTP requests against the same encoder and index without it.
 
     python benchmarks/serving.py [PART ...] [--seconds 10] [--rounds 3] [--json serving.json]
 
-Parts: ids, embed, search, mixed, kill, packs; all if none is named. Needs Debian's `wrk`, and the
-emoji packs of `make demo` in --run with French and Czech beside the German: `mla demo --language fr
---run runs/fr`, then copy runs/fr/packs/fr to runs/demo/packs; and `mla serve` once, for its index.
-Sides that are compared take turns in one run; a ratio is of medians.
+Parts: ids, embed, search, mixed, kill, packs. All parts run by default. The benchmark needs:
 
-- ids: 200 names in three languages, searched over HTTP and by the library in this process.
-- embed: requests of 32 texts to /v1/embeddings/text, against `LanguagePack.encode_text` here, 32 at
-  a time.
-- search: single texts to /v1/search by 32 connections, against the same app on one uvicorn process
-  with encoder and index in it: same coalescing of requests into batches, no Ray.
-- mixed: batches of 8 languages against batches of one, in this process. Packs of learned
-  vocabularies with random weights: speed does not depend on them.
-- kill: SIGKILL of one replica after another under 50 requests/s, and what failed.
-- packs: 5 packs put into the store and taken out again under 50 requests/s, and what failed.
+- Debian's `wrk`,
+- the emoji packs of `make demo` in `--run`, with French and Czech packs beside the German one: run
+  `mla demo --language fr --run runs/fr`, copy runs/fr/packs/fr to runs/demo/packs, and do the same
+  for Czech,
+- one earlier run of `mla serve`, which makes the index.
+
+Compared sides take turns in one run. Ratios are ratios of medians.
+
+- ids: search 200 names in three languages over HTTP and with the library in this process, and
+  compare the ids.
+- embed: requests of 32 texts to /v1/embeddings/text, against `LanguagePack.encode_text` with
+  batches of 32 in this process.
+- search: requests of single texts to /v1/search over 32 connections, against the same app without
+  Ray in one uvicorn process with encoder and index. Both coalesce requests into batches.
+- mixed: batches of 8 languages against batches of one language in this process. The packs have
+  learned vocabularies and random weights, because speed does not depend on the weights.
+- kill: SIGKILL of one replica after another under 50 requests/s. Counts failed requests.
+- packs: add 5 packs to the store and remove them under 50 requests/s. Counts failed requests.
 """
 
 import argparse
@@ -55,7 +61,7 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.cluster import free_port
 
 Figures = dict[str, Any]
-"""What was measured, as the JSON file has it."""
+"""Measurements, in the format of the JSON file."""
 
 NATIVE, LANGUAGES = "emoji-clip", ("de", "fr", "cs")
 MIXED = ("de", "fr", "cs", "es", "it", "nl", "tr", "ru")
@@ -63,7 +69,7 @@ TEXTS, CONNECTIONS, RATE = 32, 32, 50
 
 
 class Bench:
-    """A copy of the showcase's packs and index, and servers of it."""
+    """Copies of the demo's packs and index, and the servers that use them."""
 
     def __init__(self, native: Native, run: Path, data: Path, scratch: Path) -> None:
         self.native, self.scratch = native, scratch
@@ -85,7 +91,12 @@ class Bench:
 
     @contextmanager
     def server(self, kind: str) -> Iterator[str]:
-        """`serve`: mla serve; `plain`: the app on uvicorn. Each with an index of its own."""
+        """Start a server with its own copy of the index, and yield its URL.
+
+        Args:
+            kind: `serve` for `mla serve`, or `plain` for the app on uvicorn.
+
+        """
         index = self.scratch / f"index-{kind}"
         if not index.exists():
             shutil.copytree(self.index, index)
@@ -122,7 +133,7 @@ class Bench:
 
 
 def wrk(url: str, connections: int, seconds: int, script: str, scratch: Path) -> Figures:
-    """Requests a second and latencies of a load; `script` is wrk's Lua."""
+    """Run wrk with a Lua script. Return requests per second, latencies and failures."""
     path = scratch / "load.lua"
     path.write_text(script)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(path), url]
@@ -143,10 +154,12 @@ def wrk(url: str, connections: int, seconds: int, script: str, scratch: Path) ->
 
 
 def lua_list(items: list[str]) -> str:
+    """Format strings as a Lua table."""
     return "{" + ",".join(json.dumps(item) for item in items) + "}"
 
 
 def ids(bench: Bench) -> Figures:
+    """Count the queries for which HTTP and the library return the same image ids."""
     answers = []
     with bench.server("serve") as url, httpx2.Client(base_url=url, timeout=30) as client:
         for language, text in bench.queries:
@@ -165,6 +178,7 @@ def ids(bench: Bench) -> Figures:
 
 
 def embed(bench: Bench, seconds: int, rounds: int) -> Figures:
+    """Compare embedded texts per second over HTTP and in this process."""
     pack = load_packs([bench.packs / "de"], bench.native)["de"]
     names = bench.names["de"]
     batches = [names[start : start + TEXTS] for start in range(0, 1024, TEXTS)]
@@ -179,7 +193,7 @@ def embed(bench: Bench, seconds: int, rounds: int) -> Figures:
         return done * TEXTS / (time.perf_counter() - began)
 
     with bench.server("serve") as url:
-        for number in range(rounds + 1):  # the first is to warm up
+        for number in range(rounds + 1):  # round 0 is the warm-up
             for encoding in ("base64", "float"):
                 bodies = [
                     json.dumps(
@@ -216,6 +230,7 @@ def embed(bench: Bench, seconds: int, rounds: int) -> Figures:
 
 
 def search(bench: Bench, seconds: int, rounds: int) -> Figures:
+    """Compare searches per second through Ray Serve and through uvicorn alone."""
     from urllib.parse import quote
 
     paths = [f"/v1/search?language={lang}&q={quote(text)}" for lang, text in bench.queries]
@@ -239,6 +254,7 @@ def search(bench: Bench, seconds: int, rounds: int) -> Figures:
 
 
 def mixed(bench: Bench, seconds: int, rounds: int) -> Figures:
+    """Compare batches of one language with batches of eight languages."""
     native = bench.native
     packs = {}
     for language in MIXED:
@@ -250,7 +266,7 @@ def mixed(bench: Bench, seconds: int, rounds: int) -> Figures:
         packs[language] = LanguagePack(make_card(native, language, encoder), encoder, tokenizer)
     batches: Figures = {}
     for size in (32, 128):
-        # The same texts on both sides: sixteen batches, of one language each or of all eight.
+        # Both sides encode the same texts in sixteen batches, of one language or of all eight.
         texts = {
             lang: [(name, packs[lang]) for name in bench.names[lang][: 2 * size]] for lang in MIXED
         }
@@ -277,7 +293,7 @@ def mixed(bench: Bench, seconds: int, rounds: int) -> Figures:
 
 
 class Load:
-    """Requests at a steady rate, each at its time whether or not others have been answered."""
+    """Requests at a constant rate, sent without waiting for earlier answers."""
 
     def __init__(self, url: str, queries: list[tuple[str, str]]) -> None:
         self.url = url
@@ -286,6 +302,7 @@ class Load:
         self.slowest = 0.0
 
     async def run(self, until: Callable[[], bool]) -> None:
+        """Send requests until `until` returns True, then wait for all answers."""
         limits = httpx2.Limits(max_connections=1000)
         async with httpx2.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
             tasks, began, number = [], time.perf_counter(), 0
@@ -307,10 +324,12 @@ class Load:
         self.slowest = max(self.slowest, time.perf_counter() - began)
 
     def as_dict(self) -> Figures:
+        """Return the number of answers by status or error, and the slowest one in seconds."""
         return {"answers": dict(self.outcomes), "slowest, s": round(self.slowest, 2)}
 
 
 def kill(bench: Bench, seconds: int) -> Figures:
+    """Kill one replica of each deployment under load."""
     outcomes = {}
     with bench.server("serve") as url:
         for deployment in ("TextEncoder", "Index", "Ingress"):
@@ -334,6 +353,7 @@ def kill(bench: Bench, seconds: int) -> Figures:
 
 
 def packs(bench: Bench, seconds: int) -> Figures:
+    """Add and remove packs under load, and measure how long each change takes."""
     source = bench.packs / "de"
     added = ("af", "da", "nb", "sv", "is")
     live: list[float] = []
@@ -376,6 +396,7 @@ def packs(bench: Bench, seconds: int) -> Figures:
 
 
 def main() -> None:
+    """Parse the options, and run and print the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ("ids", "embed", "search", "mixed", "kill", "packs")
     parser.add_argument("parts", nargs="*", choices=[*names, []], default=[])

@@ -1,12 +1,15 @@
-"""The paper's three settings on emoji, with a drawing style as the target data set.
+"""Measure the paper's three settings on emoji, with a drawing style as the target data set.
 
     python benchmarks/settings.py --pack runs/demo/packs/de [--steps 60] [--json settings.json]
 
-The target is Twemoji, which neither the bundled native nor any pack was trained on: drawings of the
-training concepts, nine tenths to train on and one tenth for validation, with their English names
-and keywords and those of the pack's language. The test is the demo's: names of the test concepts
-against Twemoji. Zero-shot is the pack as it is; then the native is fine-tuned on English and the
-pack plugged into it; then its language modules are fine-tuned on the language's captions.
+The target is Twemoji. Neither the bundled native nor any pack was trained on it. Nine tenths of the
+training concepts are for training and one tenth is for validation. Captions are the names and
+keywords in English and in the pack's language. The test is that of the demo: names of the test
+concepts against Twemoji. The settings are:
+
+- zero-shot: the unchanged pack,
+- fine-tuned on English: the native is fine-tuned on English, and the pack is plugged into it,
+- fine-tuned on all: the pack's language modules are then fine-tuned on the language's captions.
 """
 
 import argparse
@@ -35,11 +38,14 @@ from mla_ray.training.finetuning import finetune
 from mla_ray.training.workers import Hooks
 
 Figures = dict[str, Any]
-"""What was measured, as the JSON file has it."""
+"""Measurements, in the format of the JSON file."""
 
 
 def write_table(emoji: Emoji, language: str, path: Path) -> None:
-    """Twemoji of all concepts; every tenth training concept is for validation."""
+    """Write a caption table with Twemoji of all concepts.
+
+    Training concepts whose number is divisible by ten are for validation.
+    """
     labels = {tag: emoji.labels(tag) for tag in ("en", language)}
     rows = []
     for number, concept in enumerate(emoji.concepts):
@@ -54,6 +60,7 @@ def write_table(emoji: Emoji, language: str, path: Path) -> None:
 
 
 def measure(native: Native, pack: LanguagePack, test: pa.Table) -> Figures:
+    """Return the recalls of English and of the pack's language on the test captions."""
     gallery = Gallery.of(native, test)
     packs = {pack.language: pack}
     return {
@@ -63,6 +70,7 @@ def measure(native: Native, pack: LanguagePack, test: pa.Table) -> Figures:
 
 
 def run(args: argparse.Namespace, scratch: Path) -> Figures:
+    """Train and measure all three settings."""
     language, table = read_card(args.pack).language, scratch / "captions.parquet"
     write_table(Emoji(args.data / "emoji"), language, table)
     whole = pq.read_table(table)
@@ -103,14 +111,17 @@ def run(args: argparse.Namespace, scratch: Path) -> Figures:
 
 
 def main() -> None:
+    """Parse the options and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pack", type=Path, default=Path("runs/demo/packs/de"))
     parser.add_argument("--native", default="emoji-clip")
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--steps", type=int, default=60, help="Of each fine-tuning.")
-    parser.add_argument("--lr", type=float, default=3e-5, help="Of the native.")
-    parser.add_argument("--pack-lr", type=float, default=3e-5, help="Of the language modules.")
-    parser.add_argument("--json", type=Path, help="Write the figures here, too.")
+    parser.add_argument("--steps", type=int, default=60, help="Steps of each fine-tuning.")
+    parser.add_argument("--lr", type=float, default=3e-5, help="Learning rate of the native.")
+    parser.add_argument(
+        "--pack-lr", type=float, default=3e-5, help="Learning rate of the language modules."
+    )
+    parser.add_argument("--json", type=Path, help="Write the figures to this file, too.")
     args = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="mla-settings-"))
     try:

@@ -1,9 +1,9 @@
-"""What packs make of names that are spelled another way: AR of plain and of respelled names.
+"""Measure how packs handle alternative spellings: AR of plain and of respelled names.
 
     python benchmarks/spelling.py PACK... --captions captions.parquet [--json]
 
-Names are those of the split `test` of a caption table such as `mla data emoji` writes; those that a
-respelling leaves as they are count too. Packs to be compared are of one language.
+The names are the captions of the split `test` of a caption table, such as `mla data emoji` writes.
+Names that a respelling does not change count, too. All packs must be of the same language.
 """
 
 import argparse
@@ -24,6 +24,7 @@ Respell = Callable[[str], str]
 
 
 def main() -> None:
+    """Parse the options, measure each spelling with each pack, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("packs", nargs="+", metavar="PACK")
     parser.add_argument("--captions", required=True)
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def respellings(language: str) -> dict[str, Respell]:
-    """Other ways in which people write a language's names."""
+    """Return functions that respell names in common alternative ways, by description."""
     ways: dict[str, dict[str, Respell]] = {
         "ar": {"vowel marks": _after_letters(FATHA), "tatweel": _stretched},
         "de": {"ss for ß": lambda text: text.replace("ß", "ss")},

@@ -1,23 +1,27 @@
-"""One training step at ViT-B/32 size: ours against a loop that works as the official code does.
+"""Compare one training step at ViT-B/32 size with a loop that works like the official code.
 
     python benchmarks/step.py [--rounds 3] [--threads 2] [--levers] [--json step.json]
 
-Both train the same weights (random: speed does not depend on them) on the same texts, in fp32, in
-one process, taking turns. First their losses and gradients are compared; if they differ, it ends.
+Both sides train the same random weights on the same texts in fp32, because speed does not depend on
+the weights. They take turns in one process. The benchmark first compares their losses and gradients
+and ends with an error if they differ.
 
-*Theirs* is written from a reading of the official code, not copied. Every text is padded to 77;
-the native encodes the English caption (NLT) or the image (LE) anew at every step, without a graph;
-frozen text weights gather gradients; the whole M-BERT embedding, 119,547 x 768, is updated by Adam.
-Where in doubt it is kinder: torch's AdamW instead of a hand-written one, no tokenising in the loop,
-no English caption encoded (and thrown away) in LE. *Ours* is the step of `mla_ray.training.loop`.
+*Theirs* is written after reading the official code, not copied. It pads every text to 77 tokens. At
+every step, the native encodes the English caption (NLT) or the image (LE) again, without a graph.
+Frozen text weights accumulate gradients, and Adam updates the whole M-BERT embedding of 119,547 x
+768. In doubtful cases, the benchmark favors this side: it uses torch's AdamW instead of a
+hand-written one, does not tokenize in the loop, and does not encode an unused English caption in
+LE. *Ours* is the step of `mla_ray.training.loop`.
 
-Texts are made up: 2 + log-normal (mean 14, sigma 0.45) tokens, at most 77, as translated captions
-have; Zipf (exponent 1.2) over the vocabulary, so that 20,000 texts use some 23,000 rows. Images are
-one batch of noise. Data loading is timed on neither side. Our time depends on a batch's length, so
-a round takes the mean of all 16 batches of a pool grouped by length; theirs does not.
+Texts are artificial, with lengths like those of translated captions: 2 + log-normal (mean 14, sigma
+0.45) tokens, at most 77. Tokens follow a Zipf distribution (exponent 1.2) over the vocabulary, so
+that 20,000 texts use about 23,000 rows. Images are one batch of noise. Data loading is not timed.
+The time of our step depends on the batch's length, so a round takes the mean over all 16 batches of
+a pool grouped by length. The time of the other step does not depend on it.
 
-Frozen features are no part of our step, but not free: the last column spreads their cost over the
-paper's schedule, 10 epochs of NLT and one of LE in 5 languages, so 50 uses a caption, 5 an image.
+Frozen features are not part of our step, but they have a cost. The last column spreads this cost
+over the paper's schedule: 10 epochs of NLT and one epoch of LE in 5 languages, which makes 50 uses
+per caption and 5 per image.
 
 Shapes: B batch, L tokens, N texts, V embedding rows, W row width, D text width, E joint size.
 """
@@ -56,7 +60,7 @@ HIDDEN, SCALE, CONFIG, LR = 256, 100.0, AcquireConfig(), 1e-4
 
 
 class Corpus:
-    """Tokenised pairs and images, as both sides get them; `batches` are one pool of rows."""
+    """Tokenized pairs and images for both sides. `batches` are the rows of one pool."""
 
     def __init__(self, batch: int, count: int = 20_000, sigma: float = 0.45) -> None:
         rng = np.random.default_rng(0)
@@ -73,7 +77,7 @@ class Corpus:
 
 
 def one_pool(lengths: Rows, batch: int) -> list[Rows]:
-    """BatchSampler of rows, grouped by length within a pool as `BatchSampler` does it."""
+    """Return the batches of one pool of random rows, grouped by length as in `BatchSampler`."""
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(lengths))[: BatchSampler.POOL * batch]
     shortest_first = rows[np.argsort(lengths[rows], kind="stable")]
@@ -83,7 +87,7 @@ def one_pool(lengths: Rows, batch: int) -> list[Rows]:
 
 
 class Ours:
-    """A step of `mla_ray.training.loop`: one worker, one language."""
+    """Step of `mla_ray.training.loop` with one worker and one language."""
 
     def __init__(self, native: Native, corpus: Corpus) -> None:
         self.tokens = np.union1d([PAD], np.concatenate(corpus.texts))
@@ -92,7 +96,7 @@ class Ours:
         self.encoder = LanguageEncoder(native.text, EmbeddingBlock(rows_VW, native.text), HIDDEN)
         for name, weight in self.encoder.acquirers.named_parameters():
             if name.endswith("up.weight"):
-                nn.init.normal_(weight, std=0.02)  # at zero it would hide differences
+                nn.init.normal_(weight, std=0.02)  # zero weights would hide differences
         self.rows: nn.Parameter = self.encoder.embedding.rows.weight  # type: ignore[assignment]
         dense = [weight for weight in self.encoder.parameters() if weight is not self.rows]
         self.optimizer = Optimizer(dense, CONFIG.weight_decay, self.rows)
@@ -103,15 +107,17 @@ class Ours:
         for batch in corpus.batches:
             self.features["nlt"][batch] = native.encode_text(pad(pick(corpus.english, batch))[0])
         english = (time.perf_counter() - image) / len(corpus.batches)
-        self.encoding = {"nlt": english, "le": image - began}  # seconds a batch, once
+        self.encoding = {"nlt": english, "le": image - began}  # seconds per batch
 
     def loss(self, stage: Stage, batch: Rows) -> Tensor:
+        """Return the loss of a batch against the stored features."""
         text_BE = self.encoder(*pad(pick(self.ids, batch)))
         if stage == "nlt":
             return nlt_loss(text_BE, self.features[stage][batch])
         return le_loss(text_BE, self.features[stage][batch], torch.arange(len(batch)), SCALE)
 
     def step(self, stage: Stage, batch: Rows) -> None:
+        """Take one training step."""
         torch.autograd.backward(self.loss(stage, batch))
         self.optimizer.all_reduce()
         self.optimizer.clip_grad_norm_(CONFIG.clip)
@@ -120,7 +126,7 @@ class Ours:
 
 
 class Theirs(nn.Module):
-    """A step as the official code takes it, from our weights on; `pull` is for `--levers`."""
+    """Step like that of the official code, starting from our weights."""
 
     def __init__(self, clip: Any, corpus: Corpus, ours: Ours) -> None:
         super().__init__()
@@ -136,10 +142,19 @@ class Theirs(nn.Module):
         self.pull()
 
     def pull(self, cut: bool = False, cached: bool = False, frozen: bool = False) -> None:
+        """Switch optimizations on or off, for `--levers`.
+
+        Args:
+            cut: Whether to pad only to the longest text of the batch.
+            cached: Whether to use stored features instead of encoding.
+            frozen: Whether frozen weights need no gradients.
+
+        """
         self.cut, self.cached = cut, cached
         self.clip.requires_grad_(not frozen)
 
     def encode(self, texts: Sequence[Ids], english: bool = False) -> Tensor:
+        """Encode texts of the language, or English texts with the native alone, to `[B, E]`."""
         ids_BL, _ = pad(texts, None if self.cut else CONTEXT)
         clip, length = self.clip, ids_BL.shape[1]
         x_BLD = clip.token_embedding(ids_BL) if english else self.linear(self.embedding(ids_BL))
@@ -155,6 +170,7 @@ class Theirs(nn.Module):
 
     @torch.no_grad()
     def target(self, stage: Stage, batch: Rows) -> Tensor:
+        """Return the features of the English captions or of the images, `[B, E]`."""
         if self.cached:
             return self.features[stage][batch]
         if stage == "nlt":
@@ -163,6 +179,7 @@ class Theirs(nn.Module):
         return features_BE
 
     def loss(self, stage: Stage, batch: Rows) -> Tensor:
+        """Return the loss of a batch."""
         target_BE = self.target(stage, batch)
         text_BE = self.encode(pick(self.corpus.texts, batch))
         if stage == "nlt":
@@ -172,6 +189,7 @@ class Theirs(nn.Module):
         return (F.cross_entropy(logits_BB, right_B) + F.cross_entropy(logits_BB.T, right_B)) / 2
 
     def step(self, stage: Stage, batch: Rows) -> None:
+        """Take one training step."""
         torch.autograd.backward(self.loss(stage, batch))
         nn.utils.clip_grad_norm_(self.parameters(), CONFIG.clip)
         self.adam.step()
@@ -179,11 +197,17 @@ class Theirs(nn.Module):
 
 
 def pick(texts: Sequence[Ids], batch: Rows) -> list[Ids]:
+    """Return the texts of the rows of a batch."""
     return [texts[row] for row in batch]
 
 
 def verify(stage: Stage, ours: Ours, theirs: Theirs) -> str:
-    """Make sure that both have the same loss and, through every block, the same gradients."""
+    """Check that both sides have the same loss and the same gradients of the embedding rows.
+
+    Raises:
+        AssertionError: The losses or gradients differ.
+
+    """
     losses = [side.loss(stage, theirs.corpus.batches[0]) for side in (ours, theirs)]
     torch.autograd.backward(torch.stack(losses).sum())
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
@@ -198,7 +222,7 @@ def verify(stage: Stage, ours: Ours, theirs: Theirs) -> str:
 
 
 def seconds(side: Ours | Theirs, stage: Stage, batches: Sequence[Rows]) -> float:
-    """Mean time of a step over `batches`."""
+    """Return the mean time of a step over `batches`."""
     began = time.perf_counter()
     for batch in batches:
         side.step(stage, batch)
@@ -206,22 +230,25 @@ def seconds(side: Ours | Theirs, stage: Stage, batches: Sequence[Rows]) -> float
 
 
 def race(stage: Stage, ours: Ours, theirs: Theirs, rounds: int, steps: int) -> dict[str, Any]:
-    """Both in turns; a round's ratio is of two times measured one after the other."""
+    """Time both sides in turns. The ratio of a round compares two consecutive measurements."""
     pool, times = theirs.corpus.batches, np.empty((rounds, 2))
     for number in range(rounds):
         times[number] = seconds(ours, stage, pool), seconds(theirs, stage, pool[:steps])
     mine, other = np.median(times, axis=0)
     ratios = times[:, 1] / times[:, 0]
     return {
-        "step": [mine, other],  # seconds; ours, theirs
+        "step": [mine, other],  # seconds: ours, theirs
         "speed-up": [np.median(ratios), ratios.min(), ratios.max()],
-        "frozen features": ours.encoding[stage],  # seconds a batch
+        "frozen features": ours.encoding[stage],  # seconds per batch
         "speed-up with frozen features": other / (mine + ours.encoding[stage] / USES[stage]),
     }
 
 
 def levers(stage: Stage, ours: Ours, theirs: Theirs, rounds: int) -> dict[str, float]:
-    """Median step time with one lever after another, on the batch of median length."""
+    """Return the median step time with one more optimization at a time.
+
+    The batch is that of median length.
+    """
     batches = sorted(theirs.corpus.batches, key=lambda batch: max(map(len, pick(ours.ids, batch))))
 
     def measure(side: Ours | Theirs, *pulled: bool) -> float:
@@ -235,11 +262,14 @@ def levers(stage: Stage, ours: Ours, theirs: Theirs, rounds: int) -> dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A training step: ours against the official way.")
+    """Parse the options and run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description="Compare our training step with that of the official code."
+    )
     for name, default in {"batch": 128, "rounds": 3, "steps": 1, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--levers", action="store_true", help="show what each lever brings")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--levers", action="store_true", help="time the optimizations one by one")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -248,7 +278,7 @@ def main() -> None:
     theirs = Theirs(clip, corpus, ours)
     for stage in USES:
         console.print(verify(stage, ours, theirs), highlight=False)
-    for side in (ours, theirs):  # Adam's state is made in the first step
+    for side in (ours, theirs):  # the first step allocates Adam's state
         side.step("nlt", corpus.batches[0])
 
     title = f"batch {args.batch}, {args.threads} threads, {len(ours.tokens):,} active rows"

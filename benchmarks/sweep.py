@@ -1,17 +1,20 @@
-"""A sweep against its trials run in full, one after another.
+"""Compare a sweep with its trials run to the end, one after another.
 
     python benchmarks/sweep.py [--language cs] [--space FILE] [--trials 16] [--full N]
                                [--json sweep.json]
 
-The space is benchmarks/sweep.yaml unless told otherwise. First the search of `mla sweep` on the
-language's emoji: tables, features (none are there yet), then trials side by side, stopped by ASHA.
-Then the same settings, trial by trial, as somebody without it would run them:
-`mla_ray.training.acquisition.acquire` with all cores, each with tables and features of its own and
-the same looks at its validation rows. One Ray for both, started before; the emoji are drawn before.
-With --full N only N of them are run, evenly over their numbers of steps, and the others' time is
-worked out from these by a line over steps. What features cost is measured apart, so that the ratio
-can be told without sharing, too. The table has the AR that each trial came to in the sweep and in
-full.
+The default space is benchmarks/sweep.yaml. The benchmark first runs the search of `mla sweep` on
+the language's emoji: it makes tables and features, and runs concurrent trials that ASHA may stop.
+
+It then runs the settings of each trial without a sweep, with
+`mla_ray.training.acquisition.acquire` and all cores. Each of these runs makes its own tables and
+features and has the same evaluations on validation rows. Both parts use the same Ray session. Its
+start and the drawing of the emoji are not timed.
+
+With --full N, only N of these runs are executed, evenly spread over the numbers of steps. A linear
+fit over the steps estimates the time of the others. The cost of features is measured separately, so
+the result also has the ratio for runs that share features. The table has the AR of each trial in
+the sweep and in full.
 """
 
 import argparse
@@ -42,12 +45,12 @@ from mla_ray.tuning.plan import SweepPlan
 from mla_ray.tuning.trial import TrialSpec
 
 Figures = dict[str, Any]
-"""What was measured, as the JSON file has it."""
+"""Measurements, in the format of the JSON file."""
 
 
 @dataclass(frozen=True)
 class FullRun:
-    """A trial's settings, run to their end: seconds in all and of features, and the best AR."""
+    """A trial's settings run to the end: total seconds, seconds for features, and best AR."""
 
     number: int
     seconds: float
@@ -56,6 +59,7 @@ class FullRun:
 
 
 def run(args: argparse.Namespace, scratch: Path) -> Figures:
+    """Run the sweep and then its trials in full."""
     with bars() as report:
         table_files(args.language, as_path(args.data), report)
         shutil.copytree(args.data / "emoji", scratch / "data" / "emoji")
@@ -87,7 +91,7 @@ def run(args: argparse.Namespace, scratch: Path) -> Figures:
 def run_in_full(
     native: Native, spec: TrialSpec, trial: Trial, folder: Path, report: Report
 ) -> FullRun:
-    """A trial's settings as somebody would run them without the sweep, in an empty folder."""
+    """Run a trial's settings without a sweep in an empty folder, and delete the folder."""
     config, run = spec.config(trial.settings), as_path(folder)
     began = time.perf_counter()
     prepare(native, [spec.corpus], config, run)
@@ -110,7 +114,7 @@ def run_in_full(
 
 
 def compared(trials: list[Trial], full: list[FullRun], swept: float) -> Figures:
-    """The result: seconds of the sweep and of all its trials in full, and each trial's AR."""
+    """Return the seconds of the sweep and of all its trials in full, and each trial's AR."""
     measured = {run.number: run.seconds for run in full}
     steps = {trial.number: float(trial.settings["steps"]) for trial in trials}
     slope, start = np.polyfit([steps[n] for n in measured], list(measured.values()), 1)
@@ -133,7 +137,7 @@ def compared(trials: list[Trial], full: list[FullRun], swept: float) -> Figures:
 
 
 def chosen(trials: list[Trial], count: int | None) -> list[Trial]:
-    """So many of them, evenly over their numbers of steps; all if not said."""
+    """Choose `count` trials, evenly spread over their numbers of steps, or all for None."""
     if count is None or count >= len(trials):
         return trials
     ordered = sorted(trials, key=lambda trial: float(trial.settings["steps"]))
@@ -142,6 +146,7 @@ def chosen(trials: list[Trial], count: int | None) -> list[Trial]:
 
 
 def show(result: Figures) -> None:
+    """Print the measurements."""
     table = Table(title=f"{len(result['trials'])} trials, {result['language']}")
     for column in ("trial", "status", "%", "AR", "s", "full: AR", "s"):
         table.add_column(column, justify="right")
@@ -160,6 +165,7 @@ def show(result: Figures) -> None:
 
 
 def main() -> None:
+    """Parse the options and run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -167,7 +173,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--space", default="benchmarks/sweep.yaml")
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--full", type=int, help="run only so many in full")
+    parser.add_argument("--full", type=int, help="number of trials to run in full (default: all)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mla-sweep-") as scratch:

@@ -1,21 +1,20 @@
-"""What Ray Train costs: the same training in a Ray Train worker and in a plain Python process.
+"""Measure the cost of Ray Train: the same training in a Ray Train worker and in a plain process.
 
     python benchmarks/training.py [--steps 10000] [--batch 16] [--rounds 3] [--json training.json]
 
-Both run `mla_ray.training.loop`, NLT on the German emoji tables with emoji-clip, from copies
-of one prepared run: on one side through `mla_ray.training.acquisition.acquire` with one worker (its
-monitor, a report to Ray at every checkpoint), on the other called by a script that never imports
-Ray. Batches
-are small, so that what is done per step, and not the matrix products, would show. The sides take
-turns, and the one that begins changes every round. On a machine with other users `--together` is
-fairer: both run at once, each with all its processes (Ray's own, too) on a core of its own, and
-they change cores every round.
+Both sides run `mla_ray.training.loop` from copies of one prepared run: NLT on the German emoji
+tables with emoji-clip. One side uses `mla_ray.training.acquisition.acquire` with one worker, which
+includes its monitor and a report to Ray at every checkpoint. The other side is called by a script
+that never imports Ray. Batches are small, so that the overhead per step is visible beside the
+matrix products. The sides take turns, and the first side changes every round. On a shared machine,
+`--together` is fairer: both sides run at the same time, each with all its processes (including
+Ray's) on its own core, and they swap cores every round.
 
-Measured is the time between the rows of metrics of step 10 and of the last step, by the wall time
-that TensorBoard's writer, in the training process itself, gives to an event when it is added. So
-start-up is left out, and so is the last checkpoint; those in between count (every 1,000 steps).
-Both sides have OMP_NUM_THREADS set to `--threads`; Ray, left alone, would set it to the worker's
-CPUs. At the end both must have made the same pack to the byte.
+The measured time is that between the metrics of step 10 and of the last step. TensorBoard's writer
+in the training process adds the wall time to each event. The start-up and the last checkpoint are
+therefore not included. The other checkpoints are (every 1,000 steps). Both sides run with
+OMP_NUM_THREADS set to `--threads`, because Ray would otherwise set it to the worker's CPUs. Both
+packs must be identical to the byte.
 """
 
 import argparse
@@ -47,10 +46,11 @@ from mla_ray.training.workers import Workers
 NATIVE, LANGUAGE = "emoji-clip", "de"
 SIDES = ("plain", "ray")
 FIRST = 10
-"""The first step that a row of metrics is told of."""
+"""First step for which metrics are written."""
 
 
 def settings(steps: int, batch: int, checkpoint_every: int) -> AcquireConfig:
+    """Return the settings of both sides: NLT only."""
     return AcquireConfig(
         nlt=Stage(steps=steps, batch=batch, lr=1e-3),
         le=Stage(steps=0, batch=batch, lr=3e-5),
@@ -59,7 +59,7 @@ def settings(steps: int, batch: int, checkpoint_every: int) -> AcquireConfig:
 
 
 def make(scratch: Path, pairs: list[str], config: AcquireConfig) -> None:
-    """The prepared run that both sides copy, and the features; outlives no round."""
+    """Make the prepared run that both sides copy, and the features."""
     from mla_ray.runtime.cluster import ray_session
 
     native, corpus = Native.load(NATIVE), Corpus(LANGUAGE, pairs)
@@ -71,7 +71,7 @@ def make(scratch: Path, pairs: list[str], config: AcquireConfig) -> None:
 
 
 def side(name: str, run: Path, store: Path, pairs: list[str], config: AcquireConfig) -> None:
-    """One side's training, in the process that was started for it."""
+    """Train one side in its own process."""
     if name == "plain":
         train(job_of(as_path(run), as_path(store), read_prepared(run)))
         assert "ray" not in sys.modules, "the plain side has imported Ray"  # noqa: S101
@@ -91,7 +91,7 @@ def side(name: str, run: Path, store: Path, pairs: list[str], config: AcquireCon
 
 
 def seconds(run: Path, steps: int) -> float:
-    """Between the rows of the first and the last step, as the training process dated them."""
+    """Return the seconds between the metrics of step `FIRST` and of the last step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
@@ -101,12 +101,13 @@ def seconds(run: Path, steps: int) -> float:
 
 
 def weights(run: Path) -> str:
-    """What tells the pack that a run ended with from another."""
+    """Return the SHA-256 of the weights of a run's pack."""
     pack = run / read_json(as_path(run / DONE))["packs"][LANGUAGE]
     return hashlib.sha256((pack / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Run both sides in all rounds."""
     config = settings(args.steps, args.batch, args.checkpoint_every)
     with bars() as report:
         pairs = [str(file) for file in table_files(LANGUAGE, as_path(args.data), report)[1:]]
@@ -155,6 +156,7 @@ def race(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
+    """Print the measurements as a table."""
     title = (
         f"{result['steps']:,} steps of NLT, batch {result['batch']}, {result['threads']} threads, "
         f"a checkpoint every {result['checkpoint_every']:,}"
@@ -176,14 +178,17 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Parse the options and run the benchmark, or one side of it."""
     parser = argparse.ArgumentParser(description="Ray Train against the same loop without Ray.")
     defaults = {"steps": 10_000, "batch": 16, "rounds": 3, "checkpoint-every": 1_000}
     for name, default in {**defaults, "threads": os.cpu_count() or 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--together", action="store_true", help="at once, on a core each")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where the emoji are")
-    parser.add_argument("--scratch", type=Path, help="a folder with room; a temporary one if none")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--together", action="store_true", help="run both sides at once, each on its own core"
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the emoji data")
+    parser.add_argument("--scratch", type=Path, help="folder for files (default: the system's)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)

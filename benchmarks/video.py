@@ -1,12 +1,13 @@
-"""Frames of moving pictures: the first alone, the middle one, and the mean of twelve.
+"""Compare features of animations: the first frame, the middle frame, and the mean of twelve.
 
     mla data animated --languages en,de --out data/animated/tables
     python benchmarks/video.py --pack packs/de [--transcode 20] [--json video.json]
 
-Names of the test concepts of a caption table against their animations: English by the native, and
-the pack's language. Every animation is decoded once; what differs is which of its frames count.
-`--transcode` writes some of the animations as MP4 (H.264) and WebM (VP9), on white, and says how
-far the features of those, by PyAV, are from the animation's own, by Pillow.
+The queries are names of the test concepts of a caption table, in English with the native and in the
+pack's language. The gallery consists of their animations. Every animation is decoded once, and the
+variants differ in the frames that they use. `--transcode` converts some of the animations to MP4
+(H.264) and WebM (VP9) on a white background. It compares the features of these videos, decoded by
+PyAV, with those of the animations, decoded by Pillow.
 
 Shapes: F frames, E joint embedding size.
 """
@@ -36,7 +37,7 @@ from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 
 Figures = dict[str, Any]
-"""What was measured, as the JSON file has it."""
+"""Measurements, in the format of the JSON file."""
 
 Features = npt.NDArray[np.float32]
 CODECS = {
@@ -46,11 +47,12 @@ CODECS = {
 
 
 def features(native: Native, frames: Sequence[Image.Image]) -> Features:
-    """Of each frame by itself [F, E]."""
+    """Encode each frame separately to `[F, E]` float32."""
     return np.concatenate(list(encode_frames(native, ([frame] for frame in frames))))
 
 
 def galleries(native: Native, images: dict[str, bytes]) -> dict[str, Gallery]:
+    """Encode the animations, and return one gallery for each choice of frames."""
     kept: dict[str, list[Features]] = {
         "first frame": [],
         "middle frame": [],
@@ -67,7 +69,7 @@ def galleries(native: Native, images: dict[str, bytes]) -> dict[str, Gallery]:
 
 
 def transcoded(data: bytes, container: str) -> bytes:
-    """The animation as a video of the same frames, 25 a second."""
+    """Convert an animation to a video of the same frames at 25 frames per second."""
     codec, options = CODECS[container]
     sink = BytesIO()
     image = Image.open(BytesIO(data))
@@ -83,7 +85,12 @@ def transcoded(data: bytes, container: str) -> bytes:
 
 
 def compare(native: Native, datas: Sequence[bytes]) -> Figures:
-    """Cosines of the features of videos with those of the animations they were made of."""
+    """Compare the features of videos with those of the animations from which they were made.
+
+    Returns:
+        CPU time per animation in milliseconds, and the mean and minimum cosine, by format.
+
+    """
     figures: Figures = {}
     began = time.process_time()
     own = [pooled(features(native, frames_of(data))) for data in datas]
@@ -105,6 +112,7 @@ def compare(native: Native, datas: Sequence[bytes]) -> Figures:
 
 
 def main() -> None:
+    """Parse the options, run the benchmark and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--captions", type=Path, default=Path("data/animated/tables/captions.parquet")

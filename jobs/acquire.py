@@ -1,4 +1,4 @@
-"""Train both stages for each language of a plan, preparing and encoding what is missing.
+"""Train both stages for each language of a plan; prepare and encode the data that is missing.
 
 ray job submit --working-dir . -- python -m jobs.acquire --config jobs/configs/emoji.yaml
 """

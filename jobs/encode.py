@@ -1,4 +1,4 @@
-"""Compute the frozen features that a plan's languages need, once, on many actors.
+"""Compute the frozen features that a plan's languages need and the store lacks, on many actors.
 
 ray job submit --working-dir . -- python -m jobs.encode --config jobs/configs/emoji.yaml
 """

@@ -1,4 +1,4 @@
-"""Measure the packs of a plan on the test split, and the native in English.
+"""Evaluate the packs of a plan, and the native in English, on the test split.
 
 ray job submit --working-dir . -- python -m jobs.evaluate --config jobs/configs/emoji.yaml
 """

@@ -1,4 +1,4 @@
-"""The whole path for every language of a plan: prepare, encode, acquire, evaluate, index.
+"""Run all steps for every language of a plan: prepare, encode, acquire, evaluate, index.
 
 ray job submit --working-dir . -- python -m jobs.pipeline --config jobs/configs/emoji.yaml
 """

@@ -1,4 +1,4 @@
-"""Check and tokenise the tables of a plan's languages, block by block.
+"""Check and tokenize the tables of a plan's languages, block by block.
 
 ray job submit --working-dir . -- python -m jobs.prepare --config jobs/configs/emoji.yaml
 """

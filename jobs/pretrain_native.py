@@ -1,4 +1,4 @@
-"""Make a native on emoji: `mla job pretrain_native` as a module."""
+"""Train an English native on emoji: the module form of `mla job pretrain_native`."""
 
 from mla_ray.cli.job.pretrain_native import run_pretraining
 

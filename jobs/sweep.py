@@ -1,4 +1,4 @@
-"""Find settings for languages: `mla job sweep` as a module."""
+"""Search the best training settings of languages: the module form of `mla job sweep`."""
 
 from mla_ray.cli.job.sweep import run_sweep
 

@@ -1,6 +1,9 @@
-"""mla-ray: a language for CLIP in minutes.
+"""Add languages to a frozen English image-text model such as CLIP.
 
-Multilingual language acquisition (MLA, arXiv 2206.11091) on a frozen English image-text model.
+The package implements multilingual language acquisition (MLA, arXiv 2206.11091).
+
+The public names load on first use, because importing torch takes seconds. The index and
+`mla --help` do not need torch.
 """
 
 from importlib import import_module
@@ -36,7 +39,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: torch takes seconds, and the index or `mla --help` needs none."""
+    """Import a public name on first use."""
     if name in _HOMES:
         return getattr(import_module(f"mla_ray.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mla_ray' has no attribute {name!r}")

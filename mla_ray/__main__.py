@@ -1,4 +1,4 @@
-"""`python -m mla_ray` is `mla`."""
+"""Entry point of `python -m mla_ray`, which runs the `mla` command."""
 
 from mla_ray.cli import main
 

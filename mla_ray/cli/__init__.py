@@ -1,5 +1,7 @@
-"""The command line. Every command: results on standard output (`--json` for scripts), progress on
-standard error, exit code 0 for success, 1 for bad input, 2 for bad usage.
+"""Command line `mla`.
+
+Every command writes its result to standard output (`--json` for scripts) and its progress to
+standard error. The exit code is 0 for success, 1 for bad input and 2 for bad usage.
 """
 
 import os
@@ -57,10 +59,12 @@ def _version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let Ray's own lines through, too.")
+        bool, typer.Option("--verbose", help="Also print Ray's own log lines.")
     ] = False,
 ) -> None:
     if verbose:
@@ -68,7 +72,7 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: faults of the input are one message, not a traceback."""
+    """Run the command line. Errors of the input are printed as one message, without a traceback."""
     try:
         app(prog_name="mla")
     except (ValueError, OSError, LookupError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""`mla config`: the YAML files that come with mla-ray."""
+"""Command `mla config`, which prints the bundled YAML files."""
 
 from typing import Annotated
 
@@ -9,14 +9,18 @@ from mla_ray.cli.options import Json, emit
 
 def config(
     name: Annotated[
-        str | None, typer.Argument(help="Such as serve/config.yaml; lists them if not given.")
+        str | None,
+        typer.Argument(
+            help="Name of a configuration, such as serve/config.yaml. Without it, the command "
+            "lists all names."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print a configuration that comes with mla-ray, to change and to hand on; or list them.
+    """Print a bundled configuration file, or list all of them.
 
-    `--config` takes a name as it is listed from any folder. Ray's own commands take files:
-    `mla config serve/config.yaml > serve.yaml && serve deploy serve.yaml`.
+    The option `--config` of other commands accepts a listed name in any folder. Ray's own commands
+    need a file: `mla config serve/config.yaml > serve.yaml && serve deploy serve.yaml`.
     """
     from mla_ray.runtime.bundled import ROOT, configurations
 
@@ -25,6 +29,6 @@ def config(
         emit(names, as_json, "\n".join(names))
         return
     if name not in names:
-        raise ValueError(f"no configuration {name!r} comes with mla-ray; `mla config` lists them")
+        raise ValueError(f"no bundled configuration {name!r}; `mla config` lists them")
     text = (ROOT / name).read_text()
     emit({"name": name, "text": text}, as_json, text.rstrip("\n"))

@@ -1,4 +1,4 @@
-"""`mla data`: tables of data sets."""
+"""Commands `mla data`, which make and check the tables of data sets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,18 +7,18 @@ import typer
 
 from mla_ray.cli.options import DataFolder, Json, Skip, emit, some_languages
 
-data_app = typer.Typer(no_args_is_help=True, help="Make the tables of a data set.")
+data_app = typer.Typer(no_args_is_help=True, help="Make and check the tables of data sets.")
 
-Root = Annotated[Path, typer.Option("--root", help="Where the data set lies, unpacked.")]
+Root = Annotated[Path, typer.Option("--root", help="Folder of the unpacked data set.")]
 Languages = Annotated[
-    str, typer.Option(callback=some_languages, help="BCP-47 codes, comma-separated.")
+    str, typer.Option(callback=some_languages, help="Comma-separated BCP-47 codes.")
 ]
 SomeLanguages = Annotated[
     str | None,
     typer.Option(
         "--languages",
         callback=some_languages,
-        help="BCP-47, comma-separated; all if not given.",
+        help="Comma-separated BCP-47 codes. The default is all languages of the data set.",
     ),
 ]
 
@@ -30,7 +30,10 @@ def data_emoji(
     data: DataFolder = Path("data"),
     as_json: Json = False,
 ) -> None:
-    """Emoji drawings with names from Unicode CLDR: captions.parquet, pairs-LANGUAGE.parquet."""
+    """Make tables of emoji drawings with their names from Unicode CLDR.
+
+    The command writes captions.parquet, and pairs-LANGUAGE.parquet for each language but English.
+    """
     from mla_ray.datasets.emoji_tables import write_tables
     from mla_ray.runtime.console import bars
 
@@ -47,12 +50,20 @@ def data_animated(
     ),
     part: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=4, help="Package, 165 to 197 MB; may be repeated. 1 if not given."),
+        typer.Option(
+            min=1,
+            max=4,
+            help="Number of a package of animations (165 to 197 MB). Repeat the option for more "
+            "packages. The default is package 1.",
+        ),
     ] = None,
     data: DataFolder = Path("data"),
     as_json: Json = False,
 ) -> None:
-    """Animated emoji with names from Unicode CLDR: captions.parquet, pairs-LANGUAGE.parquet."""
+    """Make tables of animated emoji with their names from Unicode CLDR.
+
+    The command writes captions.parquet, and pairs-LANGUAGE.parquet for each language but English.
+    """
     from mla_ray.datasets import animated
     from mla_ray.runtime.console import bars
 
@@ -69,13 +80,16 @@ def _emit_paths(tables: dict[str, Path], as_json: bool) -> None:
 @data_app.command("stamps")
 def data_stamps(
     languages: Languages = "en,de",
-    out: Annotated[Path, typer.Option(help="The caption table, Parquet.")] = Path(
+    out: Annotated[Path, typer.Option(help="Path of the caption table (Parquet).")] = Path(
         "data/stamps/captions.parquet"
     ),
     data: DataFolder = Path("data"),
     as_json: Json = False,
 ) -> None:
-    """Tux Paint's stamps with their descriptions, a test set, from a Debian package of 161 MB."""
+    """Make a test set of Tux Paint's stamps with their descriptions.
+
+    The stamps come from a Debian package of 161 MB.
+    """
     from mla_ray.datasets import stamps
     from mla_ray.runtime.console import bars
 
@@ -90,19 +104,23 @@ def data_stamps(
 
 @data_app.command("make")
 def data_make(
-    name: Annotated[str, typer.Argument(help="Of a public data set; `mla data check` lists them.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of a public data set. `mla data check` lists the names.")
+    ],
     root: Root,
     out: Annotated[Path, typer.Option(help="Folder for the tables.")],
     languages: SomeLanguages = None,
     pairs_only: Annotated[
-        bool, typer.Option("--pairs-only", help="Translations alone, which need no images.")
+        bool, typer.Option("--pairs-only", help="Write only translations, which need no images.")
     ] = False,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
-    """The tables of a public data set: captions.parquet, and pairs-LANGUAGE.parquet if it has them.
+    """Make the tables of a public data set that you have downloaded.
 
-    The set is fetched by hand: `mla data check` says from where, and docs/datasets.md how it lies.
+    The command writes captions.parquet. If the set has translations, it also writes
+    pairs-LANGUAGE.parquet. `mla data check` prints where to download the set. docs/datasets.md
+    shows the layout of its folder.
     """
     from mla_ray.datasets.catalog import make
     from mla_ray.runtime.console import bars, print_dropped, stderr
@@ -129,14 +147,18 @@ def data_check(
     root: Root,
     name: Annotated[
         str | None,
-        typer.Argument(help="Data set; if not given all are looked for, each in ROOT/NAME."),
+        typer.Argument(
+            help="Name of the data set. Without it, the command checks all data sets, each in "
+            "ROOT/NAME."
+        ),
     ] = None,
     languages: SomeLanguages = None,
     as_json: Json = False,
 ) -> None:
-    """What of a public data set is there, is missing (and where it is to be had), or is unlike it.
+    """Check which files of a public data set are present, missing, broken or different.
 
-    Ends with exit code 1 if a data set is named and something that it needs is missing or broken.
+    For a missing file the command prints where to download it. The exit code is 1 if a data set is
+    named and a required file is missing or broken.
     """
     from mla_ray.datasets.catalog import CATALOG, check
     from mla_ray.runtime.console import bars

@@ -1,4 +1,4 @@
-"""`mla evaluate`: recall of packs and of the native."""
+"""Command `mla evaluate`, which measures the recall of packs and of the native."""
 
 from typing import Annotated, Any
 
@@ -10,29 +10,47 @@ from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit, one_lang
 def evaluate(
     captions: Captions,
     pack: Annotated[
-        list[str] | None, typer.Option(help="Language pack to evaluate; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Language pack to evaluate. Repeat the option for more packs."),
     ] = None,
     native: NativeName = "emoji-clip",
     language: Annotated[
-        str | None, typer.Option(callback=one_language, help="en measures the native itself.")
+        str | None,
+        typer.Option(
+            callback=one_language,
+            help="Expected language of the pack. Without a pack it can only be en.",
+        ),
     ] = None,
     english: Annotated[
-        bool, typer.Option("--english", help="Measure the native itself beside the packs.")
+        bool, typer.Option("--english", help="Measure the native in English besides the packs.")
     ] = False,
-    split: Annotated[str, typer.Option()] = "test",
+    split: Annotated[str, typer.Option(help="Split of the table to measure.")] = "test",
     protocol: Annotated[
-        str, typer.Option(help="full, or a data set's: multi30k, coco-5x1k, coco-cn, xtd, ...")
+        str,
+        typer.Option(
+            help="Evaluation protocol: full, or that of a data set (multi30k, coco-5x1k, coco-cn, "
+            "xtd, ...)."
+        ),
     ] = "full",
     k: Annotated[
-        list[int] | None, typer.Option("-k", min=1, help="R@k besides 1, 5, 10; may be repeated.")
+        list[int] | None,
+        typer.Option(
+            "-k",
+            min=1,
+            help="Print R@k for this k besides 1, 5 and 10. Repeat the option for more values.",
+        ),
     ] = None,
     intervals: Annotated[
-        bool, typer.Option("--intervals", help="95 % intervals of AR and R@k, by bootstrap.")
+        bool,
+        typer.Option("--intervals", help="Print 95 % bootstrap intervals of AR and R@k."),
     ] = False,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
-    """Recall@1, 5, 10 both ways of packs, or of the native on its English rows."""
+    """Measure recall@1, 5 and 10 in both directions.
+
+    The command measures packs on captions of their languages, or the native on English captions.
+    """
     from functools import partial
 
     from mla_ray.evaluation.captions import CaptionTable
@@ -54,7 +72,7 @@ def evaluate(
         if language not in (None, tongue):
             raise ValueError(f"{folder} is a pack for {tongue!r}, not for {language!r}")
         if tongue in tongues:
-            raise ValueError(f"{folder}: {tongue!r} is measured already; give one pack a language")
+            raise ValueError(f"{folder}: {tongue!r} is measured already; pass one per language")
         tongues.append(tongue)
     with bars() as report:
         table = CaptionTable.read(
@@ -82,15 +100,16 @@ def evaluate(
         result = printed(measured, k or (), with_intervals=intervals)
     if repeated := gallery.repeated():
         typer.echo(
-            f"mla: warning: {repeated:,} of {len(gallery.ids):,} images look like another of the "
-            "table, so that their captions cannot be told apart; give a picture one image_id",
+            f"mla: warning: {repeated:,} of {len(gallery.ids):,} images look like another image "
+            "of the table, so their captions cannot be distinguished; use one image_id for each "
+            "picture",
             err=True,
         )
     emit(result, as_json, _evaluation_text(result))
 
 
 def _evaluation_text(result: dict[str, Any]) -> str:
-    """One language at length; several as a table, with the mean."""
+    """Format one language in detail, or several languages as a table with their mean."""
     if "languages" in result:
         rows = [*result["languages"], {"language": "mean", **result["mean"]}]
         ks = list(result["mean"]["t2i"])
@@ -121,12 +140,12 @@ def _evaluation_text(result: dict[str, Any]) -> str:
 
 
 def _unknown_text(row: dict[str, Any]) -> list[str]:
-    """A line on captions with unknown tokens; none if there are none."""
+    """Return a line about captions with unknown tokens, or no line if there are none."""
     shares = row.get("unknown_tokens", {})
     if not shares.get("some"):
         return []
     some, every = (f"{100 * shares[name]:.1f} %" for name in ("some", "all"))
-    return [f"  {some} of the captions have an unknown token, {every} no other"]
+    return [f"  {some} of the captions have an unknown token; {every} have only unknown tokens"]
 
 
 def _interval(result: dict[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""`mla index`: a caption table into the collections that are searched."""
+"""Command `mla index`, which writes a caption table to the collections of an index."""
 
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -10,36 +10,64 @@ from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit, one_lang
 
 def index_command(
     captions: Captions,
-    index: Annotated[str, typer.Option(help="http(s)://host:port, or edge:folder")],
-    pack: Annotated[list[str] | None, typer.Option(help="Packs of the table's languages.")] = None,
+    index: Annotated[
+        str,
+        typer.Option(
+            help="Index to write: http(s)://host:port of a Qdrant server, or edge:folder."
+        ),
+    ],
+    pack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pack of a language in the table. Repeat the option for each language but English."
+        ),
+    ] = None,
     native: NativeName = "emoji-clip",
     language: Annotated[
-        str | None, typer.Option(callback=one_language, help="Index captions of this one only.")
+        str | None,
+        typer.Option(
+            callback=one_language,
+            help="Index only captions of this language. In a table without a language column, all "
+            "captions are in this language.",
+        ),
     ] = None,
-    source: Annotated[str | None, typer.Option(help="Name kept with every point.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the source, stored with every point. The default is the name of the "
+            "table's file."
+        ),
+    ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Make new collections quantized: less memory.")
+        bool,
+        typer.Option(
+            "--int8", help="Quantize the vectors of new collections to int8, to save memory."
+        ),
     ] = False,
     pictures: Annotated[
         str | None,
         typer.Option(
-            help="Folder or URL for small copies, which mla serve shows; pictures/ in the folder "
-            "of the index if not given."
+            help="Folder or URL for small copies of the images, which mla serve shows. The default "
+            "is pictures/ in the folder of the index, or in the current folder for a server."
         ),
     ] = None,
     no_pictures: Annotated[
-        bool, typer.Option("--no-pictures", help="Keep none; the page then has none to show.")
+        bool,
+        typer.Option(
+            "--no-pictures", help="Keep no copies of the images. The search page then shows none."
+        ),
     ] = False,
     sync: Annotated[
         bool,
         typer.Option(
-            "--sync", help="Remove what the source has in the index and the table no longer has."
+            "--sync",
+            help="Remove entries of the source that are in the index but not in the table.",
         ),
     ] = False,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
-    """Embed a table's images and captions into the collections `images` and `captions`."""
+    """Write the images and captions of a table to the collections `images` and `captions`."""
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
@@ -83,7 +111,7 @@ def index_command(
         result["rejected"] = len(rejected)
     text = "\n".join(f"{name}: {n:,} points" for name, n in written.items())
     if sync:
-        # Of all its rows, whatever was left out above.
+        # The keys of all rows, including those that were rejected above.
         kept = ingest.keys_of([captions], source, language, known)
         removed = ingest.sync(index, ingest.space_of(frozen), source, kept, store)
         result["removed"] = removed

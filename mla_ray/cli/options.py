@@ -1,4 +1,4 @@
-"""Options that commands share, and how they print."""
+"""Options and output functions that several commands share."""
 
 import json
 from pathlib import Path
@@ -8,20 +8,38 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 NativeName = Annotated[
-    str, typer.Option("--native", help="emoji-clip, a folder, hf-hub:owner/model, ViT-B-32/openai")
+    str,
+    typer.Option(
+        "--native",
+        help="Native model: emoji-clip, a folder, hf-hub:owner/model, or an open_clip model and "
+        "tag such as ViT-B-32/openai.",
+    ),
 ]
-Skip = Annotated[bool, typer.Option("--skip-invalid", help="Drop and count bad rows.")]
+Skip = Annotated[
+    bool,
+    typer.Option(
+        "--skip-invalid", help="Drop and count invalid rows instead of rejecting the table."
+    ),
+]
 DataFolder = Annotated[
-    Path, typer.Option("--data", envvar="MLA_DATA", help="Where data sets and features are kept.")
+    Path, typer.Option("--data", envvar="MLA_DATA", help="Folder of the data sets and features.")
 ]
 Captions = Annotated[
     str, typer.Option("--captions", help="Caption table (Parquet, CSV, TSV, JSONL, …).")
 ]
-Repo = Annotated[str, typer.Argument(help="hf-hub:owner/name, or a repository's folder or URL.")]
+Repo = Annotated[
+    str,
+    typer.Argument(help="Repository of the pack: hf-hub:owner/name, or a folder or URL."),
+]
 
 
 def one_language(tag: str | None) -> str | None:
-    """A language as BCP-47 writes it; what is none is bad usage. For `typer.Option(callback=…)`."""
+    """Return the canonical BCP-47 code of a language. Use it as `typer.Option(callback=…)`.
+
+    Raises:
+        typer.BadParameter: The tag is not a language.
+
+    """
     from mla_ray.model.language import UnknownLanguage, canonical
 
     try:
@@ -31,23 +49,30 @@ def one_language(tag: str | None) -> str | None:
 
 
 def some_languages(tags: str | None) -> str | None:
-    """Comma-separated languages in the same way, each once; `all` as it is."""
+    """Normalize comma-separated languages with `one_language` and remove duplicates.
+
+    The value `all` is returned unchanged.
+    """
     if tags is None or tags == "all":
         return tags
     return ",".join(dict.fromkeys(str(one_language(tag.strip())) for tag in tags.split(",")))
 
 
 def emit(result: Any, as_json: bool, text: str) -> None:
+    """Print the result as JSON if `as_json` is set, else print the text."""
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
 
 
 def pictures_of(index: str) -> str:
-    """Where `mla index` keeps pictures and `mla serve` looks for them, if neither is told."""
+    """Return the default picture store of `mla index` and `mla serve` for an index."""
     return f"{index.removeprefix('edge:')}/pictures" if index.startswith("edge:") else "pictures"
 
 
 def absolute(url: str) -> str:
-    """A folder as an absolute path, for processes that run elsewhere; other URLs as they are."""
+    """Return a folder as an absolute path, for processes with another working directory.
+
+    The prefix `edge:` is kept. Other URLs are returned unchanged.
+    """
     if url.startswith("edge:"):
         return "edge:" + absolute(url.removeprefix("edge:"))
     return url if "://" in url else str(Path(url).expanduser().resolve())

@@ -1,4 +1,4 @@
-"""`mla pack`: language packs, one at a time."""
+"""Commands `mla pack`, each for one language pack."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +8,13 @@ import typer
 
 from mla_ray.cli.options import Json, NativeName, Repo, emit
 
-pack_app = typer.Typer(no_args_is_help=True, help="Look at language packs, share and export them.")
+PackFolder = Annotated[Path, typer.Argument(help="Folder of a pack.")]
+pack_app = typer.Typer(no_args_is_help=True, help="Inspect, share and export language packs.")
 
 
 @pack_app.command("show")
-def pack_show(folder: Path, as_json: Json = False) -> None:
-    """Print the card of a pack."""
+def pack_show(folder: PackFolder, as_json: Json = False) -> None:
+    """Print the card of a language pack."""
     from mla_ray.packs.card import read_card
 
     card = read_card(folder)
@@ -21,24 +22,31 @@ def pack_show(folder: Path, as_json: Json = False) -> None:
 
 
 @pack_app.command("verify")
-def pack_verify(folder: Path, native: NativeName = "emoji-clip", as_json: Json = False) -> None:
-    """Check hashes, shapes and fingerprint of a pack against its native."""
+def pack_verify(
+    folder: PackFolder, native: NativeName = "emoji-clip", as_json: Json = False
+) -> None:
+    """Check the hashes and shapes of a pack, and that it belongs to the native."""
     from mla_ray.model.native import Native
     from mla_ray.packs.pack import LanguagePack
 
     pack = LanguagePack.load(folder, Native.load(native))
     result = {"pack": str(folder), "language": pack.language, "ok": True}
-    emit(result, as_json, f"{folder}: a sound pack for {pack.language!r} on {native}")
+    emit(result, as_json, f"{folder}: a valid pack for {pack.language!r} on {native}")
 
 
 @pack_app.command("plug")
 def pack_plug(
-    folder: Annotated[str, typer.Argument(help="Pack of the native that was fine-tuned.")],
-    native: Annotated[str, typer.Option("--native", help="Folder that mla finetune made.")],
+    folder: Annotated[str, typer.Argument(help="Pack of the original native, a folder or a URL.")],
+    native: Annotated[
+        str, typer.Option("--native", help="Fine-tuned native: the folder that mla finetune wrote.")
+    ],
     out: Annotated[str, typer.Option(help="Folder for the new pack.")],
     as_json: Json = False,
 ) -> None:
-    """Make a pack of the same weights for a native that was fine-tuned from the pack's own."""
+    """Copy a pack for a native that was fine-tuned from the pack's native.
+
+    The weights of the pack do not change.
+    """
     from mla_ray.model.native import Native
     from mla_ray.packs.transfer import plug
 
@@ -50,21 +58,38 @@ def pack_plug(
 
 @pack_app.command("import-official")
 def pack_import_official(
-    checkpoint: Annotated[Path, typer.Argument(help="pytorch_model.bin of the paper's code.")],
-    languages: Annotated[str, typer.Option(help="As the checkpoint names them: de,fr.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint pytorch_model.bin of the paper's code.")
+    ],
+    languages: Annotated[
+        str,
+        typer.Option(help="Comma-separated languages as the checkpoint names them, such as de,fr."),
+    ],
     tokenizer: Annotated[
-        str, typer.Option(help="M-BERT's: tokenizer.json, a folder or a hub name.")
+        str,
+        typer.Option(
+            help="M-BERT tokenizer: a tokenizer.json, a folder or a name on the Hugging Face hub."
+        ),
     ] = "bert-base-multilingual-cased",
     native: Annotated[
-        str | None, typer.Option("--native", help="What it was trained on: ViT-B-32/openai")
+        str | None,
+        typer.Option(
+            "--native",
+            help="Native that the checkpoint was trained on, such as ViT-B-32/openai. Its weights "
+            "must equal those in the checkpoint.",
+        ),
     ] = None,
     with_native: Annotated[
-        Path | None, typer.Option(help="Folder to write the CLIP inside the checkpoint to.")
+        Path | None,
+        typer.Option(help="Folder for the CLIP model of the checkpoint, which becomes the native."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the packs.")] = Path("packs"),
     as_json: Json = False,
 ) -> None:
-    """Turn a checkpoint of the paper's released code into language packs."""
+    """Convert a checkpoint of the paper's released code to language packs.
+
+    Give either --native or --with-native.
+    """
     from mla_ray.packs.pack import import_official
 
     if (native is None) == (with_native is None):
@@ -85,17 +110,25 @@ def pack_import_official(
 
 @pack_app.command("push")
 def pack_push(
-    pack: Annotated[str, typer.Argument(help="A pack: a folder or a URL.")],
+    pack: Annotated[str, typer.Argument(help="Pack to share, a folder or a URL.")],
     repo: Repo,
     native: NativeName = "emoji-clip",
     license_: Annotated[
-        str | None, typer.Option("--license", help="Of the pack: apache-2.0, cc-by-4.0 …")
+        str | None,
+        typer.Option("--license", help="License of the pack, such as apache-2.0 or cc-by-4.0."),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="On the hub, yours alone.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch on the hub.")] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Create a private repository on the hub.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch on the hub. The default is the main branch.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Share a pack with its model card; the hub's token is read from HF_TOKEN."""
+    """Upload a pack and its model card to the Hugging Face hub or to a folder.
+
+    The command reads the hub's token from HF_TOKEN.
+    """
     from mla_ray.model.native import Native
     from mla_ray.packs.hub import push
 
@@ -109,10 +142,16 @@ def pack_pull(
     repo: Repo,
     out: Annotated[str, typer.Argument(help="Folder or URL for the pack.")],
     native: NativeName = "emoji-clip",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit on the hub. The default is the main branch."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take a shared pack, after sizes, hashes and its native have been checked."""
+    """Download a shared pack.
+
+    The command first checks the sizes, the hashes and the native of the pack.
+    """
     from mla_ray.model.native import Native
     from mla_ray.packs.hub import pull
 
@@ -122,23 +161,29 @@ def pack_pull(
 
 @pack_app.command("export")
 def pack_export(
-    pack: Annotated[str, typer.Argument(help="A pack: a folder or a URL.")],
+    pack: Annotated[str, typer.Argument(help="Pack to export, a folder or a URL.")],
     onnx: Annotated[str, typer.Option(help="Folder or URL for the ONNX graphs.")],
     native: NativeName = "emoji-clip",
     language: Annotated[
-        str | None, typer.Option(help="en: the native's English text tower, too.")
+        str | None,
+        typer.Option(help="Set en to export the native's English text tower as well."),
     ] = None,
-    image: Annotated[bool, typer.Option("--image", help="The image tower, too.")] = False,
+    image: Annotated[
+        bool, typer.Option("--image", help="Export the native's image tower as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write native and pack as ONNX graphs that agree with PyTorch to 1e-4."""
+    """Export a pack, and optionally towers of its native, as ONNX graphs.
+
+    The features of the graphs agree with PyTorch to 1e-4.
+    """
     from mla_ray.model.native import Native
     from mla_ray.packs.onnx import export_onnx
     from mla_ray.packs.pack import LanguagePack
     from mla_ray.runtime.console import bars
 
     if language not in (None, "en"):
-        raise typer.BadParameter("the pack's own language is always there; --language adds en")
+        raise typer.BadParameter("the pack's language is always exported; --language accepts en")
     frozen = Native.load(native)
     loaded = LanguagePack.load(pack, frozen)
     with bars() as report:

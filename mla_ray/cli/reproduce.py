@@ -1,4 +1,4 @@
-"""What reproduces: `mla reproduce`."""
+"""Command `mla reproduce`, which repeats the ablations of the paper."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,33 +10,43 @@ from mla_ray.cli.options import DataFolder, Json, NativeName, emit, some_languag
 
 def reproduce(
     tables: Annotated[
-        list[str] | None, typer.Argument(help="Tables of the ablations; all if none is named.")
+        list[str] | None,
+        typer.Argument(help="Names of ablation tables. The default is all tables."),
     ] = None,
     languages: Annotated[
         str | None,
         typer.Option(
-            callback=some_languages, help="Comma-separated; twelve of several scripts if not given."
+            callback=some_languages,
+            help="Comma-separated BCP-47 codes. The default is 12 languages of several scripts.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each run, from 0 on.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of seeds for each run, counted from seed 0.")
+    ] = 3,
     run: Annotated[
-        Path, typer.Option(help="Where records are kept; the same again goes on with them.")
+        Path,
+        typer.Option(help="Folder of the records. The same command continues with its records."),
     ] = Path("runs/reproduce"),
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the page; that of --run if not given.")
+        Path | None,
+        typer.Option(help="Folder for the result page. The default is the folder of --run."),
     ] = None,
     records_file: Annotated[
         Path | None,
-        typer.Option("--from", help="Records of others to go on from, such as docs/results.jsonl."),
+        typer.Option("--from", help="Existing records to start from, such as docs/results.jsonl."),
     ] = None,
     only_page: Annotated[
-        bool, typer.Option("--page", help="Write the page of the records there are; run nothing.")
+        bool,
+        typer.Option("--page", help="Write the page from the existing records, without new runs."),
     ] = False,
     native: NativeName = "emoji-clip",
     data: DataFolder = Path("data"),
     as_json: Json = False,
 ) -> None:
-    """Remake the paper's ablations on emoji: tables, a plot, and which of its claims held."""
+    """Repeat the paper's ablations on emoji.
+
+    The command writes tables and a plot, and says which of the paper's claims hold.
+    """
     from mla_ray.reproduce import ablations, page
     from mla_ray.reproduce.ablation_data import prepare_data
     from mla_ray.reproduce.figures import Results

@@ -1,4 +1,4 @@
-"""`mla search`: in an index, with the native and a pack loaded here, or by a server."""
+"""Command `mla search`, which searches an index in this process or asks a server."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict, cast
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class HitRow(TypedDict):
-    """An entry that was found, as `mla search --json` prints it."""
+    """A hit as `mla search --json` prints it."""
 
     image_id: str
     score: float
@@ -29,51 +29,75 @@ def _of_query(tag: str | None) -> str | None:
 
 def search(
     query: Annotated[
-        str | None, typer.Argument(help="A text in any acquired language, or English.")
+        str | None,
+        typer.Argument(help="Text of the query, in English or any acquired language."),
     ] = None,
     index: Annotated[
-        str | None, typer.Option(help="Search here: http(s)://host:port, or edge:folder.")
+        str | None,
+        typer.Option(
+            help="Index to search in this process: http(s)://host:port of a Qdrant server, or "
+            "edge:folder."
+        ),
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="Or ask a server: http://127.0.0.1:8000; its token in MLA_API_TOKEN."),
+        typer.Option(
+            help="Address of an mla-ray server to ask instead, such as http://127.0.0.1:8000. "
+            "MLA_API_TOKEN holds its token."
+        ),
     ] = None,
     language: Annotated[
         str | None,
         typer.Option(
             callback=_of_query,
-            help="BCP-47 code of the query. If not given, with --url it is detected (auto), "
-            "with --index it is en.",
+            help="BCP-47 code of the query. The default is en with --index. With --url it is auto, "
+            "and the server detects the language.",
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=MAX_K)] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=MAX_K, help="Number of hits.")] = 10,
     pack: Annotated[
-        Path | None, typer.Option(help="The language's pack; packs/LANGUAGE if not given.")
+        Path | None,
+        typer.Option(
+            help="With --index: pack of the query's language. The default is packs/LANGUAGE."
+        ),
     ] = None,
     native: Annotated[
-        str | None, typer.Option(help="As for acquire; emoji-clip if not given.")
+        str | None,
+        typer.Option(help="With --index: native, as for acquire. The default is emoji-clip."),
     ] = None,
     find: Annotated[
         str | None,
-        typer.Option(help="images or captions; if not given, images, for --image captions."),
+        typer.Option(
+            help="Collection to search: images or captions. The default is images, or captions "
+            "with --image."
+        ),
     ] = None,
     in_language: Annotated[
         str | None,
-        typer.Option(callback=one_language, help="With --url: captions of this language only."),
+        typer.Option(
+            callback=one_language, help="With --url: return only captions of this language."
+        ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="With --url: entries of this source only.")
+        str | None, typer.Option(help="With --url: return only entries of this source.")
     ] = None,
     min_score: Annotated[
         float | None,
-        typer.Option(min=-1, max=1, help="Nothing of a lower cosine; docs/serving.md on scores."),
+        typer.Option(
+            min=-1,
+            max=1,
+            help="Return only hits with at least this cosine. docs/serving.md explains scores.",
+        ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(help="With --url: a picture to search by, instead of a text.")
+        Path | None, typer.Option(help="With --url: image file to search by instead of a text.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find images, or captions of any language, for a text; by a server also for a picture."""
+    """Search images or captions by a text.
+
+    A server (--url) can also search by an image.
+    """
     if index is not None and url is None:
         _refuse("--index", {"--in-language": in_language, "--source": source, "--image": image})
         if query is None:
@@ -96,9 +120,9 @@ def search(
     else:
         raise typer.BadParameter("give either --index, to search here, or --url, to ask a server")
     if unknown:
-        what = "so that hits say nothing of it" if unknown == 1 else "the rest was searched for"
+        what = "so the hits ignore the query" if unknown == 1 else "the search used the others"
         typer.echo(f"mla: {unknown:.0%} of the query's tokens are unknown, {what}", err=True)
-    result = [row | {"unknown_tokens": unknown} for row in rows]  # of the query
+    result = [row | {"unknown_tokens": unknown} for row in rows]  # the same for all hits
     lines = [f"{hit['score']:.3f}  {hit['image_id']}  {hit['caption']}" for hit in result]
     emit(result, as_json, "\n".join(lines))
 
@@ -119,7 +143,7 @@ def _search_index(
     native: str,
     find: str,
 ) -> tuple[list[HitRow], float | None]:
-    """Hits, and the share of the query's tokens that is unknown."""
+    """Search an index. Return the hits and the share of the query's tokens that is unknown."""
     from mla_ray.evaluation.evaluation import encode_query, unknown_in
     from mla_ray.index.collection import CaptionIndex
     from mla_ray.index.ingest import space_of
@@ -149,13 +173,13 @@ def _search_server(
     source: str | None,
     image: Path | None,
 ) -> tuple[list[HitRow], float | None]:
-    """As `_search_index`; None from a server of before it told."""
+    """Ask a server. Return the same as `_search_index`, or None for a share it does not report."""
     from mla_ray.serving.client import Client
     from mla_ray.serving.client_retries import Retry
     from mla_ray.serving.schemas import AUTO
 
-    with Client(url, retry=Retry(attempts=3)) as client:  # someone waits
-        # What is no language or collection, the server says.
+    with Client(url, retry=Retry(attempts=3)) as client:  # few attempts, as a user is waiting
+        # The server validates the language and the collection.
         if image is not None:
             page = client.search_image(
                 image.read_bytes(),

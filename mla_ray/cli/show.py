@@ -1,4 +1,4 @@
-"""What shows: `mla serve`, `mla demo`."""
+"""Commands `mla serve` and `mla demo`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,36 +18,60 @@ from mla_ray.cli.options import (
 
 def serve(
     packs: Annotated[
-        str | None, typer.Option(help="Pack store: a folder or an fsspec URL. Emoji if not given.")
+        str | None,
+        typer.Option(
+            help="Pack store: a folder or an fsspec URL. The default is the packs of the demo."
+        ),
     ] = None,
-    index: Annotated[str | None, typer.Option(help="edge:folder, or http(s)://host:port")] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            help="Index to serve: edge:folder, or http(s)://host:port of a Qdrant server."
+        ),
+    ] = None,
     pictures: Annotated[
         str | None,
-        typer.Option(help="Pictures for the page, folder or URL; those of mla index if not given."),
+        typer.Option(
+            help="Folder or URL of the pictures for the search page. The default is the folder "
+            "where mla index keeps them."
+        ),
     ] = None,
     native: NativeName = "emoji-clip",
     host: Annotated[
-        str, typer.Option(help="Address to bind; other than loopback needs MLA_API_TOKEN.")
+        str,
+        typer.Option(help="Address to bind. Any address but loopback requires MLA_API_TOKEN."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 8000,
     name: Annotated[
-        list[str] | None, typer.Option(help="Host name that requests may use, or '*' for any.")
+        list[str] | None,
+        typer.Option(
+            help="Host name that requests may use, or '*' for any name. Repeat the option for more "
+            "names."
+        ),
     ] = None,
-    rate: Annotated[str | None, typer.Option(help="A client's limit, such as 100/second.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Rate limit of one client, such as 100/second.")
+    ] = None,
     root_path: Annotated[
-        str, typer.Option(help="Where a reverse proxy has it, such as /search.")
+        str,
+        typer.Option(
+            help="Path prefix under which a reverse proxy publishes the server, such as /search."
+        ),
     ] = "",
     open_page: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the search page in a browser.")
     ] = True,
-    run: Annotated[Path, typer.Option(help="Run of the demo to show.")] = Path("runs/demo"),
+    run: Annotated[
+        Path, typer.Option(help="Run folder of the demo, which is served without --packs.")
+    ] = Path("runs/demo"),
     data: DataFolder = Path("data"),
     as_json: Json = False,
 ) -> None:
-    """Serve encoders, index and search page on this machine until interrupted.
+    """Serve the encoders, the index and the search page on this machine until interrupted.
 
-    With neither --packs nor --index it shows the emoji, acquiring a language first if there is
-    none. Packs put into the store, replaced or removed while it runs are followed.
+    Without --packs and --index, the command serves the emoji of the demo. If no language has been
+    acquired yet, it runs the demo first. Packs that are added to the store, replaced or removed
+    take effect while the server runs.
     """
     from mla_ray.serving.local import serve_until_stopped
     from mla_ray.serving.settings import LOOPBACK, Settings
@@ -85,13 +109,17 @@ def serve(
 
 def demo(
     language: Annotated[
-        str, typer.Option(callback=one_language, help="A language that CLDR names emoji in.")
+        str,
+        typer.Option(
+            callback=one_language,
+            help="BCP-47 code of a language in which Unicode CLDR has names of emoji.",
+        ),
     ] = "de",
-    run: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    run: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("runs/demo"),
     data: DataFolder = Path("data"),
     as_json: Json = False,
 ) -> None:
-    """Acquire a language on emoji, measure it, index it and search it."""
+    """Acquire a language on emoji, then evaluate, index and search it."""
     from mla_ray.demo.demo import print_result, run_demo
 
     result = run_demo(language, run, data)

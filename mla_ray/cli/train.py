@@ -1,4 +1,4 @@
-"""What trains: `mla acquire`, `mla finetune`, `mla sweep`."""
+"""Commands that train: `mla acquire`, `mla finetune` and `mla sweep`."""
 
 import hashlib
 import sys
@@ -31,27 +31,34 @@ from mla_ray.training.config import (
 WorkerCount = Annotated[
     str,
     typer.Option(
-        help="Ray Train workers: 2, or 1:4 for as many as there is room for; 0: none, and no Ray."
+        help="Number of Ray Train workers, such as 2, or a range such as 1:4. A range uses as many "
+        "workers as the cluster has resources for. 0 trains in this process without Ray."
     ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option(help="Settings, YAML.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="YAML file with settings. `mla config` lists bundled files.")
+]
 Resume = Annotated[
     bool | None,
-    typer.Option("--resume/--no-resume", help="Go on with the run begun, as it does; or refuse."),
+    typer.Option(
+        "--resume/--no-resume",
+        help="Continue an existing run in the run folder (default), or fail if there is one.",
+    ),
 ]
 RunFolder = Annotated[
-    str | None, typer.Option(help="Run folder; one in runs/ that belongs to --out if not given.")
+    str | None,
+    typer.Option(help="Run folder. The default is a folder in runs/ that is unique to --out."),
 ]
 
 
 def run_folder(out: str, run: str | None, resume: bool | None) -> str:
-    """Where a run for `out` goes: as told, else a folder that no other `out` has."""
+    """Return the run folder for `out`: `run` if given, else a folder that is unique to `out`."""
     from mla_ray.training.run_spec import RUN
 
     if run is not None:
         return run
     name = PurePosixPath(out).name
-    former = f"runs/{name}"  # where 0.1.0 had it, which went on only if it was asked to
+    former = f"runs/{name}"  # folder of version 0.1.0, which resumed only with --resume
     digest = hashlib.sha256(absolute(out).encode()).hexdigest()[:8]
     folder = f"{former}-{digest}"
     if resume and not Path(folder).exists() and (Path(former) / RUN).exists():
@@ -67,15 +74,21 @@ def acquire(
     pairs: Annotated[
         list[str] | None,
         typer.Option(
-            help="Translation table; each of several has an equal share of every batch. If not "
-            "given, pairs are made of --captions in both languages."
+            help="Translation table. Repeat the option for more tables, which have equal shares of "
+            "every batch. By default pairs are made from --captions in English and the new "
+            "language."
         ),
     ] = None,
     captions: Annotated[
-        str | None, typer.Option(help="Caption table for LE; without it NLT alone.")
+        str | None,
+        typer.Option(help="Caption table for LE. Without it, the training has only the stage NLT."),
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="Pack to go on from; then LE alone if no --pairs.")
+        str | None,
+        typer.Option(
+            "--from",
+            help="Pack to continue from. Without --pairs, the training then has only the stage LE.",
+        ),
     ] = None,
     native: NativeName = "emoji-clip",
     workers: WorkerCount = "1",
@@ -85,14 +98,18 @@ def acquire(
     skip_invalid: Skip = False,
     data: Annotated[
         str,
-        typer.Option("--data", envvar="MLA_DATA", help="Where features are kept."),
+        typer.Option("--data", envvar="MLA_DATA", help="Folder or URL of the features."),
     ] = "data",
     as_json: Json = False,
 ) -> None:
-    """Acquire a language: NLT on translations, then LE on captioned images."""
+    """Acquire a language in two stages.
+
+    NLT (Native Language Transfer) trains on translations. LE (Language Exposure) trains on
+    captioned images.
+    """
     if not pairs and not captions and start is None:
         raise typer.BadParameter(
-            "give --pairs, --captions in English and the language, or --from a pack to go on from"
+            "give --pairs, or --captions in English and the language, or --from with a pack"
         )
     settings = load_config(config) if config else AcquireConfig()
     if not pairs and start is not None:
@@ -146,7 +163,10 @@ def finetune(
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a native on a table's English captions; packs are then plugged or acquired."""
+    """Fine-tune a native on the English captions of a table.
+
+    Packs of the original native can then be plugged (`mla pack plug`), or acquired again.
+    """
     settings = load_finetune_config(config) if config else FinetuneConfig()
 
     from mla_ray.model.lineage import copy_native
@@ -177,48 +197,73 @@ def finetune(
 
 def sweep(
     language: Annotated[
-        str | None, typer.Option(callback=one_language, help="BCP-47 code.")
+        str | None, typer.Option(callback=one_language, help="BCP-47 code of one language.")
     ] = None,
     languages: Annotated[
         str | None,
         typer.Option(
-            callback=some_languages, help="Or several, comma-separated; all of the tables: all."
+            callback=some_languages,
+            help="Comma-separated BCP-47 codes instead of --language. all means every language of "
+            "the tables.",
         ),
     ] = None,
     pairs: Annotated[
         list[str] | None,
-        typer.Option(help="Translation table; may be repeated. Emoji names if there is none."),
+        typer.Option(
+            help="Translation table. Repeat the option for more tables. The default is the names "
+            "of emoji."
+        ),
     ] = None,
     captions: Annotated[
         str | None,
-        typer.Option(help="Caption table; its split test measures the gain, validation chooses."),
+        typer.Option(
+            help="Caption table. Its validation split selects the settings. Its test split "
+            "measures their gain."
+        ),
     ] = None,
     native: NativeName = "emoji-clip",
     space: Annotated[
-        str, typer.Option(help="quick, standard, low-resource, a YAML file, or auto.")
+        str,
+        typer.Option(
+            help="Search space: quick, standard, low-resource, a YAML file, or auto. auto selects "
+            "by the number of pairs."
+        ),
     ] = "auto",
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Of a language; the space's own if not given.")
+        int | None,
+        typer.Option(
+            min=1, help="Number of trials per language. The default comes from the search space."
+        ),
     ] = None,
     budget: Annotated[
-        int | None, typer.Option(min=1, help="Most trials of all languages together.")
+        int | None, typer.Option(min=1, help="Maximum number of trials of all languages together.")
     ] = None,
     concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time; as many as there is room for.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of concurrent trials. The default is as many as the resources allow.",
+        ),
     ] = None,
     worker_gpus: Annotated[
-        float | None, typer.Option(min=0, help="Of a trial; 0.25 puts four on a GPU.")
+        float | None,
+        typer.Option(min=0, help="GPUs of a trial. 0.25 runs four trials on one GPU."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    run: Annotated[str, typer.Option(help="Run folder; the same again goes on.")] = "runs/sweep",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the proposals and of training.")] = 0,
+    run: Annotated[
+        str, typer.Option(help="Run folder. The same command continues a stopped sweep.")
+    ] = "runs/sweep",
     results: Annotated[
-        str, typer.Option(help="Best settings by language, for `mla acquire --config`.")
+        str,
+        typer.Option(
+            help="Folder for the best settings by language, for use with `mla acquire --config`."
+        ),
     ] = "tuning/results",
     data: DataFolder = Path("data"),
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
-    """Find settings for languages, and say on the test split what they are worth."""
+    """Find the best training settings for languages and measure their gain on the test split."""
     import threading
     from contextlib import redirect_stdout
 
@@ -247,7 +292,7 @@ def sweep(
         data=str(data),
         skip_invalid=skip_invalid,
     )
-    # Ray's warnings go to standard output, which is for the result.
+    # Standard output is for the result, but Ray also writes its warnings there.
     with redirect_stdout(sys.stderr), bars() as report, ray_session(dashboard=True):
         outcomes = run_sweep(plan, report, threading.Event())
     if as_json:

@@ -1,1 +1,1 @@
-"""From tables, images and videos to what training reads: blocks, batches and frozen features."""
+"""Training data: tables, images and videos become blocks, batches and frozen features."""

@@ -1,16 +1,18 @@
-"""Tables of any size as blocks: rows in the order of their keys' hashes, one block in memory.
+"""Tables split by hash into blocks, so that a table of any size needs little memory.
 
-The key of a row is a hash of what its frozen feature is of (an English text, an image's bytes), so
-the first bits of keys cut a table into blocks of any size, and
+The key of a row is a hash of the content that its frozen feature describes: an English text or the
+bytes of an image. The first bits of the keys split a table into blocks of any size. This has three
+effects:
 
-- the order of a table is a shuffle already, whoever sorted the file before;
-- rows of a block need only the features whose keys begin with the same bits (`feature_store`);
-- rows that repeat each other are in one block.
+- The order of the blocks is a shuffle, even if the source file was sorted.
+- The rows of a block need only features whose keys begin with the same bits (`feature_store`).
+- Rows that repeat each other are in the same block.
 
-    <table>/index.json                  blocks and their rows
-    <table>/rows/b0110.parquet          ids, key, of captions also caption: what training reads
-    <table>/contents/b0110.parquet      key, content, uri, file, row: what is encoded
+Layout of a table:
 
+    <table>/index.json                  blocks and their numbers of rows
+    <table>/rows/b0110.parquet          rows for training: ids, key, and caption if it has captions
+    <table>/contents/b0110.parquet      contents to encode: key, content, uri, file, row
 
 Shapes: N rows, E joint embedding size.
 """
@@ -34,26 +36,26 @@ from mla_ray.model.tokenizers import Ids
 from mla_ray.runtime.storage import is_local, read_json, write_json
 
 BLOCK = 16_384
-"""Most rows of a block (a single key with more rows excepted)."""
+"""Maximum number of rows in a block. Only a single key with more rows makes a larger block."""
 MAX_BITS = 48
 CACHED = 2
-"""Blocks of a table in memory: a pool of batches may lie across two."""
+"""Number of blocks of a table in memory. A pool of batches can span two blocks."""
 IMAGES = 2_048
-"""Most images of a block of contents: these hold the images themselves."""
+"""Maximum number of images in a block of contents, whose rows can hold the image bytes."""
 
 
-# --- what training reads ------------------------------------------------------------------------
+# --- reading blocks for training ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Some rows of a table: what a step needs of each.
+    """Rows of a table with the values that a training step needs.
 
     Attributes:
-        ids: embedding rows of the tokens.
-        frozen: the feature to meet [N, E], of the English text or the image.
-        key: what that feature is of [N] uint64.
-        caption: a hash of the text's identity [N] uint64, of captions; zeros otherwise.
+        ids: Embedding rows of the tokens, one array for each row.
+        frozen: Target features `[N, E]` float32, of the English texts or the images.
+        key: First 64 bits of the keys of these features, `[N]` uint64.
+        caption: Hashes of the captions' identities, `[N]` uint64. Zeros if there are no captions.
 
     """
 
@@ -64,6 +66,7 @@ class Examples:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each row, `[N]` int64."""
         return np.fromiter((len(ids) for ids in self.ids), np.int64, len(self.ids))
 
     def __getitem__(self, index: npt.NDArray[np.int64] | slice) -> Self:
@@ -77,6 +80,7 @@ class Examples:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate parts in their order."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -88,16 +92,17 @@ class Examples:
 
 
 class ShuffledTable:
-    """The rows of a prepared table in shuffled epochs, without end.
+    """Rows of a prepared table as an endless sequence of shuffled epochs.
 
-    Blocks come in random order and the rows of a block in random order; a row whose feature could
-    not be had (a broken image) is replaced by another of its block.
+    Each epoch shuffles the blocks, and the rows inside each block. A row without a feature (for
+    example of a broken image) is replaced by another row of its block.
 
     Args:
-        folder: of the table.
-        row_of: embedding row of each tokenizer id.
-        store: where the features are.
-        number: of the table in its run; with `seed` it makes the order its own.
+        folder: Folder of the table.
+        row_of: Embedding row of each tokenizer id.
+        store: Store of the features.
+        seed: Seed of the order.
+        number: Number of the table in its run. It gives each table of a run its own order.
 
     """
 
@@ -118,6 +123,12 @@ class ShuffledTable:
         self._block_order = lru_cache(2)(self._shuffled_blocks)
 
     def take(self, start: int, count: int) -> Examples:
+        """Return `count` rows from position `start` of the sequence.
+
+        Raises:
+            ValueError: No row of a block has a feature.
+
+        """
         total, parts = int(self.sizes.sum()), []
         while count:
             epoch, offset = divmod(start, total)
@@ -137,7 +148,10 @@ class ShuffledTable:
         return order, self.sizes[order].cumsum()
 
     def _shuffled_rows(self, epoch: int, block: int, rows: Examples) -> npt.NDArray[np.int64]:
-        """Rows of a block in the order of an epoch, without those that have no feature."""
+        """Return the row numbers of a block in an epoch's order.
+
+        Rows with a feature are repeated in place of the rows without one.
+        """
         rng = np.random.default_rng([self.seed, 3, self.number, epoch, block])
         order = rng.permutation(len(rows.ids))
         sound = order[~np.isnan(rows.frozen[order, 0])]
@@ -164,11 +178,11 @@ class ShuffledTable:
         return rows
 
 
-# --- cutting a table into blocks ---------------------------------------------------------------
+# --- splitting a table into blocks --------------------------------------------------------------
 
 
 class ScratchTable:
-    """Rows of one schema on their way through a scratch file, written once, then read."""
+    """Table in a scratch file that is written once and then read."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema = path, schema
@@ -176,19 +190,24 @@ class ScratchTable:
         self._writer: Any = None
 
     def add(self, table: pa.Table) -> None:
+        """Append rows."""
         if self._writer is None:
             self._writer = pa.ipc.new_stream(str(self.path), self.schema)
         self._writer.write_table(table)
         self.rows += table.num_rows
 
     def batches(self) -> Iterator[pa.RecordBatch]:
+        """Finish writing and yield all record batches."""
         self.close()
         if self.rows:
             with pa.OSFile(str(self.path)) as file, pa.ipc.open_stream(file) as reader:
                 yield from reader
 
     def pieces(self, size: int) -> Iterator[pa.Table]:
-        """The batches, small ones joined up to `size` rows; one with more stays as it is."""
+        """Yield tables of at most `size` rows, joined from small batches.
+
+        A single batch with more than `size` rows is not split.
+        """
         joined: list[pa.RecordBatch] = []
         rows = 0
         for batch in self.batches():
@@ -201,15 +220,17 @@ class ScratchTable:
             yield pa.Table.from_batches(joined).combine_chunks()
 
     def read(self) -> pa.Table:
-        """All of it: for a table of one block."""
+        """Return all rows in memory. Use it for a table of one block."""
         return pa.Table.from_batches(self.batches(), self.schema)
 
     def close(self) -> None:
+        """Finish writing. Safe to call twice."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def delete(self) -> None:
+        """Finish writing and delete the scratch file."""
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -217,10 +238,19 @@ class ScratchTable:
 def cut(
     table: ScratchTable, limit: int = BLOCK, prefix: str = ""
 ) -> Iterator[tuple[str, ScratchTable]]:
-    """The blocks of a table, each with the bits that its keys begin with; `table` is used up.
+    """Split a table into blocks by the first bits of its keys.
 
-    The number of blocks is open only where the rows are counted, so the cut goes by halves: into
-    up to 64 parts, each of which is cut again if it is too large.
+    A table that is too large is split into up to 64 parts and deleted. A part that is still too
+    large is split again.
+
+    Args:
+        table: Table with a column `key`.
+        limit: Maximum number of rows in a block.
+        prefix: First bits that all keys of `table` share.
+
+    Yields:
+        The first bits of a block's keys, and the block.
+
     """
     if table.rows <= limit or len(prefix) >= MAX_BITS:
         yield prefix, table
@@ -248,20 +278,26 @@ def cut(
 
 
 def write_index(folder: UPath, blocks: Sequence[tuple[str, int]]) -> None:
-    """Say that a table is there, block by block; written last."""
+    """Write the index of a table: the prefix and the number of rows of each block.
+
+    Write it last, because readers take a table with an index as complete.
+    """
     document = [{"prefix": prefix, "rows": rows} for prefix, rows in blocks]
     write_json(folder / "index.json", {"blocks": document})
 
 
 def read_index(folder: UPath) -> list[tuple[str, int]]:
-    """The blocks of a table, by prefix, and their rows."""
+    """Return the prefix and the number of rows of each block of a table."""
     return [
         (block["prefix"], block["rows"]) for block in read_json(folder / "index.json")["blocks"]
     ]
 
 
 def fingerprint(path: UPath) -> str:
-    """What tells a file from a changed one: a hash of it, at a URL the store's own checksum."""
+    """Return a string that changes when the file changes.
+
+    For a local file this is its SHA-256. For a URL it is the checksum of the fsspec file system.
+    """
     if is_local(path):
         with Path(path.path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

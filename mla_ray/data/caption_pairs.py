@@ -1,5 +1,6 @@
-"""Translation pairs of a caption table in which pictures have captions in English and another
-language: what is said of a picture in both says the same.
+"""Translation pairs from a caption table whose images have captions in two languages.
+
+The English caption and the other caption of an image serve as translations of each other.
 """
 
 import hashlib
@@ -22,19 +23,30 @@ TRAIN = "train"
 def pairs_of_captions(
     captions: str | Path, language: str, folder: str | Path, *, skip_invalid: bool = False
 ) -> str:
-    """The path of a translation table of a caption table's training rows, written to `folder`.
+    """Write a translation table from the training rows of a caption table.
 
-    The n-th caption of a picture goes with its n-th English one; if there are fewer of these, they
-    are gone through again. A table without a column `split` is all for training. It is written
-    once for the same captions.
+    The n-th caption of an image is paired with its n-th English caption. If an image has fewer
+    English captions, these are reused in order. In a table without a `split` column, all rows are
+    training rows. The file name contains a hash of the caption files. If this file exists, it is
+    not written again.
+
+    Args:
+        captions: Caption table, a path or URL.
+        language: Target language of the pairs.
+        folder: Folder for the new file.
+        skip_invalid: Skip bad rows instead of raising.
+
+    Returns:
+        Path of the translation table.
 
     Raises:
-        InvalidTable: a row is bad, or no picture has captions in both languages.
+        InvalidTable: A row is bad and `skip_invalid` is False, or no image has captions in both
+            languages.
 
     """
     language = canonical(language)
     stream = Stream([captions], COLUMNS, {"split": TRAIN}, {}, [ENGLISH, language])
-    digests = json.dumps([fingerprint(file) for file in stream.files])  # of every part
+    digests = json.dumps([fingerprint(file) for file in stream.files])  # one per part
     digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
     path = as_path(folder) / f"{language}-{digest}.parquet"
     if path.exists():
@@ -56,8 +68,8 @@ def pairs_of_captions(
     ]
     if not pairs:
         raise stream.invalid(
-            f"no picture of split {TRAIN!r} has captions in both {ENGLISH!r} and {language!r}, of "
-            "which pairs could be made; give a translation table (--pairs)"
+            f"no picture of split {TRAIN!r} has captions in both {ENGLISH!r} and {language!r}, so "
+            "no pairs can be made; give a translation table (--pairs)"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(path, pa.Table.from_pylist(pairs))

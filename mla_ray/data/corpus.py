@@ -1,4 +1,4 @@
-"""The tables that one language is acquired from."""
+"""Training tables of one language."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ Stage = Literal["nlt", "le"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """What one language is acquired from.
+    """Training data of one language.
 
     Attributes:
-        language: BCP-47, in any spelling; kept in the canonical one.
-        pairs: translation tables, files or folders of Parquet, paths or URLs. Each has an equal
-            share of every NLT batch.
-        captions: a caption table, or None for NLT alone. Rows of its split `train` are learned
-            from, those of `validation` are for held-out figures.
-        start: a pack that the language goes on from: its rows, linear, acquirers and tokenizer.
-            Tokens that have no row in it get none. For a run of one language.
+        language: BCP-47 tag in any spelling. It is stored in its canonical form.
+        pairs: Translation tables: files or folders of Parquet, paths or URLs. Each table has an
+            equal share of every NLT batch.
+        captions: Caption table, or None to train NLT only. Training uses the rows of split `train`.
+            The rows of split `validation` are held out for metrics.
+        start: Pack from which training starts: its rows, linear, acquirers and tokenizer. Tokens
+            that have no row in the pack get none. Only for a run of one language.
 
     """
 
@@ -38,16 +38,20 @@ class Corpus:
         object.__setattr__(self, "language", canonical(self.language))
 
     def tables(self) -> Iterator[tuple[str, Stage, str | Path]]:
-        """Name, stage and file of each table."""
+        """Yield the name, the stage and the file of each table."""
         for number, pairs in enumerate(self.pairs):
             yield f"nlt-{number:04d}", "nlt", pairs
         if self.captions is not None:
             yield "le-0000", "le", self.captions
 
     def splits(self, language: str | None = None) -> Counter[str]:
-        """How many captions each split has, in the corpus's language or another. No image is read.
+        """Count the captions of each split without reading the images.
 
-        A table without a column `language` is all in the corpus's.
+        In a table without a `language` column, all rows are in the corpus's language.
+
+        Args:
+            language: Language to count. Defaults to the corpus's language.
+
         """
         rows: Counter[str] = Counter()
         if self.captions is not None:
@@ -60,5 +64,5 @@ class Corpus:
 
 
 def named(splits: Counter[str]) -> str:
-    """For messages: `train (300), validation (12)`."""
+    """Format the splits for a message, for example `train (300), validation (12)`."""
     return ", ".join(f"{split} ({rows:,})" for split, rows in sorted(splits.items())) or "none"

@@ -1,14 +1,18 @@
-"""The English rows of a caption table as fine-tuning reads them, every image decoded once.
+"""English rows of a caption table for fine-tuning, with every image decoded once.
 
-    <folder>/pixels-00000.safetensors   uint8 [n, 3, S, S], n at most `SHARD`
-    <folder>/pixels-00000.json          which of them are broken, and why; written after it
+Fine-tuning trains the image tower. It therefore needs pixels and cannot use frozen features. The
+stored pixels are the exact output of the native's preprocessing, except that they are not yet
+normalized. Each training step normalizes its own batch.
+
+Layout of a decoded table:
+
+    <folder>/pixels-2-00000.safetensors uint8 [n, 3, S, S], n at most `SHARD`
+    <folder>/pixels-2-00000.json        broken images and the reasons; written after the pixels
     <folder>/rows.parquet               image (a number), caption, identity (of the caption's text)
-    <folder>/index.json                 what was read; written last
+    <folder>/index.json                 summary (`Decoded`); written last
 
-A frozen image has a feature that can be kept; the image tower trains here, so pixels are kept in
-its place. They are what the native's own preprocessing gives, to the byte, but for the
-normalisation, which is left to each step. A table that was read stays as it was read; what was
-decoded in another way (`video.DECODING`) before it was whole is not gone on from.
+The 2 is `video.DECODING`. File names of version 1 have no such number. A complete table is never
+decoded again, even if `DECODING` changes. An incomplete table of another version starts again.
 
 Shapes: N rows, B rows of a batch, S pixels of a side.
 """
@@ -41,23 +45,25 @@ from mla_ray.runtime.storage import download, is_file, is_local, read_json, writ
 
 LANGUAGE = "en"
 SHARD = 1024
-"""Images of a file: of 224 pixels, 154 MB."""
+"""Maximum number of images in a file. A file of 1,024 images of 224 x 224 pixels has 154 MB."""
 GROUP = 64
-"""Encoded images in memory."""
+"""Number of encoded images that are held in memory and then decoded together."""
 SHOWN = 100
+"""Maximum number of problems in `index.json`."""
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was read of a table.
+    """Summary of a decoded table.
 
     Attributes:
-        rows: that are left.
-        images: distinct ones.
-        dropped: rows left out; `problems` tells of the first.
-        decoding: version of how the images were decoded.
+        rows: Number of valid rows.
+        images: Number of distinct images in these rows.
+        dropped: Number of rows that were dropped.
+        problems: Messages about the first dropped rows.
+        decoding: Version of the image decoding (`video.DECODING`).
 
     """
 
@@ -77,20 +83,21 @@ def decode(
     skip_invalid: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Decoded:
-    """Read, check and decode the English rows of a split; what is there already is left as it is.
+    """Read, check and decode the English rows of a split.
 
-    Rows stay in memory, images do not.
+    A complete table in `folder` is returned unchanged. Complete files of an incomplete table are
+    reused. All rows are held in memory, but the images are not.
 
     Args:
-        native: whose preprocessing is used.
-        table: caption table, a path or URL.
-        split: of its rows.
-        folder: of the decoded table.
-        skip_invalid: leave bad rows out instead of refusing the table.
-        progress: called with the number of images just decoded.
+        native: Native whose preprocessing is used.
+        table: Caption table, a path or URL.
+        split: Split of the rows to decode.
+        folder: Folder of the decoded table.
+        skip_invalid: Skip bad rows instead of raising.
+        progress: Callback that receives the number of newly decoded images.
 
     Raises:
-        InvalidTable: rows are bad (unless `skip_invalid`), or there are none.
+        InvalidTable: A row is bad and `skip_invalid` is False, or there is no valid row.
 
     """
     done = folder / "index.json"
@@ -131,18 +138,20 @@ def decode(
 
 
 class _Pixels(Protocol):
-    """Images of a shard, uint8 [n, 3, S, S], read when they are asked for."""
+    """Images of a file, `[n, 3, S, S]` uint8, that are read on access."""
 
     def __getitem__(self, image: int) -> Tensor: ...
 
 
 class DecodedTable:
-    """A decoded table: its rows in memory, its pixels on this machine's disk.
+    """Decoded table with its rows in memory and its pixels on local disk.
+
+    The pixels of a remote table are downloaded to a temporary folder.
 
     Attributes:
-        image: number of each row's image [N].
-        caption: of each row [N].
-        identity: of each caption [N]; what is equal says the same.
+        image: Image number of each row, `[N]` int64.
+        caption: Caption of each row.
+        identity: Identity of each caption. Captions with the same identity count as equal.
 
     """
 
@@ -152,7 +161,7 @@ class DecodedTable:
         self.image: Ints = rows["image"].to_numpy()
         self.caption: list[str] = rows["caption"].to_pylist()
         self.identity = self.caption
-        if "identity" in rows.column_names:  # version 0.1.0 told texts apart by every character
+        if "identity" in rows.column_names:  # tables of version 0.1.0 compare whole captions
             self.identity = rows["identity"].to_pylist()
         self._mean, self._std = _normalisation(native)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -168,15 +177,20 @@ class DecodedTable:
         return len(self.caption)
 
     def pixels(self, images: Ints) -> Tensor:
-        """Images [B, 3, S, S] float32 as `native.preprocess` gives them, by their numbers [B]."""
+        """Return images `[B, 3, S, S]` float32, equal to the output of `native.preprocess`.
+
+        Args:
+            images: Image numbers, `[B]` int64.
+
+        """
         pixels = torch.stack([self._pixels(int(image)) for image in images])
         return (pixels.float().div(255) - self._mean) / self._std
 
     def _pixels(self, image: int) -> Tensor:
         shard, place = divmod(image, SHARD)
-        if shard not in self._open:  # mapped, not read
+        if shard not in self._open:  # memory-mapped, so pixels are read on access
             path = self._folder / f"{_name(shard, self._decoding)}.safetensors"
-            file: Any = safe_open(path, "pt")  # its methods have no types
+            file: Any = safe_open(path, "pt")  # safetensors does not annotate its methods
             self._open[shard] = file.get_slice("pixels")
         return self._open[shard][place]
 
@@ -186,15 +200,16 @@ def _name(shard: int, decoding: int) -> str:
 
 
 def _normalisation(native: Native) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3, 1, 1] that preprocessing ends with."""
+    """Return the mean and the standard deviation of the preprocessing, each `[3, 1, 1]` float32."""
     config = native.model.visual.preprocess_cfg
     return torch.tensor(config["mean"])[:, None, None], torch.tensor(config["std"])[:, None, None]
 
 
 class _Shards:
-    """Distinct images on their way to disk, in the order in which a table first has them.
+    """Writer of distinct images to files, in the order of their first rows in the table.
 
-    That order is the table's, so a shard that is there holds what would be written again.
+    This order is the same in every run. An existing file therefore holds the same images and is
+    not written again.
     """
 
     def __init__(
@@ -216,15 +231,25 @@ class _Shards:
         self._there = self._is_there()
 
     def number_of(self, image: bytes | str, folder: UPath) -> int:
-        """The number of an image, its bytes or where they are; ValueError if there is no file."""
+        """Return the number of an image and add the image if it is new.
+
+        Args:
+            image: Bytes, or a path or URL.
+            folder: Folder of the table. Relative paths start here.
+
+        Raises:
+            ValueError: There is no such file.
+
+        """
         if isinstance(image, bytes):
             return self._number(image)
         place = (str(folder), image)
-        if place not in self._by_place:  # an image has several captions
+        if place not in self._by_place:  # an image can have several captions
             self._by_place[place] = self._number(read_image(image, folder))
         return self._by_place[place]
 
     def close(self) -> None:
+        """Write the last images."""
         if self._taken:
             self._write()
 

@@ -1,11 +1,13 @@
-"""Frozen features: what a native says of an image or an English text, computed once.
+"""Store of frozen features: the native's output for images and English texts, computed once.
 
-A store holds Parquet parts keyed by content (a hash of the text, or of the image's bytes), by the
-native's fingerprint and by how images are decoded (`video.DECODING`), so no feature in it can go
-stale and what is there is never computed again. A part is named after the bits that its keys begin
-with, so that who needs a block of keys reads a few parts, however large the store. An image may be
-a video: what it is then, `video` says. `encode_texts` and `encode_images` are the plain functions;
-`fill` runs them over a cluster with Ray Data.
+A store holds Parquet parts. Three things identify a feature: its content (a hash of the text or of
+the image bytes), the native's fingerprint, and the version of the image decoding
+(`video.DECODING`). Stored features therefore never become stale and are never computed again. The
+name of a part holds the first bits of its keys, so a block of keys needs only a few parts, even if
+the store is large. An image can also be a video (`video`).
+
+`encode_texts` and `encode_images` are plain functions. `encode_features.fill` encodes on a cluster
+with Ray Data.
 
 Shapes: N rows, E joint embedding size.
 """
@@ -34,24 +36,29 @@ Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
 BATCH = 256
 CLAIM = "native.json"
-"""In a folder that is named by the rule of before: whose it is by the rule of today."""
+"""File in a folder that is named by a version 1 fingerprint. It holds the current fingerprint of
+the native that owns the folder.
+"""
 
 
 def key_of(content: str | bytes) -> str:
-    """The key of a text or of an image's bytes: 128 bits of BLAKE2b, in hex."""
+    """Return the key of a text or of an image's bytes: 128 bits of BLAKE2b, in hex."""
     data = content.encode() if isinstance(content, str) else content
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def hashes(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """The first 64 bits of keys [N]; all that tells one block of keys from another."""
+    """Return the first 64 bits of keys, `[N]` uint64. Blocks of keys are ranges of these bits."""
     joined = bytes.fromhex("".join(key[:16] for key in keys))
     return np.frombuffer(joined, ">u8").astype(np.uint64)
 
 
 @torch.inference_mode()
 def encode_texts(native: Native, texts: Sequence[str], progress: Advance | None = None) -> Features:
-    """English features [N, E] float32, not normalised; batches cut at their longest text."""
+    """Encode English texts to features `[N, E]` float32, not normalized.
+
+    Texts of similar length share a batch, and each batch is trimmed to its longest text.
+    """
     features = np.empty((len(texts), native.dim), dtype=np.float32)
     for rows in by_length([len(text) for text in texts], BATCH):
         ids_BL = native.text.trim(native.tokenize([texts[row] for row in rows]))
@@ -64,9 +71,11 @@ def encode_texts(native: Native, texts: Sequence[str], progress: Advance | None 
 def encode_images(
     native: Native, images: Sequence[bytes], progress: Advance | None = None
 ) -> Features:
-    """Image features [N, E] float32, not normalised, of encoded images (PNG, JPEG, MP4, ...).
+    """Encode image files (PNG, JPEG, MP4, ...) to features `[N, E]` float32, not normalized.
 
-    A ValueError says why one cannot be decoded (`video.frames_of`).
+    Raises:
+        ValueError: An image cannot be decoded (`video.frames_of`).
+
     """
     features = np.empty((len(images), native.dim), dtype=np.float32)
     done = 0
@@ -79,10 +88,17 @@ def encode_images(
 
 
 def encode_frames(native: Native, pictures: Iterable[Sequence[Image.Image]]) -> Iterator[Features]:
-    """Features [N, E] of pictures as `encode_images` gives them, some at a time and in their order.
+    """Encode decoded pictures like `encode_images`, and yield their features in order.
 
-    A picture is its frames. They fill the tower's batches whichever picture they are of, so that
-    memory is bounded by a batch and one picture.
+    A batch can hold frames of several pictures. Memory is bounded by one batch and one picture.
+
+    Args:
+        native: Native that encodes the frames.
+        pictures: Frames of each picture.
+
+    Yields:
+        Features `[n, E]` float32 of the next n pictures.
+
     """
     pixels: list[torch.Tensor] = []
     counts: list[int] = []
@@ -103,17 +119,18 @@ def _pooled(native: Native, pixels: list[torch.Tensor], counts: list[int]) -> Fe
 
 
 class FeatureStore:
-    """Features of one kind by one native, in `root/<fingerprint>/<kind>/b<bits>-*.parquet`.
+    """Features of one kind from one native, in `root/<fingerprint>/<kind>/b<bits>-*.parquet`.
 
-    An image that cannot be decoded is kept too, as a row without a feature and with the reason,
-    until somebody writes a feature of it.
+    An image that cannot be decoded has a row with the reason and without a feature. A feature that
+    is written later replaces the reason.
 
     Args:
-        root: of all stores.
-        fingerprint: the native's.
-        kind: of what the features are.
-        fingerprint_v1: the native's by the rule of before. What is in its folder is read, too,
-            unless another native has claimed it: to that rule two natives may be one.
+        root: Folder of all stores.
+        fingerprint: Fingerprint of the native.
+        kind: Kind of content, image or text.
+        fingerprint_v1: Fingerprint of the native by the rule of mla-ray 0.1.0. The store also reads
+            features from that fingerprint's folder, unless another native has claimed the folder.
+            Two different natives can have the same version 1 fingerprint.
 
     """
 
@@ -125,15 +142,19 @@ class FeatureStore:
         self._listed: list[tuple[UPath, str]] | None = None
 
     def read(self, keys: Sequence[str]) -> Features:
-        """Features [N, E] of `keys`, in their order; nan where there is a reason instead.
+        """Return the features `[N, E]` float32 of `keys`, in the order of `keys`.
 
-        Keys of one block are in few parts, and only parts that may hold one are read. A key that
-        was never encoded is a KeyError.
+        Rows of images that cannot be decoded are NaN. Only parts that can hold one of the keys are
+        read, and these are few if the keys are of one block.
+
+        Raises:
+            KeyError: A key was never encoded.
+
         """
         wanted = list(dict.fromkeys(keys))
         try:
             features = self._lookup(wanted)
-        except KeyError:  # perhaps written since we looked
+        except KeyError:  # another process may have written it since
             self.refresh()
             features = self._lookup(wanted)
         place = {key: row for row, key in enumerate(wanted)}
@@ -159,7 +180,8 @@ class FeatureStore:
             index = rows.drop_null().to_numpy()
             if features is None:
                 features = np.full((len(keys), column.type.list_size), np.nan, dtype=np.float32)
-            # A feature goes before a reason, and else the first part, for all readers alike.
+            # A feature wins over a reason. Between two features, the one of the first part wins, so
+            # that all readers get the same.
             new = column.is_valid().to_numpy(zero_copy_only=False) & ~has[index]
             values = column.fill_null([float("nan")] * column.type.list_size).flatten()
             features[index[new]] = values.to_numpy().reshape(len(column), -1)[new]
@@ -177,9 +199,13 @@ class FeatureStore:
         )
 
     def keys(self, prefix: str = "") -> dict[str, str | None]:
-        """What is there, and why it has no feature; a superset of the keys with these bits.
+        """Return the stored keys, and for each the reason why it has no feature, or None.
 
-        As of the last `refresh`, if there was one.
+        The parts are listed on first use. Parts that others wrote later appear after `refresh`.
+
+        Args:
+            prefix: First bits of the wanted keys. The result can also contain other keys.
+
         """
         reasons: dict[str, str | None] = {}
         for part, bits in self._parts():
@@ -189,20 +215,28 @@ class FeatureStore:
             for key, reason in zip(
                 table["key"].to_pylist(), table["reason"].to_pylist(), strict=True
             ):
-                if reason is None:  # goes before a reason, whichever is in the first part
+                if reason is None:  # a feature wins over a reason, whichever part comes first
                     reasons[key] = None
                 else:
                     reasons.setdefault(key, reason)
         return reasons
 
     def refresh(self) -> None:
-        """Forget which parts there are: others write, too."""
+        """Drop the cached list of parts, because other processes also write parts."""
         self._listed = None
 
     def write(
         self, keys: Sequence[str], features: Features, reasons: Sequence[str | None], prefix: str
     ) -> None:
-        """Add one part, as a whole or not at all. A row with a reason has no feature."""
+        """Write one part atomically.
+
+        Args:
+            keys: Keys of the rows.
+            features: Features `[N, E]` float32. Rows with a reason are ignored.
+            reasons: Reason why a row has no feature, or None.
+            prefix: First bits that all keys share.
+
+        """
         column = _fixed_size_list(features, np.array([reason is not None for reason in reasons]))
         table = pa.table(
             {"key": list(keys), "feature": column, "reason": pa.array(reasons, pa.string())}
@@ -211,18 +245,24 @@ class FeatureStore:
         self.refresh()
 
     def claim(self) -> None:
-        """Have no other native read what the rule of before takes for this one's; for writers."""
+        """Claim the folder of the version 1 fingerprint, so that no other native reads from it.
+
+        Only writers call this. It has no effect if the folder has no parts or is already claimed.
+        """
         if self._before and not (self._before / CLAIM).exists() and self._parts_before():
             write_json(self._before / CLAIM, {"fingerprint": self._fingerprint})
 
     def _parts(self) -> list[tuple[UPath, str]]:
-        """Every part with the bits that its keys begin with; those of before come last."""
+        """Return every part and the first bits of its keys. Parts of version 1 come last."""
         if self._listed is None:
             self._listed = _parts_in(self.folder) + self._parts_before()
         return self._listed
 
     def _parts_before(self) -> list[tuple[UPath, str]]:
-        """Those in the folder by the rule of before, if they are this native's; that is told."""
+        """Return the parts in the folder of the version 1 fingerprint, and log a warning.
+
+        The result is empty if another native has claimed the folder.
+        """
         if self._before is None:
             return []
         parts, claim = _parts_in(self._before / _leaf(self.kind)), self._before / CLAIM
@@ -230,7 +270,7 @@ class FeatureStore:
             return []
         if parts:
             name = self._before.name
-            remedy = "Delete it if settings or tokenizer of the native were mended since."
+            remedy = "Delete it if the native's settings or tokenizer were changed since."
             recognised(name, self._fingerprint, name, self._before, remedy)
         return parts
 
@@ -241,7 +281,7 @@ def _parts_in(folder: UPath) -> list[tuple[UPath, str]]:
 
 
 def _leaf(kind: Kind) -> str:
-    """The folder of a kind; images decoded in another way are others."""
+    """Return the folder name of a kind. For images it contains the decoding version."""
     return kind if kind == "text" or DECODING == 1 else f"{kind}-{DECODING}"
 
 

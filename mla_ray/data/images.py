@@ -1,11 +1,12 @@
-"""The one door for the bytes of pictures: judged, decoded, upright, in sRGB and on white.
+"""Decoding of image bytes into upright sRGB pictures on white, within the limits of a policy.
 
-Who sent them says which policy is theirs: `STRANGER` for what comes over the network, `OWN_TABLE`
-for images of a user's own tables. The pixels are the same by both.
+The source of the bytes selects the policy: `STRANGER` for bytes from the network, `OWN_TABLE` for
+images of a user's own tables. Both policies produce the same pixels.
 
-**What ends early.** A picture is read if at most one pixel in a hundred is missing, and refused
-with how much is missing if there are more. In PNG, JPEG and BMP that is measured. Of other formats
-it cannot be: these are read if their decoder misses nothing.
+**Truncated files.** A picture is decoded if at most 1% of its pixels are missing. Otherwise it is
+refused, and the message states the missing share. For PNG, JPEG and BMP files this share is
+measured. It cannot be measured for other formats, whose files are decoded only if Pillow's decoder
+reports nothing missing.
 """
 
 from collections.abc import Callable
@@ -19,15 +20,19 @@ from mla_ray.data import jpeg_file, png_file
 from mla_ray.data.srgb import to_srgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "HEIC")
-"""Named, because Pillow would start Ghostscript for a PostScript file."""
+"""Accepted formats. The list is explicit because Pillow starts Ghostscript for PostScript files."""
 MAX_MISSING = 0.01
-"""The part of a picture's pixels that may be missing at its end."""
+"""Maximum share of a picture's pixels that can be missing at its end."""
 MAX_RATIO = 200
-"""Of a picture's sides; it is scaled by its shorter one, and the longer one follows."""
+"""Maximum ratio of the longer side to the shorter side. Preprocessing scales the shorter side to a
+fixed size, so the longer side can become very large.
+"""
 LOOKED_AT = 12
-"""Frames of an animation for one that is not blank, pages for one that is no small copy."""
+"""Maximum number of frames that are searched for one that is not blank, and of TIFF pages that are
+searched for one that is not a reduced copy.
+"""
 SUBFILE_TYPE = 254
-"""Tag of a page of a TIFF; 1: of a lower resolution."""
+"""TIFF tag with the type of a page. Bit 0 marks a copy of lower resolution."""
 
 SIGNATURES = {
     "PNG": (png_file.SIGNATURE,),
@@ -38,18 +43,18 @@ SIGNATURES = {
 }
 AVIF_BRANDS = (b"avif", b"avis")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Of High Efficiency Image Files; the last two are of AVIF too."""
+"""Brands of High Efficiency Image Files. AVIF files also use the last two."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What is taken from somebody.
+    """Limits for images from one kind of source.
 
     Attributes:
-        formats: by name.
-        max_pixels: of a picture; a decoded one takes 3 or 4 bytes each, a PNG of one colour
-            almost none.
-        max_side: in pixels.
+        formats: Names of the accepted formats.
+        max_pixels: Maximum number of pixels. A decoded pixel takes 3 or 4 bytes, but a PNG file of
+            one color has almost no bytes for each pixel.
+        max_side: Maximum length of a side in pixels.
 
     """
 
@@ -63,26 +68,28 @@ OWN_TABLE = Policy((*FORMATS, "TIFF"), 89_478_485, 100_000)
 
 
 class BadImage(ValueError):
-    """Bytes that are no picture, one of a format not taken, damaged, or too large to decode.
+    """Error for bytes that are no image, are damaged or too large, or have a refused format.
 
-    Its text goes on from "the image": "is broken: …".
+    The message continues a sentence that starts with "the image", for example "is broken: …".
     """
 
 
 class _Format(Protocol):
-    """A module that knows the files of a format (`png_file`, `jpeg_file`)."""
+    """Interface of the modules that handle truncated files (`png_file`, `jpeg_file`)."""
 
     def is_whole(self, data: bytes) -> bool: ...
     def completed(self, data: bytes, most: float) -> tuple[bytes, float]: ...
 
 
 def decode_image(data: bytes, policy: Policy) -> Image.Image:
-    """The picture in `data`, mode RGB, upright, in sRGB and on white.
+    """Decode `data` to one upright picture in sRGB on white, mode RGB.
 
-    Of an animation it is the first frame that is more than one colour, of several pages the first.
+    For an animation this is the first frame that has more than one color. For several pages it is
+    the first page that is not a reduced copy. If the first `LOOKED_AT` frames or pages have none,
+    it is the first one.
 
     Raises:
-        BadImage: there is none, or none that `policy` takes; says why.
+        BadImage: The data is no image or `policy` does not accept it. The message states why.
 
     """
     image = open_image(data, policy)
@@ -93,7 +100,7 @@ def decode_image(data: bytes, policy: Policy) -> Image.Image:
         try:
             image.seek(number)
             frame = finished(image)
-        except Exception:  # there are no more that can be read
+        except Exception:  # no further frame can be read
             break
         if not _blank(frame):
             return frame
@@ -101,12 +108,13 @@ def decode_image(data: bytes, policy: Policy) -> Image.Image:
 
 
 def open_image(data: bytes, policy: Policy) -> ImageFile.ImageFile:
-    """Pillow's image with its first frame loaded, as the file has it; see `finished`.
+    """Open `data` with Pillow and load its first frame, or its first full page if it is a TIFF.
 
-    Format and size are read from the header and judged before anything is decoded.
+    Format and size are checked in the header before any pixel is decoded. Pixels and orientation
+    are those of the file. `finished` converts them.
 
     Raises:
-        BadImage: as `decode_image`.
+        BadImage: The data is no image or `policy` does not accept it. The message states why.
 
     """
     kind = format_of(data)
@@ -132,7 +140,7 @@ def open_image(data: bytes, policy: Policy) -> ImageFile.ImageFile:
         image.load()
     except BadImage:
         raise
-    except Exception as error:  # decoders of broken files raise whatever they stumble over
+    except Exception as error:  # decoders raise many types of errors on broken files
         raise BadImage(f"is broken: {error or type(error).__name__}") from error
     if profile:
         image.info["icc_profile"] = profile
@@ -142,10 +150,10 @@ def open_image(data: bytes, policy: Policy) -> ImageFile.ImageFile:
 
 
 def finished(image: Image.Image) -> Image.Image:
-    """The frame that an opened image is at, mode RGB: in sRGB, on white, upright.
+    """Convert the current frame of an opened image to an upright sRGB picture on white, mode RGB.
 
     Raises:
-        BadImage: nothing says what is white in it.
+        BadImage: The file does not define which pixel value is white.
 
     """
     orientation = _orientation(image)
@@ -153,14 +161,19 @@ def finished(image: Image.Image) -> Image.Image:
         rgb = to_srgb(image)
     except ValueError as error:
         raise BadImage(str(error)) from error
-    # Of the new image, which has no EXIF: Pillow would write the old one anew, and cannot if it is
-    # damaged elsewhere.
+    # The new image has no EXIF but the orientation. `exif_transpose` writes the EXIF again, which
+    # fails on the original EXIF if another part of it is damaged.
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(rgb)
 
 
 def format_of(data: bytes) -> str | None:
-    """The format that the first bytes say, by its name in `Policy.formats`; None if none does."""
+    """Detect the format from the first bytes.
+
+    Returns:
+        A name as in `Policy.formats`, or None if no known format matches.
+
+    """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":
@@ -171,9 +184,9 @@ def format_of(data: bytes) -> str | None:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """Of a file in boxes as MP4 has them, whose first names what can read it (ISO 14496-12, 4.3).
+    """Return the brands in a file's first box, `ftyp` (ISO 14496-12, 4.3).
 
-    The first brand decides if it is a format's own; the others speak for the general `mif1`.
+    A specific first brand decides alone. If it is the general `mif1` or `msf1`, all brands count.
     """
     size = int.from_bytes(data[:4])
     brands = [data[8:12], *(data[place : place + 4] for place in range(16, min(size, 128), 4))]
@@ -181,12 +194,15 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _header(data: bytes, kind: str) -> ImageFile.ImageFile:
-    """Opened by Pillow's reader of this format alone, whose error says more than `Image.open`'s."""
+    """Open a file with Pillow's reader of this format.
+
+    The error of this reader is more precise than the error of `Image.open`.
+    """
     try:
         return _reader(kind)(BytesIO(data), "")
     except BadImage:
         raise
-    except Exception as error:  # Pillow's readers raise what they like on hostile bytes
+    except Exception as error:  # Pillow's readers raise many types of errors
         if lacking := _lacking(data, kind):
             raise BadImage(_cut(lacking, "bytes")) from error
         reason = str(error).strip() or type(error).__name__
@@ -199,8 +215,7 @@ def _reader(kind: str) -> Callable[[BytesIO, str], ImageFile.ImageFile]:
             import pillow_heif
         except ImportError:
             raise BadImage(
-                "is HEIC, which needs pillow-heif: pip install 'mla-ray[heic]', or convert it to "
-                "JPEG"
+                "is HEIC, which needs pillow-heif: pip install pillow-heif, or convert it to JPEG"
             ) from None
         pillow_heif.register_heif_opener()
         return Image.OPEN["HEIF"][0]
@@ -216,7 +231,7 @@ def _check_size(width: int, height: int, policy: Policy) -> None:
             "decoded: scale it down"
         )
     if min(width, height) < 1 or max(width, height) > MAX_RATIO * min(width, height):
-        raise BadImage(f"{sides}; one side may be at most {MAX_RATIO} times the other: cut it")
+        raise BadImage(f"{sides}; one side may be at most {MAX_RATIO} times the other: crop it")
 
 
 def _not_taken(data: bytes, kind: str | None, policy: Policy) -> str:
@@ -231,7 +246,7 @@ def _cut(missing: float, of: str) -> str:
 
 
 def _lacking(data: bytes, kind: str) -> float:
-    """The part of its bytes that a file says it has and has not: 0 to 1."""
+    """Return the share of a file's declared bytes that are missing, 0 to 1."""
     declared = 0
     if kind == "WEBP":
         declared = 8 + int.from_bytes(data[4:8], "little")
@@ -244,7 +259,10 @@ def _lacking(data: bytes, kind: str) -> float:
 
 
 def _filled_up(data: bytes) -> bytes:
-    """A BMP with zeros for the bytes that it lacks: its pixels are its bytes, one after another."""
+    """Append zeros to a truncated BMP.
+
+    A BMP stores its pixels one after another, so missing bytes are missing pixels.
+    """
     lacking = _lacking(data, "BMP")
     if lacking > MAX_MISSING:
         raise BadImage(_cut(lacking, "pixels"))
@@ -252,7 +270,7 @@ def _filled_up(data: bytes) -> bytes:
 
 
 def _seek_full_page(image: ImageFile.ImageFile) -> None:
-    """To the first page of a TIFF that is not a small copy of another, or to the first."""
+    """Seek the first page of a TIFF that is not a reduced copy. If there is none, seek page 0."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
     for number in range(LOOKED_AT):
@@ -266,10 +284,10 @@ def _seek_full_page(image: ImageFile.ImageFile) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF has it, 1 to 8; 1 if there is none, or none that can be read."""
+    """Return the EXIF orientation, 1 to 8. It is 1 if missing or unreadable."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF is written by everything
+    except Exception:  # many programs write malformed EXIF
         return 1
     return orientation if isinstance(orientation, int) else 1
 

@@ -1,9 +1,11 @@
-"""JPEG files by their markers: whether they end, and what of the picture is missing if not.
+"""Detection and completion of truncated JPEG files, with the share of missing pixels.
 
-libjpeg fills what is missing with grey and does not say where that begins. So a file that ends
-early is decoded with several endings: up to where the pictures are equal, they are the file's.
-Pillow's switch to be lenient (`ImageFile.LOAD_TRUNCATED_IMAGES`) is one for all threads of a
-process and does not say what is missing.
+libjpeg fills missing pixels with gray and does not report where they begin. This module decodes a
+truncated file with several different endings. The pixels before the first difference between the
+results come from the file.
+
+Pillow's option `ImageFile.LOAD_TRUNCATED_IMAGES` is not used. It applies to all threads of a
+process, and it does not report what is missing.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ from PIL import Image
 
 END = b"\xff\xd9"
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""After coded pixels: none that goes on with them, and no 0xFF of theirs."""
+"""Marker that ends coded pixels: no restart marker, and no escaped 0xFF byte of the pixels."""
 FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 COEFFICIENTS = 64
@@ -24,13 +26,14 @@ ENDINGS = 3
 
 
 class _Markers:
-    """What the markers of a file say, as far as it goes.
+    """Markers of a file, which can be truncated.
 
     Attributes:
-        whole: it has its end.
-        unit: height of a row of coded units, in pixels.
-        missing_bits: of each coefficient of each component that has been announced; below zero
-            where nothing has come.
+        whole: Whether the file has its end marker.
+        unit: Height of a row of coded units in pixels.
+        progressive: Whether the file is progressive.
+        missing_bits: Number of missing bits of each coefficient, by component. It is -1 for a
+            coefficient that no scan has contained so far.
 
     """
 
@@ -71,18 +74,30 @@ class _Markers:
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether the file has its end; what comes after that, a telephone's film say, is not seen."""
+    """Return whether the file has its end marker.
+
+    Data after the end marker is ignored, for example a video that a phone appends.
+    """
     return _Markers(data).whole
 
 
 def completed(data: bytes, most: float) -> tuple[bytes, float]:
-    """A file that ends early, with an end, and the part of its pixels that are not whole: 0 to 1.
+    """Add the end marker to a truncated file.
 
-    If more than `most` of them are, the file as it is. Else they are grey, or, where the last scan
-    of several is not whole, less sharp.
+    Incomplete pixels are gray. If only the last of several scans is incomplete, they are less sharp
+    instead.
+
+    Args:
+        data: Truncated file.
+        most: Maximum share of incomplete pixels, 0 to 1.
+
+    Returns:
+        The completed file and the share of incomplete pixels. The file is unchanged if this share
+        exceeds `most`.
+
     """
     markers = _Markers(data)
-    # A download that was broken off may be zeros from there on.
+    # An interrupted download can leave zeros at the end of the file.
     body = data.rstrip(b"\0").rstrip(b"\xff")
     ended = body + END
     if not markers.missing_bits or any(map(any, markers.missing_bits.values())):
@@ -94,17 +109,17 @@ def completed(data: bytes, most: float) -> tuple[bytes, float]:
 
 
 def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
-    """Channels last, [H, W, C]."""
+    """Decode a file to pixels `[H, W, C]` uint8."""
     pixels = np.asarray(Image.open(BytesIO(data), formats=["JPEG"]))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def _missing(differs: npt.NDArray[np.bool_], unit: int) -> float:
-    """The part of the picture from the first pixel that differs on, in the order of coding."""
+    """Return the share of pixels from the first different pixel on, in the order of coding."""
     height, width = differs.shape
     if not differs.any():
         return 0.0
-    # Colours of a coarser grid reach two pixels up.
+    # Subsampled colors also change up to two pixel rows above the incomplete units.
     row = (int(differs.any(axis=1).argmax()) + 2) // unit * unit
     in_row = differs[row : row + unit - 2]
     column = int(in_row.any(axis=0).argmax()) if in_row.any() else width
@@ -113,7 +128,7 @@ def _missing(differs: npt.NDArray[np.bool_], unit: int) -> float:
 
 
 def _noise(number: int) -> bytes:
-    """Coded pixels at random, with each of the eight marks between them that a file may use."""
+    """Return pseudorandom coded pixels that contain each of the eight restart markers."""
     noise = b"".join(hashlib.blake2b(bytes([number, part])).digest() for part in range(32))
     noise = noise.replace(b"\xff", b"\xfe")
     return noise + b"".join(b"\xff" + bytes([0xD0 + mark]) + noise for mark in range(8)) * 2

@@ -1,4 +1,4 @@
-"""Parquet files at any URL, written whole."""
+"""Reading and atomic writing of Parquet files at any path or URL."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -11,20 +11,23 @@ from mla_ray.runtime.storage import read_bytes, write_bytes
 
 
 def read_parquet(path: UPath, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of a file, of these columns or of all."""
+    """Read all rows of a file, with the given columns or all columns."""
     return pq.read_table(pa.BufferReader(read_bytes(path)), columns=columns)
 
 
 def write_parquet(
     path: UPath, table: pa.Table, *, dictionary_pagesize_limit: int = 1 << 20
 ) -> None:
-    """Write a table that fits in memory twice; a reader sees nothing, the old file, or all of it.
+    """Write a table to a file atomically.
+
+    A reader sees no file, the old file or the complete new file. Memory must hold the table twice.
 
     Args:
-        path: of the file.
-        table: any.
-        dictionary_pagesize_limit: bytes of a column's distinct values that are each in the file
-            once; beyond that they are repeated. The default is Arrow's.
+        path: Path of the file.
+        table: Table to write.
+        dictionary_pagesize_limit: Size limit in bytes of a column's dictionary, which stores each
+            distinct value once. Beyond the limit, repeated values are stored repeatedly. The
+            default is Arrow's.
 
     """
     sink = BytesIO()

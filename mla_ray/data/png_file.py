@@ -1,8 +1,8 @@
-"""PNG files by their chunks: without what stops a decoder, and completed where they end early.
+"""Removal of PNG chunks that stop Pillow's decoder, and completion of truncated PNG files.
 
-Pillow refuses a PNG for the size of its texts or of its colour profile, and for a check sum of a
-chunk that has no pixels. Its switch to be lenient (`ImageFile.LOAD_TRUNCATED_IMAGES`) is one for
-all threads of a process and does not say what is missing.
+Pillow refuses a PNG with large texts, with a large color profile, or with a wrong checksum in a
+chunk without pixels. Its option `ImageFile.LOAD_TRUNCATED_IMAGES` is not used. It applies to all
+threads of a process, and it does not report what is missing.
 """
 
 import struct
@@ -16,12 +16,12 @@ from mla_ray.data.srgb import MAX_PROFILE
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT = 1 << 20
-"""Bytes of one text, and"""
+"""Maximum size of one text in bytes. Pillow's limit is 1 MiB."""
 MAX_TEXTS = 32 << 20
-"""of all texts that are looked at in a file; Pillow's limits are 1 and 64 MiB."""
+"""Maximum size of all texts of a file in bytes. Pillow's limit is 64 MiB."""
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""By colour type."""
-# Of Adam7: first column and row of a pass, and the steps between its columns and rows.
+"""Number of channels by color type."""
+# Passes of Adam7: first column, first row, step between columns, step between rows.
 PASSES = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -38,17 +38,22 @@ class _Chunk(NamedTuple):
     content: bytes
     whole: bytes
     sound: bool
-    """Whether its check sum is right; of chunks that a picture needs, the decoder looks at it."""
+    """Whether the checksum is right. It is not checked for critical chunks, because the decoder
+    checks those.
+    """
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether the file has its end, or is an animation, of which a part is not completed here."""
+    """Return whether the file has its end chunk or is an animation.
+
+    An animation counts as whole, because this module cannot complete it.
+    """
     names = {chunk.name for chunk in _chunks(data)}
     return b"IEND" in names or b"acTL" in names
 
 
 def scale_transparency(image: Image.Image, data: bytes) -> None:
-    """Have the transparent colour of a loaded PNG in 8 bits, as Pillow has the others."""
+    """Scale the transparent color of a loaded PNG to 8 bits, like its pixels."""
     bits, colour = data[24], image.info.get("transparency")
     if image.mode == "L" and isinstance(colour, int) and bits < 8:
         image.info["transparency"] = colour * 255 // ((1 << bits) - 1)
@@ -57,9 +62,14 @@ def scale_transparency(image: Image.Image, data: bytes) -> None:
 
 
 def lightened(data: bytes) -> tuple[bytes, bytes | None]:
-    """The file without large texts and damaged extras, and its profile if Pillow took it for large.
+    """Remove large texts, large color profiles and damaged ancillary chunks from a file.
 
-    A text may say how a picture is turned (XMP, EXIF of ImageMagick), so small ones stay.
+    Small texts stay, because they can hold the orientation (XMP, or EXIF from ImageMagick).
+
+    Returns:
+        The file, and its color profile if the profile was removed for its size but has at most
+        `MAX_PROFILE` bytes.
+
     """
     kept, inflated, profile = [SIGNATURE], 0, None
     changed = False
@@ -82,9 +92,16 @@ def lightened(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def completed(data: bytes, most: float) -> tuple[bytes, float]:
-    """A file that ends early, with zeros for the pixels it lacks, and their part of all: 0 to 1.
+    """Fill the missing pixels of a truncated file with zeros.
 
-    If more than `most` of them are missing, the file as it is.
+    Args:
+        data: Truncated file.
+        most: Maximum share of missing pixels, 0 to 1.
+
+    Returns:
+        The completed file and the share of missing pixels. The file is unchanged if this share
+        exceeds `most`.
+
     """
     width, height, bits, colours, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     expected = _size(width, height, bits * CHANNELS.get(colours, 1), bool(interlaced))
@@ -101,7 +118,7 @@ def completed(data: bytes, most: float) -> tuple[bytes, float]:
 
 
 def _chunks(data: bytes, unfinished: bool = False) -> Iterator[_Chunk]:
-    """Up to the end; with `unfinished` also pixels that are cut off."""
+    """Yield the chunks up to the end chunk. With `unfinished`, also a truncated pixel chunk."""
     place = len(SIGNATURE)
     while place + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -119,22 +136,22 @@ def _chunks(data: bytes, unfinished: bool = False) -> Iterator[_Chunk]:
 
 
 def _inflated(chunk: _Chunk) -> int:
-    """Bytes of what a chunk holds; of what is compressed no more than are over the limit."""
+    """Return the size of a chunk's content in bytes, decompressed up to just above the limit."""
     packed = b""
     if chunk.name in (b"zTXt", b"iCCP"):
         packed = chunk.content.partition(b"\0")[2][1:]
     elif chunk.name == b"iTXt":
         compressed = chunk.content.partition(b"\0")[2]
-        if compressed[:1] == b"\1":  # after it a method, and two texts that end in zero
+        if compressed[:1] == b"\1":  # before a method and two null-terminated texts
             packed = b"".join(compressed[2:].split(b"\0", 2)[2:])
     return max(len(chunk.content), len(_inflate(packed, MAX_TEXT + 1)))
 
 
 def _inflate(packed: bytes, most: int) -> bytes:
-    """What can be had of it, at most so many bytes."""
+    """Decompress up to `most` bytes, and keep the part before any damage."""
     inflating, there = zlib.decompressobj(), bytearray()
     try:
-        # In pieces: of a stream that breaks, what came before is kept.
+        # Decompress in pieces, to keep the output of the pieces before an error.
         for start in range(0, len(packed), 4096):
             piece = packed[start : start + 4096]
             while piece and len(there) < most:
@@ -146,7 +163,7 @@ def _inflate(packed: bytes, most: int) -> bytes:
 
 
 def _size(width: int, height: int, bits: int, interlaced: bool) -> int:
-    """Bytes of all rows, each with the byte that names its filter."""
+    """Return the size of all rows in bytes. Each row starts with a filter byte."""
     size = 0
     for left, top, right, down in PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(width - left) // right), -(-(height - top) // down)

@@ -1,4 +1,4 @@
-"""What is wrong with a user's table, row by row, in words that name the place and the remedy."""
+"""Problems in a user's tables, reported by row with their place and remedy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,14 @@ OR_SKIP = "drop the row or pass --skip-invalid"
 
 @dataclass(frozen=True)
 class TableProblem:
-    """What is wrong, and where: `row` is as `row_unit` counts."""
+    """Problem in a table, and its place.
+
+    Attributes:
+        file: File of the problem.
+        row: Row of the problem, counted as `row_unit` says. None for a problem of the whole file.
+        message: What is wrong and what to do.
+
+    """
 
     file: str
     row: int | None
@@ -27,11 +34,11 @@ class TableProblem:
 
 
 class InvalidTable(ValueError):
-    """A table that is refused.
+    """Error for a table that is refused.
 
     Args:
-        problems: what is wrong with it, or of very many the first.
-        count: how many there are, if more than `problems` holds.
+        problems: Problems of the table, or the first of them if there are very many.
+        count: Number of all problems, if `problems` does not hold all.
 
     """
 
@@ -42,7 +49,7 @@ class InvalidTable(ValueError):
 
     @classmethod
     def of_file(cls, file: UPath | str | Path, message: str) -> "InvalidTable":
-        """For a fault of a whole file."""
+        """Create the error for a problem of a whole file."""
         return cls([TableProblem(str(file), None, message)])
 
     def __str__(self) -> str:
@@ -50,13 +57,16 @@ class InvalidTable(ValueError):
         if (more := self.count - len(lines)) > 0:
             lines.append(f"… and {more} more")
         if all(problem.row is not None for problem in self.problems):
-            lines.append(f"Mend the rows, or pass --skip-invalid to leave out {self.count}.")
+            lines.append(f"Fix the rows, or pass --skip-invalid to leave out {self.count}.")
         else:
-            lines.append("Mend the file; --skip-invalid does not help here.")
+            lines.append("Fix the file; --skip-invalid does not help here.")
         return "\n".join(lines)
 
 
 def place_of(file: UPath | str, row: int, *, seen_from: UPath | str | None = None) -> str:
-    """Where a row is, in words; without the file's name for who is in that file already."""
+    """Return the place of a row as text, for example `pairs.csv line 3`.
+
+    The file name is left out if `seen_from` is the same file.
+    """
     unit = row_unit(str(file))
     return f"{unit} {row}" if file == seen_from else f"{file} {unit} {row}"

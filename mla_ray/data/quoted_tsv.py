@@ -1,21 +1,23 @@
-"""Whether the quotes of a TSV file are quoting, or just quotes: TSV has no standard that says it.
+"""Detection of whether the quotes in a TSV file enclose cells or are text.
 
-Corpora of translations hold quotes as text: `"Hello," he said`. pandas and Excel write a cell that
-holds a quote, a tab or a line break in quotes, and double the quotes inside.
+No standard defines this. Translation corpora contain quotes as text: `"Hello," he said`. pandas and
+Excel enclose a cell in quotes if it contains a quote, a tab or a line break, and they double the
+quotes inside.
 """
 
 from collections.abc import Iterable, Iterator
 
 LONGEST = 1 << 20
-"""Characters of a cell; a quote that is not closed by then was just a quote."""
+"""Maximum length of a quoted cell in characters. A quote that is not closed by then is text."""
 
 
 def tsv_is_quoted(lines: Iterable[str]) -> bool:
-    """Read a file's lines as pandas and Excel would have written them, and see whether they did.
+    """Return whether quotes enclose cells in a file, as pandas and Excel write them.
 
-    They did if every cell with a quote in it is quoted, and was in need of it: it holds a quote, a
-    tab or a line break. A cell that needed no quotes, `"Hello"`, is one of a file whose quotes are
-    text, unless the header is quoted as well, as by a program that quotes every cell.
+    This is the case if every cell that contains a quote is enclosed in quotes and needs them. A
+    cell needs quotes if it contains a quote, a tab or a line break. A cell that does not need its
+    quotes, such as `"Hello"`, shows that quotes are text in this file. The exception is a file
+    whose header is quoted too, because some programs quote every cell.
     """
     any_quoted, whole_header, first = False, False, True
     for cells in _records(lines):
@@ -38,14 +40,18 @@ def tsv_is_quoted(lines: Iterable[str]) -> bool:
 
 
 def _records(lines: Iterable[str]) -> Iterator[list[str]]:
-    """The cells of each record with their quotes; a quoted cell may hold tabs and line breaks."""
+    """Yield the cells of each record with their quotes.
+
+    A quoted cell can contain tabs and line breaks.
+    """
     cells: list[str] = []
-    open_cell: list[str] = []  # pieces of a quoted cell that has no end yet
+    open_cell: list[str] = []  # pieces of a quoted cell without its end
     length = 0
     for line in lines:
         pieces = line.rstrip("\r\n").split("\t")
         for place, piece in enumerate(pieces):
-            # Only the piece is looked at: the pieces before it hold an odd number of quotes.
+            # The pieces before it in an open cell have an odd number of quotes, so only the
+            # quotes of this piece are counted.
             odd = piece.count('"') % 2 == 1
             if open_cell:
                 open_cell.append(("\t" if place else "\n") + piece)

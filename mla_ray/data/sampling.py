@@ -1,6 +1,6 @@
-"""Which rows make up the batch of a step: a pure function of the seed and the step.
+"""Selection of the rows of each step's batch, as a pure function of the seed and the step.
 
-Nothing has to be saved to resume, and every worker can work out its own share.
+The sampler has no state to save in a checkpoint, and every worker can compute its own share.
 """
 
 from collections.abc import Sequence
@@ -13,28 +13,29 @@ from mla_ray.data.blocks import Examples
 
 
 class Shuffled(Protocol):
-    """Rows in shuffled epochs, without end, as `blocks.ShuffledTable` has them."""
+    """Interface of an endless sequence of shuffled rows, such as `blocks.ShuffledTable`."""
 
     def take(self, start: int, count: int) -> Examples:
-        """`count` rows from position `start` on."""
+        """Return `count` rows from position `start` of the sequence."""
         ...
 
 
 class BatchSampler:
-    """Batches over one or more tables, each with an equal share of every batch.
+    """Sampler of batches in which each of one or more tables has an equal share.
 
-    A small clean table is not drowned by a large one beside it. Each table comes in shuffled
-    epochs; within a pool of batches rows are grouped by length, so that little padding is needed.
-    One pool is held at a time.
+    A small, clean table therefore counts as much as a large one. Each table is read in shuffled
+    epochs. `POOL` consecutive batches form a pool. Inside a pool, rows of similar length share a
+    batch, which reduces padding. Only one pool is in memory.
 
     Args:
-        tables: what batches are drawn from.
-        batch: rows of a batch, all tables together.
-        seed: of the order of a pool's batches.
+        tables: Tables to draw rows from.
+        batch: Number of rows in a batch, over all tables.
+        seed: Seed of the order of the batches in a pool.
 
     """
 
     POOL = 16
+    """Number of batches in a pool."""
 
     def __init__(self, tables: Sequence[Shuffled], batch: int, seed: int) -> None:
         self.tables = tables
@@ -44,10 +45,10 @@ class BatchSampler:
         self._pool: tuple[int, list[tuple[Examples, npt.NDArray[np.int64]]]] | None = None
 
     def __getitem__(self, step: int) -> Examples:
-        """The rows of the batch of this step, table after table."""
+        """Return the rows of a step's batch, table after table."""
         number, place = divmod(step, self.POOL)
         if self._pool is None or self._pool[0] != number:
-            self._pool = None  # freed before the next is read
+            self._pool = None  # frees the memory before the next pool is read
             order = np.random.default_rng([self.seed, 1, number]).permutation(self.POOL)
             self._pool = number, [self._grouped(t, number, order) for t in range(len(self.tables))]
         return Examples.concatenate([rows[index[place]] for rows, index in self._pool[1]])
@@ -55,7 +56,7 @@ class BatchSampler:
     def _grouped(
         self, table: int, number: int, order: npt.NDArray[np.int64]
     ) -> tuple[Examples, npt.NDArray[np.int64]]:
-        """Rows of one pool, and which of them are in each of its batches [POOL, share]."""
+        """Return the rows of a pool, and the row numbers of its batches, `[POOL, share]` int64."""
         size = self.POOL * self.shares[table]
         rows = self.tables[table].take(number * size, size)
         shortest_first = np.argsort(rows.lengths, kind="stable")
@@ -63,11 +64,10 @@ class BatchSampler:
 
 
 def language_of_step(languages: Sequence[str], step: int, seed: int) -> tuple[str, int]:
-    """The language whose batch a step is, and the number of that batch among its own.
+    """Return the language of a step and the number of that language's batch.
 
-    One language a batch, uniformly (paper, section 3.3).
-
-    Drawn without replacement in rounds, so that every language has its share after any round.
+    Each batch has one language, which is drawn uniformly (paper, section 3.3). Languages are drawn
+    without replacement in rounds, so all have the same number of batches after every round.
     """
     number, place = divmod(step, len(languages))
     order = np.random.default_rng([seed, 2, number]).permutation(len(languages))

@@ -1,7 +1,8 @@
-"""Pixels of any kind to what a CLIP was trained on: 8 bits a colour in sRGB, on white.
+"""Conversion of decoded pixels to the input format of CLIP: 8-bit sRGB on a white background.
 
-What image viewers agree on is done: white of 16 bits is white, colour profiles count, CMYK and Lab
-are converted. What they do not agree on, because nothing in the file says it, is refused.
+The conversion follows the common behavior of image viewers: 16-bit white stays white, color
+profiles are applied, and CMYK and Lab are converted. An image is refused if the file does not
+define how to display it and viewers therefore differ.
 """
 
 from functools import lru_cache
@@ -13,19 +14,19 @@ from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 MAX_PROFILE = 4 << 20
-"""Bytes; that of a printing press has two million."""
+"""Maximum size of a color profile in bytes. The profile of a printing press has two million."""
 SAME = 2
-"""Levels by which a profile may move a colour and still be sRGB itself, in other words."""
+"""Maximum color difference, in levels of 0 to 255, at which a profile still counts as sRGB."""
 GREY_MODES = ("1", "L", "LA", "La")
 SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-"""What a profile has to be of, by Pillow's mode."""
+"""Required color space of a profile, by Pillow's mode."""
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """The decoded image in mode RGB, without anything but its pixels.
+    """Convert a decoded image to mode RGB without metadata.
 
     Raises:
-        ValueError: nothing says what is white in it.
+        ValueError: The file does not define which pixel value is white.
 
     """
     colours, alpha = _parts(image)
@@ -36,7 +37,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
             colours = _applied(transform, colours)
     colours = _in_rgb(colours)
     if alpha is not None:
-        # Preprocessing for CLIP drops the alpha channel, and what shows then is mostly black.
+        # CLIP's preprocessing drops the alpha channel. Transparent pixels would be mostly black.
         colours.putalpha(alpha)
         canvas = Image.new("RGBA", colours.size, "white")
         canvas.alpha_composite(colours)
@@ -46,27 +47,27 @@ def to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _parts(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colours of 8 bits, and what is transparent of them."""
+    """Return the 8-bit colors and the alpha channel, or None if nothing is transparent."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _of_numbers(image)
     if not image.has_transparency_data:
         grey = image.mode in GREY_MODES
         known = image.mode in SPACES or image.mode == "LAB"
         return (image if known else image.convert("L" if grey else "RGB")), None
-    # Straight from LA, since a profile of grey pixels is one of grey.
+    # Gray pixels stay gray, because their profile is a gray profile.
     rgba = image.convert("RGBA")
     colours = rgba.getchannel("R") if image.mode in GREY_MODES else rgba.convert("RGB")
     return colours, rgba.getchannel("A")
 
 
 def _of_numbers(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Grey of more than 8 bits, as whole numbers or with a point."""
+    """Return the 8-bit gray values and the alpha channel of gray pixels of more than 8 bits."""
     numbers = np.asarray(image)
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     alpha = None
     if image.mode.startswith("I;16"):
         (depth,) = np.atleast_1d(tags.get(BITSPERSAMPLE, 16))[:1]
-        # The upper 8 bits, as Pillow has it for 16 bits of red, green and blue.
+        # Keep the upper 8 bits, as Pillow does for 16-bit RGB.
         grey = (numbers.astype(np.uint16) >> (int(depth) - 8)).astype(np.uint8)
         if isinstance(transparent := image.info.get("transparency"), int):
             alpha = Image.fromarray(np.where(numbers == transparent, 0, 255).astype(np.uint8))
@@ -74,8 +75,8 @@ def _of_numbers(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         grey = _of_floats(numbers)
     else:
         raise ValueError(
-            f"has whole numbers from {numbers.min()} to {numbers.max()} as pixels, signed or of 32 "
-            "bits, and does not say which is white; save it with 8 or 16 bits"
+            f"has whole numbers from {numbers.min()} to {numbers.max()} as pixels (signed or 32 "
+            "bits) and does not say which of them is white; save it with 8 or 16 bits"
         )
     if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0
         grey = 255 - grey
@@ -83,7 +84,10 @@ def _of_numbers(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _of_floats(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """White is 1; of whole numbers above, which were pixels of 8 or 16 bits before, their white."""
+    """Convert floating-point gray values to 8 bits.
+
+    White is 1. Whole numbers above 1 come from 8-bit or 16-bit pixels, so white is 255 or 65535.
+    """
     low, high = float(numbers.min()), float(numbers.max())
     white = 1
     if high > 1 and (numbers == np.floor(numbers)).all():
@@ -105,9 +109,10 @@ def _in_rgb(image: Image.Image) -> Image.Image:
 
 @lru_cache(16)
 def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile's colours to sRGB; None if it is sRGB, of another kind of pixels, or broken.
+    """Return the transform from a profile's colors to sRGB, or from CIE Lab without a profile.
 
-    Viewers show a picture whose profile is broken without it. Without a profile: from CIE Lab.
+    The result is None if the profile is sRGB, is broken, or belongs to another kind of pixels.
+    Image viewers ignore a broken profile.
     """
     srgb = ImageCms.createProfile("sRGB")
     try:
@@ -132,5 +137,5 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
 def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
     applied = ImageCms.applyTransform(image, transform)
     if applied is None:
-        raise TypeError("only a transform in place gives no image")
+        raise TypeError("applyTransform returned no image; only an in-place transform does so")
     return applied

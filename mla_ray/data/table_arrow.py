@@ -1,4 +1,4 @@
-"""Tables in Arrow's formats: Parquet, and the Arrow files of a folder that `datasets` saved."""
+"""Readers of Arrow's formats: Parquet files, and the Arrow files that `datasets` saves."""
 
 from collections.abc import Iterator
 
@@ -15,6 +15,12 @@ from mla_ray.runtime.storage import open_file
 
 
 def read_parquet(path: UPath, columns: Columns) -> Iterator[Chunk]:
+    """Yield the rows of a Parquet file in chunks. Rows count from 1.
+
+    Raises:
+        InvalidTable: The file is damaged, lacks a column, or has a column of a wrong type.
+
+    """
     try:
         with open_file(path) as raw, pq.ParquetFile(raw, buffer_size=1 << 20) as file:
             schema = file.schema_arrow
@@ -22,11 +28,18 @@ def read_parquet(path: UPath, columns: Columns) -> Iterator[Chunk]:
             batches = file.iter_batches(rows_at_a_time(present), columns=present)
             yield from _chunks(path, columns, schema, batches)
     except (pa.ArrowException, OSError) as error:
-        raise InvalidTable.of_file(path, f"not a sound Parquet file: {error}") from error
+        raise InvalidTable.of_file(path, f"not a valid Parquet file: {error}") from error
 
 
 def read_arrow(path: UPath, columns: Columns) -> Iterator[Chunk]:
-    """A stream of Arrow's batches, as `datasets` writes it, or a file of them, as others do."""
+    """Yield the rows of an Arrow file in chunks. Rows count from 1.
+
+    The file has Arrow's stream format, which `datasets` writes, or Arrow's file format.
+
+    Raises:
+        InvalidTable: The file is damaged, lacks a column, or has a column of a wrong type.
+
+    """
     try:
         with open_file(path) as raw:
             is_file = raw.read(6) == b"ARROW1"
@@ -39,7 +52,7 @@ def read_arrow(path: UPath, columns: Columns) -> Iterator[Chunk]:
                 with pa.ipc.open_stream(raw) as stream:
                     yield from _arrow_chunks(path, columns, stream.schema, stream)
     except (pa.ArrowException, OSError) as error:
-        raise InvalidTable.of_file(path, f"not a sound Arrow file: {error}") from error
+        raise InvalidTable.of_file(path, f"not a valid Arrow file: {error}") from error
 
 
 def _arrow_chunks(
@@ -56,7 +69,7 @@ def _arrow_chunks(
 
 
 def _present(path: UPath, columns: Columns, header: list[str]) -> list[str]:
-    """The columns of a file that are read."""
+    """Return the columns of a file to read."""
     if columns.in_translation(header):
         columns.require(path, [*header, *OF_TRANSLATION])
         return [*columns.among(header), TRANSLATION]
@@ -74,7 +87,7 @@ def _chunks(
             names = [name for name in batch.schema.names if name != TRANSLATION]
             types = {name: _type_of(path, name, schema.field(name).type) for name in names}
         table = pa.Table.from_batches([batch])
-        table.validate(full=True)  # finds text that is not UTF-8
+        table.validate(full=True)  # raises on text that is not UTF-8
         rows = range(start, start + len(batch))
         start += len(batch)
         if TRANSLATION in table.column_names:
@@ -87,7 +100,7 @@ def _chunks(
 def _pairs(path: UPath, columns: Columns, table: pa.Table, rows: range) -> Chunk:
     buffer = RowBuffer(path)
     for row, texts in zip(rows, table[TRANSLATION].to_pylist(), strict=True):
-        pairs = pairs_in(dict(texts) if isinstance(texts, list) else texts)  # a map is pairs
+        pairs = pairs_in(dict(texts) if isinstance(texts, list) else texts)  # a list is a map
         if isinstance(pairs, str):
             buffer.faults[row] = pairs
         else:
@@ -97,7 +110,7 @@ def _pairs(path: UPath, columns: Columns, table: pa.Table, rows: range) -> Chunk
 
 
 def _type_of(path: UPath, column: str, kind: pa.DataType) -> pa.DataType:
-    """What a column is read as; the table is refused if it holds something else."""
+    """Return the type to read a column as, or raise `InvalidTable` if its own type is wrong."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if column == "image" and (_is_binary(kind) or _is_image_struct(kind)):
@@ -109,7 +122,7 @@ def _type_of(path: UPath, column: str, kind: pa.DataType) -> pa.DataType:
 
 
 def _cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The bytes of images that `datasets` keeps with their paths."""
+    """Return a column, with only the bytes of images that `datasets` stores with their paths."""
     return pc.struct_field(column, "bytes") if _is_image_struct(column.type) else column
 
 

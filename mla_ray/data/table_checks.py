@@ -1,7 +1,7 @@
-"""What every cell of a user's table must be; each check takes the rows it refuses out of a chunk.
+"""Checks of the cells of a user's table. Each check removes bad rows from a chunk.
 
-Text is here made what it is from then on: stripped, in Unicode's NFC, languages as BCP-47 writes
-them.
+The checks also normalize the cells: text is stripped and in Unicode's NFC, and language tags are
+canonical BCP-47.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from mla_ray.model.text import fault_of, normalized
 
 
 def check_cells(chunk: Chunk, columns: Sequence[str]) -> None:
-    """Text as `normalized` has it, no cell empty."""
+    """Normalize the text of these columns, and refuse rows with a bad or empty cell."""
     for column in columns:
         faults = {
             row: f"{column!r} {fault}; {OR_SKIP}"
@@ -28,7 +28,7 @@ def check_cells(chunk: Chunk, columns: Sequence[str]) -> None:
     for column in columns:
         cells = chunk.table[column]
         if pa.types.is_string(cells.type):
-            # A path is what the file system says, not what Unicode prefers.
+            # A path must stay as the file system spells it, so it is only stripped.
             tidy = str.strip if column == "image" else normalized
             texts = [None if text is None else tidy(text) for text in cells.to_pylist()]
             chunk.set_column(column, pa.array(texts, pa.string()))
@@ -39,12 +39,17 @@ def check_cells(chunk: Chunk, columns: Sequence[str]) -> None:
 
 
 def check_languages(chunk: Chunk, languages: Collection[str] = ()) -> dict[tuple[str, str], int]:
-    """Only BCP-47 tags, written as the standard does: 'DE-at' becomes 'de-AT'.
+    """Make language tags canonical BCP-47, and refuse rows with invalid tags.
 
-    One that means one of some `languages`, which are canonical, becomes that: 'de-AT' becomes 'de'.
+    For example, 'DE-at' becomes 'de-AT'. A tag that means one of `languages` is then replaced by
+    it: with 'de' in `languages`, 'de-AT' becomes 'de' (`language.nearest`).
+
+    Args:
+        chunk: Chunk with a column `language`.
+        languages: Canonical tags.
 
     Returns:
-        How many rows had which tag and were taken for which language.
+        Number of rows by (canonical tag, language that replaced it), for replaced tags only.
 
     """
     standard: dict[str, str] = {}

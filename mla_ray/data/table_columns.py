@@ -1,4 +1,4 @@
-"""Which columns of a user's table are read, and the shapes in which pairs of languages come."""
+"""Columns that are read from a user's table, and the layouts of translation pairs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,25 @@ from upath import UPath
 from mla_ray.data.problems import OR_SKIP, InvalidTable, TableProblem
 
 TRANSLATION = "translation"
-"""The column of texts by language, `{"en": "dog", "de": "Hund"}`, in which `datasets` has pairs."""
+"""Column in which `datasets` stores pairs, as texts by language: `{"en": "dog", "de": "Hund"}`."""
 OF_TRANSLATION = ("source", "target", "language")
+"""Columns that are made from the column `translation`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of a table: column names, and what a missing column is filled with."""
+    """Names of the columns to read, and default values of the columns that can be missing."""
 
     names: Sequence[str]
     defaults: Mapping[str, str | None]
 
     def require(self, path: UPath, header: Sequence[str]) -> None:
-        """Raise `InvalidTable` if a file with this header lacks a column, or has one twice."""
+        """Check the header of a file.
+
+        Raises:
+            InvalidTable: A column is missing and has no default, or occurs more than once.
+
+        """
         problems = []
         for column in self.names:
             if (count := header.count(column)) > 1:
@@ -39,19 +45,24 @@ class Columns:
             raise InvalidTable(problems)
 
     def among(self, header: Iterable[str]) -> list[str]:
-        """Those that a file with this header has."""
+        """Return those of the columns that are in a header."""
         names = set(header)
         return [column for column in self.names if column in names]
 
     def in_translation(self, header: Iterable[str]) -> bool:
-        """Whether a table with this header has its pairs in the one column `translation`."""
+        """Return whether a table with this header has its pairs in the column `translation`."""
         names = {*header}
         wanted = names.isdisjoint(OF_TRANSLATION) and not {*self.names}.isdisjoint(OF_TRANSLATION)
         return wanted and TRANSLATION in names
 
 
 def pairs_in(texts: object) -> Iterator[dict[str, str]] | str:
-    """A cell of `translation` as pairs, one for every other language; or what is wrong with it."""
+    """Convert a cell of the column `translation` to pairs of English and each other language.
+
+    Returns:
+        The pairs, or a message that says what is wrong with the cell.
+
+    """
     if not isinstance(texts, Mapping):
         return (
             f"{TRANSLATION!r} is of type {type(texts).__name__}, not texts by language; {OR_SKIP}"

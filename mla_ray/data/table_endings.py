@@ -1,4 +1,4 @@
-"""What the ending of a table's name says: format, packing, how its rows are counted."""
+"""Format, compression and row unit of a table file, by the ending of its name."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -6,20 +6,20 @@ from types import MappingProxyType
 COMPRESSIONS: Mapping[str, str] = MappingProxyType(
     {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 )
-"""What pyarrow unpacks, by file ending."""
+"""Pyarrow's names of the supported compressions, by file ending."""
 WITH_LINES = (".csv", ".tsv", ".jsonl", ".ndjson")
-"""Formats whose rows are told by their lines; those of others are counted from 1."""
+"""Formats whose row numbers are line numbers. In other formats, rows count from 1."""
 
 
 def format_of(name: str) -> tuple[str, str | None]:
-    """The ending of a file's name that tells its format, in small letters, and how it is packed."""
+    """Return the format ending of a file name in lowercase, and its compression or None."""
     name = name.lower()
     packed = COMPRESSIONS.get(_ending(name))
     return _ending(name[: -len(_ending(name))] if packed else name), packed
 
 
 def row_unit(name: str) -> str:
-    """What the number of a row counts: an editor's lines, or rows."""
+    """Return the unit of a file's row numbers: `line` (as in an editor) or `row`."""
     return "line" if format_of(name)[0] in WITH_LINES else "row"
 
 

@@ -1,4 +1,4 @@
-"""The files of a table that is a folder, in their order."""
+"""Files of a table that is a folder, in order."""
 
 import json
 import re
@@ -10,19 +10,20 @@ from mla_ray.data.problems import InvalidTable
 from mla_ray.runtime.storage import is_file, patiently, read_bytes
 
 SAVED = "state.json"
-"""In a folder of `datasets.Dataset.save_to_disk`, beside Arrow files."""
+"""File that `datasets.Dataset.save_to_disk` writes beside the Arrow files."""
 SPLITS = "dataset_dict.json"
-"""In one of `datasets.DatasetDict`, beside a folder for each split."""
+"""File that `datasets.DatasetDict.save_to_disk` writes beside the folders of the splits."""
 
 
 def files_of_table(path: UPath) -> list[UPath]:
-    """The files that a name stands for: itself, or what a folder holds.
+    """Return the files of a table: the path itself, or the files in a folder.
 
-    That is Parquet files; shards of WebDataset, beside which img2dataset writes Parquet files
-    without the images; or what the library `datasets` saved.
+    A folder can hold Parquet files, WebDataset shards, or a table saved by the library `datasets`.
+    Parquet files with the names of shards are ignored, because img2dataset writes them without the
+    images.
 
     Raises:
-        InvalidTable: the folder holds several splits; names them.
+        InvalidTable: The folder holds several splits, or a file of `datasets` is damaged.
 
     """
 
@@ -44,7 +45,7 @@ def files_of_table(path: UPath) -> list[UPath]:
 
 
 def _json(path: UPath, member: str) -> list[Any]:
-    """A list in one of the files that `datasets` writes."""
+    """Return a list from one of the JSON files that `datasets` writes."""
     try:
         members = json.loads(read_bytes(path))[member]
     except (ValueError, LookupError, TypeError) as error:
@@ -53,6 +54,6 @@ def _json(path: UPath, member: str) -> list[Any]:
 
 
 def _numbers_by_size(path: UPath) -> list[tuple[int, str]]:
-    """A sort key that has part_2 before part_10."""
-    pieces = re.split("([0-9]+)", path.name)  # text and numbers in turns
+    """Return a sort key that places part_2 before part_10."""
+    pieces = re.split("([0-9]+)", path.name)  # text and numbers alternate
     return [(int(piece), "") if place % 2 else (0, piece) for place, piece in enumerate(pieces)]

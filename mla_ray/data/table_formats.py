@@ -1,8 +1,8 @@
-"""The formats that a user's table may have, told apart by file ending: chunks of its rows.
+"""Readers of all table formats, selected by file ending.
 
-Every format gives the same: text as it stands in the file, and where in the file it stands. A row
-that cannot be read is refused in its chunk; a file that cannot be read is refused as a whole. Text
-may be packed: `.csv.gz`, `.jsonl.zst`.
+Every reader yields chunks with the unchanged text of the rows and their places in the file. A row
+that cannot be read is refused in its chunk. A file that cannot be read is refused as a whole. Text
+formats can be compressed: `.csv.gz`, `.jsonl.zst`.
 """
 
 import csv
@@ -28,16 +28,16 @@ from mla_ray.runtime.storage import is_file, patiently
 
 
 def read_chunks(path: UPath, columns: Columns) -> Iterator[Chunk]:
-    """The rows of a file, with those of the columns that it has.
+    """Return an iterator over the rows of a file in chunks, with the wanted columns that it has.
 
     Raises:
-        InvalidTable: the file is missing, empty, of no known format, broken, or lacks a column.
+        InvalidTable: The file is missing, empty, of unknown format or damaged, or lacks a column.
 
     """
     ending, packed = format_of(path.name)
     if ending not in FORMATS or (packed and ending in UNPACKED):
         if patiently(path.is_dir, what=f"looking for {path}"):
-            message = "a folder without Parquet files, shards or what `datasets` saves"
+            message = "a folder without Parquet files, shards or a table saved by `datasets`"
             raise InvalidTable.of_file(path, message)
         known = f"{', '.join(FORMATS)}; text also as {', '.join(COMPRESSIONS)}"
         remedy = _remedy(path, ending)
@@ -50,18 +50,19 @@ def read_chunks(path: UPath, columns: Columns) -> Iterator[Chunk]:
 
 
 def _remedy(path: UPath, ending: str) -> str:
-    """Says what makes a table of a file, where there is something that does."""
+    """Return a hint about how to convert a file to a table, or an empty string."""
     name = str(path).removeprefix("hf-hub:")
     if not ending and name.count("/") == 1 and name[0] not in "./~":
         return (
-            f". A hub's data set: `python -c \"import datasets; datasets.load_dataset('{name}', "
-            "split='train').to_parquet('train.parquet')\"` writes one"
+            '. For a data set of the Hugging Face Hub, `python -c "import datasets; '
+            f"datasets.load_dataset('{name}', split='train').to_parquet('train.parquet')\"` "
+            "writes one"
         )
     if ending in (".xlsx", ".xls", ".ods"):
         return f". `libreoffice --headless --convert-to csv {path.name}` writes one"
     if ending == ".txt" or re.fullmatch(r"\.[a-z]{2}([-_][a-z]+)?", ending):
         return (
-            ". Two files of lines that belong together, as Moses has them: "
+            ". For two files with matching lines, as Moses uses them, "
             "`(printf 'source\\ttarget\\n'; paste FILE.en FILE.de) > pairs.tsv` writes one"
         )
     return ""
@@ -76,20 +77,20 @@ class _Csv(csv.excel):
 
 
 class _Tsv(csv.excel_tab):
-    quoting = csv.QUOTE_NONE  # a quote in a TSV cell is a quote
+    quoting = csv.QUOTE_NONE  # quotes in a cell are text
     strict = True
 
 
 class _QuotedTsv(csv.excel_tab):
-    """As pandas and Excel write TSV (`tsv_is_quoted`)."""
+    """TSV dialect of pandas and Excel (`tsv_is_quoted`)."""
 
     strict = True
 
 
 SEPARATORS = ",;\t|"
-"""Of CSV, of which a comma is one: Excel writes semicolons where a comma is in numbers."""
+"""Separators of CSV files. Excel writes semicolons in locales with decimal commas."""
 _EXCELS_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
-"""What Excel takes as the first line of a CSV file, to be told the separator."""
+"""First line of a CSV file that names the separator for Excel."""
 
 
 def _read_delimited(path: UPath, columns: Columns) -> Iterator[Chunk]:
@@ -110,12 +111,12 @@ def _read_delimited(path: UPath, columns: Columns) -> Iterator[Chunk]:
 
 
 def _separator(header: str, columns: Columns) -> str:
-    """The one by which a header names most of the columns; a comma if it names none."""
+    """Return the separator that splits a header into most of the wanted columns, by default `,`."""
 
     def count(separator: str) -> int:
         try:
             names = next(csv.reader([header], _Csv, delimiter=separator), [])
-        except csv.Error:  # the header is more than a line long
+        except csv.Error:  # the header has more than one line
             return 0
         return len(columns.among(name.strip() for name in names))
 
@@ -123,7 +124,15 @@ def _separator(header: str, columns: Columns) -> str:
 
 
 def _rows(path: UPath, columns: Columns, reader: Reader, before: int) -> Iterator[Chunk]:
-    """The rows of a file; `before` lines of it were read already."""
+    """Yield the rows of a file in chunks.
+
+    Args:
+        path: Path of the file.
+        columns: Columns to read.
+        reader: CSV reader that starts at the header.
+        before: Number of lines before the header.
+
+    """
     line = before + 1
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -137,7 +146,7 @@ def _rows(path: UPath, columns: Columns, reader: Reader, before: int) -> Iterato
             elif record:  # else it is a blank line
                 buffer.faults[line] = (
                     f"{len(record)} fields where the header has {len(header)}; "
-                    f"mend the separators, {OR_SKIP}"
+                    f"fix the separators, {OR_SKIP}"
                 )
             line = before + reader.line_num + 1
             if buffer.is_full:
@@ -164,6 +173,6 @@ FORMATS: Mapping[str, Callable[[UPath, Columns], Iterator[Chunk]]] = MappingProx
         ".tar": read_shard,
     }
 )
-"""Readers by file ending, which may be in capitals."""
+"""Readers by file ending in lowercase. Endings of files can be in uppercase."""
 UNPACKED = (".parquet", ".arrow")
-"""Formats that pack by themselves, and are not read from within another packing."""
+"""Formats with their own compression. They are not read from a compressed file."""

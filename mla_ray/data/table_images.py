@@ -1,4 +1,4 @@
-"""The images of a caption table, wherever they are: in a cell, beside the table, at a URL."""
+"""Reading of a caption table's images from cells, from files beside the table, or from URLs."""
 
 import hashlib
 import unicodedata
@@ -15,24 +15,28 @@ from mla_ray.runtime.storage import as_path, is_file, is_local, read_bytes
 
 
 def read_image(image: bytes | str, folder: UPath) -> bytes:
-    """The bytes of an image, from a cell that holds them or says where they are.
+    """Return the bytes of an image, given the value of its cell.
 
     Args:
-        image: bytes, or a path or URL; a path is from `folder` if it is not absolute.
-        folder: of the table.
+        image: Bytes, or a path or URL. A relative path starts at `folder`.
+        folder: Folder of the table.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: There is no such file.
 
     """
     return image if isinstance(image, bytes) else read_bytes(find_image(image, folder))
 
 
 def find_image(uri: str, folder: UPath) -> UPath:
-    """The file that a caption table in `folder` means; a ValueError says why there is none.
+    """Return the file that a caption table in `folder` refers to.
 
-    Where there is none of just that name, one that Unicode takes for the same is it: `ä` is one
-    character or two, and which, depends on the machine that wrote the table or the file.
+    If no file has exactly this name, a file with an equivalent name in Unicode is returned. For
+    example, `ä` can be one or two code points, depending on the machine that wrote the name.
+
+    Raises:
+        ValueError: There is no such file.
+
     """
     if uri.startswith("file://"):
         path = as_path(url2pathname(urlsplit(uri).path))
@@ -51,9 +55,9 @@ def find_image(uri: str, folder: UPath) -> UPath:
 
 
 def _of_equal_name(path: UPath) -> UPath | None:
-    """A file whose path is the same in Unicode's normal form NFC.
+    """Return a file whose path is the same in Unicode's normal form NFC, or None.
 
-    At a URL folders are not listed: there, wholly composed and wholly decomposed names are tried.
+    At a URL, folders are not listed. Only the NFC and the NFD form of the whole path are tried.
     """
     if is_local(path):
         absolute = Path(path.path).absolute()
@@ -68,7 +72,7 @@ def _of_equal_name(path: UPath) -> UPath | None:
 
 
 def _equal_names(folder: Path, name: str) -> list[str]:
-    """Names in a folder that equal `name` in NFC, `name` itself first."""
+    """Return the names in a folder that equal `name` in NFC, with `name` itself first."""
     if name.isascii():
         return [name]
     try:
@@ -81,7 +85,10 @@ def _equal_names(folder: Path, name: str) -> list[str]:
 
 @lru_cache(8)
 def _names_by_form(folder: str, changed: int) -> dict[str, list[str]]:
-    """Names that are not ASCII by their NFC; read again when the folder was changed since."""
+    """Return the non-ASCII names in a folder by their NFC form.
+
+    The time of the last change is part of the cache key, so a changed folder is read again.
+    """
     by_form: dict[str, list[str]] = {}
     for path in Path(folder).iterdir():
         if not path.name.isascii():
@@ -90,39 +97,46 @@ def _names_by_form(folder: str, changed: int) -> dict[str, list[str]]:
 
 
 def _code_points(text: str) -> str:
-    """The text with what is not ASCII as U+00E4, so that what looks the same does not."""
+    """Return the text with each non-ASCII character as a code point, for example `<U+00E4>`."""
     return "".join(char if char.isascii() else f"<U+{ord(char):04X}>" for char in text)
 
 
 def image_fault(image_id: str, image: bytes | str | None, reason: object) -> str:
-    """For messages: which image is of no use, by its path if it has one, and why."""
+    """Return a message that names a bad image, by its path if it has one, and the reason."""
     name = repr(image) if isinstance(image, str) else f"of {image_id!r}"
     return f"image {name} {reason}"
 
 
 class ImageReader:
-    """Reads the images of a table's rows; each distinct one is decoded once, to see if it can be.
+    """Reader of the images of a table's rows that decodes each distinct image once as a check.
 
     Args:
-        decode: whether to see that.
-        keep_files: hold what was read of files, to read each once though several captions are of
-            it; for a table that fits in memory.
+        decode: Whether to check that images can be decoded.
+        keep_files: Whether to cache the content of image files, so that a file with several
+            captions is read once. Use it for tables that fit in memory.
 
     """
 
     def __init__(self, *, decode: bool = True, keep_files: bool = False) -> None:
         self.digests: dict[str, bytes] = {}
-        """Of the image of each id."""
+        """Digest of the image of each image id."""
         self._decode = decode
         self._files: dict[tuple[str, str], bytes] | None = {} if keep_files else None
         self._faults: dict[bytes, str | None] = {}
         self._first: dict[str, tuple[UPath, int]] = {}
 
     def read(self, image_id: str, image: bytes | str, file: UPath, row: int) -> bytes:
-        """The bytes of the image of a row of `file`.
+        """Return the bytes of a row's image.
+
+        Args:
+            image_id: Id of the image.
+            image: Bytes, or a path or URL.
+            file: File of the table.
+            row: Row in this file.
 
         Raises:
-            ValueError: it cannot be had or decoded, or another image had its id before.
+            ValueError: The image cannot be read or decoded, or an earlier row has another image
+                with the same id.
 
         """
         if self._files is None or isinstance(image, bytes):
@@ -152,7 +166,7 @@ class ImageReader:
 
 
 def digest_of(data: bytes) -> bytes:
-    """16 bytes that tell an image from others."""
+    """Return a digest of an image's bytes: 128 bits of BLAKE2b."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 

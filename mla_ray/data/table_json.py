@@ -1,4 +1,4 @@
-"""Tables in JSON: an object a line (JSONL), or one array of objects."""
+"""Readers of JSON tables: one object per line (JSONL), or one array of objects."""
 
 import json
 import re
@@ -19,15 +19,18 @@ _PIECE = 1 << 20
 
 
 def read_jsonl(path: UPath, columns: Columns) -> Iterator[Chunk]:
-    """Rows are told by their lines."""
+    """Yield the rows of a JSONL file in chunks. Row numbers are line numbers."""
     yield from chunks_of(path, columns, _rows(columns, _lines(path)))
 
 
 def read_json(path: UPath, columns: Columns) -> Iterator[Chunk]:
-    """An array of objects, whose rows count from 1; or lines of them, whatever the file's ending.
+    """Yield the rows of a JSON file in chunks.
+
+    The file is an array of objects, and rows count from 1. A file with one object per line is read
+    as JSONL, even if its ending is `.json`.
 
     Raises:
-        InvalidTable: the file is another thing, or breaks off.
+        InvalidTable: The file has another structure, or it is truncated.
 
     """
     with content_of(path) as raw:
@@ -43,14 +46,14 @@ def read_json(path: UPath, columns: Columns) -> Iterator[Chunk]:
     except (ValueError, RecursionError) as error:
         raise InvalidTable.of_file(
             path,
-            "is neither an array of rows nor a row a line; `jq -c '.data[]'`, with the name that "
-            "its rows have, writes them as JSONL",
+            "is neither an array of rows nor one row per line; `jq -c '.data[]'` writes JSONL, "
+            "where `data` is the key of the rows",
         ) from error
     yield from read_jsonl(path, columns)
 
 
 Found = Iterator[tuple[int, object]]
-"""Numbers of rows, and the object of each or what is wrong with it: a string."""
+"""Row numbers, each with its object or with a string that says what is wrong with the row."""
 
 
 def _rows(columns: Columns, found: Found) -> Iterator[Row]:
@@ -72,7 +75,8 @@ def _lines(path: UPath) -> Found:
 
 
 def _items(path: UPath) -> Found:
-    # yajl writes a question mark for half a character, ijson's own parser hands it on to be told.
+    # yajl replaces a lone surrogate by a question mark. ijson's Python parser keeps it, so that the
+    # row can be refused.
     backend = ijson.get_backend("python") if _may_hold_halves(path) else ijson
     number = 0
     try:
@@ -85,7 +89,7 @@ def _items(path: UPath) -> Found:
     except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise InvalidTable.of_file(
-            path, f"not JSON, or broken off, after row {number} ({said:.100})"
+            path, f"not JSON, or truncated, after row {number} ({said:.100})"
         ) from error
 
 
@@ -100,7 +104,12 @@ def _may_hold_halves(path: UPath) -> bool:
 
 
 def _records(found: object, columns: Columns) -> list[dict[str, object]] | str:
-    """The rows that an object is: one, or a pair for each language; or what is wrong with it."""
+    """Convert an object to rows: one row, or one pair for each language.
+
+    Returns:
+        The rows, or a message that says what is wrong with the object.
+
+    """
     if isinstance(found, str):
         return found
     if not isinstance(found, dict):

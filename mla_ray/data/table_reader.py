@@ -1,10 +1,11 @@
-"""A user's own tables, read and checked before anything expensive starts.
+"""Reading and checking of a user's tables before any expensive work starts.
 
-In the formats of `table_formats`, told apart by file ending, at a path or URL. Everything that is
-wrong is collected over the whole file and refused at once, each with its place and its remedy; with
-`skip_invalid` the bad rows are left out and handed back. `Stream` reads a table of any size piece
-by piece, and is how every part of this package reads one; `read_pairs` and `read_captions` read a
-small one whole.
+A table is a path or a URL, in one of the formats of `table_formats`. Problems are collected over
+the whole table and reported together, each with its place and its remedy. With `skip_invalid`, bad
+rows are dropped and their problems are returned.
+
+`Stream` reads a table of any size in chunks. All of this package reads tables through it.
+`read_pairs` and `read_captions` read a small table into memory.
 """
 
 import logging
@@ -36,7 +37,7 @@ CAPTION_COLUMNS = ("image_id", "image", "language", "caption", "split")
 
 @dataclass(frozen=True)
 class CheckedTable:
-    """A table in memory, and the problems of the rows that were left out of it."""
+    """Table in memory, and the problems of the rows that were dropped from it."""
 
     table: pa.Table
     dropped: list[TableProblem]
@@ -45,9 +46,18 @@ class CheckedTable:
 def read_pairs(
     path: str | Path, *, language: str | None = None, skip_invalid: bool = False
 ) -> CheckedTable:
-    """A translation table: columns source, target and language.
+    """Read a translation table into memory: columns source, target and language.
 
-    With `language` only its rows are kept; a file without that column is all in that language.
+    Args:
+        path: Path or URL of the table.
+        language: Language of the rows to keep. In a file without a `language` column, all rows are
+            in this language. By default, rows of all languages are kept.
+        skip_invalid: Drop bad rows instead of raising.
+
+    Raises:
+        InvalidTable: A row is bad and `skip_invalid` is False, a file cannot be read, or no row is
+            left.
+
     """
     return _read_whole(Stream.pairs([path], language), PAIR_COLUMNS, skip_invalid)
 
@@ -61,11 +71,24 @@ def read_captions(
     skip_invalid: bool = False,
     check_images: bool = True,
 ) -> CheckedTable:
-    """A caption table: columns image_id, image (its bytes), language, caption and split.
+    """Read a caption table into memory: columns image_id, image (bytes), language, caption, split.
 
-    Texts are checked in the whole file, images only in the rows of this language and split: each
-    distinct image is decoded once. Without `split` that column may be missing and is then null.
-    With `languages` the rows of all are kept, as in `Stream.captions`.
+    Text is checked in the whole table. Images are checked only in the rows that are kept, and each
+    distinct image is decoded once.
+
+    Args:
+        path: Path or URL of the table.
+        language: Language of the rows to keep, as in `Stream.captions`.
+        languages: Languages to read the rows as, as in `Stream.captions`. All rows are kept.
+        split: Split of the rows to keep. By default all rows are kept, and the column can be
+            missing. It is then null.
+        skip_invalid: Drop bad rows instead of raising.
+        check_images: Check that the images can be decoded.
+
+    Raises:
+        InvalidTable: A row is bad and `skip_invalid` is False, a file cannot be read, or no row is
+            left.
+
     """
     stream = Stream.captions([path], language, split, languages=languages)
     reader = ImageReader(decode=check_images, keep_files=True)
@@ -95,7 +118,7 @@ def _read_whole(
     skip_invalid: bool,
     convert: Callable[[pa.Table], pa.Table] = lambda chunk: chunk,
 ) -> CheckedTable:
-    """All rows of a stream; those that have the `same` columns as an earlier one are refused."""
+    """Read all rows of a stream, and refuse rows that repeat an earlier one in columns `same`."""
     stream.kept = sys.maxsize
     first: dict[tuple[str | None, ...], tuple[int, int]] = {}
     chunks = [convert(stream.refuse_repeats(chunk, same, first)) for chunk in stream]
@@ -104,19 +127,20 @@ def _read_whole(
 
 
 class Stream:
-    """The rows of a table, in chunks that fit in memory, with nothing wrong in them.
+    """Valid rows of a table, in chunks that fit in memory.
 
-    Iterate once: each chunk has the table's columns and `file` and `row`, where its rows are from.
-    What is wrong is in `problems` by then, and `check` refuses the table for it. Of very many the
-    first are kept, since a table can be longer than memory; `refused` counts all. Rows that repeat
-    others are not looked for, images are not opened.
+    Iterate only once. Each chunk has the table's columns, and the columns `file` and `row` with the
+    place of each row. After the iteration, `problems` holds the problems, and `check` raises them.
+    Only the first `kept` problems are held, because a table can be larger than memory. `refused`
+    counts all of them. A stream does not look for repeated rows and does not open images.
 
     Args:
-        files: one table in one or several files; a folder stands for the Parquet files in it.
-        columns: those that are read; no cell may be empty.
-        keep: values that rows must have, by column.
-        languages: those that rows are read as, where their tag means one (`language.nearest`);
-            what was read as another language than it says is logged.
+        files: Files of one table. A folder stands for the files in it (`files_of_table`).
+        columns: Columns to read. No cell can be empty.
+        defaults: Default values of the columns that can be missing.
+        keep: Values that rows must have, by column. Other rows are left out.
+        languages: Languages to read the rows as, where their tag means one (`language.nearest`).
+            A warning is logged for rows that are read as another language than their tag.
 
     """
 
@@ -134,14 +158,21 @@ class Stream:
         self.refused = 0
         self.kept = KEPT_PROBLEMS
         self.rows = 0
-        """Rows handed out so far."""
+        """Number of rows that were yielded so far."""
         self._languages = languages
         self._taken: Counter[tuple[str, str]] = Counter()
         self._values: dict[str, Counter[str]] = {column: Counter() for column in keep}
 
     @classmethod
     def pairs(cls, files: Sequence[str | Path], language: str | None = None) -> "Stream":
-        """A translation table; with `language` only its rows."""
+        """Create the stream of a translation table.
+
+        Args:
+            files: Files of one table.
+            language: Language of the rows to keep. In a file without a `language` column, all rows
+                are in this language. By default, rows of all languages are kept.
+
+        """
         keep = {"language": canonical(language)} if language else {}
         return cls(files, PAIR_COLUMNS, keep, keep, list(keep.values()))
 
@@ -154,10 +185,16 @@ class Stream:
         *,
         languages: Collection[str] = (),
     ) -> "Stream":
-        """A caption table; `image` is bytes or a path or URL, as the table has it.
+        """Create the stream of a caption table. Its images are bytes, paths or URLs, as stored.
 
-        A file without a column `language` is all in `language`; of one with the column only those
-        rows are kept, unless `languages` are given: then all are, read as these.
+        Args:
+            files: Files of one table.
+            language: Language of the rows to keep. In a file without a `language` column, all rows
+                are in this language.
+            split: Split of the rows to keep. By default all rows are kept, and the column can be
+                missing.
+            languages: Languages to read the rows as. Rows of all languages are then kept.
+
         """
         default = {"language": canonical(language)} if language else {}
         keep = {} if languages else default
@@ -169,7 +206,14 @@ class Stream:
     def languages(
         cls, files: Sequence[str | Path], language: str | None, languages: Collection[str]
     ) -> "Stream":
-        """The column `language` alone, read as `languages`; a file without it is in `language`."""
+        """Create a stream of the column `language` alone.
+
+        Args:
+            files: Files of one table.
+            language: Language of all rows in a file without the column.
+            languages: Languages to read the rows as.
+
+        """
         default = {"language": canonical(language)} if language else {}
         return cls(files, ("language",), default, {}, languages)
 
@@ -190,7 +234,7 @@ class Stream:
                 raise self.invalid(f"no row of {column} {value!r}; rows found: {counts}")
 
     def _checked_chunks(self, file: UPath) -> Iterator[Chunk]:
-        """A file's rows with all columns, in which no cell is empty."""
+        """Yield the rows of a file with all columns and without empty cells."""
         for chunk in read_chunks(file, self.columns):
             present = self.columns.among(chunk.table.column_names)
             check_cells(chunk, present)
@@ -204,7 +248,7 @@ class Stream:
             yield chunk
 
     def _say_taken(self) -> None:
-        """Log which rows were read as another language than they say; once, of several readings."""
+        """Log which rows were read as another language than their tag, once per process."""
         for language in {language for _, language in self._taken}:
             tags = sorted(tag for tag, taken in self._taken if taken == language)
             rows = ", ".join(f"{tag} ({self._taken[tag, language]:,})" for tag in tags)
@@ -212,15 +256,15 @@ class Stream:
             _log_once(f"{files}: rows of {rows} are read as {language!r}")
 
     def place(self, file: int, row: int) -> str:
-        """Where a row is, in words."""
+        """Return the place of a row as text."""
         return place_of(self.files[file], row)
 
     def refuse(self, file: int, row: int, message: str) -> None:
-        """Add a problem that somebody else has with a row."""
+        """Add a problem that the caller found in a row."""
         self._add([TableProblem(str(self.files[file]), row, f"{message}; {OR_SKIP}")])
 
     def refuse_repeat(self, file: int, row: int, earlier: tuple[int, int]) -> None:
-        """A row says what an earlier one (file, row) said."""
+        """Add the problem that a row repeats an earlier one, given as (file, row)."""
         place = place_of(self.files[earlier[0]], earlier[1], seen_from=self.files[file])
         self.refuse(file, row, f"repeats {place}")
 
@@ -230,12 +274,13 @@ class Stream:
         columns: Sequence[str],
         first: dict[tuple[str | None, ...], tuple[int, int]],
     ) -> pa.Table:
-        """The rows of a chunk that do not say what an earlier one said; the others are refused.
+        """Return the rows of a chunk that repeat no earlier row, and refuse the others.
 
         Args:
-            chunk: has `file` and `row`.
-            columns: what a row says.
-            first: file and row of all that was said before; grows.
+            chunk: Chunk with the columns `file` and `row`.
+            columns: Columns that must not repeat together.
+            first: File and row of the first row with each combination of values. New combinations
+                are added.
 
         """
         new = []
@@ -250,11 +295,12 @@ class Stream:
     def refuse_faulty(
         self, chunk: pa.Table, fault_of: Callable[[str, bytes | str, int, int], str | None]
     ) -> pa.Table:
-        """The rows of a chunk of captions whose image is of use; the others are refused.
+        """Return the rows of a caption chunk whose image is valid, and refuse the others.
 
         Args:
-            chunk: as the stream gives it.
-            fault_of: image_id, image, file and row to what is wrong with the image.
+            chunk: Chunk of this stream.
+            fault_of: Function of image_id, image, file and row. It returns what is wrong with the
+                image, or None.
 
         """
         sound = []
@@ -270,12 +316,21 @@ class Stream:
         self.problems += problems[: max(0, self.kept - len(self.problems))]
 
     def invalid(self, message: str) -> InvalidTable:
-        """For a fault of the whole table, which the faults of its rows may explain."""
+        """Create the error for a problem of the whole table, with the problems of its rows."""
         files = ", ".join(str(file) for file in self.files)
         return InvalidTable([TableProblem(files, None, message), *self.problems], 1 + self.refused)
 
     def check(self, left: int, skip_invalid: bool) -> None:
-        """Raise `InvalidTable` if anything was wrong, or with `skip_invalid` if no row is left."""
+        """Check the result of an iteration.
+
+        Args:
+            left: Number of valid rows.
+            skip_invalid: Accept problems if a row is left.
+
+        Raises:
+            InvalidTable: There are problems and `skip_invalid` is False, or no row is left.
+
+        """
         self.problems.sort(key=lambda problem: (problem.file, problem.row or 0))
         if self.problems and not skip_invalid:
             raise InvalidTable(self.problems, self.refused)
@@ -284,7 +339,10 @@ class Stream:
 
 
 def cells_with_image(chunk: pa.Table) -> Iterator[tuple[str, pa.Scalar, int, int]]:
-    """image_id, image, file and row of each row; an image is copied when `as_py` asks for it."""
+    """Yield image_id, image, file and row of each row.
+
+    The image is an Arrow scalar. Its `as_py` copies the bytes.
+    """
     columns = (chunk[name].to_pylist() for name in ("image_id", "file", "row"))
     for (image_id, file, row), cell in zip(zip(*columns, strict=True), chunk["image"], strict=True):
         yield image_id, cell, file, row
@@ -296,5 +354,5 @@ def _log_once(message: str) -> None:
 
 
 def _path_of(name: str | Path) -> UPath:
-    """A URL as we open them all; a path as it was given, since messages name it."""
+    """Return a path for a table. A local path stays as it was given, because messages name it."""
     return as_path(name) if "://" in str(name) else UPath(name)

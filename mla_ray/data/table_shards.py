@@ -1,7 +1,8 @@
-"""WebDataset shards, as img2dataset writes them: files of one name in a tar file are one row.
+"""Reader of WebDataset shards, as img2dataset writes them.
 
-`000.jpg` is its image, `000.txt` its caption, and `000.json` an object of more columns.
-(The library webdataset does this and shuffles; here is what goes through one file in order.)
+Files with the same name in a tar file form one row: `000.jpg` is its image, `000.txt` is its
+caption, and `000.json` is an object with more columns. The library webdataset reads the same format
+but shuffles. This reader keeps the order of one file.
 """
 
 import json
@@ -22,16 +23,19 @@ OF_JSON = ("image_id", "caption", "language", "split")
 
 
 def read_shard(path: UPath, columns: Columns) -> Iterator[Chunk]:
-    """Rows count from 1. `image_id` is the name, unless the JSON has one.
+    """Yield the rows of a shard in chunks. Rows count from 1.
+
+    The image id of a row is the name of its files without the ending, unless the JSON has an
+    `image_id`.
 
     Raises:
-        InvalidTable: not a tar file, or broken off; or other columns are needed.
+        InvalidTable: The file is not a tar file, is truncated, or lacks a column.
 
     """
     try:
         yield from chunks_of(path, columns, _rows(path), rows_at_a_time(["image"]))
     except tarfile.TarError as error:
-        raise InvalidTable.of_file(path, f"not a tar file, or broken off ({error})") from error
+        raise InvalidTable.of_file(path, f"not a tar file, or truncated ({error})") from error
 
 
 def _rows(path: UPath) -> Iterator[Row]:
@@ -41,7 +45,7 @@ def _rows(path: UPath) -> Iterator[Row]:
 
 
 def _records(path: UPath) -> Iterator[dict[str, object]]:
-    """The files of each name, which stand side by side."""
+    """Yield the record of each name. The files of a name must follow one another."""
     key, record = "", dict[str, object]()
     with content_of(path) as raw, tarfile.open(fileobj=raw, mode="r|") as tar:
         for member in tar:
@@ -60,7 +64,7 @@ def _records(path: UPath) -> Iterator[dict[str, object]]:
 
 
 def _put(record: dict[str, object], ending: str, content: bytes) -> None:
-    """Add a file to its row; what is wrong with it is the row's `fault`."""
+    """Add a file to the record of its row. A problem is stored under the key `fault`."""
     try:
         if ending in IMAGES:
             record["image"] = content

@@ -1,4 +1,4 @@
-"""Text files that hold tables: unpacked, as UTF-8, their rows gathered to chunks."""
+"""Helpers for text tables: decompression, UTF-8 decoding, and collection of rows into chunks."""
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,19 +16,24 @@ from mla_ray.data.table_endings import format_of
 from mla_ray.runtime.storage import open_file
 
 CHUNK = 16_384
-"""Rows read at a time."""
+"""Number of rows in a chunk."""
 IMAGE_CHUNK = 512
-"""Of a table with images."""
+"""Number of rows in a chunk of a table with images."""
 
 
 def rows_at_a_time(columns: Iterable[str]) -> int:
-    """Rows of a chunk that has these columns."""
+    """Return the number of rows in a chunk with these columns."""
     return IMAGE_CHUNK if "image" in columns else CHUNK
 
 
 @contextmanager
 def content_of(path: UPath) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, unpacked if its ending says that it is packed."""
+    """Open a file for reading bytes, and decompress it if its ending names a compression.
+
+    Raises:
+        InvalidTable: The compressed data is damaged or truncated.
+
+    """
     _, packed = format_of(path.name)
     try:
         with open_file(path) as raw:
@@ -39,13 +44,18 @@ def content_of(path: UPath) -> Iterator[io.BufferedReader]:
     except (OSError, pa.ArrowException) as error:
         if packed is None:
             raise
-        message = f"not sound {packed}, or broken off ({error}); fetch or pack it anew"
+        message = f"not valid {packed}, or truncated ({error}); download or compress it again"
         raise InvalidTable.of_file(path, message) from error
 
 
 @contextmanager
 def text_lines(path: UPath, newline: str) -> Iterator[Iterator[str]]:
-    """The lines of a text file, without its byte order mark."""
+    """Open the lines of a UTF-8 text file, without its byte order mark.
+
+    Raises:
+        InvalidTable: The file is not UTF-8. The message states the place of the first bad byte.
+
+    """
     try:
         with content_of(path) as raw:
             check_encoding(path, raw)
@@ -55,9 +65,13 @@ def text_lines(path: UPath, newline: str) -> Iterator[Iterator[str]]:
 
 
 def check_encoding(path: UPath, raw: io.BufferedReader) -> None:
-    """Raise `InvalidTable` of a file that begins as UTF-16 or UTF-32, as Excel and Windows write.
+    """Check that a file does not start as UTF-16 or UTF-32, which Excel and Windows can write.
 
-    It has their byte order mark, or letters with NULs between them.
+    Such a file starts with a byte order mark, or with letters that alternate with NUL bytes.
+
+    Raises:
+        InvalidTable: The file starts as UTF-16 or UTF-32.
+
     """
     start = raw.peek(4)[:4]
     letters = [bool(byte) for byte in start]
@@ -76,7 +90,7 @@ def check_encoding(path: UPath, raw: io.BufferedReader) -> None:
 
 
 def _not_utf8(path: UPath) -> InvalidTable:
-    """For a file that holds a byte which is not UTF-8; says where."""
+    """Create the error for a file with a byte that is not UTF-8, and name its place."""
     line, place = _first_bad_byte(path)
     return InvalidTable.of_file(
         path,
@@ -86,7 +100,7 @@ def _not_utf8(path: UPath) -> InvalidTable:
 
 
 def _first_bad_byte(path: UPath) -> tuple[int, int]:
-    """Line and offset of the first byte that is not UTF-8; there is one."""
+    """Return the line and the offset of the first byte that is not UTF-8. The file has one."""
     offset = number = 0
     with content_of(path) as raw:
         for number, line in enumerate(raw, start=1):
@@ -100,7 +114,16 @@ def _first_bad_byte(path: UPath) -> tuple[int, int]:
 
 @dataclass
 class RowBuffer:
-    """Rows of a file that become a chunk."""
+    """Buffer for the rows of a chunk.
+
+    Attributes:
+        file: File of the rows.
+        size: Number of rows in a full buffer, including bad rows.
+        rows: Row number of each record.
+        records: Values of each record, by column.
+        faults: Message for each bad row.
+
+    """
 
     file: UPath
     size: int = field(default_factory=lambda: CHUNK)
@@ -109,14 +132,17 @@ class RowBuffer:
     faults: dict[int, str] = field(default_factory=dict)
 
     def add(self, row: int, record: Mapping[str, object]) -> None:
+        """Add a record of a row. A row can have several records."""
         self.rows.append(row)
         self.records.append(record)
 
     @property
     def is_full(self) -> bool:
+        """Whether the buffer holds enough rows for a chunk."""
         return len(self.rows) + len(self.faults) >= self.size
 
     def chunk(self, columns: Iterable[str]) -> Chunk:
+        """Return a chunk with these columns and refuse its bad rows."""
         cells = {
             column: pa.array([record.get(column) for record in self.records], self._type(column))
             for column in columns
@@ -133,22 +159,31 @@ class RowBuffer:
 
 
 class Row(NamedTuple):
-    """What a row of a file without a header says."""
+    """Row of a file without a header."""
 
     number: int
     records: Sequence[Mapping[str, object]] | str
-    """Its records, which may be several pairs; or what is wrong with it."""
+    """Records of the row (several pairs, for example), or a message that says what is wrong."""
     names: Iterable[str]
-    """Columns that the file has by what this row shows."""
+    """Names of the columns in this row."""
 
 
 def chunks_of(
     path: UPath, columns: Columns, rows: Iterable[Row], size: int | None = None
 ) -> Iterator[Chunk]:
-    """Chunks of a file without a header.
+    """Yield the chunks of a file without a header.
 
-    A column is there if a row has it, of those before a chunk is full. A file that lacks one is an
-    `InvalidTable`.
+    The file has a column if any row that was read so far has it.
+
+    Args:
+        path: Path of the file.
+        columns: Columns to read.
+        rows: Rows of the file.
+        size: Number of rows in a chunk, `CHUNK` by default.
+
+    Raises:
+        InvalidTable: The rows of the first chunk lack a required column.
+
     """
     size, header, is_checked = size or CHUNK, dict[str, None](), False
     buffer = RowBuffer(path, size)

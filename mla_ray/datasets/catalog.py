@@ -1,4 +1,4 @@
-"""The public data sets by name: their tables made, and what of them is there."""
+"""Catalog of the public datasets: write their tables and check which of their files exist."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,29 +26,31 @@ CATALOG: Mapping[str, DataSet] = MappingProxyType(
 
 @dataclass(frozen=True)
 class WrittenTables:
-    """The tables of a data set, and what became of its rows."""
+    """Tables written for a dataset, with row counts and warnings."""
 
     captions: Tally | None
     pairs: dict[str, Tally]
-    """By language."""
+    """Translation tables by language."""
     warnings: list[str]
-    """Where the caption table differs from what is published."""
+    """Differences between the caption table and the published counts."""
 
     @property
     def tallies(self) -> list[Tally]:
+        """Tallies of all tables, the caption table first."""
         return [*([self.captions] if self.captions else []), *self.pairs.values()]
 
     @property
     def dropped(self) -> int:
-        """Invalid rows that were left out."""
+        """Number of invalid rows that were skipped."""
         return sum(tally.refused for tally in self.tallies)
 
     @property
     def first_problem(self) -> str | None:
+        """First problem of any table, or None."""
         return next((problem for tally in self.tallies for problem in tally.problems), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """What `mla data make --json` prints."""
+        """Return the document that `mla data make --json` prints."""
         return {
             "captions": self.captions.as_dict() if self.captions else None,
             "pairs": {language: tally.as_dict() for language, tally in self.pairs.items()},
@@ -59,10 +61,16 @@ class WrittenTables:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """A file or folder of a data set, looked for.
+    """Result of the check of one file or folder of a dataset.
 
-    `state` is there, missing, broken (`note` says how) or different: of another count than
-    published. `count` is None where it is not there or not worth counting.
+    Args:
+        file: The file or folder.
+        state: "there", "missing", "broken" (unreadable) or "different" (the count is not the
+            published one).
+        count: Number of lines, records or files. None if the file is missing or broken, or if it is
+            a file without a published count.
+        note: Error message of a broken file.
+
     """
 
     file: SourceFile
@@ -72,11 +80,11 @@ class FileCheck:
 
     @property
     def needed(self) -> bool:
-        """Whether the set can not be made for want of it."""
+        """Whether the dataset cannot be built because this file is missing or broken."""
         return self.state in ("missing", "broken") and not self.file.optional
 
     def as_dict(self) -> dict[str, Any]:
-        """What `mla data check --json` prints of one."""
+        """Return the entry that `mla data check --json` prints for this file."""
         return {
             "path": self.file.path,
             "state": self.state,
@@ -89,20 +97,25 @@ class FileCheck:
 
     @property
     def line(self) -> str:
-        """The same for people."""
+        """Line that `mla data check` prints for this file."""
         line = f"  {self.state:<9} {self.file.path}"
         if self.count is not None:
             line += f"  {self.count:,}"
         if self.state == "different":
             line += f", but {self.file.count:,} are published"
         if self.state in ("missing", "broken"):
-            optional = " (can do without)" if self.file.optional else ""
+            optional = " (optional)" if self.file.optional else ""
             line += f"{optional}  {self.note or self.file.home}"
         return line
 
 
 def data_set(name: str) -> DataSet:
-    """The data set of this name; a ValueError says which there are."""
+    """Return the dataset with this name.
+
+    Raises:
+        ValueError: The catalog has no such dataset.
+
+    """
     if name not in CATALOG:
         raise ValueError(f"no data set is called {name!r}; there are {', '.join(CATALOG)}")
     return CATALOG[name]
@@ -118,16 +131,22 @@ def make(
     pairs_only: bool = False,
     skip_invalid: bool = False,
 ) -> WrittenTables:
-    """Write captions.parquet, and pairs-LANGUAGE.parquet where the set has translations.
+    """Write captions.parquet, and pairs-LANGUAGE.parquet for languages with translations.
 
     Args:
-        name: in the catalog.
-        root: where the data set lies, unpacked.
-        out: folder for the tables; each appears whole, or not at all.
-        report: told how many rows are written.
-        languages: all of the set if not given.
-        pairs_only: no caption table, and so no image is needed.
-        skip_invalid: leave out rows without an image or a caption, instead of refusing them.
+        name: Name in the catalog.
+        root: Folder of the unpacked dataset.
+        out: Folder for the tables. Each table is written atomically.
+        report: Called with the number of written rows.
+        languages: BCP-47 codes. The default is all languages of the dataset.
+        pairs_only: Write no caption table. No image is needed then.
+        skip_invalid: Skip invalid rows, such as a row without an image or a caption. By default,
+            an invalid row is an error.
+
+    Raises:
+        ValueError: The dataset or a language is unknown, or a source file or row is invalid. Also
+            raised if `pairs_only` is set and none of the languages has translations.
+        FileNotFoundError: A source file is missing.
 
     """
     chosen = data_set(name)
@@ -152,7 +171,21 @@ def make(
 def check(
     name: str, root: Path, report: Report, languages: Sequence[str] | None = None
 ) -> list[FileCheck]:
-    """Look for what a data set needs in these languages (all if not given), and count it."""
+    """Find and count the files that a dataset needs.
+
+    Args:
+        name: Name in the catalog.
+        root: Folder of the unpacked dataset.
+        report: Called after each file.
+        languages: BCP-47 codes. The default is all languages of the dataset.
+
+    Returns:
+        One result per file that these languages need.
+
+    Raises:
+        ValueError: The dataset or a language is unknown.
+
+    """
     chosen = data_set(name)
     wanted = set(_known(chosen, languages))
     files = [file for file in chosen.files if file.languages is None or wanted & {*file.languages}]
@@ -179,7 +212,12 @@ def _checked(file: SourceFile, root: Path) -> FileCheck:
 
 
 def _known(chosen: DataSet, languages: Sequence[str] | None) -> list[str]:
-    """The languages asked for, each once."""
+    """Return the requested languages without repeats, or all languages of the dataset.
+
+    Raises:
+        ValueError: The dataset lacks one of them.
+
+    """
     wanted = list(dict.fromkeys(languages or chosen.languages))
     if unknown := [language for language in wanted if language not in chosen.languages]:
         raise ValueError(

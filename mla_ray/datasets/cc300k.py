@@ -1,27 +1,32 @@
 """CC300K: 300,000 images of Conceptual Captions, machine-translated into five languages.
 
-What the paper trains on, both stages: image and caption in a language for LE, English caption and
-translation for NLT.
+The paper trains both stages on this dataset. LE uses images with captions in the new language. NLT
+uses English captions with their translations.
 
-- Source: `dataset.zip` of the repository AIM3-RUC/MLA on GitHub; the translations are UC2's (Zhou
-  et al. 2021). Images: crawled by oneself from the addresses of Conceptual Captions (Sharma et al.
-  2018); by now many are gone.
-- Licence: Conceptual Captions may be used freely if Google is named; images belong to their sites;
-  none is stated for the translations.
-- Sizes: the first 300,000 images of a shuffled list of those with a caption in every language, of
-  those that the authors' own crawl had; one caption an image in en, de, fr, cs, zh and ja.
+- Source: `dataset.zip` of the GitHub repository AIM3-RUC/MLA. The translations are those of UC2
+  (Zhou et al. 2021). Users crawl the images from the URLs of Conceptual Captions (Sharma et al.
+  2018). Many of these images are no longer online.
+- License: Conceptual Captions may be used freely if Google is named. The images belong to their
+  sites. No license is stated for the translations.
+- Sizes: 300,000 images with one caption each in en, de, fr, cs, zh and ja. They are the first
+  300,000 of a shuffled list that exist in the authors' own crawl. The list has the images with a
+  caption in every language.
 
-Layout, below the root, as dataset.zip unpacks: `ConceptualCaption/annotation/uc2_6langs/` with
-`shuffled_names.npy` (names such as 00012345.jpg, a row number of Conceptual Captions) and
-`jsons/ref_captions_de.json` … (`{"00012345.jpg": ["…"], …}`), `ConceptualCaption/existing_ids.json`
-(a list of the names that the authors had), and the crawl in `ConceptualCaption/images/`.
+Layout below the root, as dataset.zip unpacks:
 
-Who has fewer images than the authors leaves the others out with `--skip-invalid`; the translation
-tables need none. Without existing_ids.json the first 300,000 names of the list are taken, which are
-other ones.
+- `ConceptualCaption/annotation/uc2_6langs/shuffled_names.npy`: image names such as 00012345.jpg.
+  The number is a row of Conceptual Captions.
+- `ConceptualCaption/annotation/uc2_6langs/jsons/ref_captions_de.json` …:
+  `{"00012345.jpg": ["…"], …}`.
+- `ConceptualCaption/existing_ids.json`: the list of the names in the authors' crawl.
+- `ConceptualCaption/images/`: the crawled images.
 
-Could not be confirmed: what `ConceptualCaption/cc300k.json` holds, which the authors' page names
-and their code does not read; 300,000 is the cut of a fork's settings.
+Pass `--skip-invalid` to skip images that your crawl lacks. The translation tables need no images.
+Without existing_ids.json, the first 300,000 names of the list are used. These are not the authors'
+300,000 images.
+
+Not confirmed: the content of `ConceptualCaption/cc300k.json`. The authors' page mentions this file,
+but their code does not read it. The count of 300,000 comes from the settings of a fork.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +56,7 @@ LANGUAGES = ("en", "de", "fr", "cs", "zh", "ja")
 
 
 def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
-    """Rows in these languages, all of split train."""
+    """Yield caption rows in these languages. All rows have the split `train`."""
     chosen = _chosen(root)
     for language in languages:
         for name, text, place in _texts(root, language, chosen):
@@ -60,7 +65,10 @@ def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
 
 
 def pairs(root: Path, language: str) -> Iterator[Pair]:
-    """English captions and their translations, of which one is in memory."""
+    """Yield pairs of an English caption and its translation into `language`.
+
+    The English captions are held in memory. The translations are streamed.
+    """
     chosen = _chosen(root)
     english = {name: text for name, text, _ in _texts(root, "en", chosen)}
     for name, text, place in _texts(root, language, chosen):
@@ -68,7 +76,14 @@ def pairs(root: Path, language: str) -> Iterator[Pair]:
 
 
 def _chosen(root: Path) -> set[str]:
-    """The names that the set consists of; the names of all images are in memory, some 0.3 GB."""
+    """Return the image names of the dataset.
+
+    The names of all existing images are held in memory, about 0.3 GB.
+
+    Raises:
+        ValueError: A name appears twice, or no name is left.
+
+    """
     path = find_file(root, NAMES)
     shuffled = (name.decode() if isinstance(name, bytes) else str(name) for name in array(path))
     if (root / EXISTING).exists():
@@ -76,7 +91,7 @@ def _chosen(root: Path) -> set[str]:
         shuffled = (name for name in shuffled if name in existing)
     chosen = list(islice(shuffled, COUNT))
     if len(set(chosen)) != len(chosen):
-        raise ValueError(f"{path}: a name is there twice; fetch the file anew")
+        raise ValueError(f"{path}: a name appears twice; fetch the file anew")
     if not chosen:
         raise ValueError(f"{path}: none of its names is in {EXISTING}; fetch both anew")
     return set(chosen)
@@ -92,7 +107,12 @@ def _listed(path: Path) -> Iterator[str]:
 
 
 def _texts(root: Path, language: str, chosen: set[str]) -> Iterator[tuple[str, str, str]]:
-    """Name, first caption and place of each chosen image, which all must have one."""
+    """Yield name, first caption and place of each chosen image.
+
+    Raises:
+        ValueError: A chosen image has no caption.
+
+    """
     path = find_file(root, _file(language))
     missing = set(chosen)
     for name, texts in members(path):
@@ -105,7 +125,7 @@ def _texts(root: Path, language: str, chosen: set[str]) -> Iterator[tuple[str, s
     if missing:
         raise ValueError(
             f"{path}: no caption for {len(missing):,} of {len(chosen):,} images, {min(missing)!r} "
-            "among them; is it of the same dataset.zip as the list of names?"
+            "among them; check that it is from the same dataset.zip as the list of names"
         )
 
 

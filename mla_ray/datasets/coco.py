@@ -2,30 +2,33 @@
 
 - Source: MSCOCO 2014 (Lin et al. 2014, Chen et al. 2015), split by Karpathy and Li (2015); STAIR
   captions v1.2 (Yoshikawa et al. 2017); COCO-CN 201805 v1.1 (Li et al. 2019).
-- Licence: MSCOCO captions CC-BY-4.0, its images their authors' on Flickr; STAIR CC-BY-4.0; COCO-CN
-  MIT, as a user's copy of its licence says.
-- Sizes, images / captions:
+- License: MSCOCO captions and STAIR captions CC-BY-4.0. COCO-CN MIT, according to a user's copy of
+  its license. The images belong to their authors on Flickr.
+- Sizes, as images / captions:
 
-  ====== ================= ============== ==============
-         train             validation     test
-  ====== ================= ============== ==============
-  en     113,287 / 566,747 5,000 / 25,010 5,000 / 25,010
-  ja     113,287 / 566,435 5,000 / 25,000 5,000 / 25,000
-  zh     18,341 / 20,065   1,000 / 1,100  1,000 / 1,053
-  ====== ================= ============== ==============
+| language | train | validation | test |
+| --- | --- | --- | --- |
+| en | 113,287 / 566,747 | 5,000 / 25,010 | 5,000 / 25,010 |
+| ja | 113,287 / 566,435 | 5,000 / 25,000 | 5,000 / 25,000 |
+| zh | 18,341 / 20,065 | 1,000 / 1,100 | 1,000 / 1,053 |
 
-Layout, below the root, as the archives unpack: `train2014/`, `val2014/`,
-`annotations/captions_train2014.json`, `annotations/captions_val2014.json`, `dataset_coco.json` (the
-splits; its `restval` is train, as everybody counts it), `STAIR-captions/stair_captions_v1.2_*.json`
-in COCO's own format, and `coco-cn-version1805v1.1/`.
+Layout below the root, as the archives unpack:
 
-Images of a split come in the order of its list: the five folds of a thousand test images that
-published tables average over are consecutive. COCO-CN's Chinese was written by people looking at
-the image; its 5,000 translated test captions are not read. Its lists have nothing to do with
-Karpathy's: an image may be in train in English and in test in Chinese.
+- `train2014/` and `val2014/`: the images.
+- `annotations/captions_train2014.json` and `annotations/captions_val2014.json`: English captions.
+- `dataset_coco.json`: the splits by Karpathy. Its split `restval` counts as train, as is usual.
+- `STAIR-captions/stair_captions_v1.2_*.json`: Japanese captions in COCO's format.
+- `coco-cn-version1805v1.1/`: Chinese captions and their splits.
 
-Could not be confirmed: where 22,218 Chinese captions fall to train and validation (20,065 and 1,100
-are recalled; they add up), and the folder that STAIR's archive unpacks to.
+The images of a split keep the order of its list. Published tables average over five consecutive
+folds of 1,000 test images, so this order matters.
+
+People wrote the Chinese captions of COCO-CN while they looked at the image. The 5,000 translated
+test captions of COCO-CN are not read. COCO-CN has its own splits, so an image may be in train in
+English and in test in Chinese.
+
+Not confirmed: the folder name in the STAIR archive, and how the Chinese captions divide into train
+and validation. The counts 20,065 and 1,100 are from memory, but the total of 22,218 is right.
 """
 
 from collections import defaultdict
@@ -46,7 +49,7 @@ from mla_ray.datasets.layout import (
 from mla_ray.datasets.table_writer import Caption
 
 SPLITS = "dataset_coco.json"
-# Of the images in train2014 and in val2014.
+# By language: the captions of train2014 and of val2014.
 ANNOTATIONS = {
     "en": ("annotations/captions_train2014.json", "annotations/captions_val2014.json"),
     "ja": (
@@ -65,7 +68,10 @@ LANGUAGES = ("en", "ja", "zh")
 
 
 def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
-    """Rows in these languages. Of one language at a time all texts are in memory, some 0.2 GB."""
+    """Yield caption rows in these languages.
+
+    All captions of one language at a time are held in memory, about 0.2 GB.
+    """
     for language in languages:
         if language == "zh":
             yield from _chinese(root)
@@ -74,7 +80,17 @@ def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
 
 
 def image_file(root: Path, name: str, place: str) -> Path:
-    """Where the image of an id such as COCO_val2014_000000391895 lies."""
+    """Return the path of an image, by an id such as COCO_val2014_000000391895.
+
+    Args:
+        root: Folder of the unpacked dataset.
+        name: The image id.
+        place: File and row of the id, for the error message.
+
+    Raises:
+        ValueError: The id is not one of MSCOCO 2014.
+
+    """
     folder = name.split("_")[1] if name.startswith("COCO_") and name.count("_") == 2 else ""
     if folder not in ("train2014", "val2014"):
         raise ValueError(f"{place}: {name!r} is no image of MSCOCO 2014; is it the right list?")
@@ -82,7 +98,7 @@ def image_file(root: Path, name: str, place: str) -> Path:
 
 
 def _annotated(root: Path, language: str) -> Iterator[Caption]:
-    """English or Japanese captions, in the order of Karpathy's images."""
+    """Yield English or Japanese captions in the order of Karpathy's image list."""
     texts = _texts(root, language)
     splits = find_file(root, SPLITS)
     first: set[str] = set()
@@ -93,7 +109,7 @@ def _annotated(root: Path, language: str) -> Iterator[Caption]:
         if split is None:
             raise ValueError(f"{place}: split {record['split']!r} is none of {', '.join(SPLIT_OF)}")
         if name in first:
-            raise ValueError(f"{place}: {name!r} is there twice; fetch the file anew")
+            raise ValueError(f"{place}: {name!r} appears twice; fetch the file anew")
         first.add(name)
         image = image_file(root, name, place)
         cocoid = member(record, "cocoid", int, place)
@@ -107,7 +123,7 @@ def _annotated(root: Path, language: str) -> Iterator[Caption]:
 
 
 def _texts(root: Path, language: str) -> dict[int, list[str]]:
-    """The captions by COCO's image number, in the order of the file."""
+    """Return the captions by COCO image number, in file order."""
     texts: dict[int, list[str]] = defaultdict(list)
     for annotations in ANNOTATIONS[language]:
         path = find_file(root, annotations)
@@ -119,14 +135,14 @@ def _texts(root: Path, language: str) -> dict[int, list[str]]:
 
 
 def _chinese(root: Path) -> Iterator[Caption]:
-    """What people wrote, in the order of COCO-CN's lists."""
+    """Yield the human-written Chinese captions in the order of COCO-CN's lists."""
     path = find_file(root, f"{CHINESE}/imageid.human-written-caption.txt")
     texts: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for line, written in lines(path):
-        # The key ends at a tab; in some files of the set at a space.
+        # A tab ends the key. Some files of COCO-CN have a space instead.
         parts = written.split(maxsplit=1)
         if len(parts) != 2 or "#" not in parts[0]:
-            raise ValueError(f"{path} line {line}: 'IMAGE#NUMBER<tab>CAPTION' is needed; mend it")
+            raise ValueError(f"{path} line {line}: expected 'IMAGE#NUMBER<tab>CAPTION'; fix it")
         texts[parts[0].partition("#")[0]].append((line, parts[1]))
     for split, listed in CHINESE_LISTS.items():
         listing = find_file(root, f"{CHINESE}/{listed}")

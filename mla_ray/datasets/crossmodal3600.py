@@ -1,17 +1,22 @@
-"""Crossmodal-3600: captions written by people in 36 languages, for testing alone.
+"""Crossmodal-3600: human-written captions in 36 languages, for tests only.
 
 - Source: https://google.github.io/crossmodal-3600/ (Thapliyal et al. 2022).
-- Licence: captions CC-BY-4.0; images are of Open Images, CC-BY as listed there.
-- Sizes: 3,600 images, a hundred from where each language is spoken, and 261,375 captions: two an
-  image and language, but one in Bengali and about 1.3 in Māori; split test.
+- License: captions CC-BY-4.0. The images are from Open Images, CC-BY as listed there.
+- Sizes: 3,600 images and 261,375 captions, all of the split `test`. 100 images come from the region
+  of each language. An image has two captions per language, but one in Bengali and about 1.3 in
+  Māori.
 
-Layout, below the root: `captions.jsonl` (of captions.zip), one image a line:
-`{"image/key": …, "image/locale": …, "de": {"caption": [ … ], "caption/tokenized": …}, …}`; and
-`images/KEY.jpg` (of images.tgz).
+Layout below the root:
 
-Languages are named as the set names them; all are BCP-47, `quz` being Cusco Quechua and `fil`
-Filipino. Could not be confirmed: counts of single languages, and that no caption is empty (one
-program that reads the set steps over those).
+- `captions.jsonl` (from captions.zip): one image per line, as
+  `{"image/key": …, "image/locale": …, "de": {"caption": [ … ], "caption/tokenized": …}, …}`.
+- `images/KEY.jpg` (from images.tgz).
+
+The language codes are those of the dataset. All are BCP-47: `quz` is Cusco Quechua and `fil` is
+Filipino.
+
+Not confirmed: the caption count of each language, and that no caption is empty. One program that
+reads the dataset skips empty captions.
 """
 
 import json
@@ -32,7 +37,7 @@ LANGUAGES = (
 
 
 def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
-    """Rows in these languages, image by image."""
+    """Yield caption rows in these languages, image by image."""
     path = find_file(root, TEXTS)
     first: dict[str, int] = {}
     for line, text in lines(path):
@@ -42,7 +47,7 @@ def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{place}: not JSON ({error}); fetch the file anew") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{place}: {type(record).__name__} where an object is needed")
+            raise ValueError(f"{place}: expected an object, found {type(record).__name__}")
         key = member(record, "image/key", str, place)
         if (earlier := first.setdefault(key, line)) != line:
             raise ValueError(f"{place}: {key!r} is in line {earlier} too; fetch the file anew")

@@ -1,4 +1,4 @@
-"""Files that programs download into a folder: each there whole or not at all, and not twice."""
+"""Atomic downloads by external programs: a file appears complete or not at all."""
 
 import hashlib
 import subprocess
@@ -8,16 +8,17 @@ from pathlib import Path
 
 
 def download(folder: Path, pattern: str, fetch: Callable[[Path], object]) -> Path:
-    """A file that `fetch` leaves in the folder which it is called with, moved to `folder`.
+    """Download one file into `folder` and return its path.
 
     Args:
-        folder: made if it is not there.
-        pattern: of the file's name, as `Path.glob` has it.
-        fetch: may leave others, too; they are removed.
+        folder: Created if it is missing.
+        pattern: `Path.glob` pattern that matches exactly one downloaded file.
+        fetch: Called with a temporary folder. It downloads the file there. Other files that it
+            leaves are removed.
 
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the move is atomic and an interrupted download leaves nothing.
+    # On the same file system as `folder`, so that the move is atomic.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         fetch(Path(scratch))
         (file,) = Path(scratch).glob(pattern)
@@ -27,17 +28,17 @@ def download(folder: Path, pattern: str, fetch: Callable[[Path], object]) -> Pat
 def download_pinned(
     path: Path, sha256: str, what: str, command: Callable[[str], Sequence[str]]
 ) -> Path:
-    """The file at `path`, of a package of a pinned version, downloaded unless it is there.
+    """Return `path`, and download the file with a command if it is missing.
 
     Args:
-        path: bears the name that the command gives it.
-        sha256: of the file; checked every time.
-        what: is fetched, for an error.
-        command: given a folder, what downloads the file into it.
+        path: Path of the file. Its name is the one that the command gives it.
+        sha256: Hex digest of the file. It is checked on every call.
+        what: Name of the download in error messages.
+        command: Returns the command that downloads the file into a given folder.
 
     Raises:
-        RuntimeError: the command failed.
-        ValueError: the file is another one.
+        RuntimeError: The command failed.
+        ValueError: The file has another digest.
 
     """
 

@@ -1,18 +1,17 @@
-"""Emoji: real drawings with real human translations, under free licences, in 18 MB.
+"""Emoji: drawings with human translations under free licenses, an 18 MB dataset.
 
-Drawings come from four icon sets, names and keywords from Unicode CLDR, all fetched from npm by
-name and checked against pinned SHA-256 sums. Twemoji is the held-out drawing style: nothing is ever
-trained on it.
+The drawings come from four icon sets, the names and keywords from Unicode CLDR. All are npm
+packages with pinned SHA-256 digests. Twemoji is the held-out drawing style: no training uses it.
 
-The split is by concept (one emoji), seeded. By hash 15 % are test concepts; but some emoji share a
-drawing or an English name under several code points (OpenMoji draws a man walking as a person
-walking, all sets draw one family for several). Of those that share, all are test concepts or none
-is: whoever shares with a training concept is one. The split is the same for every language. Where a
-language gives a training concept the name of a test concept, its tables go without that text.
+The split is by concept (one emoji), seeded, and the same for every language. A hash selects 15 % of
+the concepts for the test. Some emoji with different code points share a drawing or an English name:
+OpenMoji draws a man walking like a person walking, and all sets draw one family for several. A test
+concept that shares with a training concept, directly or through others, becomes a training concept.
+If a language gives a training concept the name of a test concept, the tables omit that text.
+
+Run this command after a package version changes, to find again which concepts share a drawing:
 
     python -m mla_ray.datasets.emoji data/emoji > mla_ray/datasets/emoji_alike.txt
-
-finds again which concepts share a drawing, when a package is another.
 """
 
 import hashlib
@@ -44,13 +43,14 @@ TRAIN_STYLES = ("noto", "openmoji", "fluent")
 TEST_STYLE = "twemoji"
 STYLES = (*TRAIN_STYLES, TEST_STYLE)
 ALIKE = Path(__file__).with_name("emoji_alike.txt")
-"""A line for each group of concepts of which two and two share a drawing: what `drawn_alike` found.
+"""Output of `drawn_alike`: one line per group of concepts that share drawings.
 
-It takes minutes to find, and the packages are pinned."""
+The file is kept because the search takes minutes and the packages are pinned.
+"""
 TEST_SHARE = 0.15
-SIZE = 64  # pixels of a side, the bundled native's
-# Twemoji fills its canvas; the drawings of the other three reach over 94, 76 and 87 % of theirs.
-# With their mean margin on each side it is framed as they are.
+SIZE = 64  # width and height in pixels, the input size of the bundled native
+# Twemoji fills its canvas. The drawings of the other three sets fill 94, 76 and 87 % of theirs, so
+# Twemoji gets their mean margin on each side.
 MARGINS = {"twemoji": 0.07}
 SKIN_TONES = frozenset(f"1f3f{digit}" for digit in "bcdef")
 
@@ -90,32 +90,39 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Concept:
-    """One emoji. `key` is its code points in hex joined by '-', without U+FE0F."""
+    """One emoji.
+
+    Args:
+        key: Its code points in hex, joined by "-", without U+FE0F.
+        split: "train" or "test".
+
+    """
 
     key: str
     split: str
 
     @property
     def skin_tone(self) -> bool:
+        """Whether the emoji is a skin-tone variant."""
         return not SKIN_TONES.isdisjoint(self.key.split("-")[1:])
 
 
 @dataclass(frozen=True)
 class Label:
-    """What CLDR says of one emoji in one language."""
+    """CLDR name and keywords of one emoji in one language."""
 
     name: str
     keywords: tuple[str, ...]
 
     @property
     def captions(self) -> list[str]:
-        """The name, and all keywords as one caption where they say more than the name."""
+        """The name, and all keywords as a second caption if they differ from the name."""
         listed = keyword_list(self.keywords)
         return [self.name] + ([listed] if listed and listed != self.name else [])
 
 
 class Emoji:
-    """The data set in `folder`; what is missing there is fetched."""
+    """The emoji dataset in a folder. Missing packages are downloaded."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -124,15 +131,20 @@ class Emoji:
 
     @cached_property
     def languages(self) -> tuple[str, ...]:
-        """BCP-47 codes that CLDR has annotations for."""
+        """BCP-47 codes of the languages with CLDR annotations."""
         with tarfile.open(self.archives["annotations"]) as archive:
             names = (Path(name).parts for name in archive.getnames())
             folders = {p[2] for p in names if len(p) == 4 and p[1] == "annotations"}
             return tuple(sorted(folders - NOT_A_LANGUAGE))
 
     def labels(self, language: str) -> dict[str, Label]:
-        """Name and keywords by concept key; a language without any is a KeyError."""
-        if language not in self._labels:  # the archives are packed
+        """Return name and keywords by concept key.
+
+        Raises:
+            KeyError: CLDR has no emoji names in this language.
+
+        """
+        if language not in self._labels:  # cached because reading a compressed archive is slow
             self._labels[language] = self._read_labels(language)
         return self._labels[language]
 
@@ -158,7 +170,7 @@ class Emoji:
 
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
-        """Every emoji with an English name, a Twemoji drawing and at least two others."""
+        """All emoji with an English name, a Twemoji drawing and at least two other drawings."""
         named = self.labels("en")
         drawn = [
             key
@@ -166,7 +178,8 @@ class Emoji:
             if key in self._drawings[TEST_STYLE]
             and sum(key in self._drawings[style] for style in TRAIN_STYLES) >= 2
         ]
-        # Ordered by hash: seeded, and a later Unicode version moves few concepts between splits.
+        # A hash gives a seeded order in which a new Unicode version moves few concepts between
+        # splits.
         drawn.sort(key=lambda key: hashlib.sha256(f"mla-ray emoji split 0 {key}".encode()).digest())
         test = set(drawn[: round(len(drawn) * TEST_SHARE)])
         by_name = defaultdict(set)
@@ -177,10 +190,11 @@ class Emoji:
         return tuple(Concept(key, "test" if key in test else "train") for key in drawn)
 
     def texts(self, language: str) -> dict[str, list[str]]:
-        """The captions of each concept's drawings, by its key.
+        """Return the captions of each concept by its key.
 
-        Of a test concept the name. Of a training concept name and keywords, but no text that is
-        the name of a test concept: a language may call two buttons the same.
+        A test concept has its name. A training concept has its name and its keywords, except texts
+        that equal the name of a test concept. A language may use one name for two buttons, for
+        example.
         """
         labels, held_out = self.labels(language), self.held_out_names(language)
         return {
@@ -192,17 +206,17 @@ class Emoji:
         }
 
     def held_out_names(self, language: str) -> set[str]:
-        """The identities of the test concepts' names."""
+        """Return the names of the test concepts, as `identity` keys."""
         labels = self.labels(language)
         test = [concept.key for concept in self.concepts if concept.split == "test"]
         return {identity(labels[key].name) for key in test if key in labels}
 
     def styles(self, key: str) -> tuple[str, ...]:
-        """The training styles that draw this concept."""
+        """Return the training styles that have a drawing of this concept."""
         return tuple(style for style in TRAIN_STYLES if key in self._drawings[style])
 
     def draw(self, style: str, key: str, size: int) -> Image.Image:
-        """One drawing as an RGBA image of `size` x `size` pixels, transparent where nothing is."""
+        """Return one drawing as an RGBA image of `size` x `size` pixels, transparent around it."""
         margin = round(size * MARGINS.get(style, 0.0))
         svg = self._drawings[style][key]
         png = resvg_py.svg_to_bytes(svg, width=size - 2 * margin, skip_system_fonts=True)
@@ -211,21 +225,25 @@ class Emoji:
         return canvas
 
     def pixels(self, style: str, key: str, size: int) -> npt.NDArray[np.uint8]:
-        """One drawing on white, [S, S, 3]."""
+        """Return one drawing on white, `[size, size, 3]` uint8."""
         canvas = Image.new("RGBA", (size, size), "white")
         canvas.alpha_composite(self.draw(style, key, size))
         return np.asarray(canvas.convert("RGB"))
 
     def png(self, style: str, key: str, size: int) -> bytes:
-        """One drawing on white, PNG-encoded."""
+        """Return one drawing on white as PNG bytes."""
         buffer = BytesIO()
         Image.fromarray(self.pixels(style, key, size)).save(buffer, "PNG")
         return buffer.getvalue()
 
     def drawn(self, progress: Callable[[int], None] | None = None) -> dict[str, bytes]:
-        """The PNGs of a caption table by image id, `style/key`; drawn once and kept.
+        """Return the PNG images of the caption table by image id, `style/key`.
 
-        `progress` is called with the number of concepts just drawn.
+        The images are cached in `drawings-64.parquet`, so each is drawn once.
+
+        Args:
+            progress: Called with the number of concepts just drawn.
+
         """
         path = self.folder / f"drawings-{SIZE}.parquet"
         kept: dict[str, bytes] = {}
@@ -255,10 +273,16 @@ class Emoji:
 def captions(
     emoji: Emoji, languages: Sequence[str], progress: Callable[[int], None] | None = None
 ) -> pa.Table:
-    """The caption table of some languages (`en` among them, if wanted).
+    """Return the caption table of some languages.
 
-    Training concepts in the three training styles, each with its name and its keywords; test
-    concepts in the held-out style, each with its name.
+    Training concepts are drawn in the three training styles, with name and keywords as captions.
+    Test concepts are drawn in the held-out style, with the name as the caption.
+
+    Args:
+        emoji: The dataset.
+        languages: BCP-47 codes. Include `en` for English captions.
+        progress: Called with the number of concepts just drawn.
+
     """
     rows: dict[str, list[str]] = {n: [] for n in ("image_id", "language", "caption", "split")}
     images: list[bytes] = []
@@ -279,9 +303,10 @@ def captions(
 
 
 def pairs(emoji: Emoji, language: str) -> pa.Table:
-    """The translation table of a language: names and keyword lists of the training concepts.
+    """Return the translation table of a language.
 
-    Without those of which a side is the name of a test concept.
+    It pairs the names and the keyword lists of the training concepts with the English ones. A pair
+    is omitted if one of its sides is the name of a test concept.
     """
     english, foreign = emoji.labels("en"), emoji.labels(language)
     held_out = emoji.held_out_names("en"), emoji.held_out_names(language)
@@ -300,9 +325,15 @@ def pairs(emoji: Emoji, language: str) -> pa.Table:
 def drawn_alike(
     emoji: Emoji, progress: Callable[[int], None] = lambda count: None
 ) -> list[list[str]]:
-    """Groups of concepts that share a drawing in a style, pixel by pixel; for minutes.
+    """Return groups of concepts that share a pixel-identical drawing in any style.
 
-    A group holds whoever shares with one of it. `progress` is told of concepts done.
+    Sharing is transitive: a concept joins a group if it shares a drawing with one member. The
+    search takes minutes.
+
+    Args:
+        emoji: The dataset.
+        progress: Called with the number of concepts just compared.
+
     """
     first: dict[tuple[str, bytes], str] = {}
     group_of: dict[str, set[str]] = {}
@@ -319,7 +350,10 @@ def drawn_alike(
 
 
 def _without_halves(test: set[str], groups: Iterable[set[str]]) -> set[str]:
-    """Test concepts less those that share a group with a training concept, which trains them."""
+    """Return the test concepts without those in a group that has a training concept.
+
+    A shared drawing or name would leak such a test concept into the training.
+    """
     groups = list(groups)
     while halves := [group for group in groups if test & group and not group <= test]:
         test = test.difference(*halves)
@@ -332,7 +366,7 @@ def _read_drawings(archive: Path) -> dict[str, str]:
     drawings = {}
     for code, name in characters.items():
         icon = icons["icons"].get(name)
-        if icon is None:  # an alias: another name for an icon that is there
+        if icon is None:  # an alias of another icon
             icon = icons["icons"][icons["aliases"][name]["parent"]]
         width = icon.get("width", icons["width"])
         height = icon.get("height", icons["height"])
@@ -360,7 +394,7 @@ def _strip(code: str) -> str:
 
 
 def keyword_list(keywords: Sequence[str]) -> str:
-    """Keywords as one caption."""
+    """Return the keywords as one caption, separated by commas."""
     return ", ".join(keywords)
 
 

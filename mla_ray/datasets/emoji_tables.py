@@ -1,10 +1,10 @@
-"""The emoji tables of a language: captions, names, and a lexicon where there is one.
+"""Emoji tables of a language: captions, name pairs, and a lexicon if one is available.
 
     emoji/tables-v3-de/captions.parquet, pairs-de.parquet
-    emoji/tables-v3-de/lexicon-1a2b3c4d5e6f.parquet     named by what it holds
-    emoji/tables-v3-de.json                             at a URL: which files, sources missing
+    emoji/tables-v3-de/lexicon-1a2b3c4d5e6f.parquet     name: digest of the content
+    emoji/tables-v3-de.json                             only at a URL: files, missing sources
 
-What is written stays: a run that has begun goes on with its own tables, whatever was made since.
+Written files are never removed, so a resumed run continues with the tables that it started with.
 """
 
 import hashlib
@@ -38,35 +38,48 @@ from mla_ray.runtime.storage import (
 )
 
 TABLES = "tables-v3-{language}"
-"""Version 2: no test concept shares a drawing or a name with a training concept. Version 3: no two
-pairs are the same but for characters that cannot be seen."""
+"""Name of the tables' folder.
+
+Since version 2, no test concept shares a drawing or a name with a training concept. Since version
+3, no two pairs differ in invisible characters only.
+"""
 EARLIER = ("tables-v2-{language}", "tables-{language}")
-"""Folders that earlier versions wrote, for runs that began with them."""
+"""Folders of earlier versions, for runs that started with them."""
 
 
 @dataclass(frozen=True)
 class EmojiTables:
-    """The emoji tables of one language."""
+    """Emoji tables of one language."""
 
     captions: pa.Table
     pairs: list[pa.Table]
     files: list[Path]
-    """Of `captions`, then of `pairs`."""
+    """Files of `captions`, then of `pairs`."""
     note: str
+    """Summary of the lexicon, for people."""
     missing: Mapping[str, str]
-    """Why a source of the lexicon could not be read."""
+    """Lexicon sources that could not be read, with the reason."""
 
     def corpus(self, language: str) -> Corpus:
+        """Return the corpus for an acquisition from these tables."""
         return Corpus(language, self.files[1:], self.files[0])
 
     def split(self, name: str) -> pa.Table:
+        """Return the captions of one split."""
         return self.captions.filter(pa.compute.equal(self.captions["split"], name))
 
 
 def write_tables(
     data: Path, languages: Sequence[str], out: Path, report: Report
 ) -> dict[str, Path]:
-    """Write captions.parquet, with all `languages`, and a pairs-LANGUAGE.parquet each."""
+    """Write captions.parquet with all `languages`, and one pairs-LANGUAGE.parquet per language.
+
+    English has no pairs file.
+
+    Returns:
+        The path of each table, by language code. The caption table's key is `captions`.
+
+    """
     emoji = Emoji(data / "emoji")
     advance = counting(report, "drawing emoji", len(emoji.concepts))
     paths = {"captions": out / "captions.parquet"}
@@ -81,13 +94,16 @@ def write_tables(
 def local_tables(
     language: str, data: Path, report: Report, begun: UPath | None = None
 ) -> EmojiTables:
-    """The demo's tables, made unless they are there; with a lexicon where there is one.
+    """Return the emoji tables of a language, and write them if they are missing.
+
+    A lexicon is included if one is available.
 
     Args:
-        language: BCP-47.
-        data: folder of the data sets.
-        report: told of the drawing.
-        begun: a file of a run as `tables_of_run` reads it. A run that has begun keeps its tables.
+        language: BCP-47 code.
+        data: Folder of the datasets.
+        report: Called while the emoji are drawn.
+        begun: Document of a run as `tables_of_run` reads it. A run that has started keeps its
+            tables.
 
     """
     if kept := tables_of_run(begun, language, as_path(data)):
@@ -108,14 +124,16 @@ def local_tables(
 
 
 def tables_of_run(begun: UPath | None, language: str, data: UPath) -> list[UPath] | None:
-    """The tables that a run began with, captions first, by the sums that it keeps of them.
-
-    None if it has not begun, or they are not in `data` any more.
+    """Find the tables that a run started with, by the fingerprints in its document.
 
     Args:
-        begun: run.json of an acquisition, or another document with its `sources`.
-        language: BCP-47.
-        data: folder of the data sets.
+        begun: run.json of an acquisition, or another document with the same `sources` entry.
+        language: BCP-47 code.
+        data: Folder of the datasets.
+
+    Returns:
+        The files, the caption table first. None if the run has not started, or if a file is no
+        longer in `data`.
 
     """
     if begun is None or not is_file(begun):
@@ -124,15 +142,16 @@ def tables_of_run(begun: UPath | None, language: str, data: UPath) -> list[UPath
     folders = [data / "emoji" / name.format(language=language) for name in (TABLES, *EARLIER)]
     files = [folder / name for folder in folders for name in names_in(folder)]
     of_sum = {fingerprint(file): file for file in files if file.suffix == ".parquet"}
-    # "le-0000" before "nlt-0000", as `Corpus.tables` names them.
+    # `Corpus.tables` names them "le-0000" and "nlt-0000", so the caption table sorts first.
     sums = [each for name in sorted(wanted) for each in wanted[name]]
     return [of_sum[each] for each in sums] if sums and of_sum.keys() >= set(sums) else None
 
 
 def _lexicon(language: str, data: Path, out: Path) -> tuple[Lexicon, Path]:
-    """Pairs of words the native knows: the best there is, tried again while a source is missing.
+    """Return the best lexicon of words that the native knows, and its file.
 
-    One that was made stays beside a better one, for the runs that are of it.
+    While each written lexicon lacks a source, a new one is built. The best lexicon has the fewest
+    missing sources, then the most pairs. Others are kept for the runs that started with them.
     """
     kept = {path: Lexicon.of_table(pq.read_table(path)) for path in out.glob("lexicon-*.parquet")}
     if all(each.missing for each in kept.values()):
@@ -149,22 +168,40 @@ def _lexicon(language: str, data: Path, out: Path) -> tuple[Lexicon, Path]:
 
 
 def _digest(of: Lexicon) -> str:
-    """Of its pairs, and of which sources it has; why one is missing is told otherwise each time."""
+    """Return a digest of the pairs, the sources and the names of the missing sources.
+
+    The reasons for missing sources are excluded, because their wording varies between calls.
+    """
     content = [of.pairs.to_pylist(), dict(of.sources), sorted(of.missing)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def words_of(text: str) -> list[str]:
-    """Runs of letters and their marks, lower-cased; in Devanagari and Thai marks are vowels."""
+    """Return the words of a text in lower case, as runs of letters and combining marks.
+
+    In Devanagari and Thai, marks are vowels.
+    """
     return "".join(c if category(c)[0] in "LM" else " " for c in text.lower()).split()
 
 
 def table_files(
     language: str, data: UPath, report: Report, begun: UPath | None = None
 ) -> list[UPath]:
-    """The emoji tables of a language in `data`: captions, names, and a lexicon if there is one.
+    """Return the files of a language's emoji tables, and write them if they are missing.
 
-    Those that a run began with, if `begun` names them; see `local_tables`.
+    At a URL, the tables are built in a temporary folder and uploaded. They are rebuilt while the
+    lexicon lacks a source.
+
+    Args:
+        language: BCP-47 code.
+        data: Folder of the datasets, a path or URL.
+        report: Called while the emoji are drawn.
+        begun: Document of a run as `tables_of_run` reads it. A run that has started keeps its
+            tables.
+
+    Returns:
+        Captions, name pairs, and the lexicon if one is available.
+
     """
     if is_local(data):
         return [

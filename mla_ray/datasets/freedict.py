@@ -1,8 +1,7 @@
-"""FreeDict: a broad parallel corpus of words, from Debian by name, without root.
+"""FreeDict: bilingual dictionaries from Debian packages, downloaded without root permission.
 
-A dictionary is a Debian package that holds a dictd index and a compressed text of articles, of each
-of which only the translations are taken.
-`read_articles` reads other dictionaries in dictd's format as well.
+Each package holds a dictd index and the compressed text of the articles. Only the translations of
+an article are used. `read_articles` also reads other dictionaries in dictd's format.
 """
 
 import gzip
@@ -17,7 +16,7 @@ from types import MappingProxyType
 from mla_ray.datasets import debian
 from mla_ray.datasets.debian import Unavailable
 
-# BCP-47 to the three letters in FreeDict's package names.
+# Three-letter codes in FreeDict's package names, by BCP-47 code.
 LANGUAGES: Mapping[str, str] = MappingProxyType(
     {
         **{"af": "afr", "ar": "ara", "bg": "bul", "cs": "ces", "cy": "cym", "da": "dan"},
@@ -39,25 +38,34 @@ _PRONUNCIATION_OR_GRAMMAR = re.compile(r"\s+[/<\[].*")
 _NUMBER = re.compile(r"^\d+\. | \d+\.$")
 _COMMA_OUTSIDE_BRACKETS = re.compile(r"[,;،、，；](?![^<(\[]*[>)\]])")
 _REMARK = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
-# Rude, or no longer used: the mark behind a line is meant for all of it.
+# Vulgar, obsolete or rare. Such a mark applies to its whole line.
 _MARKED = re.compile(
     r"\[(?:vulg|pej|slang|obs|archaic|dated|rare|alt|veraltet|veraltend|selten)\.?\]"
 )
 _LATIN_NAME = re.compile(r"\((?:zool|bot)\.\)")
-# A phrase, an abbreviation or mark-up holds one of these; a word of any script does not.
+# Phrases, abbreviations and markup contain these characters. Words of any script do not.
 _UNCLEAN = re.compile(r"[\d.…:!?\"“”„«»‹›=~*/\\|{}<>()\[\]+_@#%&$€^°→]|\s\s|^[-–]|[-–]$")
 _SAID_OF_IT = re.compile(r'\{|^ +"', re.MULTILINE)
 
 
 def fetch(language: str, folder: Path) -> Path:
-    """The dictionary's package in `folder`, downloaded by apt-get unless one is there."""
+    """Return the path of a language's dictionary package, and download it if it is missing.
+
+    Args:
+        language: BCP-47 code.
+        folder: Folder of the package.
+
+    Raises:
+        Unavailable: FreeDict has no such language, or apt-get failed or is not installed.
+
+    """
     if language not in LANGUAGES:
         raise Unavailable(f"FreeDict has no {language!r}; it has {', '.join(LANGUAGES)}")
     return debian.fetch(f"dict-freedict-eng-{LANGUAGES[language]}", folder)
 
 
 def read_heads(deb: Path, language: str) -> Iterator[tuple[str, list[str]]]:
-    """Each head word, a phrase or not, with its first `MAX_TRANSLATIONS` translations."""
+    """Yield English head words and phrases, each with up to `MAX_TRANSLATIONS` translations."""
     articles: dict[str, list[str]] = defaultdict(list)
     for head, body in _articles(deb, f"eng-{LANGUAGES[language]}"):
         if _HEAD.fullmatch(head):
@@ -67,7 +75,13 @@ def read_heads(deb: Path, language: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def read_words(deb: Path, code: str) -> Iterator[tuple[str, list[str]]]:
-    """Words of the dictionary `code`, such as `fin-eng`, each with its English translations."""
+    """Yield the words of a dictionary into English, each with its English translations.
+
+    Args:
+        deb: The package.
+        code: Name of the dictionary, such as `fin-eng`.
+
+    """
     for heads, body in _articles(deb, code):
         glosses = [gloss for line in _senses(body) for gloss in _equivalents(line)]
         if glosses:
@@ -75,7 +89,7 @@ def read_words(deb: Path, code: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _articles(deb: Path, code: str) -> Iterator[tuple[str, str]]:
-    """Head word, as it is written, and body of each article, in the order of the index."""
+    """Yield the head word and the body of each article, in the order of the index."""
     for text in read_articles(deb, f"usr/share/dictd/freedict-{code}"):
         article = unicodedata.normalize("NFC", text.replace("‐", "-"))
         head, _, body = article.partition("\n")
@@ -84,10 +98,19 @@ def _articles(deb: Path, code: str) -> Iterator[tuple[str, str]]:
 
 
 def read_articles(deb: Path, path: str) -> Iterator[str]:
-    """The articles of a dictionary for dictd, `path` without the suffixes of its two files."""
+    """Yield the articles of a dictd dictionary in the order of the index.
+
+    Args:
+        deb: The package.
+        path: Path in the package, without the suffixes `.index` and `.dict.dz`.
+
+    Raises:
+        Unavailable: The package lacks one of the two files, or cannot be read.
+
+    """
     index, zipped = debian.read(deb, f"{path}.index", f"{path}.dict.dz")
     text = gzip.decompress(zipped)
-    # Spellings of one head word share its article: each is read once.
+    # Spellings of one head word share an article, which is read once.
     for place in dict.fromkeys(
         tuple(line.split("\t")[1:3])
         for line in index.decode().splitlines()
@@ -98,10 +121,10 @@ def read_articles(deb: Path, path: str) -> Iterator[str]:
 
 
 def _translations(bodies: list[str]) -> list[str]:
-    """The first few translations in the articles of one head word.
+    """Return the first translations in the articles of one head word, at most `MAX_TRANSLATIONS`.
 
-    Where every meaning has an article of its own, as in German, they stand in alphabetical order;
-    the usual meaning is the one with the most examples and references. Elsewhere the order stands.
+    Some dictionaries, such as the German one, have one article per meaning in alphabetical order.
+    The usual meaning is then the one with the most examples and references. Ties keep their order.
     """
     weight: Counter[str] = Counter()
     for body in bodies:
@@ -113,7 +136,10 @@ def _translations(bodies: list[str]) -> list[str]:
 
 
 def _senses(body: str) -> Iterator[str]:
-    """The lines that translate: the first, and those with a number. The others explain."""
+    """Yield the lines with translations: the first line, and the lines that start with a number.
+
+    Other lines are explanations.
+    """
     lines = [line for line in body.splitlines() if line.strip()]
     for position, line in enumerate(lines):
         if position == 0 or line[0].isdigit():
@@ -121,18 +147,18 @@ def _senses(body: str) -> Iterator[str]:
 
 
 def _equivalents(line: str) -> Iterator[str]:
-    """The clean words and short phrases in a line of alternatives."""
+    """Yield the clean words and short phrases in a line of alternatives."""
     if _MARKED.search(line):
         return
     for alternative in _COMMA_OUTSIDE_BRACKETS.split(line):
         if _LATIN_NAME.search(alternative):
             continue
-        # Behind a tag such as <masc> there is only what is said of the word.
+        # Text after a tag such as <masc> only describes the word.
         word = _REMARK.sub("", alternative).partition("<")[0].replace("~", " ").strip()
         if word and not _UNCLEAN.search(word) and len(word.split()) <= MAX_WORDS:
             yield word
 
 
 def _number(digits: str) -> int:
-    """A number as dictd writes it: base 64, the highest digit first."""
+    """Return the value of a dictd number: base 64, most significant digit first."""
     return reduce(lambda value, digit: value * 64 + _VALUE[digit], digits, 0)

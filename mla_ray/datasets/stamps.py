@@ -1,21 +1,19 @@
-"""Stamps of Tux Paint: photos and drawings, described by people in many languages; a test set.
+"""Tux Paint stamps: photos and drawings with human descriptions in many languages, a test set.
 
-The stamps are pictures of things for children to paint with, in one Debian package of 161 MB. The
-bundled native and the packs that come of emoji have seen none of them, neither picture nor
-sentence, so they test what was learned outside of its domain. All rows are of the split `test`.
+Stamps are pictures that children place in their paintings. One Debian package of 161 MB holds them.
+The bundled native and the packs trained on emoji never saw these pictures or texts, so the stamps
+test retrieval outside the training domain. All rows have the split `test`.
 
-- A description is there once: of stamps that say the same in English, however upper and lower
-  case are, the first in the package's order is kept. Variants (another frog, mirrored, other
-  colours) would make each other's query unanswerable.
-- A translation that says the same as the English is left out, since an untranslated text looks
-  no different; English of another country keeps it.
-- Two stamps may still have one translation: where Czech has one word for duck and drake, the
-  second is a harder query, as it is for people.
-- Full stops at the end are dropped, in all scripts; exclamations and whole sentences stay.
-- A stamp that is all white, to be coloured, could not be seen on white and is left out.
-- The folder of a stamp is part of its image_id: `symbols/…` holds letters, coins and signs, for
-  those who want to leave these out.
-
+- Each English description occurs once, regardless of case. The first stamp in package order is
+  kept. Variants (another frog, a mirrored one, other colors) would make a query ambiguous.
+- A translation that equals the English text is skipped, because an untranslated text looks the
+  same. Regional variants of English keep it.
+- Two stamps may still share a translation. Czech has one word for duck and drake, for example. The
+  second stamp is then a harder query, as it is for people.
+- Full stops at the end are removed in all scripts. Exclamation marks and whole sentences are kept.
+- A stamp that is all white (a coloring picture) is invisible on white and is skipped.
+- The image_id starts with the folder of the stamp. The folder `symbols/` holds letters, coins and
+  signs, so these can be filtered out.
 """
 
 import re
@@ -42,11 +40,11 @@ from mla_ray.runtime.storage import as_path
 
 PACKAGE = "tuxpaint-stamps-default"
 SIZE = 128
-"""Pixels of a side."""
+"""Width and height of an image in pixels."""
 MARGIN = 9
-"""On each side, 7 %: stamps are cut close, and are framed here as emoji are."""
+"""Pixels of margin on each side (7 %). Stamps are cropped tightly, and emoji have such a margin."""
 MAX_BYTES = 16 << 20
-"""Of a picture or text in the package."""
+"""Maximum size of a picture or text in the package, in bytes."""
 CAPTIONS = pa.schema(
     [
         ("image_id", pa.string()),
@@ -58,19 +56,19 @@ CAPTIONS = pa.schema(
 )
 _FILE = re.compile(r"\./usr/share/tuxpaint/stamps/(?P<stamp>.+)\.(?P<kind>txt|png|svg)")
 _LINE = re.compile(r"(?P<locale>[\w@]+)\.utf8=(?P<text>.*)")
-# Where exchanging "_" for "-" is not enough.
+# Locales that `canonical` does not map to the right BCP-47 code.
 _LANGUAGES: Mapping[str, str] = MappingProxyType(
     {"zh_CN": "zh", "sr@latin": "sr-Latn", "ca@valencia": "ca-valencia"}
 )
 _FULL_STOPS = " .。।|۔։።។"
 _WHITE = 250
 _DRAWN = 4 * SIZE
-"""Pixels of an SVG's longer side, before what is empty is cut off."""
+"""Width and height in pixels at which an SVG is rendered, before empty borders are cropped."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A description in all its languages by BCP-47 code, and the picture, PNG-encoded on white."""
+    """A stamp: its name, its description by BCP-47 code, and its picture as PNG on white."""
 
     name: str
     texts: Mapping[str, str]
@@ -78,12 +76,27 @@ class Stamp:
 
 
 def fetch(folder: Path) -> Path:
-    """The package in `folder`, downloaded by apt-get (161 MB) unless one is there."""
+    """Return the path of the package in `folder`, and download it (161 MB) if it is missing.
+
+    Raises:
+        Unavailable: apt-get failed or is not installed.
+
+    """
     return debian.fetch(PACKAGE, folder)
 
 
 def stamps(deb: Path, report: Report = lambda progress: None) -> list[Stamp]:
-    """The stamps of a package in its order, one of each English description."""
+    """Return the stamps of a package in package order, one per English description.
+
+    Args:
+        deb: The package.
+        report: Called for each drawn stamp.
+
+    Raises:
+        Unavailable: The package cannot be read or has no stamps.
+        ValueError: A file in the package is larger than `MAX_BYTES`.
+
+    """
     texts: dict[str, dict[str, str]] = {}
     pictures: dict[str, tuple[str, bytes]] = {}
     for path, content in _files(deb):
@@ -91,7 +104,7 @@ def stamps(deb: Path, report: Report = lambda progress: None) -> list[Stamp]:
         if kind == "txt":
             texts[name] = _texts(content.decode("utf-8-sig"))
         elif kind == "png" or name not in pictures:
-            pictures[name] = (kind, content)  # PNG before SVG: it needs no fonts for its letters
+            pictures[name] = (kind, content)  # prefer PNG: an SVG needs fonts for its letters
     drawn: dict[str, Stamp] = {}
     for name, described in texts.items():
         english = described["en"].casefold()
@@ -106,23 +119,32 @@ def stamps(deb: Path, report: Report = lambda progress: None) -> list[Stamp]:
 
 
 def table(deb: Path, languages: Sequence[str], report: Report = lambda progress: None) -> pa.Table:
-    """The caption table: a row for each stamp and each of the languages that describe it.
+    """Return the caption table, with one row per stamp and language that describes it.
 
     Args:
-        deb: the package.
-        languages: BCP-47 codes, `en` among them, if wanted; one without any text is a ValueError.
-        report: called as stamps are drawn.
+        deb: The package.
+        languages: BCP-47 codes. Include `en` for English captions.
+        report: Called for each drawn stamp.
+
+    Raises:
+        ValueError: No stamp is described in one of the languages.
+        Unavailable: The package cannot be read or has no stamps.
 
     """
     described = stamps(deb, report)
     known = {language for stamp in described for language in stamp.texts}
     if unknown := [language for language in languages if language not in known]:
-        raise ValueError(f"no stamp is described in {unknown[0]!r}; {', '.join(sorted(known))} are")
+        raise ValueError(
+            f"no stamp is described in {unknown[0]!r}; known: {', '.join(sorted(known))}"
+        )
     return captions(described, languages)
 
 
 def captions(described: Sequence[Stamp], languages: Sequence[str]) -> pa.Table:
-    """`table` of stamps that are read already; a language without any text has no rows."""
+    """Return the caption table of stamps that were already read.
+
+    Unlike in `table`, a language without any description is no error. It has no rows.
+    """
     rows = [
         {
             "image_id": stamp.name,
@@ -141,24 +163,24 @@ def captions(described: Sequence[Stamp], languages: Sequence[str]) -> pa.Table:
 def write_table(
     deb: Path, languages: Sequence[str], path: Path, report: Report = lambda progress: None
 ) -> pa.Table:
-    """Write `table` as Parquet, whole or not at all, and return it."""
+    """Write the caption table of `table` as a Parquet file, atomically, and return it."""
     written = table(deb, languages, report)
-    # With room for every picture in the dictionary, each is in the file once, not once a language.
+    # A large dictionary page stores each picture once instead of once per language.
     write_parquet(as_path(path), written, dictionary_pagesize_limit=1 << 30)
     return written
 
 
 def _files(deb: Path) -> Iterator[tuple[re.Match[str], bytes]]:
-    """Texts and pictures of a package: their path, matched, and their content.
+    """Yield the matched path and the content of each text and picture of a package.
 
-    Nothing is written to disk, links are not followed, and of the 226 MB of files, most of them
-    sounds, memory holds one at a time.
+    Nothing is written to disk, and links are not followed. The package holds 226 MB of files, most
+    of them sounds. One file at a time is in memory.
     """
     command = ["dpkg-deb", "--fsys-tarfile", str(deb.resolve())]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except FileNotFoundError:
-        raise Unavailable("dpkg-deb is not on PATH: it needs Debian or Ubuntu") from None
+        raise Unavailable("dpkg-deb is not on PATH: use Debian or Ubuntu") from None
     with process:
         if process.stdout is None or process.stderr is None:
             raise RuntimeError("dpkg-deb was started without pipes")
@@ -172,7 +194,7 @@ def _files(deb: Path) -> Iterator[tuple[re.Match[str], bytes]]:
                         raise ValueError(f"{deb}: {member.name} has {member.size:,} bytes; refused")
                     if file := archive.extractfile(member):
                         yield path, file.read()
-            while process.stdout.read(1 << 20):  # the padding, or dpkg-deb ends with an error
+            while process.stdout.read(1 << 20):  # dpkg-deb fails if the padding is not read
                 pass
         except tarfile.ReadError as error:
             raise _unreadable(deb, process.stderr.read() or str(error).encode()) from error
@@ -188,7 +210,7 @@ def _unreadable(deb: Path, reason: bytes) -> Unavailable:
 
 
 def _texts(document: str) -> dict[str, str]:
-    """A description by language: the first line is English, the others say what they are."""
+    """Return a description by language. The first line is English, the others name their locale."""
     first, *others = document.splitlines() or [""]
     english = _tidy(first)
     texts = {"en": english}
@@ -207,9 +229,9 @@ def _texts(document: str) -> dict[str, str]:
 
 
 def _tidy(text: str) -> str:
-    """As all text, and without full stops around it.
+    """Normalize a text and strip full stops from both ends.
 
-    In Arabic and Hebrew some full stops were typed on the wrong side, so both are looked at.
+    Some Arabic and Hebrew texts have their full stop on the wrong end.
     """
     return normalized(text).strip(_FULL_STOPS)
 
@@ -223,7 +245,12 @@ def _picture(kind: str, content: bytes) -> Image.Image:
 
 
 def _png(picture: Image.Image) -> bytes | None:
-    """What is not transparent, in the middle of a white square, PNG-encoded; None if all white."""
+    """Return the opaque part of a picture, centered on a white square, as PNG.
+
+    Returns:
+        The PNG bytes, or None if the image is all white.
+
+    """
     picture = picture.crop(picture.getchannel("A").getbbox())
     white = Image.new("RGBA", picture.size, "white")
     white.alpha_composite(picture)

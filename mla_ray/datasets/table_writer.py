@@ -1,9 +1,9 @@
-"""Rows of a public data set, checked and streamed into the two tables that `table_reader` reads.
+"""Writers that check the rows of a public dataset and stream them into tables for `table_reader`.
 
-A row that says what another did is left out and counted: every reader of these tables refuses it.
-Whatever else is wrong (an image that is not there, an empty caption) is collected and refused at
-once, or with `skip_invalid` left out. Memory holds one batch of rows, and of a translation table
-a digest of every row of one language.
+A row that repeats an earlier one is skipped and counted, because readers of these tables reject
+repeats. Other problems, such as a missing image or an empty caption, are collected and reported in
+one error. With `skip_invalid`, these rows are skipped instead. Memory holds one batch of rows. For
+a translation table it also holds a digest of each row of one language.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from mla_ray.runtime.atomic import replacing_file
 from mla_ray.runtime.progress import Progress, Report
 
 BATCH = 16_384
-"""Rows written at a time."""
+"""Rows per write."""
 
 
 class Caption(NamedTuple):
-    """A row of a caption table, and where it stands."""
+    """A row of a caption table, with its place in the source file for messages."""
 
     image_id: str
     image: Path
@@ -38,7 +38,7 @@ class Caption(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A row of a translation table, and where it stands."""
+    """A row of a translation table, with its place in the source file for messages."""
 
     source: str
     target: str
@@ -47,11 +47,11 @@ class Pair(NamedTuple):
 
 
 class Incomplete(ValueError):
-    """Rows that are refused.
+    """Raised when a dataset has invalid rows.
 
     Args:
-        problems: what is wrong with them, or of very many the first.
-        count: of all.
+        problems: Messages for the first invalid rows.
+        count: Number of all invalid rows.
 
     """
 
@@ -68,19 +68,22 @@ class Incomplete(ValueError):
 
 @dataclass
 class Tally:
-    """What became of the rows of a table."""
+    """Counts of the written and skipped rows of a table."""
 
     path: Path
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By language and split, which is "" of a translation table."""
+    """Written rows by language and split. The split of a translation table is ""."""
     images: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Distinct images of the written rows, by language and split."""
     repeats: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Left out, since an earlier row of the same image (of pairs: an earlier row) says the same."""
+    """Skipped repeats of an earlier caption of the same image, or of an earlier pair."""
     problems: list[str] = field(default_factory=list)
+    """Messages for the first invalid rows."""
     refused: int = 0
+    """Number of all invalid rows."""
 
     def as_dict(self) -> dict[str, Any]:
-        """What `mla data make --json` prints of a table."""
+        """Return the entry that `mla data make --json` prints for this table."""
         return {
             "path": str(self.path),
             "rows": [
@@ -96,7 +99,7 @@ class Tally:
 
     @property
     def lines(self) -> list[str]:
-        """The same for people."""
+        """Lines that `mla data make` prints for this table."""
         return [
             f"{self.path}: {language} {split:<10} {rows:>9,} rows"
             + (f" of {self.images[language, split]:,} images" if split else "")
@@ -109,6 +112,7 @@ class Tally:
         ]
 
     def refuse(self, problem: str) -> None:
+        """Count an invalid row, and keep its message if it is one of the first."""
         self.refused += 1
         if self.refused <= KEPT_PROBLEMS:
             self.problems.append(problem)
@@ -117,7 +121,21 @@ class Tally:
 def write_captions(
     rows: Iterable[Caption], path: Path, report: Report, *, skip_invalid: bool = False
 ) -> Tally:
-    """Write a caption table whose images are absolute paths; it appears whole, or not at all."""
+    """Write a caption table atomically.
+
+    The column `image` holds paths. They are absolute if the paths of the rows are.
+
+    Args:
+        rows: The rows. Captions of one image in one language and split must be consecutive.
+        path: File of the table.
+        report: Called with the number of written rows.
+        skip_invalid: Skip invalid rows instead of raising an error.
+
+    Raises:
+        Incomplete: Rows are invalid and `skip_invalid` is not set. No table is written.
+        ValueError: No row is left.
+
+    """
     tally = Tally(path)
     _write(path, CAPTION_COLUMNS, _captions(rows, tally), tally, report, skip_invalid)
     return tally
@@ -126,7 +144,19 @@ def write_captions(
 def write_pairs(
     rows: Iterable[Pair], path: Path, report: Report, *, skip_invalid: bool = False
 ) -> Tally:
-    """Write a translation table; it appears whole, or not at all."""
+    """Write a translation table atomically.
+
+    Args:
+        rows: The rows. Rows of one language must be consecutive.
+        path: File of the table.
+        report: Called with the number of written rows.
+        skip_invalid: Skip invalid rows instead of raising an error.
+
+    Raises:
+        Incomplete: Rows are invalid and `skip_invalid` is not set. No table is written.
+        ValueError: No row is left.
+
+    """
     tally = Tally(path)
     _write(path, PAIR_COLUMNS, _pairs(rows, tally), tally, report, skip_invalid)
     return tally
@@ -147,7 +177,7 @@ def _captions(rows: Iterable[Caption], tally: Tally) -> Iterator[tuple[str, ...]
             tally.refuse(f"{row.place}: there is no {row.image}")
         elif fault := _fault(text := normalized(row.text)):
             tally.refuse(f"{row.place}: the caption {fault}")
-        elif text in seen and row.split != "test":  # published counts include those
+        elif text in seen and row.split != "test":  # published test counts include repeats
             tally.repeats[key] += 1
         else:
             tally.images[key] += not seen

@@ -1,19 +1,23 @@
-"""XTD-10 and XTD-11: 1,000 MSCOCO images with one caption each, for testing alone.
+"""XTD-10 and XTD-11: 1,000 MSCOCO images with one caption each, for tests only.
 
-- Source: the repository adobe-research/Cross-lingual-Test-Dataset-XTD10 on GitHub (Aggarwal and
-  Kale 2020). Spanish, Italian, Korean, Polish, Russian, Turkish and Chinese were translated for it
-  by people; German, French and English are of MIC (Rajendran et al. 2015), Japanese of STAIR
-  captions: ten languages besides English.
-- Licence: Adobe Research License, noncommercial research alone; STAIR CC-BY-4.0; MIC's is not
-  stated there. Images: MSCOCO's, their authors' on Flickr.
-- Sizes: 1,000 images and 1,000 captions in each of 11 languages, split test.
+- Source: the GitHub repository adobe-research/Cross-lingual-Test-Dataset-XTD10 (Aggarwal and Kale
+  2020). It has ten languages besides English. Its authors had captions translated by people into
+  Spanish, Italian, Korean, Polish, Russian, Turkish and Chinese. German, French and English are
+  from MIC (Rajendran et al. 2015), Japanese is from STAIR captions.
+- License: Adobe Research License, for noncommercial research only. STAIR is CC-BY-4.0. The license
+  of MIC is not stated there. The images are MSCOCO's and belong to their authors on Flickr.
+- Sizes: 1,000 images and 1,000 captions in each of 11 languages, all of the split `test`.
 
-Layout, below the root, as the repository's checkout: `XTD10/test_image_names.txt`, line by line the
-images of `XTD10/test_1kcaptions_es.txt` …, of `MIC/test_1kcaptions_de.txt`, `_en`, `_fr`, and of
-`STAIR/test_1kcaptions_jp.txt`; beside them MSCOCO's `train2014/` and `val2014/`, or links to them.
-800 of the images are of train2014: a model that was trained on MSCOCO is not tested fairly.
+Layout below the root, which is a checkout of the repository:
 
-Could not be confirmed: the licence of MIC; by which languages XTD-10 and XTD-11 count.
+- `XTD10/test_image_names.txt`: the images. Line n of each caption file belongs to image n.
+- `XTD10/test_1kcaptions_es.txt` …, `MIC/test_1kcaptions_de.txt`, `_en`, `_fr`, and
+  `STAIR/test_1kcaptions_jp.txt`: the captions.
+- `train2014/` and `val2014/`: the images of MSCOCO, or links to these folders.
+
+800 of the images are in train2014, so a test of a model that was trained on MSCOCO is not fair.
+
+Not confirmed: the license of MIC, and which languages XTD-10 and XTD-11 count.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +38,7 @@ TEXTS = {
 
 
 def captions(root: Path, languages: Sequence[str]) -> Iterator[Caption]:
-    """Rows in these languages."""
+    """Yield caption rows in these languages."""
     listing = find_file(root, IMAGES)
     images = names(listing)
     for language in languages:

@@ -1,1 +1,1 @@
-"""`mla demo`: one language on emoji from data to report, and what `mla serve` shows of it."""
+"""`mla demo`, which runs all steps for one language on emoji, and the showcase of `mla serve`."""

@@ -1,6 +1,6 @@
-"""The whole path once, on emoji: data, acquisition, evaluation, index, search, report.
+"""The demo on emoji: data, acquisition, evaluation, index, search and report.
 
-Every step keeps what it made, so that a second run, or one after a kill, goes on from there.
+The tables, features and checkpoints are kept. A repeated or interrupted run resumes from them.
 """
 
 import time
@@ -35,11 +35,20 @@ NATIVE = "emoji-clip"
 CONFIG = AcquireConfig()
 QUERIES, TOP = 6, 5
 QUERIED = "no skin tone, name in no pair, all its words"
-"""The part that the queries shown are of."""
+"""Name of the part of the test that the example queries come from."""
 
 
 def subsets(evaluation: Evaluation, pairs: Sequence[pa.Table]) -> dict[str, Mask]:
-    """The parts of a test that an average over it would hide."""
+    """Return masks of the test's parts, which an average over the whole test would hide.
+
+    Args:
+        evaluation: Evaluation of a language, with N captions.
+        pairs: The translation tables that the language was trained on.
+
+    Returns:
+        A mask of the captions, `[N]` bool, by the name of the part.
+
+    """
     texts = {text for table in pairs for text in table["target"].to_pylist()}
     words = {word for text in texts for word in words_of(text)}
     covered = np.array([words.issuperset(words_of(name)) for name in evaluation.captions])
@@ -57,11 +66,22 @@ def subsets(evaluation: Evaluation, pairs: Sequence[pa.Table]) -> dict[str, Mask
 
 
 def has_skin_tone(image_id: str) -> bool:
+    """Return whether an image id, `style/key`, is of a skin-tone variant."""
     return emoji_data.Concept(image_id.partition("/")[2], "").skin_tone
 
 
 def run_demo(language: str, run: Path, data: Path) -> Result:
-    """Run the demo; writes report.html, contact-sheet.png and result.json into `run`."""
+    """Run the demo, and write report.html, contact-sheet.png and result.json.
+
+    Args:
+        language: BCP-47 code.
+        run: Folder of the run, for the packs, the index and the reports.
+        data: Folder of the datasets and the features.
+
+    Returns:
+        The content of result.json, and the paths of the report and the contact sheet.
+
+    """
     began = time.perf_counter()
     with bars() as report:
         tables = local_tables(language, data, report, as_path(run / "run" / "run.json"))
@@ -128,9 +148,10 @@ def _search(
     test: pa.Table,
     url: str,
 ) -> list[DemoQuery]:
-    """The top five for the first few names that no pair holds, of words that the pairs cover.
+    """Search the index for a few test names, and return the top hits of each.
 
-    First in the order of the split, which is a hash: chosen before anyone saw how they do.
+    The names are in no pair, but all their words are. The first ones in the order of the split are
+    used. This order is a hash, so results cannot influence the choice.
     """
     named = _of(test, "en")
     english = dict(zip(named["image_id"].to_pylist(), named["caption"].to_pylist(), strict=True))
@@ -160,7 +181,7 @@ def _search(
 
 
 def print_result(result: Result) -> None:
-    """Print the tables of what `run_demo` measured."""
+    """Print the result of `run_demo` as tables."""
     stdout.print(reporting.recall_table(result))
     stdout.print(reporting.parts_table(result))
     stdout.print(reporting.parameters_table(result))

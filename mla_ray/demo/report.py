@@ -1,4 +1,4 @@
-"""The demo's tables, its HTML report and its contact sheet of drawings found."""
+"""The demo's tables, its HTML report and its contact sheet of retrieved drawings."""
 
 import base64
 import html
@@ -21,7 +21,7 @@ from mla_ray.runtime.storage import as_path, write_bytes
 
 KS = ("R@1", "R@5", "R@10")
 STAGES = {"fresh": "before", "nlt": "after NLT", "le": "after LE"}
-# Pillow's own font lacks even umlauts; DejaVu Sans has Latin, Greek, Cyrillic, Arabic and more.
+# Pillow's default font lacks umlauts. DejaVu Sans has Latin, Greek, Cyrillic, Arabic and more.
 FONT = Package(
     "dejavu-fonts-ttf",
     "2.37.3",
@@ -30,19 +30,21 @@ FONT = Package(
 
 
 Result = dict[str, Any]
-"""The document result.json, which all tables and the page are made of."""
+"""The content of result.json, the source of all tables and of the page."""
 RecallResult = dict[str, Any]
-"""`Evaluation.as_dict`: of one language and stage in it."""
+"""The part of a `Result` for one language and stage, as `Evaluation.as_dict` returns it."""
 
 
 class HitResult(TypedDict):
+    """A search hit: its image, the English name of the image, and the score."""
+
     image_id: str
     english: str
     score: float
 
 
 class DemoQuery(TypedDict):
-    """A query, what it means, the image that it names, and what was nearest."""
+    """A query, its English name, the wanted image, and the hits."""
 
     query: str
     english: str
@@ -52,12 +54,17 @@ class DemoQuery(TypedDict):
 
 @dataclass(frozen=True)
 class Files:
+    """Paths of the HTML report and of the contact sheet."""
+
     html: Path
     sheet: Path
 
 
 def parameters(native: Native, pack: LanguagePack) -> dict[str, int | float | str]:
-    """Trainable parameters, embedding rows apart, against the text tower's blocks."""
+    """Count the trainable parameters and compare them with the blocks of the text tower.
+
+    The embedding rows are counted separately.
+    """
     blocks = sum(w.numel() for block in native.text.blocks for w in block.parameters())
     rows = pack.encoder.embedding.rows.weight
     other = sum(w.numel() for w in pack.encoder.parameters()) - rows.numel()
@@ -71,6 +78,7 @@ def parameters(native: Native, pack: LanguagePack) -> dict[str, int | float | st
 
 
 def recall_rows(result: Result) -> list[tuple[str, RecallResult]]:
+    """Return the labels and recalls of English and of each stage of the language."""
     language = result["language"]
     return [("en, the ceiling", result["recall"]["en"])] + [
         (f"{language}, {name}", result["recall"][stage]) for stage, name in STAGES.items()
@@ -78,6 +86,7 @@ def recall_rows(result: Result) -> list[tuple[str, RecallResult]]:
 
 
 def recall_table(result: Result) -> Table:
+    """Return the table of R@k and AR per stage."""
     test = result["recall"]["en"]
     table = Table(
         title=f"{test['captions']} names of held-out emoji, {test['images']} held-out drawings"
@@ -95,6 +104,7 @@ def recall_table(result: Result) -> Table:
 
 
 def parts_table(result: Result) -> Table:
+    """Return the table of AR per part of the test, for English and the language."""
     language = result["language"]
     table = Table(title="The parts that an average hides (AR)")
     for column in ("part", "captions", "en", language, "share, %"):
@@ -108,6 +118,7 @@ def parts_table(result: Result) -> Table:
 
 
 def parameters_table(result: Result) -> Table:
+    """Return the table of parameter counts."""
     table = Table(title="Parameters")
     table.add_column("")
     table.add_column("", justify="right")
@@ -117,7 +128,15 @@ def parameters_table(result: Result) -> Table:
 
 
 def write(result: Result, captions: pa.Table, run: Path, font: Path) -> Files:
-    """report.html, contact-sheet.png and result.json in `run`; `font` is the archive of `FONT`."""
+    """Write report.html, contact-sheet.png and result.json.
+
+    Args:
+        result: Result of the demo.
+        captions: The test's caption table, with the drawings as bytes.
+        run: Folder of the files, created if it is missing.
+        font: Downloaded archive of the package `FONT`.
+
+    """
     images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
     run.mkdir(parents=True, exist_ok=True)
     sheet = _sheet(result, images, font)
@@ -144,7 +163,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def _sheet(result: Result, images: dict[str, bytes], font: Path) -> bytes:
-    """A row a query: its text, then the drawings found, the wanted one framed in green."""
+    """Return a PNG with one row per query: its text, then the hits, the wanted one framed green."""
     cell, margin, left = 112, 12, 340
     queries = result["queries"]
     width = left + cell * max((len(query["hits"]) for query in queries), default=0) + margin
@@ -175,7 +194,7 @@ def _sheet(result: Result, images: dict[str, bytes], font: Path) -> bytes:
 
 
 def _drawable(text: str, font: ImageFont.FreeTypeFont) -> bool:
-    """Whether the font has every character; without it a box would be drawn."""
+    """Return whether the font has every character. It would draw a box for a missing one."""
     box = bytes(font.getmask("\U0010ffff"))
     return all(bytes(font.getmask(character)) != box for character in text)
 
@@ -189,7 +208,7 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wid
 
 
 def _curves(path: Path) -> list[dict[str, str]]:
-    """The loss of each stage as an SVG polyline, 600 x 160."""
+    """Return the loss curve of each stage as the points of an SVG polyline, 600 x 160."""
     stages: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         row = json.loads(line)

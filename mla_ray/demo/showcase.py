@@ -1,6 +1,6 @@
-"""The collection that `mla serve` shows when it is given none: every emoji, as Twemoji draws it.
+"""Default collection of `mla serve`: all emoji as Twemoji draws them.
 
-Its languages are those acquired by `mla demo`; with none yet, the demo is run first.
+Its languages are those that `mla demo` acquired. If there are none, the demo runs first.
 """
 
 import json
@@ -27,13 +27,24 @@ PICTURE_SIZE = 192
 
 @dataclass(frozen=True)
 class Showcase:
+    """Locations of the packs, the index and the pictures."""
+
     packs: str
     index: str
     pictures: str
 
 
 def prepare(run: Path, data: Path, language: str = "de") -> Showcase:
-    """Make what is missing of packs, index and pictures in `run`, and say where they are."""
+    """Create the packs, the index and the pictures if they are missing.
+
+    The index and the pictures are rebuilt when the packs change.
+
+    Args:
+        run: Folder of the demo's run.
+        data: Folder of the datasets.
+        language: BCP-47 code of the language that the demo acquires if there are no packs.
+
+    """
     packs = run / "packs"
     if not _packs(packs):
         stderr.print(f"no packs in {packs} yet: acquiring {language!r} first")
@@ -70,7 +81,7 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
         pictures.put(_image_id(concept), TEST_STYLE, picture)
         return emoji.png(TEST_STYLE, concept.key, SIZE)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # what draws and packs leaves Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and image encoding release the GIL
         images = pool.map(drawn, emoji.concepts)
         for number, (concept, image) in enumerate(zip(emoji.concepts, images, strict=True), 1):
             for language, known in labels.items():

@@ -1,1 +1,1 @@
-"""How well a language retrieves: recall@k, the protocols of published tables, caption tables."""
+"""Evaluation of text-image retrieval: recall@k, protocols of published tables, caption tables."""

@@ -1,4 +1,4 @@
-"""A caption table on disk, of any size: its texts in memory, its images where they are."""
+"""Caption tables on disk for evaluation. Texts are held in memory, images are read on demand."""
 
 import logging
 from collections import Counter
@@ -21,17 +21,18 @@ from mla_ray.runtime.progress import Progress, Report, counting
 log = logging.getLogger(__name__)
 
 OFTEN = 256
-"""Rows between two reports."""
+"""Rows between two progress reports."""
 
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Rows of a caption table that nothing is wrong with.
+    """Valid rows of a caption table.
 
     Args:
-        rows: columns image_id, language and caption, and `file` and `row`, where each is from.
-        problems: what was wrong with the rows that were left out; of very many the first.
-        dropped: how many there were.
+        rows: Columns image_id, language and caption. The columns `file` and `row` tell where each
+            row is from.
+        problems: The first problems of the skipped rows.
+        dropped: Number of skipped rows.
 
     """
 
@@ -50,11 +51,24 @@ class CaptionTable:
         skip_invalid: bool = False,
         report: Report = lambda progress: None,
     ) -> "CaptionTable":
-        """The rows of some languages and a split; all that is wrong is refused at once.
+        """Read and check the rows of some languages and a split.
 
-        Each distinct image is decoded, and forgotten. Captions that are alike are kept, unlike in
-        a table to learn from: two people may say the same of an image, and published counts have
-        both.
+        Each distinct image is decoded once for the check and is not kept. Repeated captions are
+        kept, unlike in training tables: two people may describe an image with the same words, and
+        published counts include both.
+
+        Args:
+            path: The table, a path or URL. A file without a column `language` is accepted if
+                `languages` has one language.
+            languages: BCP-47 codes.
+            split: Name of the split. None reads all rows.
+            skip_invalid: Skip invalid rows instead of raising an error.
+            report: Called with the number of checked rows.
+
+        Raises:
+            InvalidTable: Rows are invalid and `skip_invalid` is not set, or a language or the split
+                has no row. The error lists all problems.
+
         """
         one = languages[0] if len(languages) == 1 else None
 
@@ -84,7 +98,7 @@ class CaptionTable:
         return cls(rows, stream.problems, stream.refused, opened)
 
     def gallery(self, native: Native, report: Report = lambda progress: None) -> Gallery:
-        """The images' features, in the table's order; a batch of images is in memory at a time."""
+        """Encode the distinct images in table order, with one batch of images in memory."""
         first: dict[str, tuple[int, int]] = {}
         columns = (self.rows[name].to_pylist() for name in ("image_id", "file", "row"))
         for image_id, file, row in zip(*columns, strict=True):
@@ -104,7 +118,12 @@ class CaptionTable:
 def _with_remedy(
     stream: Stream, path: str | Path, languages: Sequence[str], split: str | None
 ) -> Iterator[pa.Table]:
-    """The chunks of a stream; if no row is of the split, the refusal names those there are."""
+    """Yield the chunks of a stream. If the split has no row, the error names the existing splits.
+
+    Raises:
+        InvalidTable: The stream is invalid, or no row has the split.
+
+    """
     try:
         yield from stream
     except InvalidTable as invalid:
@@ -121,14 +140,22 @@ def _with_remedy(
 
 
 class _CheckedImages:
-    """What is known of a table's images so far: none is kept, each is read and decoded once."""
+    """Results of the image checks of a table. Each image is decoded once and none is kept."""
 
     def __init__(self) -> None:
         self._reader = ImageReader()
         self._faults: dict[tuple[str, str | bytes], str | None] = {}
 
     def fault_of(self, image_id: str, image: str | bytes, file: UPath, row: int) -> str | None:
-        """What is wrong with a row's image, bytes or a path, or with its being of this id."""
+        """Return the problem of a row's image, or None if it is valid.
+
+        Args:
+            image_id: The row's id. It must not belong to another image.
+            image: Bytes, or a path or URL.
+            file: File of the row.
+            row: Row in the file.
+
+        """
         source = image if isinstance(image, str) else digest_of(image)
         if (image_id, source) not in self._faults:
             fault = None
@@ -140,14 +167,20 @@ class _CheckedImages:
         return self._faults[image_id, source]
 
     def warn_of_doubles(self, path: str | Path, used: set[str]) -> None:
-        """Warn of images that are there under several ids: each is wrong for the other."""
+        """Warn about images with several ids. Each id counts as wrong for captions of the others.
+
+        Args:
+            path: The table, for the message.
+            used: Ids in the valid rows.
+
+        """
         ids: dict[bytes, list[str]] = {}
         for image_id, digest in self._reader.digests.items():
             if image_id in used:
                 ids.setdefault(digest, []).append(image_id)
         if doubles := [each for each in ids.values() if len(each) > 1]:
             log.warning(
-                "%s: %d images have several ids, the first is %s; who finds one of them has not "
-                "found the others, as published protocols count. Give each image one id",
+                "%s: %d images have several ids, the first is %s; protocols count each id as an "
+                "image of its own, so a caption matches only one of them. Give each image one id",
                 *(path, len(doubles), " and ".join(map(repr, doubles[0]))),
             )

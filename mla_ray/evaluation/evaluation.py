@@ -1,4 +1,4 @@
-"""How well a language retrieves: captions of a table against its images."""
+"""Evaluation of a language: rank the captions of a table against its images."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 256
 SAME_PICTURE = 1e-4
-"""Of a feature's length; nearer than that another is of the same picture, whose features differ by
-1e-6 between batches.
+"""Maximum distance between features of the same picture, relative to the length of the feature.
+
+Features of one picture differ by 1e-6 between batches.
 """
 EncodeText = Callable[[Sequence[str]], Features]
 UnknownTokens = Callable[[Sequence[str]], Shares]
@@ -33,14 +34,23 @@ UnknownTokens = Callable[[Sequence[str]], Shares]
 
 @dataclass(frozen=True)
 class Gallery:
-    """The distinct images of a caption table and their frozen features [M, E]."""
+    """Distinct images of a caption table, with their frozen features `[M, E]` float32."""
 
     ids: list[str]
     features: Features
 
     @classmethod
     def of(cls, native: Native, captions: pa.Table, progress: Advance | None = None) -> "Gallery":
-        """Of a table in memory, with the images' bytes; of one on disk `CaptionTable.gallery`."""
+        """Encode the distinct images of a table in memory, whose column `image` holds bytes.
+
+        For a table on disk, use `CaptionTable.gallery`.
+
+        Args:
+            native: Model that encodes the images.
+            captions: Columns image_id and image. The first row of an id has its image.
+            progress: Called with the number of images just encoded.
+
+        """
         first: dict[str, int] = {}
         for row, image_id in enumerate(captions["image_id"].to_pylist()):
             first.setdefault(image_id, row)
@@ -56,21 +66,33 @@ class Gallery:
         images: Iterable[bytes],
         progress: Advance | None = None,
     ) -> "Gallery":
-        """Of images that come one by one, in the order of `ids`; one batch of them is in memory."""
+        """Encode images from an iterator, with one batch of images in memory.
+
+        Args:
+            native: Model that encodes the images.
+            ids: Image ids.
+            images: Encoded images (such as PNG) in the order of `ids`.
+            progress: Called with the number of images just encoded.
+
+        Raises:
+            ValueError: The numbers of images and ids differ, or an image cannot be decoded.
+
+        """
         features = np.empty((len(ids), native.dim), dtype=np.float32)
         coming, done = iter(images), 0
         while batch := list(islice(coming, BATCH)):
             features[done : done + len(batch)] = encode_images(native, batch, progress)
             done += len(batch)
         if done != len(ids):
-            raise ValueError(f"{done:,} images came where {len(ids):,} were; read the table again")
+            raise ValueError(f"found {done:,} images, expected {len(ids):,}; read the table again")
         return cls(ids, features)
 
     def repeated(self) -> int:
-        """How many images look like an earlier one: a caption cannot tell which of them it means.
+        """Count the images that look like an earlier one, which makes their captions ambiguous.
 
-        By features, so that the same picture in another file counts. Rows are compared with their
-        neighbours along one direction, where equal ones lie together.
+        Features are compared, so copies of a picture in different files count. The features are
+        sorted by their projection onto a random direction, and only neighbors are compared. Equal
+        features are neighbors in this order.
         """
         direction_E = np.random.default_rng(0).standard_normal(
             self.features.shape[1], dtype=np.float32
@@ -83,9 +105,10 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Ranks of one language's captions, of which captions, and by which protocol.
+    """Ranks of one language's captions by a protocol.
 
-    `unknown_tokens` [N] is the share of each caption's tokens that the language does not know.
+    `captions` and `image_ids` have one entry per caption. `unknown_tokens`, `[N]`, is the share of
+    each caption's tokens that the language does not know, or None if it was not counted.
     """
 
     language: str
@@ -93,41 +116,59 @@ class Evaluation:
     image_ids: list[str]
     ranks: Ranks
     no_feature: Mask
-    """Which captions [N] have none: it is zero or not finite, and counts as not found."""
+    """`[N]` bool: captions without a feature. It is zero or not finite, and counts as not found."""
     no_image: Mask
-    """Of which captions [N] the image has none."""
+    """`[N]` bool: captions whose image has no feature."""
     protocol: Protocol = FULL
     unknown_tokens: Shares | None = None
 
     def folds(self, mask: Mask | None = None) -> list[Ranks]:
-        """The ranks of each gallery of the protocol; with a mask [N] of some captions."""
+        """Return the ranks per gallery of the protocol.
+
+        Args:
+            mask: `[N]` bool that selects captions. None selects all.
+
+        """
         return self.protocol.folds(self.ranks, mask)
 
     def figures(self, mask: Mask | None = None, ks: Sequence[int] = KS) -> Figures:
-        """R@k, for `ks` besides 1, 5 and 10, and the ranks in the middle."""
+        """Compute R@k, the median rank and the mean rank.
+
+        Args:
+            mask: `[N]` bool that selects captions. None selects all.
+            ks: Values of k, in addition to 1, 5 and 10.
+
+        """
         return Figures.of(self.folds(mask), ks)
 
     def as_dict(self, mask: Mask | None = None) -> dict[str, Any]:
-        """Its recall in short, what had no feature, what was unknown; `printed` says more."""
+        """Return the recall and the counts of missing features and unknown tokens.
+
+        `printed` returns more figures.
+        """
         figures = self.figures(mask).recall.as_dict()
         figures = {"language": self.language, **figures, "missing_features": self.missing(mask)}
         return figures | self.unknown_as_dict()
 
     def missing(self, mask: Mask | None = None) -> dict[str, int]:
-        """How many captions, and how many of their images, have no feature."""
+        """Return how many captions, and how many of their distinct images, have no feature."""
         some = np.ones(len(self.captions), np.bool_) if mask is None else mask
         images = {self.image_ids[row] for row in np.flatnonzero(self.no_image & some)}
         return {"captions": int((self.no_feature & some).sum()), "images": len(images)}
 
     def unknown(self) -> dict[str, float]:
-        """Share of the captions with an unknown token ("some"), and with no other ("all")."""
+        """Return the shares of the captions with unknown tokens.
+
+        The share "some" is of captions with any unknown token, and "all" is of captions without a
+        known token. The dictionary is empty if tokens were not counted.
+        """
         if self.unknown_tokens is None:
             return {}
         shares = {"some": self.unknown_tokens > 0, "all": self.unknown_tokens == 1}
         return {name: round(float(mask.mean()), 4) for name, mask in shares.items()}
 
     def unknown_as_dict(self) -> dict[str, Any]:
-        """`unknown` under its name, or nothing if it was not counted."""
+        """Return `unknown` under the key `unknown_tokens`, or an empty dictionary."""
         return {"unknown_tokens": shares} if (shares := self.unknown()) else {}
 
 
@@ -142,20 +183,23 @@ def evaluate(
     ranked: Advance | None = None,
     unknown: UnknownTokens | None = None,
 ) -> Evaluation:
-    """Rank the captions of `language` against the images that they caption.
+    """Rank the captions of `language` against the images that they describe.
 
-    A caption or image without a feature counts as not found; a warning names the first.
+    A caption or image without a feature counts as not found. A warning names the first one.
 
     Args:
-        encode: texts to features [B, E]: a pack's `encode_text`, or the native's.
-        language: BCP-47.
-        captions: columns image_id, language, caption; rows of other languages are passed over.
-        gallery: has every image of those rows; images no such row captions are left out.
-        progress: called with the number of captions just encoded.
-        protocol: its galleries are cut by the order in which these rows first name the images.
-        ranked: called with the number of captions just scored, twice for every caption.
-        unknown: texts to the share of each one's tokens that is unknown: a pack's `unknown_tokens`,
-            or the native's. They are counted if it is given.
+        encode: Maps texts to features `[B, E]`: a pack's `encode_text`, or the native's.
+        language: BCP-47 code.
+        captions: Columns image_id, language and caption. Rows of other languages are skipped.
+        gallery: Features of every image of those rows. Other images are not ranked.
+        progress: Called with the number of captions just encoded.
+        protocol: Its galleries follow the order in which these rows first name the images.
+        ranked: Called with the number of captions just scored, twice for every caption.
+        unknown: Maps texts to the share of each text's unknown tokens: a pack's `unknown_tokens`,
+            or the native's. None skips this count.
+
+    Raises:
+        ValueError: The table has no caption in `language`, or the protocol is not defined on it.
 
     """
     rows = rows_of(captions, language, protocol)
@@ -190,9 +234,14 @@ def evaluate(
 
 
 def rows_of(captions: pa.Table, language: str, protocol: Protocol) -> pa.Table:
-    """The rows that a protocol measures a language by; a ValueError if it is not defined on them.
+    """Return the rows of a language that a protocol counts.
 
-    It is quick: ask before images are encoded.
+    This is fast, so call it before images are encoded.
+
+    Raises:
+        ValueError: The table has no caption in `language`, or the protocol is not defined on these
+            rows.
+
     """
     rows = captions.filter(pc.equal(captions["language"], language))
     if not rows.num_rows:
@@ -205,10 +254,17 @@ def rows_of(captions: pa.Table, language: str, protocol: Protocol) -> pa.Table:
 def printed(
     evaluations: Sequence[Evaluation], ks: Sequence[int] = KS, *, with_intervals: bool = False
 ) -> dict[str, Any]:
-    """What `mla evaluate --json` prints: a language's figures; of several, the mean beside them.
+    """Return the document that `mla evaluate --json` prints.
 
-    Intervals of the mean are of samples in which all languages have the same images drawn, as far
-    as their rows name the same images in the same order.
+    It has the figures of one language, or those of several languages and their mean. The intervals
+    of the mean use bootstrap samples with the same images for all languages. This requires that
+    the rows of all languages name the same images in the same order.
+
+    Args:
+        evaluations: One per language, all by the same protocol.
+        ks: Values of k, in addition to 1, 5 and 10.
+        with_intervals: Whether to add 95 % bootstrap intervals.
+
     """
     protocol = evaluations[0].protocol
     figures = [each.figures(ks=ks) for each in evaluations]
@@ -238,7 +294,12 @@ def printed(
 def encode_query(
     native: Native, packs: Mapping[str, LanguagePack], language: str, texts: list[str]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Features [B, E] of texts in a language: the native's for English, a pack's for others."""
+    """Encode texts with the native for English, and with a pack for other languages.
+
+    Returns:
+        Features `[B, E]` float32.
+
+    """
     texts = [normalized(text) for text in texts]
     if language == "en":
         return encode_texts(native, texts)
@@ -248,5 +309,8 @@ def encode_query(
 def unknown_in(
     native: Native, packs: Mapping[str, LanguagePack], language: str, texts: list[str]
 ) -> Shares:
-    """Share of each text's tokens that is unknown [B], 0 to 1: to the native, or to a pack."""
+    """Return the share of unknown tokens per text, `[B]`, from 0 to 1.
+
+    The native's tokenizer is used for English, and a pack's for other languages.
+    """
     return (native if language == "en" else packs[language]).unknown_tokens(texts)

@@ -1,9 +1,14 @@
-"""How published tables measure retrieval: which captions and images are ranked together, and which
-figures are printed of it. A protocol is data: another is one more entry of `PROTOCOLS`.
+"""Retrieval protocols of published tables.
 
-Sources: VSE++'s evaluation code for COCO (Karpathy's test images, five consecutive thousands, five
-captions an image); the paper's released code (`metrics.py`, `evaluate.py`, after CLIP4Clip's) for
-`paper-*`; the papers of XTD (arXiv 2012.05107), XM3600 (2205.12522) and CLIP4Clip (2104.08860).
+A protocol defines which captions and images are ranked together, and which figures are published.
+A new protocol is a new entry of `PROTOCOLS`.
+
+Sources:
+
+- COCO: the evaluation code of VSE++ (Karpathy's test images in five consecutive folds of 1,000,
+  five captions per image).
+- `paper-*`: the paper's released code (`metrics.py` and `evaluate.py`, which follow CLIP4Clip's).
+- XTD (arXiv 2012.05107), XM3600 (arXiv 2205.12522) and CLIP4Clip (arXiv 2104.08860).
 
 Shapes: N captions, M images, E joint embedding size, K values of k.
 """
@@ -31,20 +36,21 @@ from mla_ray.evaluation.recall import (
 from mla_ray.runtime.progress import Advance
 
 DRAWS = 2000
+"""Number of bootstrap samples."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is ranked together, and what tables print of it.
+    """A retrieval protocol: what is ranked together, and which figures are published.
 
     Args:
-        name: for the command line and in messages.
-        fold: images of a gallery, taken in the table's order; None is one gallery of all.
-        each: so many captions of an image count, its first in the table; None is all of them.
-        rivals: what an image's best caption has ahead of it; see `rank`.
-        images: as many have to be there, or the figures are not those of the protocol.
-        captions: likewise.
-        published: figures that tables print, by their names in `Figures.named`.
+        name: Name on the command line and in messages.
+        fold: Number of images in a gallery, in table order. None is one gallery with all images.
+        each: Number of captions that count per image, the first in the table. None counts all.
+        rivals: What counts as ranked ahead of an image's best caption, see `rank`.
+        images: Required number of images. None allows any number.
+        captions: Required number of captions. None allows any number.
+        published: Figures that published tables print, by their names in `Figures.named`.
 
     """
 
@@ -57,7 +63,12 @@ class Protocol:
     published: tuple[str, ...] = ("AR",)
 
     def chosen(self, image_ids: Sequence[str]) -> Mask:
-        """Which captions [N] count; `image_ids` says what each is of."""
+        """Return which captions count, `[N]` bool.
+
+        Args:
+            image_ids: The image of each caption, in table order.
+
+        """
         seen: Counter[str] = Counter()
         kept = np.ones(len(image_ids), dtype=np.bool_)
         if self.each is not None:
@@ -67,7 +78,18 @@ class Protocol:
         return kept
 
     def check(self, language: str, images: int, captions: int) -> None:
-        """Raise a ValueError if these are not the numbers that the protocol is defined on."""
+        """Check that the protocol is defined on these numbers of images and captions.
+
+        Args:
+            language: BCP-47 code, for the message.
+            images: Number of images.
+            captions: Number of captions that count.
+
+        Raises:
+            ValueError: The numbers differ from the required ones, or the images do not divide into
+                folds.
+
+        """
         for what, given, wanted in (
             ("images", images, self.images),
             ("captions", captions, self.captions),
@@ -75,27 +97,27 @@ class Protocol:
             if wanted not in (None, given):
                 raise ValueError(
                     f"protocol {self.name!r} is over {wanted:,} {what}, and there are {given:,} in "
-                    f"{language!r}; give it that table and split, or choose the protocol 'full'"
+                    f"{language!r}; use that protocol's table and split, or the protocol 'full'"
                 )
         if self.fold and images % self.fold:
             raise ValueError(
                 f"protocol {self.name!r} has folds of {self.fold:,} images, and the {images:,} in "
-                f"{language!r} cannot be cut into such; choose the protocol 'full'"
+                f"{language!r} do not divide into them; choose the protocol 'full'"
             )
 
     def rank(
         self, text: FeatureRows, image: FeatureRows, image_of: Ints, progress: Advance | None = None
     ) -> Ranks:
-        """Ranks of each caption and image in the gallery that it belongs to.
+        """Rank each caption and each image in the gallery that it belongs to.
 
-        Galleries are ranked one after another, of features that stay where they are: never is
-        more copied than `rank` copies of one.
+        Galleries are ranked one after another. Features are not copied up front, so the memory is
+        that of `rank` for one gallery.
 
         Args:
-            text: [N, E] any norm.
-            image: [M, E] any norm, in the table's order.
-            image_of: [N] the row of `image` that each caption belongs to.
-            progress: called with the number of captions just scored, twice for every caption.
+            text: `[N, E]` float32, any norm.
+            image: `[M, E]` float32, any norm, in table order.
+            image_of: `[N]` int64, the row of `image` that each caption belongs to.
+            progress: Called with the number of captions just scored, twice for every caption.
 
         """
         if self.fold is None:
@@ -116,7 +138,17 @@ class Protocol:
         return Ranks(t2i, i2t, image_of)
 
     def folds(self, ranks: Ranks, captions: Mask | None = None) -> list[Ranks]:
-        """The ranks of each gallery apart; with a mask [N] those of its captions and images."""
+        """Split ranks by gallery.
+
+        Args:
+            ranks: Result of `rank`.
+            captions: `[N]` bool that selects captions and their images. None selects all.
+
+        Returns:
+            The ranks per gallery, without galleries that have no selected caption. If no caption
+            is selected, one empty result.
+
+        """
         kept = np.ones(len(ranks.t2i), dtype=np.bool_) if captions is None else captions
         fold = ranks.image_of // (self.fold or len(ranks.i2t))
         some = [ranks.only(kept & (fold == number)) for number in np.unique(fold[kept])]
@@ -125,9 +157,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of a language, the mean over its galleries; or of languages, the mean over them.
+    """Recall, median rank and mean rank.
 
-    Ranks count from 1, and the median of an even number of them may end in a half.
+    Figures of a language are means over its galleries. Figures of several languages are means over
+    the languages. Ranks count from 1. The median of an even number of ranks may be half-integral.
     """
 
     recall: Recall
@@ -136,7 +169,13 @@ class Figures:
 
     @classmethod
     def of(cls, folds: Sequence[Ranks], ks: Sequence[int] = KS) -> "Figures":
-        """Of the galleries of one language; R@k for `ks` besides 1, 5 and 10."""
+        """Compute the figures of one language from the ranks of its galleries.
+
+        Args:
+            folds: Ranks per gallery.
+            ks: Values of k, in addition to 1, 5 and 10.
+
+        """
         some = {
             "t2i": [fold.t2i for fold in folds if len(fold.t2i)],
             "i2t": [fold.i2t for fold in folds if len(fold.i2t)],
@@ -155,7 +194,10 @@ class Figures:
 
     @classmethod
     def mean(cls, languages: Sequence["Figures"]) -> "Figures":
-        """Each language counts the same; images are those of the one that has most."""
+        """Compute the mean over languages with equal weights.
+
+        The number of images is the maximum over the languages, the number of captions is the sum.
+        """
         recalls = [language.recall for language in languages]
         return cls(
             Recall(
@@ -169,6 +211,7 @@ class Figures:
         )
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the figures as a JSON-serializable dictionary."""
         return {
             **self.recall.as_dict(),
             "median rank": self.median_rank,
@@ -176,7 +219,7 @@ class Figures:
         }
 
     def named(self) -> dict[str, float]:
-        """Every figure: "AR", "t2i R@1", "i2t median rank" and so on."""
+        """Return every figure by its name, such as "AR", "t2i R@1" or "i2t median rank"."""
         named = {"AR": round(self.recall.ar, 2)}
         for way, recall in (("t2i", self.recall.t2i), ("i2t", self.recall.i2t)):
             named |= {f"{way} {name}": value for name, value in recall.items()}
@@ -186,16 +229,27 @@ class Figures:
 
 
 def with_standard(ks: Sequence[int]) -> list[int]:
-    """Values of k in order, among them those that AR needs."""
+    """Return the values of k and those that AR needs (1, 5 and 10), sorted without repeats."""
     return sorted({*KS, *ks})
 
 
 def resampled(
     folds: Sequence[Ranks], ks: Sequence[int] = KS, draws: int = DRAWS, seed: int = 0
 ) -> npt.NDArray[np.float64]:
-    """R@k [draws, 2, K] of bootstrap samples, from 0 to 1: the mean over galleries.
+    """Compute R@k of bootstrap samples, as the mean over galleries.
 
-    Each gallery's images are drawn by themselves. K is that of `with_standard`.
+    The images of each gallery are drawn separately.
+
+    Args:
+        folds: Ranks per gallery.
+        ks: Values of k, in addition to 1, 5 and 10.
+        draws: Number of samples.
+        seed: Seed of the first gallery. The n-th gallery uses `seed + n`.
+
+    Returns:
+        `[draws, 2, K]` float64 from 0 to 1, with text-to-image first. The values of k are those of
+        `with_standard`.
+
     """
     every = with_standard(ks)
     each = [fold.resampled_shares(draws, seed + n, every) for n, fold in enumerate(folds)]
@@ -206,7 +260,16 @@ def resampled(
 def intervals(
     drawn: npt.NDArray[np.float64], ks: Sequence[int] = KS
 ) -> dict[str, tuple[float, float]]:
-    """95 % by percentiles, of "AR" and of each "t2i R@k" and "i2t R@k", from `resampled`."""
+    """Compute 95 % percentile intervals of "AR" and of each "t2i R@k" and "i2t R@k".
+
+    Args:
+        drawn: Result of `resampled`.
+        ks: The same values of k as for `resampled`.
+
+    Returns:
+        Lower and upper bound in percent, by the name of the figure.
+
+    """
     every = with_standard(ks)
     samples = {"AR": drawn[:, :, [every.index(k) for k in KS]].mean((1, 2))}
     for way, name in enumerate(("t2i", "i2t")):
@@ -219,7 +282,7 @@ def intervals(
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of nothing, as where a mask leaves no caption, 0."""
+    """Return the rounded mean, or 0 for no values, as when a mask selects no caption."""
     return round(float(np.mean(values)), 2) if values else 0.0
 
 
@@ -228,7 +291,12 @@ def _mean_of(figures: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of that name; a ValueError says which there are."""
+    """Return the protocol with this name.
+
+    Raises:
+        ValueError: There is no such protocol.
+
+    """
     if name not in PROTOCOLS:
         raise ValueError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
@@ -255,7 +323,8 @@ PROTOCOLS = {
             captions=1000,
             published=(*_SIX[:3], "t2i median rank", "t2i mean rank"),
         ),
-        # The paper's code ranks an image's best caption among the best captions of other images.
+        # The paper's code ranks an image's best caption against the best caption of each other
+        # image.
         replace(_MULTI30K, name="paper-multi30k", rivals="images"),
         replace(_COCO_5X1K, name="paper-coco-5x1k", rivals="images"),
         replace(_COCO_CN, name="paper-coco-cn", rivals="images"),

@@ -1,8 +1,8 @@
-"""Ranks of text-image retrieval, and recall@k of them, by the paper's protocol (section 4.1).
+"""Ranks and recall@k of text-image retrieval by the paper's protocol (section 4.1).
 
-Text-to-image counts every caption; image-to-text counts the best-ranked of an image's captions. AR
-is the mean of R@1, R@5 and R@10 over both directions. What is ranked against what in the published
-tables of a data set is in `protocols`.
+Text-to-image recall counts every caption. Image-to-text recall counts the best-ranked caption of
+each image. AR (average recall) is the mean of R@1, R@5 and R@10 over both directions. The module
+`protocols` defines what is ranked together in the published tables of a dataset.
 
 Shapes: N captions, M images, E joint embedding size, K values of k.
 """
@@ -18,10 +18,10 @@ from mla_ray.runtime.progress import Advance
 
 KS = (1, 5, 10)
 NOISE = (
-    1e-6  # of a cosine in float32: equal vectors may differ by it, by where in a matrix they are
+    1e-6  # float32 cosines of equal vectors may differ by this, depending on their matrix position
 )
 TILE = 64 << 20
-"""Bytes of scores, and at most of captions' features, that are in memory at a time."""
+"""Maximum bytes of the scores, and of the captions' features, that are in memory at a time."""
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -29,7 +29,7 @@ Rivals = Literal["captions", "images"]
 
 
 class FeatureRows(Protocol):
-    """Features [N, E] that are read some rows at a time: an array, a memory map, a `Subset`."""
+    """Features `[N, E]` float32 that are read in slices: an array, a memory map or a `Subset`."""
 
     def __len__(self) -> int: ...
 
@@ -38,7 +38,13 @@ class FeatureRows(Protocol):
 
 @dataclass(frozen=True)
 class Subset:
-    """The rows `index` [n] of features, each copied only when it is asked for."""
+    """View of selected rows of features. Rows are copied only when they are read.
+
+    Args:
+        rows: The features.
+        index: `[n]` int64, the selected rows.
+
+    """
 
     rows: FeatureRows
     index: Ints
@@ -52,7 +58,10 @@ class Subset:
 
 @dataclass(frozen=True)
 class Recall:
-    """Percentages, and over how many they were taken."""
+    """Recall@k in percent, with the number of images and captions.
+
+    `t2i` (text-to-image) and `i2t` (image-to-text) map "R@1", "R@5" and so on to percentages.
+    """
 
     t2i: dict[str, float]
     i2t: dict[str, float]
@@ -61,9 +70,11 @@ class Recall:
 
     @property
     def ar(self) -> float:
+        """Average recall: the mean of R@1, R@5 and R@10 over both directions, in percent."""
         return float(np.mean([way[f"R@{k}"] for way in (self.t2i, self.i2t) for k in KS]))
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the figures as a JSON-serializable dictionary."""
         return {
             "t2i": self.t2i,
             "i2t": self.i2t,
@@ -75,27 +86,52 @@ class Recall:
 
 @dataclass(frozen=True)
 class Ranks:
-    """0-based ranks: of each caption's image [N], of each image's best caption [M]."""
+    """Ranks of both directions, counted from 0.
+
+    Args:
+        t2i: `[N]` int64, the rank of each caption's image.
+        i2t: `[M]` int64, the rank of each image's best caption.
+        image_of: `[N]` int64, the image that each caption belongs to.
+
+    """
 
     t2i: Ints
     i2t: Ints
     image_of: Ints
 
     def only(self, captions: Mask) -> "Ranks":
-        """The ranks of some captions (a mask [N]) and of their images, in galleries still whole."""
+        """Select captions and their images. The ranks remain those in the full gallery.
+
+        Args:
+            captions: `[N]` bool.
+
+        """
         images, image_of = np.unique(self.image_of[captions], return_inverse=True)
         return Ranks(self.t2i[captions], self.i2t[images], image_of)
 
     def recall(self, captions: Mask | None = None) -> Recall:
-        """Over all captions, or those of a mask [N] and their images; the gallery stays whole."""
+        """Compute the recall. The ranks remain those in the full gallery.
+
+        Args:
+            captions: `[N]` bool that selects captions and their images. None selects all.
+
+        """
         ranks = self if captions is None else self.only(captions)
         return mean_recall([ranks])
 
     def resampled(self, draws: int = 2000, seed: int = 0) -> npt.NDArray[np.float64]:
-        """AR [draws] of bootstrap samples: images drawn with replacement, each with its captions.
+        """Compute AR of bootstrap samples of the images.
 
-        Ranks stay those in the whole gallery. The same seed draws the same images, so that two
-        models are compared sample by sample.
+        Images are drawn with replacement, each with its captions. The ranks remain those in the
+        full gallery. Equal seeds draw equal images, so two models can be compared sample by sample.
+
+        Args:
+            draws: Number of samples.
+            seed: Seed of the random generator.
+
+        Returns:
+            `[draws]` float64 in percent.
+
         """
         six = self.resampled_shares(draws, seed).reshape(draws, -1)
         ar: npt.NDArray[np.float64] = 100 * six.mean(1)
@@ -104,7 +140,17 @@ class Ranks:
     def resampled_shares(
         self, draws: int = 2000, seed: int = 0, ks: Sequence[int] = KS
     ) -> npt.NDArray[np.float64]:
-        """R@k [draws, 2, K] of the samples of `resampled`, from 0 to 1; text-to-image first."""
+        """Compute R@k of the bootstrap samples of `resampled`.
+
+        Args:
+            draws: Number of samples.
+            seed: Seed of the random generator.
+            ks: Values of k.
+
+        Returns:
+            `[draws, 2, K]` float64 from 0 to 1, with text-to-image first.
+
+        """
         size = len(self.i2t)
         captions = np.bincount(self.image_of, minlength=size)
         caption_hits = [np.bincount(self.image_of, self.t2i < k, minlength=size) for k in ks]
@@ -119,7 +165,13 @@ class Ranks:
 
 
 def mean_recall(folds: Sequence[Ranks], ks: Sequence[int] = KS) -> Recall:
-    """R@k of several galleries: the mean over them, each counting the same. `ks` contains KS."""
+    """Compute R@k as the mean over galleries with equal weights.
+
+    Args:
+        folds: Ranks per gallery.
+        ks: Values of k. They must contain 1, 5 and 10.
+
+    """
 
     def share(ranks: Ints, k: int) -> float:
         return float(np.mean(ranks < k)) if len(ranks) else 0.0
@@ -144,22 +196,24 @@ def rank(
     rivals: Rivals = "captions",
     progress: Advance | None = None,
 ) -> Ranks:
-    """Rank every caption against every image by cosine, and the other way round.
+    """Rank images for every caption, and captions for every image, by cosine similarity.
 
-    A tie counts against the right answer (cosines closer than `NOISE` tie): a collapsed encoder
-    scores nothing. A feature that is `missing` comes last where it is asked for, of a caption or an
-    image, and is never a rival. An image none of whose captions has a feature comes last, too.
+    Ties count against the correct answer, so a collapsed encoder scores zero. Cosines that differ
+    by less than `NOISE` are ties. A caption or image whose feature is `missing` gets the last rank,
+    and such a feature never ranks ahead of others. An image gets the last rank if no caption of it
+    has a feature.
 
-    In memory are the images' features once, normalised, a `TILE` of scores and a quarter of that;
-    captions are read and normalised as they are scored.
+    Memory holds one normalized copy of the image features, one `TILE` of scores, and a quarter of a
+    `TILE` for comparisons. Captions are read and normalized when they are scored.
 
     Args:
-        text: [N, E] any norm.
-        image: [M, E] any norm.
-        image_of: [N] the row of `image` that each caption belongs to; every image has at least one.
-        rivals: what an image's best caption has ahead of it: other captions, or other images, each
-            counted once by its own best caption.
-        progress: called with the number of captions just scored; every caption is scored twice.
+        text: `[N, E]` float32, any norm.
+        image: `[M, E]` float32, any norm.
+        image_of: `[N]` int64, the row of `image` that each caption belongs to. Every image has at
+            least one caption.
+        rivals: What counts as ranked ahead of an image's best caption. "captions" counts the
+            captions of other images. "images" counts each other image once, by its best caption.
+        progress: Called with the number of captions just scored. Every caption is scored twice.
 
     """
     unit = np.empty((len(image), image[:1].shape[1]), dtype=np.float32)
@@ -178,34 +232,49 @@ def rank(
     np.maximum.at(best, image_of, own)
     ahead = np.zeros(len(unit), dtype=np.int64)
     if rivals == "images":
-        order = np.argsort(image_of, kind="stable")  # an image's captions one after another
+        order = np.argsort(image_of, kind="stable")  # captions of one image are consecutive
         every = _scores(Subset(text, order), unit, absent, tile, progress)
         ahead = _images_ahead(every, image_of[order], best)
         last = np.full(len(unit), len(unit) - 1)
     else:
         for rows, scores in _scores(text, unit, absent, tile, progress):
-            scores[np.arange(len(scores)), image_of[rows]] = -np.inf  # its own captions are right
+            scores[np.arange(len(scores)), image_of[rows]] = -np.inf  # own captions are no rivals
             ahead += len(scores) - (scores < best - NOISE).sum(0)
         last = len(text) - np.bincount(image_of, minlength=len(unit))
     return Ranks(t2i, np.where(np.isneginf(best), last, ahead), image_of)
 
 
 def missing(features: Floats) -> Mask:
-    """Which features [N, E] there are not: they are zero, or not finite, and have no direction."""
+    """Return which features are missing: they are zero or not finite, and have no direction.
+
+    Args:
+        features: `[N, E]` float32.
+
+    Returns:
+        `[N]` bool.
+
+    """
     peak = _peak(features)
     return ~(np.isfinite(peak) & (peak > 0))
 
 
 def _peak(features: Floats) -> Floats:
-    """The greatest absolute number of each [N]; without a copy of them all."""
+    """Return the maximum absolute value of each feature, `[N]`, without a copy of the features."""
     peak: Floats = np.maximum(features.max(1), -features.min(1))
     return peak
 
 
 def _images_ahead(every: Iterable[tuple[slice, Floats]], image_of: Ints, best: Floats) -> Ints:
-    """How many other images [M] have a caption at least as near as the image's own `best` [M].
+    """Count the other images with a caption at least as near as the image's own best one.
 
-    `every` has the scores of all captions, an image's one after another, as `image_of` [N] is.
+    Args:
+        every: Row slices and scores of all captions. Captions of one image are consecutive.
+        image_of: `[N]` int64, the image of each caption in this order.
+        best: `[M]` float32, the score of each image's best caption.
+
+    Returns:
+        `[M]` int64.
+
     """
     ahead = np.zeros(len(best), dtype=np.int64)
     last, of_last = -1, np.zeros(len(best), dtype=np.bool_)
@@ -214,7 +283,7 @@ def _images_ahead(every: Iterable[tuple[slice, Floats]], image_of: Ints, best: F
         scores[np.arange(len(scores)), of] = -np.inf
         starts = np.flatnonzero(np.diff(of, prepend=-1))
         near = ~np.logical_and.reduceat(scores < best - NOISE, starts, axis=0)
-        if of[0] == last:  # cut in the middle of its captions: count it anew, as a whole
+        if of[0] == last:  # a tile boundary split its captions: count it once
             ahead -= of_last
             near[0] |= of_last
         ahead += near.sum(0)
@@ -225,10 +294,10 @@ def _images_ahead(every: Iterable[tuple[slice, Floats]], image_of: Ints, best: F
 def _scores(
     text: FeatureRows, unit: Floats, absent: Mask, tile: Floats, progress: Advance | None
 ) -> Iterator[tuple[slice, Floats]]:
-    """Cosines [n, M] of as many captions at a time as `tile` holds, and which captions they are.
+    """Yield row slices of the captions with their cosines `[n, M]` float32.
 
-    That with a caption without a feature, or an image that is `absent`, is less than any other.
-    They are in the tile, and the next are written over them.
+    The cosine is -inf if the caption has no feature or the image is `absent`. The scores are a view
+    of `tile`, and the next step overwrites them.
     """
     for start in range(0, len(text), len(tile)):
         rows = slice(start, min(start + len(tile), len(text)))
@@ -244,16 +313,19 @@ def _scores(
 
 
 def _at_a_time(rows: FeatureRows, width: int) -> int:
-    """How many rows have a matrix `width` wide, and features, that fit a `TILE` each."""
+    """Return how many rows to process at a time.
+
+    A `TILE` then holds their scores, `width` per row, and another `TILE` their features.
+    """
     size: int = rows[:1].shape[1]
     return max(1, TILE // (4 * max(width, size)))
 
 
 def _normalised(features: Floats) -> Floats:
-    """Features [N, E] of length one; zeros for one that is missing."""
+    """Return the features `[N, E]` scaled to unit length, and zeros for missing features."""
     features = np.asarray(features, dtype=np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # By the greatest number first: squares of the very large and the very small are no numbers.
+        # Divide by the maximum first: squares of very large or small values leave float32's range.
         scaled = features / _peak(features)[:, None]
         unit: Floats = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
     unit[missing(features)] = 0

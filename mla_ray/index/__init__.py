@@ -1,1 +1,1 @@
-"""Images and captions in Qdrant: collections on a server or embedded, and how they are filled."""
+"""Images and captions in Qdrant: collections on a server or embedded, and indexing."""

@@ -1,4 +1,4 @@
-"""What a collection is, wherever it lies: its record, its versions, and what a backend does.
+"""Collections independent of where they are stored: record, versions and the backend's interface.
 
 Shapes: N entries, E joint embedding size.
 """
@@ -12,41 +12,45 @@ from typing import Any, Literal, NamedTuple, Protocol
 from mla_ray.model.recognition import recognised
 
 SCHEMA = 3
-"""Of the stored points and of the record beside them; all points are of rule 2."""
+"""Schema of the stored points and their record. All point ids follow rule 2."""
 MIXED_SCHEMA = 2
-"""Some points may be of the rule before. Other schemas are refused."""
+"""Older schema: some point ids may follow rule 1. Schemas other than these two are refused."""
 VECTOR = "joint"
-"""Name of a point's vector; others may be added beside it one day."""
+"""Name of a point's vector."""
 SCROLL = 1000
-"""Payloads a request."""
+"""Payloads per scroll request."""
 HNSW_EF = 256
-"""Candidates kept while searching the graph: found 99.7 % of the true top 10, 128 found 99 %."""
+"""Candidates kept during a search of the graph. 256 found 99.7 % of the true top 10, 128 found
+99 %."""
 QUANTILE = 0.99
-"""Of the components within int8's range; outliers are cut to its ends."""
+"""Share of the components that int8 represents; the others are clipped."""
 OVERSAMPLING = 2.0
-"""Times as many candidates of int8 as asked for, then ranked by float32."""
+"""Candidates from int8 vectors per requested hit. Float32 vectors rank these candidates."""
 INDEXED = ("language", "source", "image_id")
-"""Fields of the payload that searches filter by."""
+"""Payload fields that searches filter by."""
 MAX_LANGUAGES = 10_000
+"""Most values that a facet returns."""
 
-STAYS = "It stays so; index again under another collection name for the fingerprint of today."
-"""What to do about a collection with a fingerprint of the rule of before."""
+STAYS = (
+    "The collection keeps it; index again under another collection name for today's fingerprint."
+)
+"""Remedy in the warning about a collection whose fingerprint was computed by the first rule."""
 
 Quantization = Literal["int8"]
 Payload = dict[str, Any]
-"""What is kept beside a vector: JSON."""
+"""Data stored with a vector, as JSON."""
 PayloadFilter = dict[str, str | None]
-"""Payload fields and the value each must have; None: the field must be missing."""
+"""Required values by payload field; None if the field must be missing."""
 
 
 @dataclass(frozen=True)
 class VectorSpace:
-    """Whose vectors a collection holds. Vectors of two natives cannot be compared."""
+    """Native whose vectors a collection holds. Vectors of two natives cannot be compared."""
 
     native: str  # "emoji-clip"
     fingerprint: str  # hex
     dim: int  # E
-    fingerprint_v1: str = ""  # by the rule of before, which collections may have
+    fingerprint_v1: str = ""  # by the first rule, as older collections have it
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{12,}", self.fingerprint):
@@ -59,6 +63,8 @@ class VectorSpace:
 
 
 class Point(NamedTuple):
+    """Point of a collection: id, vector and payload."""
+
     id: str  # UUID
     vector: list[float]  # [E], unit length
     payload: Payload
@@ -70,25 +76,35 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class CollectionConfig:
-    """What a collection is made as; the record of it is kept beside the points."""
+    """Configuration of a collection. Its record is stored with the points."""
 
     space: VectorSpace
     quantization: Quantization | None
     schema: int = SCHEMA
 
     def record(self) -> Record:
+        """Return the configuration as the JSON that is stored with the points."""
         return {"schema": self.schema, **_owner(self.space), "quantization": self.quantization}
 
     def rebuilt(self) -> "CollectionConfig":
-        """Of a version that is made now."""
+        """Return the configuration of the next version, with the current schema."""
         return replace(self, schema=SCHEMA)
 
     def of_record(self, record: Any, where: str) -> "CollectionConfig":
-        """That of the collection with this record; ValueError if it is another than what was asked.
+        """Return the configuration of an existing collection with this record.
 
-        A collection keeps the fingerprint that it was made with, whatever its rebuilds: it is in
-        the names of its versions and the ids of its points, which processes that have it open go on
-        with.
+        A collection keeps the fingerprint that it was created with, even after rebuilds. The
+        names of its versions and the ids of its points contain that fingerprint, and processes
+        that have the collection open rely on them.
+
+        Args:
+            record: The record stored with the points.
+            where: The collection's name or folder, for messages.
+
+        Raises:
+            ValueError: The record is not one of mla-ray or has another schema, native, dimension
+                or quantization than this configuration.
+
         """
         space = self.space
         if not isinstance(record, dict) or not {"schema", *_owner(space)} <= record.keys():
@@ -115,7 +131,8 @@ class CollectionConfig:
         if self.quantization not in (None, quantization):
             raise ValueError(
                 f"{where} was made with quantization {quantization!r}, not {self.quantization!r}, "
-                "and stays so; open it without, or ingest again under another collection name"
+                "and keeps it; open it without quantization, or ingest again under another "
+                "collection name"
             )
         return CollectionConfig(
             replace(space, fingerprint=record["fingerprint"]), quantization, record["schema"]
@@ -123,45 +140,53 @@ class CollectionConfig:
 
 
 def _owner(space: VectorSpace) -> Record:
-    """What a record says of whose vectors a collection holds."""
+    """Return the fields of a record that identify the native."""
     return {"native": space.native, "fingerprint": space.fingerprint, "dim": space.dim}
 
 
 class FoundPoint(Protocol):
-    """A point as an engine hands it out, embedded or by a server."""
+    """Point as returned by the embedded engine or by a server."""
 
     @property
-    def payload(self) -> Payload | None: ...
+    def payload(self) -> Payload | None:
+        """Payload of the point."""
+        ...
 
 
 class ScoredPoint(FoundPoint, Protocol):
-    """One that was searched for."""
+    """Point found by a search."""
 
     @property
-    def score(self) -> float: ...
+    def score(self) -> float:
+        """Cosine similarity to the query."""
+        ...
 
 
 class FacetHit(Protocol):
-    """A value of a field, and how many points have it."""
+    """Value of a field, with the number of points that have it."""
 
     @property
-    def value(self) -> object: ...
+    def value(self) -> object:
+        """Value of the field."""
+        ...
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Number of points with this value."""
+        ...
 
 
 def payloads_and_scores(points: Iterable[ScoredPoint]) -> list[tuple[Payload, float]]:
-    """What `CollectionBackend.search` gives."""
+    """Return payload and score of each point, as `CollectionBackend.search` does."""
     return [(point.payload or {}, point.score) for point in points]
 
 
 def scrolled(page_from: Callable[[Any], tuple[Sequence[FoundPoint], Any]]) -> Iterator[Payload]:
-    """The payloads of all pages.
+    """Yield the payloads of all pages.
 
     Args:
-        page_from: an engine's own offset, None for the beginning, to the points of a page and the
-            offset of the next; None after the last.
+        page_from: Takes the engine's offset (None for the first page). Returns the points of that
+            page and the offset of the next page (None after the last page).
 
     """
     offset: Any = None
@@ -173,64 +198,87 @@ def scrolled(page_from: Callable[[Any], tuple[Sequence[FoundPoint], Any]]) -> It
 
 
 def counts_by_value(hits: Iterable[FacetHit]) -> dict[str, int]:
-    """What `CollectionBackend.facet` gives."""
+    """Return the number of points by value, as `CollectionBackend.facet` does."""
     return {str(hit.value): hit.count for hit in hits}
 
 
 class CollectionBackend(Protocol):
-    """One collection somewhere."""
+    """Storage of one collection."""
 
     config: CollectionConfig
 
     def check_writable(self) -> None:
-        """Raise a PermissionError if it can be searched alone."""
+        """Raise a PermissionError if this process can search the collection but not write to it."""
 
-    def upsert(self, points: list[Point]) -> None: ...
+    def upsert(self, points: list[Point]) -> None:
+        """Write points; replace those with the same ids."""
+        ...
 
     def delete(self, ids: list[str], where: PayloadFilter) -> None:
-        """Remove those of the points `ids` that `where` fits."""
+        """Remove the points in `ids` that match `where`."""
 
     def search(
         self, vector: list[float], limit: int, where: PayloadFilter
     ) -> list[tuple[Payload, float]]:
-        """Payloads and cosines, best first, ties in any order."""
+        """Return payloads and cosines, best first, equal scores in any order."""
 
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
-        """Payloads of all that fits, in the order of point ids."""
+        """Yield the payloads of all points that match, in the order of point ids."""
 
-    def count(self, where: PayloadFilter) -> int: ...
+    def count(self, where: PayloadFilter) -> int:
+        """Return the number of points that match."""
+        ...
 
-    def facet(self, field: str) -> dict[str, int]: ...
+    def facet(self, field: str) -> dict[str, int]:
+        """Return the number of points by value of a payload field."""
+        ...
 
     def rebuild(self) -> AbstractContextManager["CollectionBackend"]:
-        """An empty next version; takes this one's place on leaving, unless by an exception."""
+        """Return a context manager of an empty next version.
 
-    def ping(self) -> None: ...
+        The next version replaces the current one when the `with` block ends without an exception.
+        """
 
-    def optimize(self) -> None: ...
+    def ping(self) -> None:
+        """Raise an error if the collection cannot be reached."""
+        ...
 
-    def flush(self) -> None: ...
+    def optimize(self) -> None:
+        """Build the search graph, if the backend does not do so by itself."""
+        ...
 
-    def close(self) -> None: ...
+    def flush(self) -> None:
+        """Wait until all writes are on disk."""
+        ...
+
+    def close(self) -> None:
+        """Release the connection or the folder."""
+        ...
 
 
 def version(space: VectorSpace, collection: str, number: int) -> str:
+    """Return the name of a version of a collection."""
     return f"{collection}-{space.fingerprint[:12]}-v{number}"
 
 
 def versions(space: VectorSpace, collection: str, names: Iterable[str]) -> dict[str, int]:
-    """Those of `names` that are versions of this collection, and their numbers."""
+    """Return the numbers of those `names` that are versions of this collection, by name."""
     pattern = re.compile(re.escape(f"{collection}-{space.fingerprint[:12]}-v") + r"([1-9][0-9]*)")
     matches = [pattern.fullmatch(name) for name in names]
     return {match[0]: int(match[1]) for match in matches if match}
 
 
 def next_version(space: VectorSpace, collection: str, names: Iterable[str]) -> str:
+    """Return the name of the version after the latest one in `names`."""
     taken = versions(space, collection, names).values()
     return version(space, collection, max(taken, default=0) + 1)
 
 
 def check_kept(name: str, names: Iterable[str]) -> None:
+    """Raise a RuntimeError if the version being filled is no longer in `names`.
+
+    Another rebuild that ended first has then removed it.
+    """
     if name not in names:
         raise RuntimeError(
             f"{name} is gone: another rebuild of the collection ended first and took its place; "
@@ -239,4 +287,5 @@ def check_kept(name: str, names: Iterable[str]) -> None:
 
 
 def no_such_collection(where: str) -> LookupError:
+    """Return the error for a collection that does not exist."""
     return LookupError(f"{where} does not exist; ingest into it first, or open with create=True")

@@ -1,13 +1,13 @@
-"""Caption tables of any size into index collections, on a cluster with Ray Data.
+"""Indexing of caption tables of any size on a cluster, with Ray Data.
 
-    read, as every table is read -> encode, actors that hold a native and its packs -> write
+    read (like any other table) -> encode (actors with a native and its packs) -> write
 
-The points are those of `ingest.index_captions`: an id is made of what it names, so a run that was
-killed is run again and neither loses nor doubles anything. Nothing is held but what is on
-its way: the process that calls keeps a block of the stream, never a table.
+The points are the same as those of `ingest.index_captions`. A point's id is computed from its
+content, so a run that was killed can be run again without lost or duplicate points. The tables are
+streamed: the calling process holds a block at a time, never a table.
 
-To a server many tasks write at once. An `edge:` folder has one owner, so there the caller's process
-writes what the cluster encodes.
+Several tasks write to a server at the same time. An `edge:` folder has one owner, so the calling
+process writes to it.
 
 Shapes: N points, E joint embedding size.
 """
@@ -42,9 +42,9 @@ from mla_ray.runtime.progress import Progress, Report, counting
 from mla_ray.runtime.storage import as_path
 
 BLOCK = 1024
-"""Rows that an actor takes at once; of an image's rows among them one is encoded."""
+"""Rows per call of an actor. It encodes each image once per block, even if several rows have it."""
 WRITERS = 4
-"""Tasks at a time."""
+"""Number of concurrent write tasks."""
 
 
 def index_table(
@@ -61,34 +61,34 @@ def index_table(
     sync: bool = False,
     pictures: PictureStore | None = None,
 ) -> Indexed:
-    """Embed the images and captions of caption tables into the collections at `url`.
+    """Encode the images and captions of caption tables and write them to the collections at `url`.
 
-    The caller has started Ray.
+    Ray must have been started. A row that is invalid, or whose image is, is skipped and counted
+    with its reason. KeyError, InvalidTable and ValueError are raised before anything is encoded.
 
     Args:
-        url: of the index, as `CaptionIndex.open` takes it.
-        native_name: as `Native.load` takes it, on every node.
-        packs: a pack's folder by language, the same on every node.
-        tables: caption tables, or folders of Parquet files, paths or URLs, in any format that
-            `data.table_reader` reads. Where an image's file is, is said from the table's folder.
-        source: kept with every point.
-        report: called as blocks are written; for a server once, at the end.
-        languages: rows of others are passed over; all if not given.
-        language: of the tables that have no column `language`.
-        quantization: of collections that are made now.
-        sync: remove what `source` has in the index and the tables no longer have, as
-            `ingest.sync`. What there is of an image that cannot be read stays.
-        pictures: with `sync`, where small copies of images are kept; those of removed images go.
+        url: URL of the index, as for `CaptionIndex.open`.
+        native_name: Name for `Native.load`, valid on every node.
+        packs: Folder of each language's pack, the same on every node.
+        tables: Caption tables or folders of Parquet files, as paths or URLs, in any format that
+            `data.table_reader` reads. Paths of image files are relative to the table's folder.
+        source: Name of the source, stored with every point.
+        report: Receives progress after each block; for a server only at the end.
+        languages: Index only rows in these languages; all rows by default.
+        language: Language of tables without a column `language`.
+        quantization: Quantization of collections that are created.
+        sync: Remove entries of `source` that are no longer in the tables, as `ingest.sync` does.
+            Entries of images that cannot be read stay.
+        pictures: With `sync`, the store of small copies. Copies of removed images are removed.
 
     Returns:
-        How many points were written; an image with rows in several blocks counts in each. A row
-        that is bad, or whose image is, is left out, alone, and counted with its reason.
+        The number of points written. An image with rows in several blocks counts once per block.
 
     Raises:
-        KeyError: a language of the tables has no pack. Found before anything is encoded, as are
-            InvalidTable (a table that is not there, cannot be read, or lacks a column) and
-            ValueError (a pack of another native or language, a collection that does not fit).
-        ConnectionError: the server stayed away for longer than `storage.PAUSES`.
+        KeyError: A language of the tables has no pack.
+        InvalidTable: A table does not exist, cannot be read or lacks a column.
+        ValueError: A pack belongs to another native or language, or a collection does not match.
+        ConnectionError: The server stayed unavailable for longer than `storage.PAUSES`.
 
     """
     native = Native.load(native_name)
@@ -102,10 +102,10 @@ def index_table(
     require_packs(wanted, packs)
     space, indexed = space_of(native), Indexed()
     encoded = _encode(native_name, packs, read_blocks(tables, language, known, wanted), source)
-    del native  # the actors have their own
+    del native  # each actor loads its own
     if url.startswith(("http", "grpc")):
         with open_collections(url, space, quantization):
-            pass  # made once, before many tasks would
+            pass  # create them once, before several tasks try to
         sink = IndexSink(url, space)
         encoded.write_datasink(sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0})
         indexed = sink.indexed
@@ -146,7 +146,7 @@ def _encode(
 
 
 class _EncodedPoint(NamedTuple):
-    """Of each row one, of each distinct image one: a point, or the reason why there is none."""
+    """Point of a row's caption or of a distinct image, or the reason why there is none."""
 
     collection: str
     entry: Entry
@@ -155,10 +155,10 @@ class _EncodedPoint(NamedTuple):
 
 
 class PointEncoder:
-    """One Ray Data actor: a native and packs, held.
+    """Ray Data actor that encodes blocks with a native and its packs.
 
-    It keeps nothing from block to block, not even which images it saw: a block that is lost is
-    encoded again, perhaps here, and must come out whole.
+    It keeps no state between blocks, not even which images it saw. Ray may run a lost block again
+    on the same actor, and the result must be complete.
     """
 
     def __init__(self, native: str, packs: Mapping[str, str], source: str) -> None:
@@ -168,6 +168,13 @@ class PointEncoder:
         self.source = source
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        """Encode a block of rows with `table_blocks.BLOCK_SCHEMA`.
+
+        Returns:
+            A table with the fields of an `Entry`, `collection`, `vector` `[E]` float32 and
+            `reason`. A point that is rejected has a reason and no vector.
+
+        """
         rows = BlockRow.all_of(block)
         points = [_refused(CAPTIONS, fault) for fault in block["fault"].drop_null().to_pylist()]
         images, faults = self._images(rows)
@@ -186,7 +193,7 @@ class PointEncoder:
         return pa.table(columns)
 
     def _images(self, rows: Sequence[BlockRow]) -> tuple[list[_EncodedPoint], dict[str, str]]:
-        """Points of the distinct images of some rows, and what is wrong with the others, by id."""
+        """Return the points of the distinct valid images, and the faults of the others by id."""
         first: dict[str, BlockRow] = {}
         faults: dict[str, str] = {}
         for row in rows:

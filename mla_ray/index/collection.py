@@ -1,17 +1,20 @@
-"""Collections of captions and images in Qdrant, one interface over three backends.
+"""Collections of captions and images in Qdrant: one interface for three backends.
 
-- `http(s)://host:port`: a Qdrant server, 1.16 or newer, for any number of processes. The key comes
-  from `QDRANT_API_KEY`. Where the URL names no port, qdrant-client means 6333, for https too.
-  `grpc(s)://host:port` is the same server through gRPC, by default at 6334.
-- `edge:folder`: Qdrant's engine in-process, one owner at a time; data in `folder/<collection>`.
-- `:memory:`: qdrant-client's exact search in Python, gone when closed; for tests.
+- `http(s)://host:port`: a Qdrant server, 1.16 or newer, for any number of processes. The API key
+  is `QDRANT_API_KEY`. If the URL has no port, qdrant-client uses 6333, also for https.
+  `grpc(s)://host:port` is the same server through gRPC, by default at port 6334.
+- `edge:folder`: Qdrant's engine in this process, with one owner at a time. The data is in
+  `folder/<collection>`.
+- `:memory:`: qdrant-client's exact search in Python, for tests. Closing it deletes the data.
 
-What is searched is a name for the current version: an alias on a server, the file `current` in a
-folder. A rebuild fills the next version and moves that name; no search sees half a collection.
+Searches use a name that refers to the current version: an alias on a server, the file `current` in
+a folder. A rebuild fills the next version and then moves the name, so no search sees a partial
+collection.
 
-A point's id is made of what its entry is: source, id and language (rule 2, in the payload). In
-0.1.0 it was the id and language alone (rule 1), so two tables that number their images alike took
-each other's places. Its collections are read as they are and change as they are written.
+A point's id is computed from source, id and language of its entry (rule 2, stored in the payload).
+In mla-ray 0.1.0 it was computed from native, id and language (rule 1), so tables with the same
+image ids overwrote each other's points. Collections of 0.1.0 can be read. A write replaces the
+points of its entries by points of rule 2.
 
 Shapes: N entries, E joint embedding size.
 """
@@ -49,22 +52,22 @@ from mla_ray.model.directions import faults, norms
 IMAGES, CAPTIONS = "images", "captions"
 """Names of collections."""
 RULE, FORMER_RULE = 2, 1
-"""Of point ids: source, id, language; before that native, id, language."""
+"""Rules of point ids. Rule 2: source, id, language. Rule 1: native, id, language."""
 MAX_TIES = 10_000
-"""Entries of one score looked at beyond a page to order them by id."""
+"""Most entries with equal scores that are read beyond a page to order them by id."""
 BATCH = 256
-"""Points a request; at E = 1024 about 5 MB of JSON, a server takes 32."""
+"""Points per request. At E = 1024 they are about 5 MB of JSON; a server accepts 32 MB."""
 DECIMALS = 6
-"""Of a score; what is finer is float32 noise and would break ties at random."""
+"""Decimals of a score. Finer differences are float32 noise and would order ties at random."""
 NAMESPACE = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")
-"""Of our point ids; never change it."""
+"""UUID namespace of the point ids. It must never change."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """One caption or one image."""
 
-    id: str  # of the caption or the image
+    id: str  # id of the caption or the image
     image_id: str
     language: str  # BCP-47; "" for an image
     caption: str  # "" for an image
@@ -72,25 +75,30 @@ class Entry:
 
     @property
     def key(self) -> bytes:
-        """16 bytes that belong to this source, id and language alone; as a UUID the point's id."""
-        # as JSON, so that no two of them run together into those of another entry
+        """Hash (16 bytes) of source, id and language. As a UUID it is the point's id."""
+        # JSON keeps the three parts apart; joined strings could be equal for different entries.
         name = json.dumps([self.source, self.id, self.language])
         return uuid.uuid5(NAMESPACE, name).bytes
 
 
 @dataclass(frozen=True)
 class ScoredEntry:
+    """Entry found by a search, with its score."""
+
     entry: Entry
     score: float  # cosine, rounded to DECIMALS
 
 
 class CaptionIndex:
-    """Captions or images of one native, searched by cosine. Open with `CaptionIndex.open`."""
+    """Collection of captions or images of one native, searched by cosine similarity.
+
+    Use `CaptionIndex.open` to create one.
+    """
 
     def __init__(self, backend: CollectionBackend, space: VectorSpace) -> None:
         self.space = space
         self._backend = backend
-        self._mixed: bool | None = None  # whether there are points of FORMER_RULE, once it is known
+        self._mixed: bool | None = None  # whether there are points of FORMER_RULE; None: unknown
 
     @classmethod
     def open(
@@ -102,16 +110,28 @@ class CaptionIndex:
         create: bool = True,
         quantization: Quantization | None = None,
     ) -> "CaptionIndex":
-        """Open `collection` at `url`, made first if missing and `create`.
+        """Open a collection.
 
-        With `quantization` "int8" graph and scan go through vectors of a quarter of the size, and
-        float32 ranks what they find. A collection stays as it was made, whatever its rebuilds;
-        None takes it as it is.
+        All other methods can raise the same RuntimeError and ConnectionError. Methods that write
+        can raise the same OSError.
 
-        Raises ValueError if it holds another native's vectors, is not quantized as asked or a name
-        is malformed, LookupError if it is missing, RuntimeError if its folder has an owner or the
-        server refuses, ConnectionError if no server answers, OSError (ENOSPC) if there is too
-        little space. The last three go for every method, ENOSPC for those that write.
+        Args:
+            url: A Qdrant server, `edge:folder` or `:memory:`.
+            space: The native whose vectors the collection holds.
+            collection: Name of the collection.
+            create: Create the collection if it does not exist.
+            quantization: With "int8", graph search and scan use vectors of a quarter of the size,
+                and float32 vectors rank the candidates. A collection keeps its quantization, even
+                after rebuilds. None accepts any existing quantization.
+
+        Raises:
+            ValueError: The collection holds vectors of another native, it has another
+                quantization, or a name or URL is malformed.
+            LookupError: The collection does not exist, and `create` is False.
+            RuntimeError: Another process owns the folder, or the server refuses the request.
+            ConnectionError: No server answers.
+            OSError: There is too little disk space (ENOSPC).
+
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", collection):
             raise ValueError(
@@ -138,21 +158,33 @@ class CaptionIndex:
     def check_writable(self) -> None:
         """Raise a PermissionError if this process may not write to the collection's folder.
 
-        So does everything that writes. Searching such a folder works, in a private copy.
+        All methods that write raise it, too. Searches in such a folder use a private copy.
         """
         self._backend.check_writable()
 
     def upsert(self, entries: Sequence[Entry], vectors: npt.NDArray[np.float32]) -> int:
-        """Write entries and their vectors [N, E], of any length but zero; returns N.
+        """Write entries and their vectors.
 
-        An entry of the same source, id and language is replaced, so writing twice changes nothing.
-        So is one that 0.1.0 wrote. What a running `rebuild` has not been given is gone after it.
+        An entry with the same source, id and language is replaced, also one written by mla-ray
+        0.1.0. So it is safe to write entries twice. A running `rebuild` does not see these
+        entries: they are lost when it ends, unless they are written to the new version, too.
+
+        Args:
+            entries: N entries.
+            vectors: `[N, E]` float32, of any length but zero.
+
+        Returns:
+            N, the number of entries.
+
+        Raises:
+            ValueError: A vector is zero or not finite, or the shape is wrong. Nothing is written.
+
         """
         if len(entries) != len(vectors):
             raise ValueError(
                 f"{len(entries)} entries but {len(vectors)} vectors; pass one vector an entry"
             )
-        lengths = self._norms(vectors)  # all rows first: either all are written, or a bad one none
+        lengths = self._norms(vectors)  # of all rows, so that an invalid one prevents all writes
         for start in range(0, len(entries), BATCH):
             rows = slice(start, start + BATCH)
             units = (vectors[rows] / lengths[rows, None]).astype(np.float32)
@@ -162,12 +194,12 @@ class CaptionIndex:
                     for entry, unit in zip(entries[rows], units, strict=True)
                 ]
             )
-            if self._is_mixed():  # after the write, so that no search misses the entry
+            if self._is_mixed():  # remove the old point last, so that every search finds the entry
                 self._remove(entries[rows], self._former_point_id)
         return len(entries)
 
     def delete(self, entries: Sequence[Entry]) -> None:
-        """Remove entries, by source, id and language. One that is not there changes nothing."""
+        """Remove entries by source, id and language; ignore those that do not exist."""
         self._remove(entries, _point_id)
         if self._is_mixed():
             self._remove(entries, self._former_point_id)
@@ -182,11 +214,21 @@ class CaptionIndex:
         offset: int = 0,
         min_score: float | None = None,
     ) -> list[ScoredEntry]:
-        """The `k` entries nearest to `vector` [E] after the first `offset`, best first.
+        """Return the entries nearest to a vector, best first.
 
-        `language` and `source` must match exactly; language "" finds images only. None that is
-        found has a score below `min_score`. Equal scores are ordered by id, language, source.
-        Raises ValueError for a bad vector, k, offset or min_score.
+        Entries with equal scores are ordered by id, language and source.
+
+        Args:
+            vector: `[E]` float32, of any length but zero.
+            k: Most entries to return, 1 to `MAX_K`.
+            language: Return only entries of exactly this language; "" for images.
+            source: Return only entries of exactly this source.
+            offset: Number of best entries to skip, at most `MAX_OFFSET`.
+            min_score: Return only entries with at least this cosine, -1 to 1.
+
+        Raises:
+            ValueError: `vector`, `k`, `offset` or `min_score` is invalid.
+
         """
         if not 1 <= k <= MAX_K:
             raise ValueError(f"k is {k}, must be 1 to {MAX_K}; page with offset for more")
@@ -198,8 +240,8 @@ class CaptionIndex:
             raise ValueError(f"query has shape {list(vector.shape)}, must be [{self.space.dim}]")
         unit = (vector / self._norms(vector[None])).astype(np.float32).tolist()
         where = _where(language=language, source=source)
-        # Engines cut equal scores where they like. One entry more than asked for shows whether the
-        # page ends inside a tie; then look further, until all that tie are there to be ordered.
+        # Engines order equal scores arbitrarily. One more entry than requested shows whether the
+        # page ends inside a tie. If so, read on until the tie is complete and can be ordered.
         end = offset + k
         limit = end + 1
         while True:
@@ -212,17 +254,20 @@ class CaptionIndex:
                 break
             limit = min(2 * limit, end + MAX_TIES)
         hits.sort(key=lambda hit: (-hit.score, hit.entry.id, hit.entry.language, hit.entry.source))
-        # An engine's own threshold would compare what has not been rounded: a hit whose score is
-        # shown as the least that was asked for would come or not by chance.
+        # An engine's own threshold compares unrounded scores. A hit whose rounded score equals
+        # `min_score` would then be returned or not at random.
         return [hit for hit in hits[offset:end] if min_score is None or hit.score >= min_score]
 
     def entries(self, *, language: str | None = None, source: str | None = None) -> Iterator[Entry]:
-        """Everything there is, or all of a language or source, in no order that means anything."""
+        """Yield all entries, or all of a language or source, in arbitrary order."""
         for payload in self._backend.scroll(_where(language=language, source=source)):
             yield _entry(payload)
 
     def sources(self, image_id: str) -> dict[str, int]:
-        """The sources that have entries of that image, and the rule (`RULE`) each is stored by."""
+        """Return the sources that have entries of an image, with the rule of their point ids.
+
+        If a source has points of both rules, the rule is `RULE`.
+        """
         rules: dict[str, int] = {}
         for payload in self._backend.scroll(_where(image_id=image_id)):
             rule = payload.get("rule", FORMER_RULE)
@@ -230,47 +275,53 @@ class CaptionIndex:
         return rules
 
     def count(self, *, language: str | None = None) -> int:
+        """Return the number of entries, or of those in a language."""
         return self._backend.count(_where(language=language))
 
     def languages(self) -> dict[str, int]:
-        """Captions of each language, by language. Images have none and are left out."""
+        """Return the number of captions by language. Images have no language and do not count."""
         counts = self._backend.facet("language")
         return {language: counts[language] for language in sorted(counts) if language}
 
     def ping(self) -> None:
-        """Return if the collection can be reached, at little cost; else raise as `open` does."""
+        """Check that the collection can be reached. Fast; raises the same errors as `open`."""
         self._backend.ping()
 
     @contextmanager
     def rebuild(self) -> Iterator["CaptionIndex"]:
-        """Fill an empty next version while this one is searched; on leaving it takes its place.
+        """Yield an empty next version that replaces the current one when the `with` block ends.
 
             with index.rebuild() as fresh:
                 fresh.upsert(entries, vectors)
 
-        An exception drops the new version and keeps the old. Of two rebuilds at a time the one
-        that ends first wins, the other raises RuntimeError. `fresh` ends with the block.
+        Searches use the current version until then. An exception drops the new version and keeps
+        the current one. `fresh` must not be used after the block.
+
+        Raises:
+            RuntimeError: Another rebuild of the collection ended first.
+
         """
         with self._backend.rebuild() as fresh:
             yield CaptionIndex(fresh, self.space)
         self._mixed = None
 
     def optimize(self) -> None:
-        """Build the search graph (HNSW) now, after a bulk upsert. A server does so by itself.
+        """Build the search graph (HNSW) of the embedded engine, after a bulk upsert.
 
-        The embedded engine gives back the space of what was replaced or removed, too.
+        A server builds its graph by itself. Without a graph the embedded engine scans all vectors.
+        The call also frees the disk space of entries that were replaced or removed.
 
-        The embedded engine holds Python's GIL meanwhile, about 7 s for 24,000 vectors of 128 on two
-        busy cores: call it from a job, not from a process that serves. Without a graph it scans.
+        The embedded engine holds Python's GIL during the call, about 7 s for 24,000 vectors of 128
+        dimensions on two busy cores. Call it from a job, not from a process that serves requests.
         """
         self._backend.optimize()
 
     def flush(self) -> None:
-        """Return when all writes are on disk. A killed process loses none even without."""
+        """Wait until all writes are on disk. A killed process loses no writes even without it."""
         self._backend.flush()
 
     def close(self) -> None:
-        """Give up the connection or the folder. Twice is once."""
+        """Release the connection or the folder. Safe to call twice."""
         self._backend.close()
 
     def __enter__(self) -> Self:
@@ -285,7 +336,7 @@ class CaptionIndex:
         self.close()
 
     def _is_mixed(self) -> bool:
-        """Whether points of the rule before are there; asked once, of older collections only."""
+        """Return whether there are points of `FORMER_RULE`. Older collections are queried once."""
         if self._mixed is None:
             may_be = self._backend.config.schema == MIXED_SCHEMA
             self._mixed = may_be and self._backend.count({"rule": None}) > 0
@@ -297,16 +348,19 @@ class CaptionIndex:
             ids[entry.source].append(point_id(entry))
         for source, of_source in ids.items():
             for start in range(0, len(of_source), BATCH):
-                # By the rule before an id is of any source: only that of this one is to go.
+                # An id of the former rule may belong to another source, so filter by source.
                 self._backend.delete(of_source[start : start + BATCH], {"source": source})
 
     def _former_point_id(self, entry: Entry) -> str:
-        # by the fingerprint that the collection was made with
+        # the fingerprint that the collection was created with
         fingerprint = self._backend.config.space.fingerprint
         return str(uuid.uuid5(NAMESPACE, json.dumps([fingerprint, entry.id, entry.language])))
 
     def _norms(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """[N], of vectors [N, E] that are fit to be stored. The embedded engine checks only E."""
+        """Return the lengths `[N]` float64 of vectors `[N, E]`, or raise a ValueError.
+
+        The embedded engine would accept zero vectors and values that are not finite.
+        """
         if vectors.ndim != 2 or vectors.shape[1] != self.space.dim:
             raise ValueError(
                 f"vectors have shape {list(vectors.shape)}, native {self.space.native!r} makes "
@@ -317,7 +371,7 @@ class CaptionIndex:
             row, fault = next(iter(bad.items()))
             raise ValueError(
                 f"vector {row} is {fault} ({len(bad)} of {len(vectors)} are bad) and has no "
-                "direction; drop these rows, or look at what encoded them"
+                "direction; drop these rows, or check the encoder"
             )
         return lengths
 
@@ -326,9 +380,13 @@ class CaptionIndex:
 def open_collections(
     url: str, space: VectorSpace, quantization: Quantization | None = None
 ) -> Iterator[dict[str, CaptionIndex]]:
-    """The collections `images` and `captions`, to be written to; made if missing.
+    """Yield the collections `images` and `captions`, open for writing; create them if missing.
 
-    Open them before work begins that is lost if they cannot be had: that is said here.
+    Open them before expensive work, so that an error comes first.
+
+    Raises:
+        PermissionError: This process may not write to a collection's folder.
+
     """
     with ExitStack() as stack:
         collections = {}
@@ -340,7 +398,7 @@ def open_collections(
 
 
 def _where(**fields: str | None) -> PayloadFilter:
-    """Of the fields that are asked for."""
+    """Return a filter of the fields that are not None."""
     return {field: value for field, value in fields.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""A collection in a folder: Qdrant's engine in this process, one owner at a time."""
+"""Collections in a folder: Qdrant's engine in this process, with one owner at a time."""
 
 import errno
 import json
@@ -48,17 +48,20 @@ from mla_ray.index.edge_folder import (
 from mla_ray.runtime.atomic import replacing_file
 
 SAME = 1e-6
-"""Between a unit vector and the one stored: no score differs by more, which is as it is rounded."""
+"""Largest distance at which a unit vector counts as equal to the stored one.
+
+Scores then differ by at most this, which is the precision to which they are rounded.
+"""
 FLUSH = 16 * 2**20
-"""Bytes written, at most, until they are flushed. Until then they are in the log, twice."""
+"""Bytes written before the next flush. Unflushed data takes space twice: it is in the log, too."""
 LOG = {"segment_capacity": 4 * 2**20, "segment_queue_len": 0, "retain_closed": 1}
-"""The engine's settings of a shard's log. Flushed, it has at most two segments."""
+"""The engine's settings for the log of a shard. After a flush the log has at most two segments."""
 LOG_LIMIT = 16 * 2**20
-"""Bytes that a log may have, however few points there are."""
+"""Bytes that a log may always have, even if there are few points."""
 
 
 class EdgeBackend:
-    """The embedded engine, in a folder of its own or in a copy of one that is read-only."""
+    """Backend of the embedded engine, in its own folder or in a copy of a read-only folder."""
 
     def __init__(
         self,
@@ -72,13 +75,24 @@ class EdgeBackend:
         self.config = config
         self.shard = shard
         self.read_only = read_only
-        self._held = held  # the lock, or the copy; of a version being filled nothing
+        self._held = held  # the lock or the copy; empty for a version that is being filled
         self._writing = threading.RLock()
         self._unflushed = 0  # bytes
         self._fills_holes = not read_only and fills_holes(folder)
 
     @classmethod
     def open(cls, folder: Path, config: CollectionConfig, create: bool) -> "EdgeBackend":
+        """Open the collection in `folder`; create it if it is missing and `create` is set.
+
+        A folder that this process may not write to is opened as a private copy.
+
+        Raises:
+            LookupError: The collection does not exist, and `create` is False.
+            ValueError: The collection does not match `config`, or its version is missing.
+            RuntimeError: Another process owns the folder.
+            OSError: There is too little disk space (ENOSPC).
+
+        """
         there = (folder / "current").exists()
         if not create and not there:
             raise no_such_collection(str(folder))
@@ -97,14 +111,16 @@ class EdgeBackend:
         raise AssertionError("unreachable")
 
     def check_writable(self) -> None:
+        """Raise a PermissionError if the collection is read-only for this process."""
         if self.read_only:
             raise PermissionError(
                 errno.EACCES,
-                "the index is read-only for this process: it can be searched, not written to",
+                "the index is read-only for this process: it can be searched but not written to",
                 str(self.folder),
             )
 
     def upsert(self, points: list[Point]) -> None:
+        """Write points; skip those that are stored with the same vector and payload."""
         self.check_writable()
         with self._writing:
             changed = self._changed(points)
@@ -115,6 +131,7 @@ class EdgeBackend:
                 self._update(edge.UpdateOperation.upsert_points(rows), size)
 
     def delete(self, ids: list[str], where: PayloadFilter) -> None:
+        """Remove the points in `ids` that match `where`."""
         self.check_writable()
         with self._writing:
             self._require(0, "removing points")
@@ -129,11 +146,11 @@ class EdgeBackend:
     def _update(self, operation: edge.UpdateOperation, size: int) -> None:
         self.shard.update(operation)
         self._unflushed += size
-        if self._unflushed >= FLUSH:  # what is flushed leaves the log
+        if self._unflushed >= FLUSH:  # a flush removes the data from the log
             self.flush()
 
     def _changed(self, points: list[Point]) -> list[Point]:
-        """Those that are not there already, the same; of two with one id the last."""
+        """Return the points that differ from the stored ones; of several with one id the last."""
         last = {point.id: point for point in points}
         for stored in self.shard.retrieve(list(last), with_payload=True, with_vector=True):
             point, vectors = last[str(stored.id)], stored.vector
@@ -147,6 +164,7 @@ class EdgeBackend:
     def search(
         self, vector: list[float], limit: int, where: PayloadFilter
     ) -> list[tuple[Payload, float]]:
+        """Return payloads and cosines, best first, equal scores in any order."""
         rescored = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
         points = self.shard.query(
             edge.QueryRequest(
@@ -162,6 +180,7 @@ class EdgeBackend:
         return payloads_and_scores(points)
 
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
+        """Yield the payloads of all points that match, in the order of point ids."""
         return scrolled(
             lambda offset: self.shard.scroll(
                 edge.ScrollRequest(
@@ -171,21 +190,27 @@ class EdgeBackend:
         )
 
     def count(self, where: PayloadFilter) -> int:
+        """Return the number of points that match."""
         return int(self.shard.count(edge.CountRequest(exact=True, filter=self._filter(where))))
 
     def facet(self, field: str) -> dict[str, int]:
+        """Return the number of points by value of a payload field."""
         request = edge.FacetRequest(field, limit=MAX_LANGUAGES, exact=True)
         return counts_by_value(self.shard.facet(request))
 
     @contextmanager
     def rebuild(self) -> Iterator[CollectionBackend]:
+        """Yield an empty next version that replaces this one when the `with` block ends.
+
+        If the block raises, the next version is deleted and this one stays.
+        """
         self.check_writable()
         with self._next_version(self.config.rebuilt()) as fresh:
             yield fresh
 
     @contextmanager
     def _next_version(self, config: CollectionConfig) -> Iterator["EdgeBackend"]:
-        """Filled in the body of a `with`, then in the place of this one."""
+        """Yield an empty next version with this configuration, which then replaces this one."""
         name = next_version(self.config.space, self.folder.name, _folders(self.folder))
         self._require(0, "another version of an index")
         shard = _create_shard(self.folder / name, config)
@@ -197,21 +222,24 @@ class EdgeBackend:
             shard.close()
             shutil.rmtree(self.folder / name, ignore_errors=True)
             raise
-        shard.close()  # so that `fresh`, if someone kept it, cannot write past the swap
+        shard.close()  # a caller that kept `fresh` must not write to it after the swap
         _write(self.folder / "current", name)
         _write(self.folder / "space.json", json.dumps(config.record(), indent=2))
         self.config = config
-        # Not closed: searches still running in the old shard end well, then it closes itself.
+        # The old shard is not closed here. Searches that still run in it can end; it then closes
+        # itself.
         self.shard = edge.EdgeShard.load(str(self.folder / name))
         _remove_others(self.folder, config, name)
 
     def ping(self) -> None:
+        """Raise a RuntimeError if the engine does not answer."""
         try:
             self.shard.info()
-        except Exception as error:  # the engine raises no other
+        except Exception as error:  # the engine raises plain Exceptions
             raise RuntimeError(f"{self.folder} does not answer: {error}") from error
 
     def optimize(self) -> None:
+        """Build the search graph, flush, and shorten a log that is too long."""
         self.check_writable()
         with self._writing:
             self._build_graph()
@@ -220,23 +248,23 @@ class EdgeBackend:
 
     def _build_graph(self) -> None:
         segments = occupied(self._version() / "segments")
-        # What is built stands beside what it is of, with graph and int8, until it takes its place.
+        # The engine builds new segments, with graph and int8, beside the old ones, then swaps them.
         self._require(segments + segments // 2, "the graph of an index")
         self.shard.optimize()
 
     def _shorten_log(self) -> None:
-        """Copy all points to a next version if this one's log is long: those of 0.1.0 reach 68 MB.
+        """Copy all points to a next version if the log is too long (up to 68 MB in 0.1.0).
 
-        The engine lets a log have two segments, and its size of a segment is set at the beginning.
-        Nothing may be taken out of a log by hand: the engine counts writes by it, and passes over
-        those whose number it has seen.
+        The engine keeps up to two segments of a log, and their size is fixed when the shard is
+        created. Entries must not be deleted from a log: the engine numbers writes by it and skips
+        writes whose number it has seen.
         """
         log = occupied(self._version() / "wal")
         segments = occupied(self._version() / "segments")
         if log <= max(LOG_LIMIT, segments):
             return
         if shutil.disk_usage(self.folder).free < 4 * segments + RESERVE:
-            return  # it goes on as it is, until there is room
+            return  # keep the long log until there is enough space for a copy
         with self._next_version(self.config) as fresh:
             offset = None
             while True:
@@ -254,10 +282,12 @@ class EdgeBackend:
         return self.folder / (self.folder / "current").read_text()
 
     def flush(self) -> None:
+        """Write all points to disk."""
         self.shard.flush()
         self._unflushed = 0
 
     def close(self) -> None:
+        """Close the shard and release the folder, or delete the private copy."""
         self.shard.close()
         self._held.close()
 
@@ -277,7 +307,12 @@ class EdgeBackend:
 def _open_current(
     folder: Path, config: CollectionConfig
 ) -> tuple[CollectionConfig, edge.EdgeShard]:
-    """The version that a folder of this process names, made if there is none, and what it is."""
+    """Open the current version in a folder that this process owns, or create the first one.
+
+    Returns:
+        The configuration of the collection, and the shard.
+
+    """
     current, record = folder / "current", folder / "space.json"
     if record.exists():
         config = config.of_record(json.loads(record.read_text()), str(folder))
@@ -285,17 +320,17 @@ def _open_current(
         _write(record, json.dumps(config.record(), indent=2))
     if not current.exists():
         name = version(config.space, folder.name, 1)
-        shutil.rmtree(folder / name, ignore_errors=True)  # a creation that was killed
+        shutil.rmtree(folder / name, ignore_errors=True)  # left by a process that was killed
         shard = _create_shard(folder / name, config)
         _write(current, name)
         return config, shard
     name = current.read_text()
     if name not in versions(config.space, folder.name, _folders(folder)):
         raise ValueError(
-            f"{current} names {name!r}, which is no version in that folder; restore "
+            f"{current} contains {name!r}, which is no version in that folder; restore "
             f"the folder from a backup, or delete it and ingest again"
         )
-    _remove_others(folder, config, name)  # of rebuilds that were killed
+    _remove_others(folder, config, name)  # left by rebuilds that were killed
     return config, edge.EdgeShard.load(str(folder / name))
 
 
@@ -308,9 +343,9 @@ def _create_shard(path: Path, config: CollectionConfig) -> edge.EdgeShard:
         distance=edge.Distance.Cosine,
         quantization_config=int8 if config.quantization else None,
     )
-    # `EdgeConfig` takes no `wal_options` in Python; the shard's own file, whose settings are taken
-    # where the argument has none, does. To be without a log would not do: a point whose writing
-    # was broken off would have its new vector and its old payload.
+    # `EdgeConfig` has no `wal_options` in Python, but the shard's configuration file has. The
+    # engine takes settings from the file if the argument lacks them. The log cannot be turned off:
+    # a point whose write was interrupted would have its new vector and its old payload.
     path.mkdir(parents=True)
     _write(path / "edge_config.json", json.dumps({"vectors": {}, "wal_options": LOG}))
     shard = edge.EdgeShard.load(str(path), edge.EdgeConfig(vectors={VECTOR: params}))
@@ -320,15 +355,18 @@ def _create_shard(path: Path, config: CollectionConfig) -> edge.EdgeShard:
 
 
 def _size_written(point: Point) -> int:
-    """Bytes that a point takes at most: 4 a component in its segment, 5 and more in the log."""
+    """Return an upper bound for the bytes of a point in its segment and in the log.
+
+    A vector component takes 4 bytes in the segment, and 5 or more in the log.
+    """
     return 10 * len(point.vector) + 3 * len(json.dumps(point.payload)) + 2048
 
 
 def _remove_others(folder: Path, config: CollectionConfig, name: str) -> None:
-    """Remove all versions but one: what it replaced, and what rebuilds left that were killed."""
+    """Remove all versions but `name`: replaced ones, and those of rebuilds that were killed."""
     for other in versions(config.space, folder.name, _folders(folder)):
         if other != name:
-            shutil.rmtree(folder / other, ignore_errors=True)  # the next one tries again
+            shutil.rmtree(folder / other, ignore_errors=True)  # the next open retries
 
 
 def _folders(folder: Path) -> list[str]:
@@ -336,7 +374,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file in one step: whoever reads it, even after a crash, sees old or new."""
+    """Replace a file atomically, so that a reader sees old or new content, even after a crash."""
     with replacing_file(path) as scratch, scratch.open("w") as file:
         file.write(text)
         file.flush()

@@ -1,7 +1,8 @@
-"""The folder of an embedded collection: whose it is, and how much room there is.
+"""Folder of an embedded collection: ownership, read-only copies and disk space.
 
-It holds a shard a version, `space.json` (the record), `current` (the version's name) and `lock`. A
-shard holds `segments`, what is searched, and `wal`, the log of the last writes.
+The folder has one shard per version, `space.json` (the record), `current` (the name of the current
+version) and `lock`. A shard has `segments`, which are searched, and `wal`, the log of the last
+writes.
 """
 
 import errno
@@ -16,20 +17,25 @@ from pathlib import Path
 from mla_ray.runtime.atomic import one_process
 
 RESERVE = 16 * 2**20
-"""Bytes that stay free. The engine writes through mapped files, and a page of one that finds no
-room ends the process (SIGBUS); so does a shard that is merely opened."""
+"""Bytes of disk space that stay free. The engine writes to memory-mapped files. If the disk has no
+space for a page, the process ends with SIGBUS. Opening a shard can do the same."""
 PIECE = 2**20
-"""Bytes copied at a time."""
+"""Bytes that are copied at a time."""
 
 
 @contextmanager
 def owning(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Keep a folder for this process; `shared`: keep owners out.
+    """Own a folder for the `with` block.
 
-    The engine locks a shard, not the choice between versions, and says "WouldBlock".
+    The engine locks only a shard, not the folder with its versions, and its error is only
+    "WouldBlock".
+
+    Args:
+        folder: The folder of a collection.
+        shared: Only exclude owners, as readers do.
 
     Raises:
-        RuntimeError: it has an owner; says which.
+        RuntimeError: The folder has an owner. The message names it.
 
     """
     with ExitStack() as held:
@@ -37,14 +43,14 @@ def owning(folder: Path, *, shared: bool = False) -> Iterator[None]:
             held.enter_context(one_process(folder, folder / "lock", shared=shared))
         except BlockingIOError as error:
             raise RuntimeError(
-                f"{error}; it is open already, and can have one owner: close it there, or use a "
-                "Qdrant server (http://…) for several"
+                f"{error}; it is open already, and can have only one owner: close it there, or use "
+                "a Qdrant server (http://…) for several processes"
             ) from error
         yield
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether this process may write to a folder and to what is in it."""
+    """Return whether this process may write to the folder and to its shards."""
     inside = [folder / "lock", folder / "current"]
     for path in folder.iterdir():
         if path.is_dir():
@@ -54,10 +60,16 @@ def is_writable(folder: Path) -> bool:
 
 @contextmanager
 def private_copy(folder: Path) -> Iterator[Path]:
-    """A copy of a folder that has no owner meanwhile, in the folder for temporary files.
+    """Yield a temporary copy of a folder, and delete it afterwards.
 
-    Goes away at the end. The engine cannot open a shard without writing to it: it locks, maps and
-    flushes its files. Links to them would not do, as it may change what they name.
+    The folder must not have an owner while it is copied. A copy is needed because the engine writes
+    to every shard that it opens: it locks, maps and flushes the files. Links to the files are not
+    enough, because the engine may change the files.
+
+    Raises:
+        RuntimeError: The folder has an owner.
+        OSError: There is too little disk space (ENOSPC).
+
     """
     with tempfile.TemporaryDirectory(prefix="mla-index-") as made:
         copy = Path(made) / folder.name
@@ -68,26 +80,26 @@ def private_copy(folder: Path) -> Iterator[Path]:
                 require_space(Path(made), size + holes(folder), purpose)
             for around, _, names in os.walk(folder):
                 into = copy / Path(around).relative_to(folder)
-                into.mkdir()  # not with the modes of what it is of
+                into.mkdir()  # does not copy the mode, which may be read-only
                 for name in names:
                     _copy_data(Path(around) / name, into / name)
         yield copy
 
 
 def occupied(path: Path) -> int:
-    """Bytes that the files in a folder take; holes in them take none."""
+    """Return the bytes that the files in a folder take on disk, without holes of sparse files."""
     return sum(stat.st_blocks * 512 for stat in _stats(path))
 
 
 def holes(path: Path) -> int:
-    """Bytes of the files in a folder that have no room yet."""
+    """Return the bytes in holes of the files in a folder, for which no disk space is allocated."""
     return sum(max(0, stat.st_size - stat.st_blocks * 512) for stat in _stats(path))
 
 
 def fills_holes(folder: Path) -> bool:
-    """Whether a hole in a file comes to take room when it is read: on a tmpfs, but on no disk.
+    """Return whether reading a hole of a sparse file allocates space, as on a tmpfs.
 
-    Takes a page to find out, so there has to be room for one.
+    Tests it with a temporary file, so there must be space for one page.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         file.truncate(mmap.PAGESIZE)
@@ -99,25 +111,32 @@ def fills_holes(folder: Path) -> bool:
 def _stats(path: Path) -> Iterator[os.stat_result]:
     for around, _, names in os.walk(path):
         for name in names:
-            with suppress(FileNotFoundError):  # the engine has just put it away
+            with suppress(FileNotFoundError):  # the engine may delete a file at any time
                 yield (Path(around) / name).stat()
 
 
 def require_space(folder: Path, size: int, purpose: str) -> None:
-    """Raise an OSError (ENOSPC) unless there is room for `size` bytes beside `RESERVE`."""
+    """Raise an OSError (ENOSPC) unless `size` bytes and `RESERVE` are free.
+
+    Args:
+        folder: Where the data will be written. It need not exist.
+        size: Bytes that will be written.
+        purpose: What needs the space, for the message.
+
+    """
     around = next(path for path in (folder, *folder.parents) if path.exists())
     needed, free = size + RESERVE, shutil.disk_usage(around).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
             f"too little space for {purpose}: {needed / 1e6:,.0f} MB are needed, "
-            f"{free / 1e6:,.0f} MB are free; what is there is kept, so free some and run it again",
+            f"{free / 1e6:,.0f} MB are free; existing data is kept: free some space and try again",
             str(folder),
         )
 
 
 def _copy_data(source: Path, target: Path) -> None:
-    """Copy a file, leaving holes as holes: most of the engine's files are holes."""
+    """Copy a sparse file and keep its holes: the engine's files consist mostly of holes."""
     with source.open("rb") as old, target.open("wb") as new:
         size = os.fstat(old.fileno()).st_size
         new.truncate(size)

@@ -1,7 +1,7 @@
-"""Caption tables into index collections: what `mla index` and the demo do.
+"""Indexing of caption tables, for `mla index` and the demo.
 
-`index_captions` takes a table that fits in memory; `mla_ray.index.bulk` takes any, and makes the
-same points with the parts here.
+`index_captions` indexes a table that fits in memory. `mla_ray.index.bulk` indexes tables of any
+size and makes the same points with the functions of this module.
 """
 
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
@@ -30,26 +30,33 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Report, counting
 
 PICTURES = "pictures"
-"""What `sync` counts beside collections."""
+"""Key of the removed pictures in the result of `sync`, beside the names of collections."""
 BATCH = 256
+"""Rows that are encoded at a time."""
 
 
 def space_of(native: Native) -> VectorSpace:
+    """Return the vector space of a native."""
     return VectorSpace(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
 
 
 def image_entry(image_id: str, source: str) -> Entry:
+    """Return the entry of an image."""
     return Entry(image_id, image_id, "", "", source)
 
 
 def caption_entry(image_id: str, language: str, caption: str, source: str) -> Entry:
-    """Its id is of image and text, so that a caption written again replaces itself."""
+    """Return the entry of a caption, with its text normalized.
+
+    The id is computed from the image id and the text, so a caption that is written again replaces
+    itself.
+    """
     caption = normalized(caption)
     return Entry(f"{image_id}#{key_of(caption)}", image_id, language, caption, source)
 
 
 def entries_of(captions: pa.Table, source: str) -> Iterator[Entry]:
-    """Of each row of a caption table its image and its caption."""
+    """Yield the image entry and the caption entry of each row of a caption table."""
     rows = captions.select(["image_id", "language", "caption"])
     for batch in rows.to_batches(max_chunksize=BATCH):
         for row in batch.to_pylist():
@@ -60,10 +67,20 @@ def entries_of(captions: pa.Table, source: str) -> Iterator[Entry]:
 def keys_of(
     tables: Sequence[str | Path], source: str, language: str | None, languages: Collection[str]
 ) -> set[bytes]:
-    """Keys of all images and captions in caption tables, for `sync`: about 120 bytes each.
+    """Return the keys of all images and captions in caption tables, for `sync`.
 
-    Also of images that cannot be read: they are in the table. `language` is that of tables without
-    such a column. Raises InvalidTable if there are none at all.
+    A key takes about 120 bytes of memory. Images that cannot be read are included, because the
+    table has them.
+
+    Args:
+        tables: Caption tables, as paths or URLs.
+        source: Name of the source.
+        language: Language of tables without a column `language`.
+        languages: Languages that rows are read as, as for `data.table_reader.Stream`.
+
+    Raises:
+        InvalidTable: The tables have no valid row.
+
     """
     defaults = {"language": language} if language else {}
     stream = Stream(tables, ("image_id", "language", "caption"), defaults, {}, languages)
@@ -73,7 +90,7 @@ def keys_of(
 
 
 def require_packs(languages: Collection[str], packs: Collection[str]) -> None:
-    """Raise a KeyError that names the languages that are neither English nor have a pack."""
+    """Raise a KeyError if any language but English has no pack; the message names them."""
     lacking = sorted(set(languages) - {"en", *packs})
     if lacking:
         raise KeyError(f"no pack for {', '.join(lacking)}; pass its folder with --pack")
@@ -90,13 +107,30 @@ def index_captions(
     quantization: Quantization | None = None,
     reject: Callable[[str], None] = lambda reason: None,
 ) -> dict[str, int]:
-    """Embed a caption table's images and captions into the collections at `url`.
+    """Encode a caption table's images and captions and write them to the collections at `url`.
 
-    Captions of English go the native way, those of other languages through their pack; a language
-    without one is a KeyError. The collections are opened before anything is encoded, and errors of
-    `CaptionIndex.open` come then. Indexing twice changes nothing. An image or caption whose feature
-    is zero or not finite is left out, alone, and `reject` is told why. Returns points written a
-    collection.
+    The native encodes English captions, and packs encode captions in other languages. An image or
+    caption whose feature is zero or not finite is skipped. Safe to call twice with the same table.
+
+    The collections are opened before anything is encoded. Opening raises the errors of
+    `CaptionIndex.open`.
+
+    Args:
+        url: URL of the index, as for `CaptionIndex.open`.
+        native: The native.
+        packs: Packs by language.
+        captions: Table with the columns image_id, image (bytes), language and caption.
+        source: Name of the source, stored with every point.
+        report: Receives progress.
+        quantization: Quantization of collections that are created.
+        reject: Receives the reason for each skipped image or caption.
+
+    Returns:
+        The number of points written, by collection.
+
+    Raises:
+        KeyError: A language has no pack.
+
     """
     languages = sorted(set(captions["language"].to_pylist()))
     require_packs(languages, packs)
@@ -140,24 +174,25 @@ def sync(
     kept: Container[bytes],
     pictures: PictureStore | None = None,
 ) -> dict[str, int]:
-    """Remove from the collections at `url` all that `source` has there and `kept` has not.
+    """Remove the entries of `source` whose keys are not in `kept` from the collections at `url`.
 
-    After a table was indexed this makes the index equal to it: what left the table is gone, so is
-    the text of a caption before it was mended. Other sources stay as they are.
+    Call it after indexing a table, to make the index equal to the table. It removes entries that
+    are no longer in the table, including the old texts of corrected captions. Other sources are not
+    changed.
 
     Args:
-        url: of the index, as `CaptionIndex.open` takes it.
-        space: whose vectors it holds.
-        source: the one to compare.
-        kept: keys of entries (`Entry.key`) that stay, of tables by `keys_of`. If there are none,
-            the whole source is removed.
-        pictures: where small copies are kept; those of removed images go, too.
+        url: URL of the index, as for `CaptionIndex.open`.
+        space: The native whose vectors the collections hold.
+        source: Name of the source to compare.
+        kept: Keys of the entries (`Entry.key`) that stay; `keys_of` returns those of tables. If it
+            is empty, the whole source is removed.
+        pictures: Store of small copies. Copies of removed images are removed, too.
 
     Returns:
-        How many were removed: by collection, and `pictures`.
+        The number of removed entries by collection, and of removed `pictures`.
 
     Raises:
-        LookupError: there is no such collection; for the others see `CaptionIndex.open`.
+        LookupError: A collection does not exist. For other errors see `CaptionIndex.open`.
 
     """
     removed = {IMAGES: 0, CAPTIONS: 0, PICTURES: 0}
@@ -165,20 +200,26 @@ def sync(
         with CaptionIndex.open(url, space, name, create=False) as index:
             index.check_writable()
             gone = {e.key: e for e in index.entries(source=source) if e.key not in kept}
-            if pictures and name == IMAGES:  # first: a run that is broken off is run again
+            # Pictures first: if the run is interrupted, the next run still finds the entries.
+            if pictures and name == IMAGES:
                 for entry in gone.values():
                     removed[PICTURES] += _forget(pictures, index, entry)
             index.delete(list(gone.values()))
             if gone:
-                index.optimize()  # gives back their space
+                index.optimize()  # frees their disk space
             removed[name] = len(gone)
     return removed
 
 
 def owner(sources: Mapping[str, int]) -> str | None:
-    """The source that an image id without one means, of `CaptionIndex.sources`; None if any.
+    """Return the source of an image id that is given without one, or None if it is ambiguous.
 
-    It is the one of the rule before, under which an id belonged to one source, or the only one.
+    By the former rule an id belongs to one source, so a source with that rule comes first.
+    Otherwise the id must have a single source.
+
+    Args:
+        sources: Result of `CaptionIndex.sources`.
+
     """
     former = [source for source, rule in sources.items() if rule != RULE]
     candidates = former or list(sources)
@@ -186,7 +227,7 @@ def owner(sources: Mapping[str, int]) -> str | None:
 
 
 def _forget(pictures: PictureStore, images: CaptionIndex, image: Entry) -> bool:
-    """Remove the picture of an image that is still in its collection; whether there was one."""
+    """Remove the picture of an image that is still in the collection; return whether it existed."""
     removed = pictures.remove(image.id, image.source)
     if owner(images.sources(image.id)) == image.source:
         removed |= pictures.remove_former(image.id)
@@ -194,7 +235,10 @@ def _forget(pictures: PictureStore, images: CaptionIndex, image: Entry) -> bool:
 
 
 def keep_pictures(captions: pa.Table, source: str, store: PictureStore, report: Report) -> None:
-    """Keep a small copy of each image of a caption table, of a video a frame, for the page."""
+    """Store a small copy of each image of a caption table, for the search page.
+
+    For a video the copy is of one frame.
+    """
     images = dict(zip(captions["image_id"].to_pylist(), captions["image"].to_pylist(), strict=True))
     advance = counting(report, "pictures", len(images))
     for image_id, data in images.items():

@@ -1,6 +1,6 @@
-"""How much one search may ask of an index; light to import, for all who check before they ask."""
+"""Limits of one search. Imports nothing, so that a client can check a request before sending it."""
 
 MAX_K = 1000
-"""Entries of one search."""
+"""Most entries that one search returns."""
 MAX_OFFSET = 10_000
-"""Entries that a page may pass over."""
+"""Most entries that a search skips."""

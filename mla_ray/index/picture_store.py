@@ -8,17 +8,18 @@ from upath import UPath
 
 from mla_ray.runtime.storage import as_path, is_file, read_bytes, remove, write_bytes
 
-SIDE = 256  # of a kept picture
+SIDE = 256  # pixels; longer side of a stored picture
 
 
 class PictureStore:
-    """Small WebP copies of images, by source and image id, in a folder or at an fsspec URL.
+    """Store of small WebP copies of images, by source and image id, in a folder or at a URL.
 
-    The name of a file is a hash of each, so that no id reaches the file system; the copy is drawn
-    anew, so that nothing of what was sent is served but its pixels.
+    File names are hashes of source and image id, so that no id is used as a file name. Copies are
+    encoded again, so that only pixels of a received image are served.
 
-    Versions up to 0.1.0 named a file by the id alone. Such a picture does not say whose it is; an
-    index does (`mla_ray.index.ingest.owner`), so it has methods of its own.
+    mla-ray 0.1.0 named a file by the image id only. Such a picture does not tell its source, but
+    the index does (`mla_ray.index.ingest.owner`). `get_former` and `remove_former` are for these
+    pictures.
     """
 
     def __init__(self, url: str) -> None:
@@ -26,9 +27,13 @@ class PictureStore:
         self._root = as_path(url)
 
     def put(self, image_id: str, source: str, image: Image.Image) -> None:
-        """Keep a copy of at most 256 x 256 pixels; that of the same source and id is replaced.
+        """Store a copy of at most 256 x 256 pixels; replace that of the same source and id.
 
-        The image is as `data.images` gives it: upright, in sRGB.
+        Args:
+            image_id: Id of the image.
+            source: Source of the image.
+            image: The image as decoded by `data.images`: upright, in sRGB.
+
         """
         small = image.copy()
         small.thumbnail((SIDE, SIDE))
@@ -37,23 +42,24 @@ class PictureStore:
         write_bytes(self._path(image_id, source), buffer.getvalue())
 
     def get(self, image_id: str, source: str) -> bytes | None:
-        """A WebP file, or None if there is no picture of that image."""
+        """Return the WebP file of an image, or None if there is none."""
         return self._read(self._path(image_id, source))
 
     def get_former(self, image_id: str) -> bytes | None:
-        """The picture that 0.1.0 kept of that id, whatever its source."""
+        """Return the picture that mla-ray 0.1.0 stored for an id, of any source, or None."""
         return self._read(self._path(image_id))
 
     def remove(self, image_id: str, source: str) -> bool:
-        """Whether there was one."""
+        """Remove the picture of an image and return whether it existed."""
         return self._remove(self._path(image_id, source))
 
     def remove_former(self, image_id: str) -> bool:
+        """Remove the picture that mla-ray 0.1.0 stored for an id and return whether it existed."""
         return self._remove(self._path(image_id))
 
     def _read(self, path: UPath) -> bytes | None:
         try:
-            return read_bytes(path, pauses=())  # whoever looks at a page does not wait for storage
+            return read_bytes(path, pauses=())  # no retries: a page should not wait for the storage
         except FileNotFoundError:
             return None
 
@@ -63,6 +69,6 @@ class PictureStore:
         return existed
 
     def _path(self, *identity: str) -> UPath:
-        """Of an image id and a source; of an id alone as 0.1.0 named it."""
+        """Return the path for an image id and a source, or for an id only as in 0.1.0."""
         hashes = [hashlib.sha256(part.encode()).hexdigest() for part in identity]
         return self._root / hashes[0][:2] / f"{'-'.join(hashes)}.webp"

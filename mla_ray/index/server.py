@@ -1,4 +1,4 @@
-"""A collection on a Qdrant server, through HTTP or gRPC, or in qdrant-client's local mode."""
+"""Collections on a Qdrant server, through HTTP or gRPC, or in qdrant-client's local mode."""
 
 import os
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from mla_ray.index.backend import (
 )
 
 _ERRORS = (
-    ResponseHandlingException,  # no connection, or no answer in time
+    ResponseHandlingException,  # no connection, or no response in time
     ResourceExhaustedResponse,  # 429
     UnexpectedResponse,
     grpc.RpcError,
@@ -43,7 +43,7 @@ _ERRORS = (
 
 
 class ServerBackend:
-    """A Qdrant server, or qdrant-client's local mode, which behaves like one."""
+    """Backend of a Qdrant server, or of qdrant-client's local mode, which behaves like one."""
 
     def __init__(
         self, client: QdrantClient, url: str, config: CollectionConfig, collection: str, name: str
@@ -53,28 +53,38 @@ class ServerBackend:
         self.local = url == ":memory:"
         self.config = config
         self.collection = collection  # the alias
-        self.name = name  # what is read and written: the alias, or a version being filled
+        self.name = name  # used by requests: the alias, or a version that is being filled
 
     @classmethod
     def open(
         cls, client: QdrantClient, url: str, config: CollectionConfig, collection: str, create: bool
     ) -> "ServerBackend":
+        """Open a collection; create it if it is missing and `create` is set.
+
+        Raises:
+            LookupError: The collection does not exist, and `create` is False.
+            ValueError: The collection does not match `config`.
+            ConnectionError: The server does not answer.
+            RuntimeError: The server refuses a request.
+
+        """
         self = cls(client, url, config, collection, collection)
         with self._reaching():
             if collection not in {alias.alias_name for alias in client.get_aliases().aliases}:
                 if not create:
                     raise no_such_collection(f"collection {collection!r}")
                 first = version(config.space, collection, 1)
-                self._create(first, config, exist_ok=True)  # someone else may be opening it, too
+                self._create(first, config, exist_ok=True)  # another process may create it, too
                 client.update_collection_aliases([_point_alias(collection, first)])
             record = client.get_collection(collection).config.metadata
         self.config = config.of_record(record, f"collection {collection!r}")
         return self
 
     def check_writable(self) -> None:
-        pass  # a server tells by refusing
+        """Do nothing: a server refuses the write request itself."""
 
     def upsert(self, points: list[Point]) -> None:
+        """Write points, and wait until the server has applied them."""
         rows = [
             models.PointStruct(id=p.id, vector={VECTOR: p.vector}, payload=p.payload)
             for p in points
@@ -83,6 +93,7 @@ class ServerBackend:
             self.client.upsert(self.name, rows, wait=True)
 
     def delete(self, ids: list[str], where: PayloadFilter) -> None:
+        """Remove the points in `ids` that match `where`."""
         chosen = models.FilterSelector(filter=self._filter(where, ids))
         with self._reaching():
             self.client.delete(self.name, chosen, wait=True)
@@ -90,6 +101,7 @@ class ServerBackend:
     def search(
         self, vector: list[float], limit: int, where: PayloadFilter
     ) -> list[tuple[Payload, float]]:
+        """Return payloads and cosines, best first, equal scores in any order."""
         params = models.SearchParams(hnsw_ef=HNSW_EF)
         if self.config.quantization:
             params.quantization = models.QuantizationSearchParams(
@@ -107,6 +119,8 @@ class ServerBackend:
         return payloads_and_scores(response.points)
 
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
+        """Yield the payloads of all points that match, in the order of point ids."""
+
         def page_from(offset: Any) -> tuple[list[models.Record], Any]:
             with self._reaching():
                 return self.client.scroll(
@@ -116,16 +130,22 @@ class ServerBackend:
         return scrolled(page_from)
 
     def count(self, where: PayloadFilter) -> int:
+        """Return the number of points that match."""
         with self._reaching():
             return self.client.count(self.name, count_filter=self._filter(where), exact=True).count
 
     def facet(self, field: str) -> dict[str, int]:
+        """Return the number of points by value of a payload field."""
         with self._reaching():
             response = self.client.facet(self.name, field, limit=MAX_LANGUAGES, exact=True)
         return counts_by_value(response.hits)
 
     @contextmanager
     def rebuild(self) -> Iterator[CollectionBackend]:
+        """Yield an empty next version that replaces this one when the `with` block ends.
+
+        If the block raises, the next version is deleted and this one stays.
+        """
         with self._reaching():
             space, config = self.config.space, self.config.rebuilt()
             fresh = next_version(space, self.collection, self._names())
@@ -137,7 +157,7 @@ class ServerBackend:
                 self.client.delete_collection(fresh)
                 raise
             forget = models.DeleteAlias(alias_name=self.collection)
-            self.client.update_collection_aliases(  # one request, so one step for who searches
+            self.client.update_collection_aliases(  # one request, so that the swap is atomic
                 [
                     models.DeleteAliasOperation(delete_alias=forget),
                     _point_alias(self.collection, fresh),
@@ -145,20 +165,22 @@ class ServerBackend:
             )
             self.config = config
             for name in versions(space, self.collection, self._names()):
-                if name != fresh:  # the one replaced, and those of rebuilds that were killed
+                if name != fresh:  # the replaced version, and those of rebuilds that were killed
                     self.client.delete_collection(name)
 
     def ping(self) -> None:
+        """Raise a ConnectionError or RuntimeError if the collection cannot be reached."""
         with self._reaching():
             self.client.get_collection(self.name)
 
     def optimize(self) -> None:
-        pass  # a server does it in the background; local mode has no graph
+        """Do nothing: a server builds the graph in the background, and local mode has no graph."""
 
     def flush(self) -> None:
-        pass  # every write was waited for
+        """Do nothing: every write waits for the server."""
 
     def close(self) -> None:
+        """Close the client."""
         self.client.close()
 
     def _create(self, name: str, config: CollectionConfig, *, exist_ok: bool = False) -> None:
@@ -178,13 +200,19 @@ class ServerBackend:
         except _ERRORS:
             if not (exist_ok and self.client.collection_exists(name)):
                 raise
-        if not self.local:  # local mode warns that payload indexes have no effect there
+        if not self.local:  # in local mode payload indexes have no effect and cause a warning
             for field in INDEXED:
                 self.client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Tell no answer, or one that asks to come again (ConnectionError), from a refusal."""
+        """Convert errors of the client in the `with` block.
+
+        Raises:
+            ConnectionError: The server does not answer, or the request may succeed later.
+            RuntimeError: The server refuses the request.
+
+        """
         try:
             yield
         except _ERRORS as error:
@@ -220,7 +248,7 @@ def _point_alias(alias: str, name: str) -> models.CreateAliasOperation:
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     if isinstance(error, UnexpectedResponse):
         return error.status_code in (408, 429, 502, 503, 504)
     if isinstance(error, grpc.RpcError):
@@ -242,7 +270,14 @@ def _said(error: Exception) -> str:
 
 
 def connect(url: str) -> QdrantClient:
-    """A client of the server at `url`. It connects when it is first used."""
+    """Return a client for the server at `url`, which connects at the first request.
+
+    The API key is `QDRANT_API_KEY`.
+
+    Raises:
+        ValueError: The URL is malformed, or it contains a user or password.
+
+    """
     address = urlsplit(url)
     if address.scheme not in ("http", "https", "grpc", "grpcs") or not address.hostname:
         raise ValueError(
@@ -251,8 +286,8 @@ def connect(url: str) -> QdrantClient:
         )
     if "@" in address.netloc:
         raise ValueError(
-            "the index URL holds a user or password; set QDRANT_API_KEY instead, URLs end up in "
-            "logs"
+            "the index URL contains a user or password; set QDRANT_API_KEY instead, because URLs "
+            "are written to logs"
         )
     key = os.environ.get("QDRANT_API_KEY")
     if address.scheme.startswith("http"):
@@ -262,5 +297,5 @@ def connect(url: str) -> QdrantClient:
         grpc_port=address.port or 6334,
         prefer_grpc=True,
         api_key=key,
-        check_compatibility=False,  # that would ask the HTTP port, which may be closed
+        check_compatibility=False,  # the check uses the HTTP port, which may be closed
     )

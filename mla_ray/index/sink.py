@@ -1,6 +1,6 @@
-"""Encoded blocks of Ray Data into index collections.
+"""Datasink of Ray Data that writes encoded blocks to index collections.
 
-Imports neither torch nor open_clip, which takes many seconds: tasks that only write import this.
+Write tasks import this module. It does not import torch and open_clip, which takes many seconds.
 
 Shapes: N points, E joint embedding size.
 """
@@ -20,19 +20,22 @@ from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, open
 from mla_ray.runtime.storage import patiently
 
 FIELDS = tuple(field.name for field in fields(Entry))
+"""Fields of an `Entry`, which are columns of an encoded block."""
 MAX_REASONS = 1000
+"""Most reasons that are kept; all rejected points are counted."""
 
 
 @dataclass
 class Indexed:
-    """What was written, by collection, and what was not."""
+    """Numbers of points that were written, rejected and removed."""
 
     written: dict[str, int] = field(default_factory=lambda: {IMAGES: 0, CAPTIONS: 0})
     rejected: int = 0
-    reasons: list[str] = field(default_factory=list)  # of the first MAX_REASONS
-    removed: dict[str, int] = field(default_factory=dict)  # by a sync, as `ingest.sync` counts
+    reasons: list[str] = field(default_factory=list)  # at most MAX_REASONS
+    removed: dict[str, int] = field(default_factory=dict)  # result of `ingest.sync`
 
     def add(self, other: "Indexed") -> None:
+        """Add the points written and rejected by another part, and its reasons."""
         for name, count in other.written.items():
             self.written[name] += count
         self.rejected += other.rejected
@@ -40,7 +43,7 @@ class Indexed:
 
 
 def upsert_block(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
-    """Upsert a block of `PointEncoder`'s, trying again for a while where no server answers."""
+    """Write a block of `PointEncoder` to the collections; retry if the server does not answer."""
     indexed = Indexed()
     good = block.filter(pc.is_null(block["reason"]))
     for collection, index in collections.items():
@@ -58,12 +61,11 @@ def upsert_block(collections: Mapping[str, CaptionIndex], block: pa.Table) -> In
 
 
 class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
-    """Writes encoded blocks to a server from many tasks, each with its own client.
+    """Datasink that writes encoded blocks to a server from several tasks, each with its own client.
 
-    The package ray-qdrant has a sink that could: it takes ids, payload and a named vector. But a
-    zero vector or one bad row fails its task, and ids, lengths and errors would then have two
-    homes; through `CaptionIndex.upsert` a point is the same whoever writes it. The collections
-    exist already.
+    The collections must exist. The package ray-qdrant also has a sink that takes ids, payload and a
+    named vector. It is not used, because a zero vector or an invalid row fails its task. All writes
+    use `CaptionIndex.upsert`, so ids, vector lengths and errors are handled in one place.
     """
 
     def __init__(self, url: str, space: VectorSpace) -> None:
@@ -72,6 +74,7 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
         self.indexed = Indexed()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Indexed:
+        """Write the blocks of one task and return their counts."""
         indexed = Indexed()
         with ExitStack() as stack:
             collections = patiently(
@@ -83,5 +86,6 @@ class IndexSink(Datasink):  # type: ignore[misc]  # Ray is untyped
         return indexed
 
     def on_write_complete(self, write_result: WriteResult) -> None:
+        """Add up the counts of all tasks in `indexed`."""
         for indexed in write_result.write_returns:
             self.indexed.add(indexed)

@@ -1,6 +1,6 @@
-"""Rows of caption tables as blocks of Ray Data, and what there is to know of them beforehand.
+"""Rows of caption tables as blocks of Ray Data, and a survey of tables before they are encoded.
 
-Imports neither torch nor open_clip, which takes many seconds: tasks that only read import this.
+Read tasks import this module. It does not import torch and open_clip, which takes many seconds.
 """
 
 import logging
@@ -18,24 +18,24 @@ from upath import UPath
 from mla_ray.data.table_reader import Stream
 
 READERS = 2
-"""Tasks at a time."""
+"""Number of concurrent read tasks."""
 
 BLOCK_SCHEMA = pa.schema(
     {
         "image_id": pa.string(),
-        "content": pa.large_binary(),  # of an image whose bytes are in the table
-        "uri": pa.string(),  # of one that is elsewhere
-        "folder": pa.string(),  # of the table
+        "content": pa.large_binary(),  # bytes of the image, if they are in the table
+        "uri": pa.string(),  # path or URL of the image otherwise
+        "folder": pa.string(),  # folder of the table
         "language": pa.string(),
         "caption": pa.string(),
         "place": pa.string(),  # file and row
-        "fault": pa.string(),  # of a row that is no use; the columns above are null then
+        "fault": pa.string(),  # fault of an invalid row; its other columns are null
     }
 )
 
 
 class BlockRow(NamedTuple):
-    """A row of a block that is of use, with the columns of `BLOCK_SCHEMA`."""
+    """Valid row of a block, with the columns of `BLOCK_SCHEMA`."""
 
     image_id: str
     content: bytes | None
@@ -47,11 +47,12 @@ class BlockRow(NamedTuple):
 
     @property
     def image(self) -> bytes | str:
-        """As a caption table has it: bytes, or where they are."""
+        """The image as in a caption table: its bytes, or its path or URL."""
         return self.content if self.content is not None else self.uri or ""
 
     @classmethod
     def all_of(cls, block: pa.Table) -> "list[BlockRow]":
+        """Return the valid rows of a block."""
         sound = block.filter(pc.is_null(block["fault"]))
         columns = (sound[name].to_pylist() for name in cls._fields)
         return list(starmap(cls, zip(*columns, strict=True)))
@@ -63,13 +64,21 @@ def read_blocks(
     languages: Collection[str],
     wanted: Collection[str],
 ) -> ray.data.Dataset:
-    """The rows of tables as `BLOCK_SCHEMA` has them; a task reads a file."""
-    # Not "ray.data" itself: Ray sets that one anew before every execution.
+    """Return a dataset of the rows of tables, with `BLOCK_SCHEMA`; each task reads one file.
+
+    Args:
+        tables: Caption tables or folders of Parquet files, as paths or URLs.
+        language: Language of tables without a column `language`.
+        languages: Languages that rows are read as, as for `data.table_reader.Stream`.
+        wanted: Languages of the rows to return.
+
+    """
+    # Not "ray.data" itself, because Ray resets its level before every execution.
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
-    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # of small tables
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # for small tables
     files = [pa.table({"file": [str(file)]}) for file in _files(tables)]
-    # Reading takes no core: a task that waits for one while actors hold them all waits for ever.
+    # Read tasks reserve no core: while actors hold all cores, a task would wait for one forever.
     return ray.data.from_arrow(files).map_batches(
         _rows_of,
         fn_kwargs={
@@ -118,9 +127,18 @@ def _rows_of(
 def survey(
     tables: Sequence[str], language: str | None, known: Collection[str]
 ) -> tuple[set[str], int]:
-    """Languages in `tables`, read as those that are known, and rows.
+    """Return the languages in `tables` and the number of rows, without reading whole tables.
 
-    Reads that one column, and of every file as much of the others as tells that they are there.
+    Reads the column `language` of every file, and enough of the others to check that they exist.
+
+    Args:
+        tables: Caption tables or folders of Parquet files, as paths or URLs.
+        language: Language of tables without a column `language`.
+        known: Languages that rows are read as, as for `data.table_reader.Stream`.
+
+    Raises:
+        InvalidTable: A table does not exist, cannot be read or lacks a column.
+
     """
     languages: set[str] = set()
     rows = 0

@@ -1,1 +1,1 @@
-"""The frozen native and what a language adds to it: PyTorch modules and tokenizers, without Ray."""
+"""PyTorch modules and tokenizers of the frozen native and its acquired languages, without Ray."""

@@ -1,13 +1,14 @@
-"""Where the rows of a learned vocabulary start: at the English tokens they are translations of.
+"""Initial embedding rows of a learned vocabulary, estimated from translations.
 
-The paper starts from M-BERT's word embeddings, in which languages lie side by side already. A
-vocabulary learned from scratch has no such luck, but it has the translations themselves: IBM Model
-1 (Brown et al. 1993, "The Mathematics of Statistical Machine Translation") estimates from them
-which English tokens e a foreign token f goes with, and
+The paper starts from M-BERT's word embeddings, which are aligned across languages already. A
+vocabulary learned from scratch is not aligned, but its translations are available. IBM Model 1
+(Brown et al. 1993, "The Mathematics of Statistical Machine Translation") estimates from them the
+probability p(e | f) that a foreign token f corresponds to an English token e:
 
     row(f) = sum over e of p(e | f) * E_native(e)
 
-So the frozen tower reads something close to a word-for-word translation before the first step.
+As a result, the frozen tower reads an approximate word-for-word translation before the first
+training step.
 
 Shapes: N pairs, V embedding rows, D text width.
 """
@@ -23,24 +24,31 @@ from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import Ids
 
 ROUNDS = 5
-"""Of expectation maximisation; Model 1 is convex, and little moves after these."""
+"""Rounds of expectation maximization. Model 1 is convex, and later rounds change little."""
 MAX_LINKS = 30_000_000
-"""Token pairs looked at, some 1.5 GB; of a larger corpus a random part is aligned."""
+"""Maximum number of token pairs, about 1.5 GB. A random part of a larger corpus is aligned."""
 BATCH = 4096
+"""English texts tokenized in one call."""
 Index = npt.NDArray[np.int64]
+"""Array of int64."""
 
 
 def aligned_rows(
     native: Native, sources: Sequence[str], targets: Sequence[Ids], rows_VD: Tensor, seed: int
 ) -> Tensor:
-    """Rows [V, D] float32 that start a vocabulary next to the native's own token embeddings.
+    """Compute initial rows from the native's token embeddings and the translations.
 
     Args:
-        native: whose token embeddings E are mixed.
+        native: Native whose token embeddings are mixed.
         sources: N English texts.
-        targets: embedding rows of their translations, framed by a first and a last token.
-        rows_VD: what the rows of tokens stay at that occur in no translation.
-        seed: chooses the part of a corpus that is too large.
+        targets: Embedding rows of the N translations, int32. The first and the last row of each
+            are those of frame tokens.
+        rows_VD: Fallback rows `[V, D]` for tokens that occur in no translation. Not modified.
+        seed: Seed that selects the part of a corpus that exceeds `MAX_LINKS`.
+
+    Returns:
+        Rows `[V, D]` float32. The frame tokens get the embeddings of the native's frame tokens.
+        If no pair has tokens on both sides, the rows are a copy of `rows_VD`.
 
     """
     embedding = native.text.token_embedding.weight.detach().float().cpu()
@@ -65,7 +73,10 @@ def aligned_rows(
 
 
 def _frame(native: Native) -> tuple[int | None, int]:
-    """The tokens that every English text begins (SigLIP's: none) and ends with."""
+    """Return the ids of the tokens that start and end every English text.
+
+    The first is None for a tokenizer without a start token, such as SigLIP's.
+    """
     ids_L = native.tokenize([""])
     ids = ids_L[0, : int(native.text.english_end(ids_L)) + 1].tolist()
     return ids[0] if len(ids) > 1 else None, ids[-1]
@@ -74,10 +85,12 @@ def _frame(native: Native) -> tuple[int | None, int]:
 def _links(
     native: Native, sources: Sequence[str], targets: Sequence[Ids], order: Index
 ) -> tuple[Index, Index, Index]:
-    """Every English token beside every token of its translation: what Model 1 counts.
+    """Pair every English token with every token of its translation, as Model 1 counts them.
 
-    Returns of each link the English token, the foreign row, and a number of the place where the
-    English token stands.
+    Returns:
+        Three int64 arrays with one entry per pair: the English token id, the foreign row, and the
+        number of the English token's occurrence in the corpus.
+
     """
     english, foreign, owner = [], [], []
     occurrences = links = 0
@@ -101,7 +114,7 @@ def _links(
 
 
 def _english(native: Native, sources: Sequence[str], order: Index) -> Iterator[tuple[int, Index]]:
-    """Number and native token ids, frame included, of each source in `order`."""
+    """Yield the number and the native token ids, frame included, of each source in `order`."""
     for start in range(0, len(order), BATCH):
         numbers = order[start : start + BATCH]
         ids_BL = native.tokenize([sources[number] for number in numbers])
@@ -113,13 +126,24 @@ def _english(native: Native, sources: Sequence[str], order: Index) -> Iterator[t
 def _model_1(
     code: Index, owner: Index, english_tokens: int
 ) -> tuple[Index, npt.NDArray[np.float64]]:
-    """The distinct links and p(e | f) of each, after `ROUNDS` of expectation maximisation."""
+    """Estimate p(e | f) with `ROUNDS` of expectation maximization.
+
+    Args:
+        code: Pairs, each encoded as `foreign * english_tokens + english`.
+        owner: Number of each pair's English occurrence.
+        english_tokens: Size of the native's vocabulary.
+
+    Returns:
+        The distinct pairs in the same encoding, and the float64 probability of each.
+
+    """
     kinds, kind = np.unique(code, return_inverse=True)
     foreign = kinds // english_tokens
     probability = np.ones(len(kinds))
     for _ in range(ROUNDS):
         expected = probability[kind]
-        expected /= np.bincount(owner, expected)[owner]  # each English token is explained once
+        # The weights of each English occurrence sum to one.
+        expected /= np.bincount(owner, expected)[owner]
         count = np.bincount(kind, expected)
         probability = count / np.bincount(foreign, count)[foreign]
     return kinds, probability

@@ -1,4 +1,6 @@
-"""Features as directions, which is all that a cosine sees. Some have none; rows say so themselves.
+"""Norms and unit vectors of features, which are compared by cosine.
+
+A zero or non-finite row has no direction. The functions report such rows instead of raising.
 
 Shapes: N rows, E joint embedding size.
 """
@@ -10,8 +12,11 @@ Floats = npt.NDArray[np.float32]
 
 
 def norms(features_NE: Floats) -> npt.NDArray[np.float64]:
-    """Lengths [N]. In float64, as the square of a large float32 overflows."""
-    with np.errstate(invalid="ignore"):  # inf - inf
+    """Compute the L2 norm of each row `[N]` float64.
+
+    The sum is in float64 because the square of a large float32 overflows.
+    """
+    with np.errstate(invalid="ignore"):  # inf and NaN are reported by `faults`
         norms_N: npt.NDArray[np.float64] = np.sqrt(
             np.einsum("ne,ne->n", features_NE, features_NE, dtype=np.float64)
         )
@@ -19,13 +24,18 @@ def norms(features_NE: Floats) -> npt.NDArray[np.float64]:
 
 
 def faults(norms_N: npt.NDArray[np.float64]) -> dict[int, str]:
-    """What is wrong with the rows that have no direction: "zero" or "not finite", by row."""
+    """Return the rows that have no direction, each with "zero" or "not finite"."""
     bad = np.flatnonzero(~np.isfinite(norms_N) | (norms_N == 0))
     return {int(row): "zero" if norms_N[row] == 0 else "not finite" for row in bad}
 
 
 def units(features_NE: Floats) -> tuple[Floats, dict[int, str]]:
-    """Unit vectors [N, E] float32, and the faults of rows that have no direction; they are zero."""
+    """Normalize rows to unit length.
+
+    Returns:
+        Unit vectors `[N, E]` float32, and the `faults` by row. Rows with a fault are zero.
+
+    """
     norms_N = norms(features_NE)
     faults_by_row = faults(norms_N)
     units_NE = np.zeros(features_NE.shape, dtype=np.float32)

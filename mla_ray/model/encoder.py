@@ -1,9 +1,9 @@
-"""The language acquisition encoder (paper, section 3.1): what one language adds to a frozen native.
+"""The language acquisition encoder (paper, section 3.1): the trainable modules of one language.
 
     text -> embedding block -> block 1 -> acquirer 1 -> ... -> block N -> acquirer N -> feature
 
-Only the embedding block and the acquirers train; the blocks, positions, final norm and projection
-are the native's. English bypasses all of it.
+Only the embedding block and the acquirers train. The blocks, positions, final norm and projection
+belong to the frozen native. English text bypasses the added modules.
 
 Shapes: B batch, L tokens, V embedding rows, W row width, D text width, H acquirer hidden size,
 E joint embedding size.
@@ -19,9 +19,14 @@ from mla_ray.model.towers import TextTower
 
 
 class Acquirer(nn.Module):
-    """A language acquirer: x + W_up(ReLU(W_down x)).
+    """Language acquirer: x + W_up(ReLU(W_down x)) (paper, section 3.1).
 
-    W_up starts at zero, so a fresh one is the identity.
+    W_up and its bias start at zero, so a new acquirer is the identity.
+
+    Args:
+        width: Text width D.
+        hidden: Hidden size H.
+
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -32,23 +37,28 @@ class Acquirer(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return the adapted hidden states `[B, L, D]` of `x_BLD`."""
         return x_BLD + cast(Tensor, self.up(F.relu(self.down(x_BLD))))
 
 
 class EmbeddingBlock(nn.Module):
-    """The non-native embedding block: one row a token, then a linear into the native's text width.
+    """Non-native embedding block: a row per token, then a linear layer to the native's text width.
+
+    The linear layer is initialized so that its output has the standard deviation of the native's
+    token embeddings. If W = D, its weight is a scaled identity, otherwise a scaled orthogonal
+    matrix. The bias starts at zero.
 
     Args:
-        rows_VW: initial rows, M-BERT's word embeddings or `learned_rows`.
-        tower: the native's text tower; the linear starts so that its output has the spread of the
-            native's own token embeddings, and as the identity where W = D.
+        rows_VW: Initial rows `[V, W]`: M-BERT's word embeddings, or rows from `learned_rows` or
+            `aligned_rows`. They are copied.
+        tower: Text tower of the native.
 
     """
 
     def __init__(self, rows_VW: Tensor, tower: TextTower) -> None:
         super().__init__()
         count, row_width = rows_VW.shape
-        # Sparse: a batch touches some thousand rows of, for M-BERT, 119,547.
+        # Sparse gradients: a batch uses about a thousand rows, and M-BERT has 119,547.
         self.rows = nn.Embedding(count, row_width, _weight=rows_VW.clone(), sparse=True)
         self.linear = nn.Linear(row_width, tower.width)
         gain = float(tower.token_embedding.weight.std() / rows_VW.std())
@@ -61,43 +71,60 @@ class EmbeddingBlock(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
+        """Return token embeddings `[B, L, D]` of embedding rows `ids_BL`, int64."""
         return cast(Tensor, self.linear(self.rows(ids_BL)))
 
 
 def learned_rows(count: int, tower: TextTower, generator: torch.Generator) -> Tensor:
-    """Fresh rows [V, D] for a learned vocabulary, spread as the native's own token embeddings."""
+    """Draw random rows `[V, D]` float32 for a learned vocabulary.
+
+    The values are normal, with the standard deviation of the native's token embeddings.
+
+    Args:
+        count: Number of rows V.
+        tower: Text tower of the native.
+        generator: Source of randomness, on the CPU.
+
+    """
     rows_VD = torch.randn(count, tower.width, generator=generator)
     return rows_VD * tower.token_embedding.weight.std().cpu()
 
 
 class LanguageEncoder(nn.Module):
-    """What one language adds to a native's text tower. Its parameters are all that trains.
+    """Trainable modules that one language adds to a native's text tower.
 
-    Languages trained together may be given the same `embedding` object; acquirers are each one's
-    own. The tower is not a submodule: neither `state_dict` nor `parameters` shows it.
+    The tower is not a submodule: `state_dict` and `parameters` do not include it. Languages that
+    train together may share one `embedding` object. Each language has its own acquirers.
+
+    Args:
+        tower: Frozen text tower of the native.
+        embedding: Embedding block of the language.
+        hidden: Hidden size H of the acquirers.
+
     """
 
     def __init__(self, tower: TextTower, embedding: EmbeddingBlock, hidden: int) -> None:
         super().__init__()
         self.embedding = embedding
         self.acquirers = nn.ModuleList(Acquirer(tower.width, hidden) for _ in tower.blocks)
-        self._tower = [tower]  # in a list, so that nn.Module does not look inside
+        self._tower = [tower]  # a list, so that nn.Module does not register it
 
     @property
     def tower(self) -> TextTower:
+        """Frozen text tower of the native."""
         return self._tower[0]
 
     @property
     def hidden(self) -> int:
-        """H, of its acquirers."""
+        """Hidden size H of the acquirers."""
         return cast(Acquirer, self.acquirers[0]).down.out_features
 
     def forward(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
-        """Features [B, E], not normalised.
+        """Encode a batch of texts to features `[B, E]`, not L2-normalized.
 
         Args:
-            ids_BL: embedding rows of the tokens, int64; anything after a text's end.
-            length_B: tokens of each text, its end token included.
+            ids_BL: Embedding rows of the tokens `[B, L]`, int64, padded with row 0.
+            length_B: Number of tokens of each text `[B]`, int64, including the end token.
 
         """
         tower = self.tower

@@ -1,4 +1,4 @@
-"""A native's own tokenizer: what open_clip makes of English texts, of which all is text."""
+"""Native tokenizers of English text, in which a control token's name is plain text."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -12,17 +12,23 @@ from mla_ray.model.tokenizers import spelled_out, text_of
 
 
 class Tokenize(Protocol):
-    """Texts to token ids [B, context length] int64."""
+    """Callable from texts to token ids `[B, context length]`, int64."""
 
-    def __call__(self, texts: Sequence[str], *, context_length: int) -> Tensor: ...
+    def __call__(self, texts: Sequence[str], *, context_length: int) -> Tensor:
+        """Return token ids `[B, context_length]`, int64."""
+        ...
 
 
 def text_only(tokenizer: Callable[..., Tensor]) -> Tokenize:
-    """The tokenizer, but a control token that a text spells (`<end_of_text>`) is text to it.
+    """Return a copy of the tokenizer that treats the name of a control token as plain text.
 
-    open_clip's two kinds clean a text before they look for tokens, and what they clean it of may be
-    what hides such a word (`&lt;end_of_text&gt;`), so it is spelled out after that. Any other
-    callable is taken as it is.
+    A text that contains `<end_of_text>` would otherwise end there. open_clip's two tokenizers
+    clean a text before they look for tokens, and cleaning may produce such a name from
+    `&lt;end_of_text&gt;`. Therefore the names are split after cleaning.
+
+    Args:
+        tokenizer: Tokenizer of open_clip. Any other callable is returned unchanged.
+
     """
     if isinstance(tokenizer, SimpleTokenizer):
         control = [tokenizer.decoder[token] for token in tokenizer.all_special_ids]
@@ -41,12 +47,12 @@ def text_only(tokenizer: Callable[..., Tensor]) -> Tokenize:
 
 
 def unknown_id(tokenizer: Any) -> int | None:
-    """Id of the token for what a native's tokenizer does not know; None if it has none."""
+    """Return the id of the unknown token of a native's tokenizer, or None if it has none."""
     unknown: int | None = getattr(getattr(tokenizer, "tokenizer", None), "unk_token_id", None)
     return unknown
 
 
 def blank_ids(tokenizer: Any) -> list[int]:
-    """As `tokenizers.blank_ids`, of a native's tokenizer."""
+    """Return the ids of tokens that are a single space, as `tokenizers.blank_ids` does."""
     backend = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)
     return [] if backend is None else tokenizers.blank_ids(backend)

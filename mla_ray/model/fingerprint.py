@@ -1,13 +1,13 @@
-"""What tells one native from another: a hash of all that changes what it makes of a text or image.
+"""Fingerprints of natives: a hash of everything that changes their text or image features.
 
-By the first rule, that of mla-ray 0.1.0, a fingerprint saw weights and preprocessing. The second
-also sees what weights do not say (attention heads, pooling, masks, activations ...) and the
-tokenizer. Whoever changes the description raises `RULE`, and has the values of before recognised
+Rule 1 (mla-ray 0.1.0) covers weights and preprocessing. Rule 2 (current) also covers the tokenizer
+and the settings that weights do not show: attention heads, pooling, masks, activations. Whoever
+changes the description raises `RULE` and keeps the old values recognized
 (`mla_ray.model.recognition`).
 
-The description is in words of this module's own, and of an activation it is what it computes: a
-library that renames a class, or adds a setting that is off, changes no fingerprint. Floats are
-rounded to nine digits, so that no machine's last bit is in it.
+The description uses names of this module and describes an activation by its output values.
+Therefore a library that renames a class, or adds a setting that is off, changes no fingerprint.
+Floats are rounded to nine digits, so that they do not depend on a machine's last bit.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from mla_ray.model.open_clip_config import Preprocessing
 from mla_ray.model.towers import Description, TextTower
 
 RULE = 2
+"""Number of the current rule."""
 
 ATTRIBUTES = {
     # attention and norms
@@ -39,10 +40,10 @@ ATTRIBUTES = {
     # images
     *("image_size", "img_size", "patch_size", "scale_factor", "mode", "align_corners"),
 }
-"""Of modules: all that changes an output and that no weight's shape gives away."""
+"""Module attributes that change an output and that no weight shape shows."""
 
 POINTS = (-4.0, -2.5, -1.0, -0.3, 0.4, 1.0, 2.0, 5.0)
-"""What activations are told apart by."""
+"""Inputs at which activations are compared."""
 
 PROBES = (
     "",
@@ -51,15 +52,26 @@ PROBES = (
     "café naïve 犬 &amp; 🐶 cafe\u0301",
     "The quick brown fox-jumps over_the lazy (dog) @ 50% of $3.99?",
 )
-"""Texts by which tokenizers are told apart, beside their vocabulary; one too long is added.
+"""Texts that distinguish tokenizers, in addition to the vocabulary. A text that is too long for the
+context is added.
 
-open_clip's and transformers' tokenizers of CLIP agree on them. They do not on curly quotes, of
-which open_clip makes straight ones.
+open_clip's and transformers' CLIP tokenizers agree on these texts. They differ on curly quotes,
+which open_clip replaces with straight quotes.
 """
 
 
 def weights_and_preprocessing(model: Any) -> str:
-    """The first rule: SHA-256 over preprocessing, names, shapes and float32 values of weights."""
+    """Compute the fingerprint by rule 1.
+
+    It is the SHA-256 of the preprocessing and of the weights' names, shapes and float32 values.
+
+    Args:
+        model: An open_clip model.
+
+    Returns:
+        64 hexadecimal digits.
+
+    """
     digest = hashlib.sha256()
     preprocessing: Preprocessing = model.visual.preprocess_cfg
     digest.update(json.dumps(preprocessing, sort_keys=True, default=list).encode())
@@ -76,14 +88,17 @@ def fingerprint(
     tokenizer: Any,
     tokenize: Callable[[Sequence[str]], Tensor],
 ) -> str:
-    """The rule of today, in hex.
+    """Compute the fingerprint by the current rule.
 
     Args:
-        v1: what the first rule says.
-        model: an open_clip model.
-        tower: its text tower.
-        tokenizer: open_clip's.
-        tokenize: texts to the ids that the tower is given [B, context length].
+        v1: Fingerprint by rule 1.
+        model: An open_clip model.
+        tower: Text tower of the model.
+        tokenizer: Tokenizer of open_clip.
+        tokenize: Callable from texts to native token ids `[B, context length]`, int64.
+
+    Returns:
+        64 hexadecimal digits.
 
     """
     document = {
@@ -100,9 +115,9 @@ def fingerprint(
 
 
 def _modules(model: nn.Module) -> dict[str, Description]:
-    """What is set of every module that something is set of, by its path."""
+    """Return the settings of all modules that have some, by module path."""
     settings: dict[str, Description] = {}
-    # Duplicates too: whether blocks share one activation changes nothing.
+    # Include duplicates: whether blocks share an activation module changes no output.
     for path, module in model.named_modules(remove_duplicate=False):
         if _is_described_by_the_tower(model, path):
             continue
@@ -115,7 +130,10 @@ def _modules(model: nn.Module) -> dict[str, Description]:
 
 
 def _is_described_by_the_tower(model: nn.Module, path: str) -> bool:
-    """The text tower itself, and all of a transformer of Hugging Face's."""
+    """Return whether `TextTower.description` covers a module.
+
+    That is the text tower itself, and every module of a Hugging Face transformer.
+    """
     if path == "text":
         return True
     is_hugging_faces = isinstance(getattr(model, "text", None), HFTextEncoder)
@@ -123,7 +141,10 @@ def _is_described_by_the_tower(model: nn.Module, path: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it, one number for a square of it; None of what is no setting."""
+    """Return a setting as a JSON value, or None if the value is not a setting.
+
+    A sequence of equal values, such as the sides of a square, becomes one value.
+    """
     if isinstance(value, float):
         return float(f"{value:.9g}")
     if isinstance(value, bool | int | str):
@@ -136,14 +157,14 @@ def _plain(value: Any) -> Any:
 
 @torch.inference_mode()
 def _curve(module: nn.Module) -> list[float] | None:
-    """What an activation gives at `POINTS`; None of a module that is none."""
+    """Return the outputs of an activation at `POINTS`, or None for any other module."""
     held = (module.children(), module.parameters(recurse=False), module.buffers(recurse=False))
     if any(True for each in held for _ in each):
         return None
     x = torch.tensor(POINTS, dtype=torch.float64)
     try:
         y = module(x.clone())
-    except Exception:  # pooling and the like take no vector, and say so as they please
+    except Exception:  # pooling and similar modules reject a vector with various errors
         return None
     if not isinstance(y, Tensor) or y.shape != x.shape or torch.equal(x, y):
         return None
@@ -156,22 +177,23 @@ def _curve(module: nn.Module) -> list[float] | None:
 def _tokenizer(
     tower: TextTower, tokenizer: Any, tokenize: Callable[[Sequence[str]], Tensor]
 ) -> Description:
-    """Its vocabulary, and the ids of probes as far as the tower looks at them."""
+    """Return the vocabulary, and the ids of the probes up to the length that the tower reads."""
     too_long = " ".join(["one", "two", "three"] * tower.context_length)
     ids_BL = tokenize([*PROBES, too_long]).cpu()
     end_B = tower.english_end(ids_BL)
     lengths = [tower.batch_length(end + 1) for end in end_B.tolist()]
     ids = [row[:length] for row, length in zip(ids_BL.tolist(), lengths, strict=True)]
     read = tower.sentence_position(end_B).tolist()
-    # One model is published with the tokens that frame a text under several names.
+    # The same model is published with several names for the tokens that frame a text.
     framing = set(ids_BL[0, : int(end_B[0]) + 1].tolist())
     return {"probes": ids, "read at": read, **_vocabulary(tokenizer, framing)}
 
 
 def _vocabulary(tokenizer: Any, without: set[int]) -> Description:
-    """Tokens in the order of their ids, and in which order they are made or how much they score.
+    """Return the tokens in the order of their ids, and the order of merges or the scores.
 
-    Of open_clip's own tokenizer, and of Hugging Face's in open_clip's; of another one nothing.
+    Supports open_clip's own tokenizer and Hugging Face tokenizers in open_clip's wrapper. Any other
+    tokenizer gives empty lists.
     """
     inner = getattr(tokenizer, "tokenizer", tokenizer)
     if hasattr(inner, "get_vocab"):
@@ -187,7 +209,7 @@ def _vocabulary(tokenizer: Any, without: set[int]) -> Description:
 
 
 def _of_model(tokenizer: Any) -> list[Any]:
-    """Merges of a BPE, scores of a unigram model; a WordPiece has neither."""
+    """Return the merges of a BPE model or the scores of a unigram model. WordPiece has neither."""
     if hasattr(tokenizer, "sp_model"):
         pieces = tokenizer.sp_model
         return [_plain(pieces.get_score(row)) for row in range(pieces.get_piece_size())]
@@ -197,6 +219,6 @@ def _of_model(tokenizer: Any) -> list[Any]:
     model = json.loads(backend.to_str())["model"]
     if isinstance(model.get("vocab"), list):
         return [_plain(score) for _, score in model["vocab"]]
-    # A pair was one string in earlier files.
+    # Older files store a pair as one string.
     merges = model.get("merges") or []
     return [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]

@@ -1,4 +1,4 @@
-"""Names of languages: one spelling, that of BCP-47, wherever a user or a file may name one."""
+"""Language tags: one canonical BCP-47 spelling for all users and files."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -9,25 +9,30 @@ from langcodes import standardize_tag, tag_distance, tag_is_valid
 from pydantic import AfterValidator
 
 ENGLISH = "en"
+"""Tag of the native's own language."""
 NOT_A_LANGUAGE = {"mis", "mul", "und", "zxx"}
-"""ISO 639's codes for uncoded, several, undetermined and no language."""
+"""ISO 639 codes for uncoded, multiple, undetermined and no language."""
 NEAR = 5
-"""How far a language may be from one that it is taken for, as CLDR's matching counts: Mandarin and
-Chinese are 0 apart, two regions 4 or 5, two languages that are near each other 8 and more.
+"""Maximum CLDR matching distance at which one language may stand for another.
+
+Mandarin and Chinese have distance 0, two regions 4 or 5, and two closely related languages 8 or
+more.
 """
 
 
 class UnknownLanguage(ValueError):
-    """A text that is no BCP-47 tag of a language."""
+    """Error for a string that is not the BCP-47 tag of a language."""
 
 
 @lru_cache(maxsize=4096)
 def canonical(tag: str) -> str:
-    """The tag as BCP-47 writes it: `pt-BR` of `pt-br`, `he` of `iw`, `de-AT` of `DE_at`.
+    """Return the canonical BCP-47 form of a tag.
+
+    `pt-br` becomes `pt-BR`, `iw` becomes `he`, and `DE_at` becomes `de-AT`. The result contains
+    only letters, digits and hyphens, so it is safe as a folder name.
 
     Raises:
-        UnknownLanguage: it is no tag, or names no language. Nothing but letters, digits and hyphens
-            comes through, so that a tag may name a folder.
+        UnknownLanguage: The string is not a valid tag, or does not name a language.
 
     """
     try:
@@ -43,17 +48,19 @@ def canonical(tag: str) -> str:
 
 
 def nearest(tag: str, languages: Iterable[str]) -> str | None:
-    """That of some languages which a tag means: itself, or one whose speakers read it as theirs.
+    """Return the language among `languages` that best matches a tag, or None.
 
-    `de-AT` is `de`, `cmn` and `zh-CN` are `zh`, `zh-TW` is `zh-Hant`; but `zh-Hant` is not `zh`,
-    and Serbian in Latin letters is not `sr`: another script is another language here, and so is
-    another region where both are named (`pt-BR`, `pt-PT`). This is the one rule by which a language
-    stands for another, in tables, indexes and answers. Of several as near, one of the tag's own
-    subtags, then the first by name. None if there is none.
+    The match is the tag itself, or a language whose speakers read the tag's language as their own.
+    `de-AT` matches `de`, `cmn` and `zh-CN` match `zh`, and `zh-TW` matches `zh-Hant`. Different
+    scripts never match: `zh-Hant` does not match `zh`, and Serbian in Latin script does not match
+    `sr`. Two different regions, such as `pt-BR` and `pt-PT`, never match either. Tables, indexes
+    and answers all use this rule.
+
+    Among equally near languages, a prefix of the tag wins, then the first by name.
 
     Args:
-        tag: BCP-47, canonical.
-        languages: canonical tags.
+        tag: Canonical BCP-47 tag.
+        languages: Canonical tags.
 
     """
     near = [(_distance(tag, language), language) for language in languages]
@@ -71,7 +78,7 @@ def nearest(tag: str, languages: Iterable[str]) -> str | None:
 @lru_cache(maxsize=65536)
 def _distance(tag: str, language: str) -> int:
     if tag == language:
-        return -1  # before another that is the same by CLDR
+        return -1  # an exact match wins over another tag at CLDR distance 0
     one, other = langcodes.get(tag), langcodes.get(language)
     regions = {one.territory, other.territory} - {None}
     if len(regions) > 1 or one.maximize().script != other.maximize().script:
@@ -80,4 +87,4 @@ def _distance(tag: str, language: str) -> int:
 
 
 Language = Annotated[str, AfterValidator(canonical)]
-"""Of a pydantic model: a tag in any spelling, kept in the canonical one."""
+"""Pydantic field type of a language tag. Accepts any spelling and stores the canonical one."""

@@ -1,9 +1,9 @@
-"""The native encoder: a frozen English image-text model (paper: CLIP), behind one face.
+"""The native encoder: a frozen English image-text model, such as the paper's CLIP.
 
-Everything open_clip can build with a text tower of `towers` loads here, and folders of
-transformers' CLIP and SigLIP.
+A native can be any open_clip model with a supported text tower (`mla_ray.model.towers`), or a
+folder of transformers' CLIP or SigLIP.
 
-Shapes: B batch, L tokens, E joint embedding size, S pixels of a side.
+Shapes: B batch, L tokens, E joint embedding size, S image side in pixels.
 """
 
 import json
@@ -35,18 +35,31 @@ from mla_ray.runtime.atomic import recover_folder
 from mla_ray.runtime.bundled import bundled
 
 OPEN_CLIP_WEIGHTS = {"open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"}
-"""The names that open_clip looks for before any pickle's."""
+"""File names that open_clip tries before any pickle."""
 
 
 class Native:
-    """A frozen English image-text model.
+    """Frozen English image-text model.
+
+    `Native.load` loads one by name. The constructor wraps a model in memory: it switches the model
+    to eval mode, disables its gradients and moves it to `device`.
+
+    Args:
+        name: Name for messages and records. `Native.load` sets the name that it was called with.
+        model: An open_clip model.
+        tokenizer: Tokenizer of open_clip.
+        device: A torch device.
 
     Attributes:
-        name: as it was loaded.
-        fingerprint: hash of all that changes what it makes of a text or an image, in hex.
-        fingerprint_v1: by the rule of mla-ray 0.1.0, which saw weights and preprocessing alone.
-        text: its text tower.
-        preprocess: a picture to pixels [3, S, S].
+        name: Name of the native.
+        model: The open_clip model.
+        text: The text tower.
+        preprocess: Callable from a PIL image to pixels `[3, S, S]`, float32.
+        fingerprint: Hash in hex of everything that changes a text or image feature.
+        fingerprint_v1: Hash in hex by rule 1 of mla-ray 0.1.0: weights and preprocessing only.
+
+    Raises:
+        TypeError: The text tower is not supported.
 
     """
 
@@ -54,7 +67,7 @@ class Native:
         self, name: str, model: nn.Module, tokenizer: Callable[..., Tensor], device: str = "cpu"
     ) -> None:
         self.name = name
-        # Any: what open_clip hangs on a module is Tensor or Module to mypy.
+        # Any: for mypy, an attribute of a module is a Tensor or a Module.
         self.model = cast(Any, model.eval().requires_grad_(False))
         self.fingerprint_v1 = weights_and_preprocessing(self.model)
         hugging_face = getattr(tokenizer, "tokenizer", None)
@@ -75,19 +88,24 @@ class Native:
 
     @classmethod
     def load(cls, name: str, device: str = "cpu") -> Self:
-        """A native by name.
+        """Load a native by name.
 
         Args:
-            name: `emoji-clip` (bundled), a local folder with safetensors weights, in open_clip's
-                layout or in that of transformers' CLIP or SigLIP, `hf-hub:owner/model`, or an
-                open_clip name and tag, `ViT-B-32/openai`.
-            device: a torch device.
+            name: One of the following:
+
+                - `emoji-clip`, which is bundled
+                - a local folder with safetensors weights, in open_clip's layout or in that of
+                  transformers' CLIP or SigLIP
+                - `hf-hub:owner/model`
+                - an open_clip name and tag, such as `ViT-B-32/openai`
+            device: A torch device.
 
         Raises:
-            FileNotFoundError: there is no such folder, name or tag, or no weights; says which
-                there are.
-            ValueError: a folder of transformers that holds another kind of model.
-            TypeError: a text tower that is not supported.
+            FileNotFoundError: The folder, name, tag or weights do not exist or cannot be fetched,
+                or open_clip would load a pickle from the folder.
+            ValueError: A configuration is invalid, or the folder contains another kind of
+                transformers model.
+            TypeError: The text tower is not supported.
 
         """
         folder = bundled_native(name) or Path(name)
@@ -123,67 +141,73 @@ class Native:
                 model = open_clip.create_model(
                     source, pretrained, force_quick_gelu=quick_gelu, require_pretrained=True
                 )
-        except RuntimeError as error:  # whatever went wrong on the way
-            offline = " (HF_HUB_OFFLINE is set: only the cache was looked in)"
+        except RuntimeError as error:  # open_clip raises it for any failure
+            offline = " (HF_HUB_OFFLINE is set: only the cache was searched)"
             where = offline if constants.HF_HUB_OFFLINE else ""
             raise FileNotFoundError(
-                f"native {name!r} cannot be fetched{where}: {error}; without a hub, give its folder"
+                f"native {name!r} cannot be fetched{where}: {error}; without a hub, pass its folder"
             ) from error
         return cls(name, model, open_clip.get_tokenizer(source), device)
 
     def goes_by(self, fingerprint: str, what: object, remedy: str) -> bool:
-        """Whether a fingerprint in `what` is this native's, as `recognised` has it."""
+        """Return whether a fingerprint in `what` is this native's, as `recognised` decides."""
         return recognised(fingerprint, self.fingerprint, self.fingerprint_v1, what, remedy)
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.text.token_embedding.weight.device
 
     @property
     def dim(self) -> int:
-        """E, the size of the joint embedding."""
+        """Size E of the joint embedding."""
         return self.text.dim
 
     @property
     def logit_scale(self) -> float:
-        """What the native multiplies cosines by: 1 / temperature (100 for OpenAI's CLIP)."""
+        """Factor that multiplies cosines, 1 / temperature. It is 100 for OpenAI's CLIP."""
         return float(self.model.logit_scale.exp())
 
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
-        """English texts to native token ids [B, context length] int64.
+        """Tokenize English texts to native token ids `[B, context length]`, int64.
 
-        All of a text is text: a control token that it spells is none. A string is one text, [1, …];
-        no texts are [0, …].
+        A control token's name in a text is tokenized as plain text. A single string is one text,
+        `[1, …]`. An empty list gives `[0, …]`.
 
         Raises:
-            TypeError: something among `texts` is no text.
-            ValueError: a text holds half a character (a lone surrogate); says where.
+            TypeError: The argument is bytes, or an item is not a `str`.
+            ValueError: A text contains a lone surrogate. The message names the text and the
+                position.
 
         """
         given, length = as_texts(texts), self.text.context_length
-        if not given:  # transformers' tokenizers take no empty batch
+        if not given:  # transformers' tokenizers reject an empty batch
             return torch.zeros(0, length, dtype=torch.int64)
         return self._tokenizer(given, context_length=length)
 
     def unknown_tokens(self, texts: str | Sequence[str]) -> Shares:
-        """Share of each text's tokens that are unknown [B], 0 to 1, of the part that is read.
+        """Compute the share of unknown tokens of each text `[B]`, float64, from 0 to 1.
 
-        Those are what the tokenizer has one token for, as it does not know it; a tokenizer of bytes
-        knows all. A space does not count. Of a text without any other token all is unknown.
+        An unknown token is the tokenizer's token for text outside its vocabulary. A byte-level
+        tokenizer has none. Tokens beyond the context and tokens that are a single space do not
+        count. The share is 1 for a text without any other token.
         """
         return self.unknown_of(self.tokenize(texts))
 
     def unknown_of(self, ids_BL: Tensor) -> Shares:
-        """As `unknown_tokens`, of native token ids [B, L]."""
+        """Compute `unknown_tokens` from native token ids `[B, L]`, int64, on the CPU."""
         said_B, unknown_B = self._counts(ids_BL)
         return np.where(said_B > 0, unknown_B / np.maximum(said_B, 1), 1.0)
 
     def count(self, text: str) -> int:
-        """Of how many tokens a text is; one that is not known counts twice."""
+        """Count the tokens of a text. An unknown token counts twice.
+
+        Tokens beyond the context and tokens that are a single space do not count.
+        """
         return sum(int(count_B[0]) for count_B in self._counts(self.tokenize(text)))
 
     def _counts(self, ids_BL: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Of each text the tokens that say something [B], and those of them not known [B]."""
+        """Return the number of meaningful tokens `[B]` and of unknown tokens `[B]` of each text."""
         length_B = self.text.english_end(ids_BL) + 1
         is_read_BL = torch.arange(ids_BL.shape[1]) < length_B[:, None]
 
@@ -196,15 +220,23 @@ class Native:
 
     @cached_property
     def _frame(self) -> int:
-        """Tokens of an empty text."""
+        """Number of tokens of an empty text."""
         return int(self.text.english_end(self.tokenize([""]))) + 1
 
     def encode_text(self, texts: Tensor | str | Sequence[str]) -> Tensor:
-        """English features [B, E], not normalised: to the byte what open_clip's own gives.
+        """Encode English texts to features `[B, E]`, not L2-normalized.
+
+        Token ids of the full context length give features that are bit-identical to open_clip's
+        own.
 
         Args:
-            texts: native token ids [B, L], whole or as the tower's `trim` cuts them; or texts as
-                `tokenize` takes them, of which `feature_store.encode_texts` takes any number.
+            texts: Native token ids `[B, L]`, int64, of full length or cut by the tower's `trim`.
+                Alternatively, texts as `tokenize` takes them. They are encoded in one batch. For
+                any number of texts, use `feature_store.encode_texts`.
+
+        Raises:
+            TypeError: `texts` is bytes, or an item is not a `str`.
+            ValueError: A text contains a lone surrogate.
 
         """
         tower = self.text
@@ -218,19 +250,24 @@ class Native:
         )
 
     def encode_image(self, pixels_B3SS: Tensor) -> Tensor:
-        """Image features [B, E], not normalised, of images that went through `preprocess`."""
+        """Encode images to features `[B, E]`, not L2-normalized.
+
+        Args:
+            pixels_B3SS: Pixels `[B, 3, S, S]`, float32, as `preprocess` returns them.
+
+        """
         return cast(Tensor, self.model.encode_image(pixels_B3SS.to(self.device)))
 
 
 def bundled_native(name: str) -> Path | None:
-    """The folder of a native that comes with mla-ray, or None if there is none of that name."""
+    """Return the folder of a bundled native, or None if no bundled native has this name."""
     folder = bundled(f"models/{name}") if "/" not in name else None
     return folder if folder and (folder / "open_clip_config.json").is_file() else None
 
 
 @contextmanager
 def _nothing_logged() -> Iterator[None]:
-    """Without what open_clip tells the root logger: it raises the same again."""
+    """Suppress open_clip's messages to the root logger. Its exception says the same."""
 
     def nothing(record: logging.LogRecord) -> bool:
         return False
@@ -243,7 +280,7 @@ def _nothing_logged() -> Iterator[None]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Refuse a folder in which open_clip would take a pickle."""
+    """Raise FileNotFoundError if open_clip would load a pickle from the folder."""
     safe = {path.name for path in folder.glob("*.safetensors")}
     pickled = [path.name for end in ("bin", "pth") for path in folder.glob(f"*.{end}")]
     if not safe:
@@ -258,7 +295,10 @@ def _check_weights(folder: Path) -> None:
 
 
 def _own_text_config(folder: Path) -> ModelConfig:
-    """What makes open_clip read a BERT's configuration in the folder, and not ask a hub for it."""
+    """Return arguments that make open_clip read a BERT's configuration from the folder.
+
+    Without them open_clip asks a hub for it.
+    """
     if model_type(folder) not in BERTS:
         return {}
     path = folder / "open_clip_config.json"

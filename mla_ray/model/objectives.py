@@ -1,7 +1,9 @@
 """The two training objectives (paper, section 3.2).
 
-Both are computed in float32, under autocast as well: cosines in bfloat16, times a logit scale of
-100, are off by up to 0.4 in the exponent of the softmax, and gradients by 5 % and more.
+Both are computed in float32, also under autocast. With a logit scale of 100, bfloat16 cosines would
+change the exponent of the softmax by up to 0.4, and gradients by 5 % and more.
+
+Shapes: B batch, G rows of the whole batch on all workers, E joint embedding size.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,9 +16,17 @@ from torch.nn import functional as F
 
 
 def nlt_loss(text_BE: Tensor, english_BE: Tensor) -> Tensor:
-    """Native Language Transfer: mean squared error against the frozen English features.
+    """Compute the Native Language Transfer loss: mean squared error to the English features.
 
-    Neither side is L2-normalised. float32 scalar.
+    Neither side is L2-normalized.
+
+    Args:
+        text_BE: Features `[B, E]` of the translations.
+        english_BE: Frozen features `[B, E]` of the English texts.
+
+    Returns:
+        Scalar, float32.
+
     """
     with torch.autocast(text_BE.device.type, enabled=False):
         return F.mse_loss(text_BE.float(), english_BE.float())
@@ -25,19 +35,20 @@ def nlt_loss(text_BE: Tensor, english_BE: Tensor) -> Tensor:
 def le_loss(
     text_GE: Tensor, image_GE: Tensor, group_G: Tensor, logit_scale: float | Tensor
 ) -> Tensor:
-    """Language Exposure: symmetric InfoNCE of texts and their images.
+    """Compute the Language Exposure loss: symmetric InfoNCE of texts and images.
 
-        (CE(s * t @ i.T) + CE(s * i @ t.T)) / 2,  t and i L2-normalised
+        (CE(s * t @ i.T) + CE(s * i @ t.T)) / 2,  t and i L2-normalized
 
     Args:
-        text_GE: features of texts, not normalised.
-        image_GE: features of their images, row by row, not normalised.
-        group_G: int64. Rows of one group are no negatives of each other (five captions of one
-            image, two drawings of one thing) and are left out of the sums.
-        logit_scale: s, one over the temperature. The paper fixes 100, which is CLIP's own.
+        text_GE: Features `[G, E]` of the texts, not L2-normalized.
+        image_GE: Features `[G, E]` of the texts' images in the same order, not L2-normalized.
+        group_G: Group of each row `[G]`, int64, as `positive_groups` computes it. Rows of the same
+            group (five captions of one image, two drawings of one thing) are not negatives of each
+            other and are left out of the softmax.
+        logit_scale: s, 1 / temperature. The paper fixes it at 100, which is CLIP's own.
 
     Returns:
-        float32 scalar.
+        Scalar, float32.
 
     """
     with torch.autocast(text_GE.device.type, enabled=False):
@@ -56,11 +67,19 @@ def le_loss(
 def positive_groups(
     images: Sequence[Hashable], captions: Sequence[Hashable]
 ) -> npt.NDArray[np.int64]:
-    """Which rows of a batch are of one thing [G]: those that share an image or a caption.
+    """Group the rows of a batch that share an image or a caption, transitively.
 
-    Transitively, within the batch. Inside a group nothing is a negative (`le_loss` masks it):
-    Noto's and Fluent's apple are both right for "Apfel". Callers pass captions by their identity,
-    so "apfel." is one, too.
+    `le_loss` does not use rows of the same group as negatives. For example, the drawings of an
+    apple by Noto and by Fluent are both correct for "Apfel". Callers pass the `text.identity` of
+    captions, so that "apfel." is the same caption.
+
+    Args:
+        images: Identifier of each row's image.
+        captions: Identity of each row's caption.
+
+    Returns:
+        Group numbers `[G]`, int64, from 0.
+
     """
     parent: dict[tuple[str, Hashable], tuple[str, Hashable]] = {}
 

@@ -1,17 +1,18 @@
-"""open_clip's configurations, as its `open_clip_config.json` has them."""
+"""Types and defaults of open_clip's `open_clip_config.json`."""
 
 from typing import Any
 
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 ModelConfig = dict[str, Any]
-"""`model_cfg`: what `open_clip.CLIP` and `open_clip.CustomTextCLIP` are made with, or a part of it,
-such as `text_cfg`."""
+"""`model_cfg`: arguments of `open_clip.CLIP` or `open_clip.CustomTextCLIP`, or a part such as
+`text_cfg`.
+"""
 Preprocessing = dict[str, Any]
-"""`preprocess_cfg`: what is done to a picture before the image tower sees it."""
+"""`preprocess_cfg`: how an image is prepared for the image tower."""
 
 
 def preprocessing(changes: Preprocessing) -> Preprocessing:
-    """OpenAI's, which is open_clip's default, but for the changes."""
+    """Return OpenAI's preprocessing, which is open_clip's default, with the given changes."""
     merged: Preprocessing = merge_preprocess_dict(PreprocessCfg(), changes)
     return merged

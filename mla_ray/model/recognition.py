@@ -1,8 +1,8 @@
-"""Fingerprints that were written by the rule of before are recognised, and that is logged.
+"""Recognition of fingerprints that mla-ray 0.1.0 wrote.
 
-What mla-ray 0.1.0 kept (packs, indexes, features, runs, lineages) names its native by the first
-rule of `mla_ray.model.fingerprint`. It is taken, though by that rule two natives are one that
-differ in neither weights nor preprocessing.
+Packs, indexes, features, runs and lineages of mla-ray 0.1.0 identify their native by rule 1 of
+`mla_ray.model.fingerprint`. They are accepted with a warning, because rule 1 does not distinguish
+natives that differ only in settings or tokenizer.
 """
 
 import logging
@@ -12,16 +12,16 @@ log = logging.getLogger(__name__)
 
 
 def recognised(fingerprint: str, today: str, v1: str, what: object, remedy: str) -> bool:
-    """Whether a fingerprint is a native's, by the rule of today or the first one.
+    """Return whether a fingerprint belongs to a native, by the current rule or by rule 1.
 
-    The latter is logged, once a process.
+    A match by rule 1 logs a warning, once per process and message.
 
     Args:
-        fingerprint: in `what`.
-        today: the native's own.
-        v1: the native's own by the first rule; "" if that is not known.
-        what: has it: a file, a folder, a collection.
-        remedy: what to do.
+        fingerprint: Fingerprint found in `what`.
+        today: Native's fingerprint by the current rule.
+        v1: Native's fingerprint by rule 1, or "" if unknown.
+        what: File, folder or collection that holds the fingerprint, for the log.
+        remedy: Sentence in the log that tells the user what to do.
 
     """
     if fingerprint == today:
@@ -29,8 +29,8 @@ def recognised(fingerprint: str, today: str, v1: str, what: object, remedy: str)
     if not v1 or fingerprint != v1:
         return False
     _warn_once(
-        f"{what}: has the fingerprint of mla-ray 0.1.0, which saw a native's weights and "
-        f"preprocessing, not its other settings nor its tokenizer; it is taken. {remedy}"
+        f"{what}: has the fingerprint of mla-ray 0.1.0, which covers a native's weights and "
+        f"preprocessing, but not its other settings or its tokenizer; it is accepted. {remedy}"
     )
     return True
 

@@ -1,8 +1,9 @@
-"""Spellings of a language that look or mean the same, made one before tokens are looked up.
+"""Spelling rules that map equivalent spellings of a language to one.
 
-`Straße` and `Strasse`, Thai แ and two เ, Arabic with and without vowel marks, traditional and
-simplified Chinese: whoever types one of them means the other. The rules become part of a learned
-vocabulary's `tokenizer.json` (`tokenizers.learn`), so a pack keeps those it was trained with.
+Examples are `Straße` and `Strasse`, Thai แ and two เ, Arabic with and without vowel marks, and
+traditional and simplified Chinese. Users type one spelling and mean the other. `tokenizers.learn`
+stores the rules in the vocabulary's `tokenizer.json`, so a pack keeps the rules that it was trained
+with.
 """
 
 import io
@@ -17,7 +18,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, normalizers
 
 Rule = tuple[str, str]
-"""A regular expression, and what is put in the place of what it finds."""
+"""Regular expression and its replacement."""
 
 _EVERY_LANGUAGE: tuple[Rule, ...] = (
     ("[\u02bb\u02bc\u2018\u2019\u2032]", "'"),
@@ -49,7 +50,7 @@ _OF_LANGUAGE: dict[str, tuple[Rule, ...]] = {
     ),
     "la": _LIGATURES,
     "lb": _SHARP_S,
-    "ml": (  # final consonants, as they were written before Unicode 5.1
+    "ml": (  # final consonants, as encoded before Unicode 5.1
         ("\u0d23\u0d4d\u200d", "\u0d7a"),
         ("\u0d28\u0d4d\u200d", "\u0d7b"),
         ("\u0d30\u0d4d\u200d", "\u0d7c"),
@@ -62,19 +63,21 @@ _OF_LANGUAGE: dict[str, tuple[Rule, ...]] = {
     "tr": _TURKIC,
     "ur": _PERSIAN,
 }
-"""By language subtag; Thai, Lao and Chinese are made below."""
+"""Rules by language subtag. Those of Thai, Lao and Chinese are computed below."""
 
 _THAI, _LAO = 0x0E00, 0x0E80
-"""Blocks of one layout."""
+"""Starts of two Unicode blocks that have the same layout."""
 _CHINESE = {"cdo", "cjy", "cmn", "gan", "hak", "hsn", "lzh", "nan", "wuu", "yue", "zh"}
 _IDEOGRAPHS = ((0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x323B0))
 
 
 def spelling(language: str) -> list[normalizers.Normalizer]:
-    """What a text of a language goes through, after NFKC and before it is in small letters.
+    """Return the normalizers of a language's spelling rules.
+
+    They apply after NFKC and before lowercasing.
 
     Args:
-        language: a BCP-47 tag; regions and scripts of a language have its rules.
+        language: BCP-47 tag. The rules depend on the language subtag only.
 
     """
     subtag = langcodes.get(language).language or language
@@ -90,7 +93,7 @@ def spelling(language: str) -> list[normalizers.Normalizer]:
 
 
 def _thai_rules(block: int) -> Iterator[Rule]:
-    """Marks in the order in which keyboards and dictionaries have them, none twice."""
+    """Yield rules that order marks as keyboards and dictionaries do, without duplicates."""
 
     def letters(*codes: int) -> list[str]:
         return [chr(block + code) for code in codes]
@@ -99,22 +102,23 @@ def _thai_rules(block: int) -> Iterator[Rule]:
     tones = letters(0x48, 0x49, 0x4A, 0x4B)
     vowels = letters(0x31, 0x34, 0x35, 0x36, 0x37, 0x38, 0x39, 0x47)
     yield e + e, ae
-    # A mark that is typed twice is drawn once.
+    # A mark that is typed twice is rendered once.
     marks = "".join([*vowels, *tones, *letters(0x4C), nikhahit])
     yield f"([{marks}])(?=\\1)", ""
     for tone, vowel in product(tones, vowels):
         yield tone + vowel, vowel + tone
-    # NFKC takes the vowel am apart, and leaves the tone before it where it was typed.
+    # NFKC decomposes the vowel am, but leaves the tone mark where it was typed.
     for tone in tones:
         yield nikhahit + tone, tone + nikhahit
 
 
 @cache
 def _simplified() -> bytes:
-    """A table from traditional to simplified characters, in sentencepiece's form.
+    """Return a table from traditional to simplified characters, in sentencepiece's format.
 
-    OpenCC tells each character; among tokenizers' normalisers only sentencepiece's table takes
-    thousands. It is made as a side effect of training, here on nothing.
+    OpenCC provides the mapping. Among the normalizers of `tokenizers`, only sentencepiece's table
+    supports thousands of rules. sentencepiece builds the table as part of training, so this
+    function trains on a dummy text.
     """
     import opencc
 

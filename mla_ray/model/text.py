@@ -1,7 +1,7 @@
-"""How a text is written before anything else looks at it, and when two texts are the same.
+"""Normalization and identity of texts.
 
-A caption has one identity, whether it comes from a table, by HTTP, from Python or as a query, since
-all of them call `normalized`. A tokenizer may normalise further; that is its own matter.
+All sources of a caption (tables, HTTP, Python, queries) call `normalized`, so a caption has the
+same identity everywhere. A tokenizer may normalize further.
 """
 
 import re
@@ -11,16 +11,17 @@ from unicodedata import category, is_normalized, normalize
 from mla_ray.model.invisible import shows_nothing, without_invisible
 
 SPOKEN = "#%&*@"
-"""Signs among Unicode's punctuation that are read out: C# is not C."""
+"""Characters of Unicode's punctuation that are read aloud: "C#" differs from "C"."""
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def normalized(text: str) -> str:
-    """The text in NFC, its words one space apart, without what cannot be seen. Idempotent.
+    """Return the text in NFC, with single spaces between words and without invisible characters.
 
-    There is no white space at its ends. Invisible characters are dropped (`invisible`), but where
-    they mean something. A text that shows nothing, such as a soft hyphen alone, is empty.
+    White space at the ends is removed. Invisible characters that carry meaning are kept (see
+    `mla_ray.model.invisible`). A text without visible characters, such as a single soft hyphen,
+    becomes empty. The function is idempotent.
     """
     text = without_invisible(text)
     if not is_normalized("NFC", text):
@@ -31,14 +32,14 @@ def normalized(text: str) -> str:
 
 
 def fault_of(text: str) -> str | None:
-    """Why a text is none that can be kept: half a character, or a NUL; None if it is one."""
+    """Return why a text cannot be stored (a NUL or a lone surrogate), or None if it can."""
     if "\0" in text:
         return "holds a NUL character"
     return half_character(text)
 
 
 def half_character(text: str) -> str | None:
-    """Says that a text holds half a character, and where, counted from 0; None if it does not."""
+    """Return a message about the first lone surrogate and its position from 0, or None."""
     if half := _HALF_CHARACTER.search(text):
         code_point, position = f"U+{ord(half[0]):04X}", half.start()
         return f"holds half a character (a lone surrogate, {code_point}) at position {position}"
@@ -46,12 +47,12 @@ def half_character(text: str) -> str | None:
 
 
 def as_texts(texts: str | Sequence[str]) -> list[str]:
-    """What all that encodes texts is given, as a list: one string is one text, not its letters.
+    """Return the texts as a list. A single string is one text.
 
     Raises:
-        TypeError: something is no text.
-        ValueError: a text holds half a character, which no tokenizer can read; says which text, and
-            where in it, counted from 0 as Python does.
+        TypeError: The argument is bytes, or an item is not a `str`.
+        ValueError: A text contains a lone surrogate, which no tokenizer can read. The message names
+            the text and the position, both counted from 0.
 
     """
     if isinstance(texts, str):
@@ -68,15 +69,17 @@ def as_texts(texts: str | Sequence[str]) -> list[str]:
 
 
 def identity(text: str) -> str:
-    """What two texts have in common that say the same: equal for "Dog", "dog." and " DOG ".
+    """Return a key that is equal for texts that differ only in spelling details.
 
-    Tokenizers fold case and compatible characters, so whoever holds texts apart (a split, held-out
-    pairs, negatives) compares identities. It is NFKC and casefolded, white space is single spaces,
-    and white space and punctuation at the ends are dropped, unless nothing is left to see: "?" is
-    itself. Punctuation is Unicode's P but for `SPOKEN`. Idempotent. It is a key to compare by,
-    never a text to encode or to show.
+    "Dog", "dog." and " DOG " have the same key. Code that separates texts (splits, held-out pairs,
+    negatives) compares identities, because tokenizers fold case and compatible characters.
+
+    The key is NFKC, casefolded, with single spaces, and without white space and punctuation at the
+    ends. If nothing visible would be left, punctuation stays: the key of "?" is "?". Punctuation is
+    Unicode category P except `SPOKEN`. The function is idempotent. Use the key only for comparison,
+    not for encoding or display.
     """
-    # Folding may undo a normalisation: the Greek iota subscript becomes a letter.
+    # Normalize again: casefolding turns the Greek iota subscript into a letter.
     folded = normalize("NFKC", normalize("NFKC", normalized(text)).casefold())
     words = " ".join(folded.split())
     start, end = 0, len(words)

@@ -1,7 +1,7 @@
-"""Tokenizers of acquired languages, and the embedding rows their tokens stand for.
+"""Tokenizers of acquired languages, and the embedding rows of their tokens.
 
-Two kinds: one learned from the language's own text, or that of any Hugging Face BERT (the paper
-takes M-BERT's). Either way only the tokens that the language's corpus uses get an embedding row.
+A tokenizer is learned from the language's own text, or taken from a Hugging Face BERT (the paper
+uses M-BERT). In both cases only tokens that occur in the language's corpus get an embedding row.
 
 Shapes: B batch, L tokens, V embedding rows, W row width.
 """
@@ -31,11 +31,14 @@ from torch import Tensor
 from mla_ray.model.spelling import spelling
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-BATCH = 10_000  # texts tokenised in one call
+BATCH = 10_000  # texts tokenized in one call
 Ids = npt.NDArray[np.int32]
+"""Array of int32, usually the embedding rows or token ids of one text."""
 Shares = npt.NDArray[np.float64]
+"""Array of float64 shares from 0 to 1."""
 
-# GPT-2's, which cuts a word at every mark: in Devanagari and Thai these are its vowels.
+# GPT-2's pattern, extended by marks. The original splits a word at every mark, and the vowels of
+# Devanagari and Thai are marks.
 _WORDS = Regex(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}+"
     r"| ?[^\s\p{L}\p{M}\p{N}\u200c\u200d]+|\s+(?!\S)|\s+"
@@ -43,15 +46,16 @@ _WORDS = Regex(
 
 
 def learn(texts: Iterable[str], vocab_size: int, language: str | None = None) -> Tokenizer:
-    """A byte-level BPE vocabulary of at most `vocab_size` tokens, learned from `texts`.
+    """Learn a byte-level BPE vocabulary from texts.
 
-    NFKC, spelled as `spelling` has it, in small letters; no text of any script is unknown to it.
-    Every text becomes BOS ... EOS.
+    Texts are normalized by NFKC, the language's `spelling` rules and lowercasing. A byte-level
+    vocabulary has no unknown text. Every text is framed as BOS ... EOS.
 
     Args:
-        texts: what it is learned from.
-        vocab_size: at most.
-        language: BCP-47, whose spellings are made one; "und" of several; as they are if None.
+        texts: Training texts.
+        vocab_size: Maximum number of tokens.
+        language: BCP-47 tag that selects the spelling rules. Use "und" for several languages. None
+            applies no spelling rules.
 
     """
     tokenizer = Tokenizer(models.BPE())
@@ -61,7 +65,7 @@ def learn(texts: Iterable[str], vocab_size: int, language: str | None = None) ->
             *([] if language is None else spelling(language)),
             normalizers.Lowercase(),
             normalizers.Strip(),
-            normalizers.Prepend(" "),  # the first word is spelled as the others
+            normalizers.Prepend(" "),  # the first word gets the same tokens as the others
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -89,14 +93,17 @@ def learn(texts: Iterable[str], vocab_size: int, language: str | None = None) ->
 
 
 def from_hugging_face(name: str) -> tuple[Tokenizer, Tensor]:
-    """Tokenizer and word embeddings [tokens, W] float32 of a Hugging Face BERT.
+    """Load the tokenizer and the word embeddings of a Hugging Face BERT.
 
     Args:
-        name: a local folder with safetensors weights, or a hub name such as
+        name: Local folder with safetensors weights, or a hub name such as
             `bert-base-multilingual-cased`.
 
+    Returns:
+        The tokenizer, and embeddings `[tokens, W]` float32.
+
     Raises:
-        OSError: it cannot be had (no such folder, no network, no safetensors weights).
+        OSError: The model is not available: no such folder, no network, or no safetensors weights.
 
     """
     from transformers import AutoModel  # seconds to import, and rarely needed
@@ -107,11 +114,14 @@ def from_hugging_face(name: str) -> tuple[Tokenizer, Tensor]:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """A `tokenizer.json`, or that of a Hugging Face model by folder or hub name.
+    """Load a tokenizer, without padding and truncation.
+
+    Args:
+        name: Path of a `tokenizer.json`, or the folder or hub name of a Hugging Face model.
 
     Raises:
-        OSError: it cannot be had.
-        ValueError: the file is no tokenizer.
+        OSError: The file or model is not available.
+        ValueError: The file is not a `tokenizer.json`.
 
     """
     if name.endswith(".json"):
@@ -132,15 +142,17 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 class LanguageTokenizer:
-    """Texts to embedding rows. All of a text is text: `<eos>` in one ends nothing.
+    """Tokenizer from texts to embedding rows.
+
+    A control token's name in a text is plain text: `<eos>` does not end the text.
 
     Args:
-        tokenizer: any `tokenizers.Tokenizer` that frames each text with a first and a last token;
-            None if there is none at hand: then `rows_of` works and texts do not.
-        tokens: the tokenizer's ids that have an embedding row, in row order [V] int32. Other
-            tokens are skipped: nothing was learned of them.
-        context_length: longer texts are cut, keeping the end token.
-        end: the end token's id; the tokenizer's last one of any text if not given.
+        tokenizer: Tokenizer that frames each text with a first and a last token. It is copied. With
+            None only `rows_of` works, and `end` is required.
+        tokens: Token ids `[V]`, int32, that have an embedding row, in row order. Other tokens are
+            skipped, because nothing was learned for them.
+        context_length: Maximum number of tokens. A longer text is cut and keeps its end token.
+        end: Id of the end token. The default is the tokenizer's last token of a text.
 
     """
 
@@ -155,7 +167,7 @@ class LanguageTokenizer:
         self._text: Callable[[str], str] = str
         size = int(tokens.max(initial=-1)) + 1
         if tokenizer is not None:
-            self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours to configure
+            self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy to configure
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
             self._text = text_of(self._tokenizer)
@@ -165,7 +177,7 @@ class LanguageTokenizer:
         self._end = end
         self._row_of = np.full(size, -1, dtype=np.int32)
         self._row_of[tokens] = np.arange(len(tokens), dtype=np.int32)
-        # Which tokens say something, and of them those of which nothing is known.
+        # Which tokens carry meaning, and which of those are unknown.
         self._says = np.ones(size, dtype=bool)
         self._unknown = self._row_of < 0
         if self._tokenizer is not None:
@@ -178,20 +190,26 @@ class LanguageTokenizer:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The underlying tokenizer.
+
+        Raises:
+            ValueError: The language has no tokenizer.
+
+        """
         if self._tokenizer is None:
-            raise ValueError("this language came without a tokenizer; token ids are all it takes")
+            raise ValueError("this language came without a tokenizer; pass token ids, not texts")
         return self._tokenizer
 
     @property
     def end(self) -> int:
-        """Id of the token that ends every text."""
+        """Id of the end token."""
         return self.tokenizer.encode("").ids[-1] if self._end is None else self._end
 
     @classmethod
     def for_corpus(
         cls, tokenizer: Tokenizer, texts: Iterable[str], context_length: int
     ) -> "LanguageTokenizer":
-        """With a row for each token that `texts` use, and for padding."""
+        """Create a tokenizer with a row for padding and for each token that occurs in `texts`."""
         used = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
         rest = iter(texts)
         while batch := list(islice(rest, BATCH)):
@@ -203,24 +221,39 @@ class LanguageTokenizer:
     def with_tokens(
         cls, tokenizer: Tokenizer, used: npt.NDArray[np.bool_], context_length: int
     ) -> "LanguageTokenizer":
-        """With a row for each token that is used, and for padding."""
+        """Create a tokenizer with a row for padding and for each token that is used.
+
+        Args:
+            tokenizer: Tokenizer that frames each text.
+            used: Whether each token of the vocabulary is used, bool.
+            context_length: Maximum number of tokens of a text.
+
+        """
         tokens = np.flatnonzero(used).astype(np.int32)
         for name in (PAD, "[PAD]"):  # ours, BERT's
             if (padding := tokenizer.token_to_id(name)) is not None:
-                # Row 0, what batches are padded with.
+                # Padding is row 0.
                 tokens = np.concatenate([[padding], tokens[tokens != padding]]).astype(np.int32)
         return cls(tokenizer, tokens, context_length)
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        """Embedding rows of each text, at least two and at most `context_length` of them."""
+        """Return the embedding rows of each text, from 2 to `context_length` rows, int32."""
         return self.read(texts)[0]
 
     def read(self, texts: Sequence[str]) -> tuple[list[Ids], Shares]:
-        """Embedding rows of each text, and the share of its tokens that is unknown [B], 0 to 1.
+        """Return the embedding rows of each text, and the share of its unknown tokens.
 
-        A token is unknown if it has no row, or is the one that the tokenizer has for what it does
-        not know. One that is a space and nothing else says nothing and does not count. Of a text
-        without any other all is unknown. The whole text counts, also what is cut.
+        A token is unknown if it has no embedding row or is the tokenizer's unknown token. Frame
+        tokens and tokens that are a single space do not count. The part of a text beyond the
+        context does count.
+
+        Returns:
+            Rows of each text, int32, at most `context_length`. Shares `[B]`, float64, from 0 to 1.
+            The share is 1 for a text without any counted token.
+
+        Raises:
+            ValueError: The language has no tokenizer.
+
         """
         rows: list[Ids] = []
         shares = np.ones(len(texts))
@@ -233,7 +266,10 @@ class LanguageTokenizer:
         return rows, shares
 
     def count(self, text: str) -> int:
-        """Of how many tokens a text is; one that is not known counts twice."""
+        """Count the tokens of a text. An unknown token counts twice.
+
+        Frame tokens and tokens that are a single space do not count.
+        """
         (ids,) = self._token_ids([text])
         return sum(self._counts(ids))
 
@@ -241,14 +277,17 @@ class LanguageTokenizer:
         return _encoded(self.tokenizer, [self._text(text) for text in texts])
 
     def _counts(self, ids: Ids) -> tuple[int, int]:
-        """Tokens that say something, and those of them that are not known."""
+        """Return the number of meaningful tokens and of unknown tokens."""
         return int(self._says[ids].sum()), int(self._unknown[ids].sum())
 
     def rows_of(self, token_ids: npt.NDArray[np.int64]) -> list[Ids]:
-        """Embedding rows of each text of token ids [B, L], up to its first end token.
+        """Return the embedding rows of each text of token ids, up to its first end token.
+
+        Args:
+            token_ids: Token ids `[B, L]`, int64.
 
         Raises:
-            ValueError: a text has no end token, or a token that the tokenizer does not know.
+            ValueError: A text has no end token, or an id is not in the tokenizer's vocabulary.
 
         """
         is_end = token_ids == self.end
@@ -265,12 +304,12 @@ class LanguageTokenizer:
 
     @property
     def row_of(self) -> Ids:
-        """Embedding row of each token of the tokenizer, -1 where it has none."""
+        """Embedding row of each token of the tokenizer, int32, or -1 for a token without a row."""
         return self._row_of
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    """The tokenizer's own ids of each text, of which all is text, as in `LanguageTokenizer`."""
+    """Return the tokenizer's ids of each text, int32, with control token names as plain text."""
     text = text_of(tokenizer)
     return _encoded(tokenizer, [text(each) for each in texts])
 
@@ -281,10 +320,10 @@ def _encoded(tokenizer: Tokenizer, given: Sequence[str]) -> list[Ids]:
 
 
 def text_of(tokenizer: Tokenizer) -> Callable[[str], str]:
-    """What a tokenizer is to be given for a text, so that none of it becomes a control token."""
+    """Return a function that prepares a text so that no part of it becomes a control token."""
     control = _control(tokenizer)
-    # Most vocabularies have a control token's name for the library to look for, in a text as it
-    # came. In others it is a piece like any other, and the normaliser may make it of other letters.
+    # In most vocabularies the library searches the unnormalized text for control tokens. In others
+    # a control token is a piece of the model, which the normalizer may produce from other letters.
     pieces = any(
         token.normalized or _is_piece(tokenizer, name, number)
         for name, (number, token) in control.items()
@@ -307,14 +346,16 @@ def _control(tokenizer: Tokenizer) -> dict[str, tuple[int, AddedToken]]:
 def spelled_out(
     control: Collection[str], normalizer: normalizers.Normalizer | None = None
 ) -> Callable[[str], str]:
-    """A function that puts a space into whatever in a text spells a control token: `< eos>`.
+    """Return a function that splits the names of control tokens in a text: `< eos>`.
 
-    All other texts it returns as they are. (Libraries can be told to take such a word for text, but
-    a vocabulary that has it as a piece, as sentencepiece's have, gives its token all the same.)
+    The function returns all other texts unchanged. The libraries' own option to treat such a name
+    as text does not suffice: a vocabulary that contains the name as a piece, as sentencepiece's do,
+    still produces the control token.
 
     Args:
-        control: the tokens' names. One of a single character cannot be told from text and is none.
-        normalizer: the tokenizer's, if what it makes of a text is to be looked at, too: `＜eos＞`.
+        control: Names of the control tokens. A name of a single character is ignored, because it
+            cannot be distinguished from text.
+        normalizer: Normalizer of the tokenizer, if its output must be checked too: `＜eos＞`.
 
     """
     names = sorted({re.escape(name) for name in control if len(name) > 1}, key=len, reverse=True)
@@ -335,7 +376,7 @@ def spelled_out(
 
 
 def blank_ids(tokenizer: Tokenizer) -> list[int]:
-    """Ids of tokens that are a space and nothing else, in GPT-2's or sentencepiece's writing."""
+    """Return the ids of tokens that are a single space, as GPT-2 or sentencepiece writes it."""
     spaces = [tokenizer.token_to_id(token) for token in ("Ġ", "▁")]
     return [
         token for token in spaces if token is not None and not tokenizer.decode([token]).strip()
@@ -343,7 +384,7 @@ def blank_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Id of the token for what the tokenizer does not know; None if it has none."""
+    """Return the id of the tokenizer's unknown token, or None if it has none."""
     model = tokenizer.model
     if isinstance(model, models.Unigram):
         known: int | None = json.loads(tokenizer.to_str())["model"]["unk_id"]
@@ -352,12 +393,21 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
 
 
 def shorten(ids: Ids, length: int) -> Ids:
-    """At most `length` tokens of a text, its end token among them."""
+    """Cut a text to at most `length` tokens and keep its end token."""
     return ids if len(ids) <= length else np.concatenate([ids[: length - 1], ids[-1:]])
 
 
 def pad(rows: Sequence[Ids], length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Ragged rows to `(ids_BL, length_B)`, int64, L the longest or `length`; row 0 pads."""
+    """Pad rows of different lengths with row 0.
+
+    Args:
+        rows: Embedding rows of B texts.
+        length: Padded length L. The default is the longest text's length.
+
+    Returns:
+        `ids_BL` and `length_B`, int64.
+
+    """
     lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
     ids = np.zeros((len(rows), length or int(lengths.max(initial=0))), dtype=np.int64)
     for index, row in enumerate(rows):

@@ -1,7 +1,7 @@
-"""Frozen text towers, shown as a list of blocks that a language acquirer can step in after.
+"""Frozen text towers, exposed as a list of blocks for language acquirers.
 
-One class a kind: what open_clip builds itself (CLIP, SigLIP, MobileCLIP), and the BERTs of
-transformers that it wraps.
+`ClipTower` runs the text towers that open_clip builds itself (CLIP, SigLIP, MobileCLIP).
+`BertTower` runs the BERTs of transformers that open_clip wraps.
 
 Shapes: B batch, L tokens, D text width, E joint embedding size.
 """
@@ -23,29 +23,29 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from mla_ray.model.tokenizers import Ids, pad
 
 AfterBlock = Callable[[int, Tensor], Tensor]
-"""(block number, x_BLD) -> x_BLD: what a language acquirer does after a frozen block."""
+"""Function (block number, x_BLD) -> x_BLD that runs after a frozen block, such as an acquirer."""
 
 Description = dict[str, object]
-"""Settings by name, as JSON has them."""
+"""Settings by name, as JSON values."""
 
 BERTS = ("bert", "roberta", "xlm-roberta")
-"""The `model_type` of configurations that `BertTower` runs."""
+"""`model_type` values of the configurations that `BertTower` supports."""
 
 
 def text_tower(
     model: Any, context_length: int | None = None, eos_id: int | None = None
 ) -> "TextTower":
-    """The text tower of an open_clip model.
+    """Create the `TextTower` of an open_clip model.
 
     Args:
         model: `CLIP`, or `CustomTextCLIP` with a `TextTransformer` or `HFTextEncoder`.
-        context_length: tokens of a text, as the native's tokenizer has it. The towers of open_clip
-            know theirs; for the others the default is open_clip's, 77.
-        eos_id: what ends a text, as the native's tokenizer has it. A tower that does not pool there
-            (SigLIP's) does not know it.
+        context_length: Maximum number of tokens, from the native's tokenizer. Only `HFTextEncoder`
+            uses it, because open_clip's towers have their own. The default is open_clip's, 77.
+        eos_id: Id of the end token, from the native's tokenizer. It is used for a tower that does
+            not pool at the end token (SigLIP's), because such a tower does not know the id.
 
     Raises:
-        TypeError: the tower is of another kind; says which.
+        TypeError: The tower is of another kind. The message names the kind.
 
     """
     text = getattr(model, "text", None)
@@ -64,55 +64,71 @@ def text_tower(
 
 
 class TextTower(ABC):
-    """A frozen text tower, from token embeddings to the sentence feature."""
+    """Frozen text tower, from token embeddings to the sentence feature."""
 
     token_embedding: nn.Embedding
+    """The native's own token embeddings, of width D."""
     blocks: Sequence[nn.Module]
+    """Transformer blocks, in order."""
     context_length: int
+    """Maximum number of tokens of a text."""
     pad_id: int
-    """The native's id of padding."""
+    """The native's id of the padding token."""
     dim: int
-    """E, the size of the joint embedding."""
+    """Size E of the joint embedding."""
     fixed_length: bool
-    """Whether every text must fill the context, because its padding is seen or pooled.
+    """Whether every text must fill the context, because the tower reads or pools padding.
 
-    Where it is not, a batch may be cut at its longest text and gives the same features.
+    If False, a batch may be cut at its longest text and gives the same features.
     """
 
     @property
     def width(self) -> int:
-        """D, of token embeddings and blocks."""
+        """Width D of token embeddings and blocks."""
         return self.token_embedding.embedding_dim
 
     def batch_length(self, longest: int) -> int:
-        """L of a batch whose longest text has `longest` tokens: no more where that does."""
+        """Return the padded length L of a batch whose longest text has `longest` tokens.
+
+        It is the context length if `fixed_length` is True.
+        """
         return self.context_length if self.fixed_length else longest
 
     def pad(self, rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-        """Embedding rows of B texts to `(ids_BL, length_B)`, int64, as an encoder takes them."""
+        """Pad the embedding rows of B texts to `ids_BL` and `length_B`, int64, for an encoder."""
         return pad(rows, self.batch_length(max(map(len, rows), default=0)))
 
     def trim(self, ids_BL: Tensor) -> Tensor:
-        """Native token ids, cut after the longest text where that changes no feature."""
+        """Cut native token ids `[B, L]` after the longest text, unless this changes features."""
         return ids_BL[:, : self.batch_length(int(self.english_end(ids_BL).max()) + 1)]
 
     @abstractmethod
     def sentence_position(self, end_B: Tensor) -> Tensor:
-        """Where the sentence feature is read [B], for texts whose end token is at `end_B`.
+        """Return the position `[B]` at which the sentence feature is read.
 
-        A tower that pools over all of a text's tokens does not look at it.
+        A tower that pools over all tokens ignores the position.
+
+        Args:
+            end_B: Position `[B]` of each text's end token.
+
         """
 
     @abstractmethod
     def description(self) -> Description:
-        """As JSON has it, what changes features and is not to be seen from weights or modules.
+        """Return the settings that change features and that neither weights nor modules show.
 
-        Where texts end is not in it: `english_end` and `sentence_position` show that.
+        The end of a text is not included, because `english_end` and `sentence_position` show it.
+        `mla_ray.model.fingerprint` hashes the result as JSON.
         """
 
     @abstractmethod
     def english_end(self, ids_BL: Tensor) -> Tensor:
-        """Position of the last token [B] of native token ids, by the library's own rule."""
+        """Return the position `[B]` of the last token of native token ids.
+
+        Args:
+            ids_BL: Native token ids `[B, L]`, int64. The end is found by the library's own rule.
+
+        """
 
     @abstractmethod
     def encode(
@@ -122,20 +138,34 @@ class TextTower(ABC):
         padding_BL: Tensor | None = None,
         after_block: AfterBlock | None = None,
     ) -> Tensor:
-        """Token embeddings through the frozen blocks to sentence features [B, E].
+        """Run token embeddings through the frozen blocks to sentence features `[B, E]`.
 
         Args:
-            x_BLD: token embeddings, without positions.
-            position_B: where the sentence feature is read (`sentence_position`).
-            padding_BL: true where a token is padding, none is; only towers that mask padding look
-                at it.
-            after_block: called with the output of each block; none leaves the tower as it is.
+            x_BLD: Token embeddings `[B, L, D]`, without positions.
+            position_B: Positions `[B]` at which the sentence feature is read (`sentence_position`).
+            padding_BL: True where a token is padding, bool. None means no padding. Only towers that
+                mask padding use it.
+            after_block: Called with the number and the output of each block, returns the new
+                output. None leaves the tower unchanged.
 
         """
 
 
 class ClipTower(TextTower):
-    """A tower of open_clip's own: causal (CLIP) or bidirectional (SigLIP, MobileCLIP-S)."""
+    """Text tower of open_clip: causal (CLIP) or bidirectional (SigLIP, MobileCLIP-S).
+
+    Args:
+        tower: `open_clip.CLIP` or a `TextTransformer`.
+        pool: Token that the sentence feature is read from: "first", "last", "argmax" (the highest
+            id) or "eos" (the first token with `eos_id`).
+        eos_id: Id of the end token.
+        pad_id: Id of the padding token.
+        masks_padding: Whether attention masks padding.
+
+    Raises:
+        TypeError: Another kind of pooling.
+
+    """
 
     def __init__(
         self, tower: Any, pool: str, eos_id: int, pad_id: int = 0, masks_padding: bool = False
@@ -152,7 +182,7 @@ class ClipTower(TextTower):
         self.final_norm: nn.Module = tower.ln_final
         self.projection: nn.Linear | Tensor | None = tower.text_projection
         self.context_length = tower.context_length
-        # Under a causal mask no position sees what comes after it.
+        # Under a causal mask, no position attends to later positions.
         self.fixed_length = self.causal_mask is None or pool == "last"
         if self.projection is None:
             self.dim = self.width
@@ -162,6 +192,7 @@ class ClipTower(TextTower):
             self.dim = self.projection.shape[1]
 
     def description(self) -> Description:
+        """Return pooling, context length, heads, mask and padding."""
         mask = self.causal_mask
         return {
             "reads": self.pool if self.pool in ("first", "last") else "the end",
@@ -172,6 +203,7 @@ class ClipTower(TextTower):
         }
 
     def sentence_position(self, end_B: Tensor) -> Tensor:
+        """Return the first position, the last of the context, or `end_B`, depending on pooling."""
         match self.pool:
             case "first":
                 return torch.zeros_like(end_B)
@@ -180,6 +212,7 @@ class ClipTower(TextTower):
         return end_B
 
     def english_end(self, ids_BL: Tensor) -> Tensor:
+        """Return the position `[B]` of the highest id or of the first end token."""
         if self.pool == "argmax":
             return ids_BL.argmax(dim=-1)
         is_end_BL: Tensor = ids_BL == self.eos_id
@@ -192,6 +225,7 @@ class ClipTower(TextTower):
         padding_BL: Tensor | None = None,
         after_block: AfterBlock | None = None,
     ) -> Tensor:
+        """Run token embeddings through the frozen blocks, the final norm and the projection."""
         length = x_BLD.shape[1]
         x_BLD = x_BLD + self.positional_embedding[:length].to(x_BLD.dtype)
         mask = self._mask(length, padding_BL, x_BLD.dtype)
@@ -216,10 +250,18 @@ class ClipTower(TextTower):
 
 
 class BertTower(TextTower):
-    """A BERT, RoBERTa or XLM-RoBERTa of transformers, as open_clip's `HFTextEncoder` wraps it.
+    """BERT, RoBERTa or XLM-RoBERTa of transformers, wrapped in open_clip's `HFTextEncoder`.
 
-    Positions, token types and the norm of the embeddings are added to what comes in at
-    `inputs_embeds`. Padding is masked in every block and left out of a mean.
+    transformers adds positions and token types to the token embeddings and normalizes the sum.
+    Padding is masked in every block and is excluded from mean pooling.
+
+    Args:
+        encoder: `HFTextEncoder` of open_clip.
+        context_length: Maximum number of tokens. The tower's number of positions limits it.
+
+    Raises:
+        TypeError: The model type or the pooling is not supported, or the model is a decoder.
+
     """
 
     fixed_length = False
@@ -237,15 +279,16 @@ class BertTower(TextTower):
         self.token_embedding = encoder.transformer.get_input_embeddings()
         self.blocks = encoder.transformer.encoder.layer
         self.pad_id = config.pad_token_id
-        # RoBERTa, as fairseq, numbers positions from the id of padding on.
+        # RoBERTa, like fairseq, starts positions after the id of padding.
         self._before_first = None if config.model_type == "bert" else self.pad_id
         first = 0 if self._before_first is None else self._before_first + 1
         self.context_length = min(context_length, config.max_position_embeddings - first)
         self.dim = encoder.output_dim
 
     def description(self) -> Description:
+        """Return the settings of the configuration that change features."""
         config = self._encoder.config
-        # Releases differ in which settings there are: what is not said is as ever.
+        # Releases of transformers differ in their settings. A missing one has its old default.
         return {
             "kind": config.model_type,
             "pooler": type(self._encoder.pooler).__name__,
@@ -258,9 +301,11 @@ class BertTower(TextTower):
         }
 
     def sentence_position(self, end_B: Tensor) -> Tensor:
+        """Return zeros `[B]`, because the pooler of the model ignores the position."""
         return torch.zeros_like(end_B)
 
     def english_end(self, ids_BL: Tensor) -> Tensor:
+        """Return the position `[B]` of the last token that is not padding."""
         places_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
         return (places_L * (ids_BL != self.pad_id)).argmax(dim=-1)
 
@@ -271,6 +316,7 @@ class BertTower(TextTower):
         padding_BL: Tensor | None = None,
         after_block: AfterBlock | None = None,
     ) -> Tensor:
+        """Run token embeddings through the frozen blocks, the pooler and the projection."""
         transformer = self._encoder.transformer
         if padding_BL is None:
             padding_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)

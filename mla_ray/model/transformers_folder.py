@@ -1,7 +1,7 @@
-"""Natives from folders that transformers wrote: `CLIPModel` and `SiglipModel`, as open_clip models.
+"""Natives from transformers folders: `CLIPModel` and `SiglipModel` as open_clip models.
 
-The weights are renamed and nothing is computed, so that one model has one fingerprint whoever
-published it. Only safetensors are read.
+Weights are renamed and regrouped, but not recomputed. Therefore a model has the same fingerprint in
+both layouts. Only safetensors are read.
 """
 
 import json
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from mla_ray.model.open_clip_config import ModelConfig, Preprocessing, preprocessing
 
 MAX_CONFIG_BYTES = 1 << 20
+"""Maximum size of `config.json` in bytes."""
 DUAL_ENCODERS = ("clip", "siglip")
-"""The `model_type` of configurations that `load_folder` reads."""
+"""`model_type` values of the configurations that `load_folder` supports."""
 
 Names = dict[str, str]
+"""Parts of weight names in transformers, and their names in open_clip or timm."""
 TEXT: Names = {
     "embeddings.token_embedding": "token_embedding",
     "embeddings.position_embedding.weight": "positional_embedding",
@@ -59,19 +61,25 @@ SIGLIP_VISION: Names = {
     "layer_norm2": "norm2",
 }
 SIGLIP_SIZES = {768: "base", 1024: "large", 1152: "so400m", 1536: "giantopt"}
-"""timm's name of SigLIP's image towers by width."""
+"""timm's name of SigLIP's image tower by width."""
 ACTIVATIONS: dict[str, dict[str, str]] = {
     "quick_gelu": {},
     "gelu": {},
     "gelu_pytorch_tanh": {"approximate": "tanh"},
     "gelu_new": {"approximate": "tanh"},
 }
+"""Arguments of `torch.nn.GELU` by `hidden_act`. QuickGELU is a class of its own."""
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
-"""open_clip's names of Pillow's filters."""
+"""open_clip's names of Pillow's resampling filters."""
 
 
 def model_type(folder: Path) -> str | None:
-    """The `model_type` of a folder's `config.json`; None if it has no such file."""
+    """Return the `model_type` in a folder's `config.json`, or None without such a file.
+
+    Raises:
+        ValueError: The file is too large or is not a JSON object.
+
+    """
     path = folder / "config.json"
     if not path.is_file():
         return None
@@ -85,14 +93,18 @@ def model_type(folder: Path) -> str | None:
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
-    """The open_clip model and tokenizer of a folder whose `model_type` is in `DUAL_ENCODERS`.
+    """Load a folder whose `model_type` is in `DUAL_ENCODERS`.
+
+    Returns:
+        The open_clip model and its tokenizer.
 
     Raises:
-        FileNotFoundError: there are no safetensors; names the folder.
-        ValueError: a size, activation or preprocessing that open_clip has not; names it.
+        FileNotFoundError: The folder has no safetensors weights.
+        ValueError: open_clip does not support a size, activation or preprocessing of the model, or
+            the weights do not fit `config.json`. The message names the folder or file.
 
     """
-    # Half a second to import, and only such folders need them.
+    # The import takes half a second, and only such folders need it.
     from transformers import AutoConfig, CLIPImageProcessor, SiglipImageProcessor
 
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
@@ -111,7 +123,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Callable[..., Tensor]]:
     tokenizer = HFTokenizer(
         str(folder),
         context_length=config.text_config.max_position_embeddings,
-        clean="canonicalize" if siglip else "whitespace",  # as open_clip does for each
+        clean="canonicalize" if siglip else "whitespace",  # open_clip's choice for each
     )
     return model, tokenizer
 
@@ -121,10 +133,10 @@ def _clip(folder: Path, config: Any) -> Any:
     if text.hidden_act != vision.hidden_act:
         raise ValueError(
             f"{folder}/config.json: hidden_act is {text.hidden_act!r} for text and "
-            f"{vision.hidden_act!r} for images; open_clip's CLIP has one"
+            f"{vision.hidden_act!r} for images; open_clip's CLIP supports only one for both"
         )
-    # Before 2023 transformers wrote 2 whatever the tokenizer's was; it still reads that as CLIP's
-    # own rule, the highest id.
+    # Before 2023 transformers always wrote 2, whatever the tokenizer's id was. It still reads 2 as
+    # CLIP's own rule: the end token has the highest id.
     legacy = text.eos_token_id == 2
     return open_clip.CLIP(
         embed_dim=config.projection_dim,
@@ -161,9 +173,9 @@ def _siglip(folder: Path, config: Any) -> Any:
             text_cfg=_text(folder, text)
             | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True},
         )
-    except RuntimeError as error:  # timm's for a name that it has not
+    except RuntimeError as error:  # timm raises it for an unknown name
         raise ValueError(f"{folder}/config.json: no image tower {name}: {error}") from error
-    # timm's v1 names have the exact GELU, which transformers' SigLIP has not.
+    # timm's v1 models use the exact GELU, and transformers' SigLIP does not.
     activation = nn.GELU(**_activation(folder, vision))
     for block in model.visual.trunk.blocks:
         block.mlp.act = activation
@@ -180,11 +192,11 @@ def _text(folder: Path, config: Any) -> ModelConfig:
 
 
 def _sizes(folder: Path, config: Any) -> ModelConfig:
-    """What the text and image tower of open_clip both take."""
+    """Return the settings that open_clip's text and image towers share."""
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
-        # Half a unit more, since open_clip rounds the product down.
+        # Add half a unit, because open_clip rounds the product down.
         "mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size,
         "norm_kwargs": {"eps": config.layer_norm_eps},
         "act_kwargs": _activation(folder, config),
@@ -201,7 +213,7 @@ def _activation(folder: Path, config: Any) -> dict[str, str]:
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
-    """The weights in one file or in several."""
+    """Read the weights from one file or from its shards."""
     paths = [folder / "model.safetensors"]
     if not paths[0].is_file():
         paths = sorted(folder.glob("model-*-of-*.safetensors"))
@@ -248,7 +260,10 @@ def _siglip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(weights: dict[str, Tensor], old: str, new: str, names: Names) -> dict[str, Tensor]:
-    """The weights whose names begin with `old`; query, key and value as one."""
+    """Return the weights whose names start with `old`, renamed.
+
+    Query, key and value weights are joined.
+    """
     renamed: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if name.startswith(old) and not name.endswith("position_ids"):
@@ -265,7 +280,7 @@ def _renamed(weights: dict[str, Tensor], old: str, new: str, names: Names) -> di
 def _preprocessing(
     folder: Path, settings: dict[str, Any], image_size: tuple[int, int]
 ) -> Preprocessing:
-    """open_clip's description of what an image processor of transformers does."""
+    """Return open_clip's description of a transformers image processor."""
     height, width = image_size
     size = {"height": height, "width": width}
     crop = settings.get("crop_size") if settings.get("do_center_crop") else None

@@ -1,1 +1,1 @@
-"""Language packs: on disk, in a store, on the hub, as ONNX, and in one batch with others."""
+"""Language packs: files, stores, sharing on the hub, ONNX export and mixed batches."""

@@ -1,4 +1,4 @@
-"""A native and a language pack as one: the paper's language acquisition encoder."""
+"""A native and a language pack combined into the paper's language acquisition encoder."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,18 @@ from mla_ray.packs.pack import LanguagePack
 
 
 class AcquisitionEncoder:
-    """A native and a language pack made for it: texts of the language to the native's space.
+    """Encoder of one language: a native and a language pack for it (paper, section 3.1).
+
+    Args:
+        native: Frozen English image-text model.
+        pack: Language pack that was made for `native`.
+
+    Attributes:
+        native: The native.
+        pack: The language pack.
 
     Raises:
-        PackError: the pack was made for another native.
+        PackError: The pack was made for another native.
 
     """
 
@@ -21,15 +29,21 @@ class AcquisitionEncoder:
         self.native, self.pack = native, pack
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Features [B, E] float32, not normalised; `texts` as in `LanguagePack.encode_text`."""
+        """Encode texts of the language to features `[B, E]`, float32, not L2-normalized.
+
+        See `LanguagePack.encode_text` for arguments and errors.
+        """
         return self.pack.encode_text(texts)
 
     def encode_ids(self, token_ids: Tensor) -> Tensor:
-        """Features [B, E] float32, not normalised, of texts that are tokens already.
+        """Encode token ids to features `[B, E]`, float32, not L2-normalized.
 
         Args:
-            token_ids: [B, L] int64 of the pack's tokenizer. Each row holds an end token; what
-                stands after its first is padding.
+            token_ids: Token ids `[B, L]`, int64, of the pack's tokenizer. Each row contains an end
+                token. Ids after the first end token are ignored as padding.
+
+        Raises:
+            ValueError: A row has no end token, or an id is not in the tokenizer's vocabulary.
 
         """
         return self.pack.encode_ids(token_ids)

@@ -1,4 +1,4 @@
-"""`card.json`: what a language pack is, what it was made from, and how well it does."""
+"""`card.json`: the metadata of a language pack, its origin, metrics and file hashes."""
 
 import json
 import platform
@@ -17,14 +17,16 @@ from mla_ray.runtime.atomic import read_consistently
 from mla_ray.runtime.storage import as_path, is_local, patiently
 
 SCHEMA_VERSION = 1
-RENEW = (
-    "Load the pack and save it again for the fingerprint of today: LanguagePack.load(…).save(…)."
-)
-"""What to do about a card with a fingerprint of the rule of before."""
+"""Version of the file format that this release reads and writes."""
+RENEW = "To update the fingerprint, load the pack and save it again: LanguagePack.load(…).save(…)."
+"""Advice for a card whose fingerprint follows rule 1."""
 
 
 class Card(BaseModel):
-    """`card.json`. Sizes: V embedding rows, W row width, D text width, H acquirer hidden size."""
+    """Content of `card.json`.
+
+    Sizes: V embedding rows, W row width, D text width, H acquirer hidden size.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,12 +35,12 @@ class Card(BaseModel):
     native: str
     fingerprint: str
     fingerprint_v1: str | None = Field(
-        default=None, description="of the native, by the rule of mla-ray 0.1.0"
+        default=None, description="Fingerprint of the native by rule 1 of mla-ray 0.1.0."
     )
-    rows: int = Field(gt=0, description="V")
-    row_width: int = Field(gt=0, description="W")
-    width: int = Field(gt=0, description="D")
-    hidden: int = Field(gt=0, description="H")
+    rows: int = Field(gt=0, description="Number of embedding rows V.")
+    row_width: int = Field(gt=0, description="Width W of an embedding row.")
+    width: int = Field(gt=0, description="Text width D of the native.")
+    hidden: int = Field(gt=0, description="Hidden size H of the acquirers.")
     blocks: int = Field(gt=0)
     context_length: int = Field(gt=0)
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -47,29 +49,49 @@ class Card(BaseModel):
     libraries: dict[str, str] = Field(default_factory=dict)
     sha256: dict[str, str] = Field(default_factory=dict)
     acquired_on: dict[str, str] | None = Field(
-        default=None, description="native and fingerprint, if it was plugged into another since"
+        default=None, description="Native and fingerprint at acquisition, if plugged since."
     )
     started_from: dict[str, Any] | None = Field(
-        default=None, description="hashes and stages of the pack that training went on from"
+        default=None, description="Hashes and stages of the pack that training continued from."
     )
 
     def check(self, native: Native, where: str = "language pack") -> None:
-        """PackError, naming both natives, if the pack was made for another."""
+        """Check that the pack was made for `native`.
+
+        Args:
+            native: Native to compare with.
+            where: Name of the pack for the message.
+
+        Raises:
+            PackError: The pack was made for another native. The message names both natives.
+
+        """
         if not native.goes_by(self.fingerprint, where, RENEW):
             raise PackError(
                 f"{where}: made for native {self.native!r} ({self.fingerprint[:12]}), but this is "
                 f"{native.name!r} ({native.fingerprint[:12]}); load {self.native!r}, or acquire "
-                f"{self.language!r} anew"
+                f"{self.language!r} on this one"
             )
 
     def renewed(self, native: Native) -> "Card":
-        """The card of a pack that is the native's, with the native's fingerprints of today."""
+        """Return a copy with the native's current fingerprints.
+
+        The pack must belong to the native already (`check`).
+        """
         now = {"fingerprint": native.fingerprint, "fingerprint_v1": native.fingerprint_v1}
         return self.model_copy(update=now)
 
 
 def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: Any) -> Card:
-    """A card for `encoder`; `rest` are `stages`, `data` and `metrics`."""
+    """Create the card of an encoder.
+
+    Args:
+        native: Native that the encoder was made for.
+        language: BCP-47 tag.
+        encoder: Encoder that gives the sizes.
+        **rest: Further fields of `Card`, such as `stages`, `data` and `metrics`.
+
+    """
     count, row_width = encoder.embedding.rows.weight.shape
     return Card(
         language=language,
@@ -89,7 +111,13 @@ def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: A
 
 
 def read_card(folder: str | Path | UPath) -> Card:
-    """The card of the pack in `folder`; PackError if there is none, or it is not one."""
+    """Read the card of the pack at a path or URL.
+
+    Raises:
+        PackError: There is no card, or it is invalid. The message names the file.
+        OSError: The storage is not available.
+
+    """
     path = as_path(folder) / "card.json"
 
     def read() -> Card:
@@ -102,16 +130,27 @@ def read_card(folder: str | Path | UPath) -> Card:
 
 
 def parse_card(data: bytes, where: str) -> Card:
-    """The card in a file's bytes; PackError, with `where` they are from, if it is none."""
+    """Parse the bytes of a `card.json`.
+
+    Args:
+        data: Content of the file.
+        where: Name of the file for the message.
+
+    Raises:
+        PackError: The content is not a valid card, or has another schema version.
+
+    """
     try:
         document = json.loads(data)
         schema = document.get("schema_version") if isinstance(document, dict) else None
         if schema != SCHEMA_VERSION:
             raise PackError(
-                f"{where}: schema version {schema}, this mla-ray reads {SCHEMA_VERSION}; update one"
+                f"{where}: has schema version {schema}, but this mla-ray reads {SCHEMA_VERSION}; "
+                "update mla-ray or make the pack again"
             )
         card = Card.model_validate(document)
-        # What Python reads but no answer can hold: NaN and 1e999, half a character, a deep nest.
+        # Reject values that Python reads but a JSON response cannot hold: NaN, 1e999, a lone
+        # surrogate, deep nesting.
         json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
         card.model_dump_json()
         return card

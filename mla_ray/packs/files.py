@@ -1,4 +1,4 @@
-"""The files of a pack, and how they are fetched: each there, and none larger than allowed."""
+"""The files of a pack, their size limits, and how they are fetched."""
 
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,24 +10,32 @@ from upath import UPath
 from mla_ray.runtime.storage import fetch, patiently
 
 README = "README.md"
+"""File name of the model card."""
 MAX_FILE_BYTES = {
     "weights.safetensors": 2 << 30,
     "tokenizer.json": 64 << 20,
     "card.json": 1 << 20,
     README: 1 << 20,
 }
+"""Files of a pack and the maximum size of each in bytes."""
 NEEDED = ("weights.safetensors", "tokenizer.json", "card.json")
-"""What no pack may lack."""
+"""Files that every pack must have."""
 
 
 class PackError(ValueError):
-    """A pack that is damaged, not a pack, or made for another native."""
+    """Error for a pack that is damaged, invalid, or made for another native."""
 
 
 def check_file(path: Path | UPath) -> None:
-    """PackError, naming the file, if it is missing or too large. OSError if it is out of reach."""
+    """Check that a file of a pack exists and is not too large.
+
+    Raises:
+        PackError: The file is missing or too large. The message names the file.
+        OSError: The storage is not available.
+
+    """
     try:
-        found = path.stat()  # not `is_file`, which says False of a storage that is away
+        found = path.stat()  # `is_file` would return False for storage that is not available
     except (FileNotFoundError, NotADirectoryError):
         found = None
     if found is None or stat.S_ISDIR(found.st_mode):
@@ -36,16 +44,34 @@ def check_file(path: Path | UPath) -> None:
 
 
 def check_size(path: object, size: int | None) -> None:
-    """PackError if a file of a pack has more bytes than allowed, or nobody knows how many."""
+    """Check the size of a file of a pack.
+
+    Args:
+        path: Path whose last part is a key of `MAX_FILE_BYTES`.
+        size: Size in bytes, or None if unknown.
+
+    Raises:
+        PackError: The size is unknown or too large.
+
+    """
     limit = MAX_FILE_BYTES[str(path).rpartition("/")[2]]
     if size is None:
-        raise PackError(f"{path}: of unknown size; at most {limit} bytes are taken")
+        raise PackError(f"{path}: of unknown size; at most {limit} bytes are accepted")
     if size > limit:
         raise PackError(f"{path}: larger than {limit} bytes")
 
 
 def check_sizes(sizes: Mapping[str, int | None], where: str) -> None:
-    """PackError unless the files in `where`, of these sizes by name, are those of a pack."""
+    """Check that all needed files of a pack exist and that no file is too large.
+
+    Args:
+        sizes: Size in bytes by file name.
+        where: Name of the place for the message.
+
+    Raises:
+        PackError: A needed file is missing, or a size is unknown or too large.
+
+    """
     for name in NEEDED:
         if name not in sizes:
             raise PackError(f"{where}/{name}: missing; a language pack has {list(NEEDED)}")
@@ -59,11 +85,18 @@ def fetch_files(
     names: Iterable[str] = NEEDED,
     pauses: Sequence[float] | None = None,
 ) -> None:
-    """Copy files of the pack in `source` to a folder of this machine.
+    """Copy files of the pack at `source` to a local folder.
+
+    Args:
+        source: Path or URL of the pack.
+        folder: Local folder.
+        names: Names of the files.
+        pauses: Seconds between retries while the storage is not available. The default is
+            `storage.PAUSES`.
 
     Raises:
-        PackError: one is missing or too large; none that is gets copied.
-        OSError: the storage stays away.
+        PackError: A file is missing or too large. Such a file is not copied.
+        OSError: The storage is not available after the last retry.
 
     """
     for name in names:

@@ -1,10 +1,10 @@
-"""Packs shared between people: on the Hugging Face hub, or in a folder that is laid out as there.
+"""Sharing of packs on the Hugging Face hub, or in a folder with the same layout.
 
     README.md  card.json  tokenizer.json  weights.safetensors      at the root of the repository
 
-Nothing else of a repository is read, sizes are known before anything is fetched, and what is pushed
-or pulled loads on its native first. The hub's token comes from the environment alone, HF_TOKEN; a
-hub other than the public one is named by HF_ENDPOINT.
+No other file of a repository is read, and sizes are checked before a file is fetched. A pack must
+load on its native before it is pushed or replaces a local pack. The hub's token comes only from the
+environment variable HF_TOKEN. HF_ENDPOINT selects a hub other than the public one.
 """
 
 import os
@@ -40,11 +40,19 @@ from mla_ray.packs.readme import model_card
 from mla_ray.runtime.storage import as_path, names_in, upload
 
 HUB = "hf-hub:"
+"""Prefix of a repository on the hub."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A pack in a repository. `revision` is the hub's commit; a folder has none."""
+    """Pack in a repository or folder.
+
+    Attributes:
+        language: BCP-47 tag of the pack.
+        url: Commit URL on the hub after a push. Otherwise the path or URL of the folder.
+        revision: Commit of the hub, or None for a folder.
+
+    """
 
     language: str
     url: str
@@ -60,22 +68,25 @@ def push(
     private: bool = False,
     revision: str | None = None,
 ) -> Shared:
-    """Put a pack into a repository, with a model card written from its `card.json`.
+    """Push a pack to a repository, with a model card written from its `card.json`.
 
     Args:
-        pack: a path or URL.
-        repo: `hf-hub:owner/name`, made if it is not there; or the path or URL of a folder. Files
-            there that are none of a pack's stay.
-        native: the pack's; the pack is loaded on it first.
-        license: for the model card, as the hub spells it.
-        private: of the hub: nobody else is to see it.
-        revision: of the hub: a branch, made from the main one if it is not there.
+        pack: Path or URL of the pack.
+        repo: `hf-hub:owner/name`, which is created if it does not exist, or the path or URL of a
+            folder. Other files there are kept.
+        native: Native of the pack. The pack is loaded on it first.
+        license: License for the model card, as the hub spells it.
+        private: Hub only. Create the repository as private.
+        revision: Hub only. Branch to push to, created from the main branch if it does not exist.
 
     Raises:
-        PackError: the pack is damaged or made for another native.
-        PermissionError: HF_TOKEN is missing, or may not write there.
-        FileExistsError: the folder is something else than a pack's repository.
-        ValueError: `private`, and the repository is there and public; or the hub refuses the card.
+        PackError: The pack is damaged or was made for another native.
+        PermissionError: HF_TOKEN is missing or does not permit writing.
+        FileNotFoundError: The hub does not show the repository to this token.
+        FileExistsError: The folder contains something other than a pack.
+        ValueError: `private` is set but the repository is public, a hub option is used with a
+            folder, the name is not `owner/name`, or the hub rejects the model card.
+        ConnectionError: The hub does not answer.
 
     """
     with tempfile.TemporaryDirectory(prefix="mla-push-") as scratch:
@@ -85,7 +96,7 @@ def push(
         if repo.startswith(HUB):
             return _push_to_hub(folder, repo, card, private, revision)
         if private or revision:
-            raise ValueError(f"{repo} is a folder: private and revision are of {HUB}owner/name")
+            raise ValueError(f"{repo} is a folder: private and revision need {HUB}owner/name")
         _put(folder, as_path(repo))
         return Shared(card.language, str(as_path(repo)))
 
@@ -93,21 +104,25 @@ def push(
 def pull(
     repo: str, out: str | Path | UPath, native: Native, *, revision: str | None = None
 ) -> Shared:
-    """Put the pack of a repository in the place of `out`, an older pack there included.
+    """Pull the pack of a repository to `out`, replacing an older pack there.
 
-    From the hub it is taken at one commit, through the hub's own cache (HF_HOME): pulled again, or
-    broken off and pulled again, what is there is not fetched twice.
+    All files come from one commit, through the hub's cache (HF_HOME). A repeated pull, also after
+    an interruption, does not fetch cached files again.
 
     Args:
         repo: `hf-hub:owner/name`, or the path or URL of a folder.
-        out: a path or URL.
-        native: the pack must be made for it.
-        revision: of the hub: a branch, tag or commit; the main branch if not given.
+        out: Path or URL of the local pack.
+        native: Native that the pack must be made for.
+        revision: Hub only. Branch, tag or commit. The default is the main branch.
 
     Raises:
-        PackError: no pack, too large, damaged, or made for another native; `out` is as before.
-        FileNotFoundError: no such repository or revision, or HF_TOKEN does not show it.
-        FileExistsError: `out` is something else than a pack.
+        PackError: The repository has no pack, or the pack is too large, damaged or made for another
+            native. `out` is unchanged.
+        FileNotFoundError: The repository or revision does not exist, or HF_TOKEN may not see it.
+        PermissionError: The hub denies access.
+        FileExistsError: `out` contains something other than a pack.
+        ValueError: `revision` is used with a folder, or the name is not `owner/name`.
+        ConnectionError: The hub does not answer.
 
     """
     with tempfile.TemporaryDirectory(prefix="mla-pull-") as scratch:
@@ -117,7 +132,7 @@ def pull(
             commit = _download(repo, revision, folder)
             card = _check(folder, repo, native)
         elif revision:
-            raise ValueError(f"{repo} is a folder: revision is of {HUB}owner/name")
+            raise ValueError(f"{repo} is a folder: revision needs {HUB}owner/name")
         else:
             card = _fetch(as_path(repo), folder, native)
         copy_pack(folder, out)
@@ -125,14 +140,14 @@ def pull(
 
 
 def _fetch(source: UPath, folder: Path, native: Native) -> Card:
-    """The files of a pack at a path or URL, here; its card if it is sound."""
+    """Copy the files of a pack at a path or URL to `folder`, and return the card if it is valid."""
     readme = {README} & set(names_in(source))
     fetch_files(source, folder, [*NEEDED, *readme])
     return _check(folder, str(source), native)
 
 
 def _check(folder: Path, where: str, native: Native) -> Card:
-    """The card of a pack that loads; `where` it is from is what an error tells."""
+    """Load a pack and return its card. Error messages name it `where`."""
     try:
         LanguagePack.load(folder, native)
     except PackError as error:
@@ -154,12 +169,12 @@ def _push_to_hub(
     folder: Path, repo: str, card: Card, private: bool, revision: str | None
 ) -> Shared:
     if not os.environ.get("HF_TOKEN"):
-        raise PermissionError(f"{repo}: writing needs a token of the hub's; set HF_TOKEN")
+        raise PermissionError(f"{repo}: writing needs a token of the hub; set HF_TOKEN")
     api, name = _hub(), _name(repo)
     with _hub_errors(repo, revision):
         api.create_repo(name, private=private or None, exist_ok=True)
         if private and not api.model_info(name).private:
-            raise ValueError(f"{repo} is public already; make it private there, or name another")
+            raise ValueError(f"{repo} is public already; make it private there or choose another")
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
         commit = api.create_commit(
@@ -172,7 +187,7 @@ def _push_to_hub(
 
 
 def _download(repo: str, revision: str | None, folder: Path) -> str:
-    """The files of a pack on the hub, here; the commit they are of."""
+    """Download the files of a pack from the hub and return their commit."""
     api, name = _hub(), _name(repo)
     with _hub_errors(repo, revision):
         info = api.model_info(name, revision=revision, files_metadata=True)
@@ -186,12 +201,12 @@ def _download(repo: str, revision: str | None, folder: Path) -> str:
 def _name(repo: str) -> str:
     name = repo.removeprefix(HUB)
     if name.count("/") != 1:
-        raise ValueError(f"{repo}: a repository of the hub is {HUB}owner/name")
+        raise ValueError(f"{repo}: not a repository of the hub; write {HUB}owner/name")
     return name
 
 
 def _hub() -> HfApi:
-    # False, not None: a token that some login left on this machine is not ours to send.
+    # False, not None: do not send a token that an earlier login stored on this machine.
     return HfApi(
         endpoint=os.environ.get("HF_ENDPOINT"),
         token=os.environ.get("HF_TOKEN") or False,
@@ -201,9 +216,9 @@ def _hub() -> HfApi:
 
 @contextmanager
 def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """The hub's errors, in a line that says what to do.
+    """Translate the hub's errors into exceptions that tell the user what to do.
 
-    Its library lets httpx2's through; Qdrant's library and our own client use httpx.
+    huggingface_hub raises errors of httpx2 as they are. Qdrant's library and our client use httpx.
     """
     token = "HF_TOKEN may not see it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     try:
@@ -214,7 +229,7 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         raise FileNotFoundError(f"{repo}: not on the hub, or not public and {token}") from error
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            raise PermissionError(f"{repo}: {error}; HF_TOKEN must allow it") from error
+            raise PermissionError(f"{repo}: {error}; HF_TOKEN does not permit it") from error
         raise
     except (httpx2.TransportError, LocalEntryNotFoundError) as error:
         raise ConnectionError(f"{repo}: the hub does not answer: {error}") from error

@@ -1,6 +1,7 @@
-"""The packs in use: loaded from a store on demand, the least recently used leaving first.
+"""In-memory cache of packs, loaded on demand from a store.
 
-What was served before stays in service until a pack that changed is whole.
+The least recently used pack is evicted first. If a pack changes, the old version is served until
+the new version has loaded.
 """
 
 import logging
@@ -25,14 +26,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Why a pack could not be loaded, and the files of which that is true."""
+    """Reason why a pack could not be loaded, and the version and state of its files."""
 
     files: tuple[str, tuple[str, ...]]
     why: str
 
 
 class PackLibrary:
-    """The packs in use on one native, at most `capacity` of them. Safe for many threads."""
+    """Cache of the packs in use on one native. Safe for use from several threads.
+
+    Args:
+        store: Store that holds the packs.
+        native: Native that the packs are loaded on.
+        capacity: Maximum number of packs in memory.
+
+    """
 
     def __init__(self, store: PackStore, native: Native, capacity: int = 32) -> None:
         self.store = store
@@ -40,19 +48,32 @@ class PackLibrary:
         self.capacity = capacity
         self.listing = Listing()
         self._loaded: OrderedDict[str, tuple[str, LanguagePack]] = OrderedDict()  # version and pack
-        self._refused: dict[str, _Refusal] = {}  # by the pack's name
-        self._lock = threading.Lock()  # of listing and loaded; never held while loading
+        self._refused: dict[str, _Refusal] = {}  # by name of the pack
+        self._lock = threading.Lock()  # guards listing and loaded, never held while loading
         self._loading: dict[str, threading.Lock] = {}
         self._scanning = threading.Lock()
 
     def refresh(self) -> Listing:
-        """Scan the store, and renew what changed of the packs in use."""
+        """Scan the store, and reload the packs in use that have changed.
+
+        Raises:
+            OSError: The store is not available.
+
+        """
         for listed in self.rescan():
             self.renew(listed)
         return self.listing
 
     def rescan(self) -> list[Listed]:
-        """Scan the store, drop packs that are gone; returns those in use that have changed."""
+        """Scan the store and drop packs that are gone.
+
+        Returns:
+            The packs in use that have changed. Pass each to `renew`.
+
+        Raises:
+            OSError: The store is not available.
+
+        """
         with self._scanning:
             listing = self.store.scan()
             with self._lock:
@@ -73,7 +94,7 @@ class PackLibrary:
             return changed
 
     def renew(self, listed: Listed) -> None:
-        """Load a pack that changed. If it does not load, the one before stays in service."""
+        """Load the new version of a pack. If loading fails, the old version stays in use."""
         try:
             pack = self._load_unless_refused(listed)
         except (PackError, OSError) as error:
@@ -84,11 +105,15 @@ class PackLibrary:
                 self._loaded[listed.card.language] = listed.version, pack
 
     def get(self, language: str) -> LanguagePack | None:
-        """The pack of a language, loaded if need be; None for English, which needs none.
+        """Return the pack of a language, loading it if necessary.
+
+        Returns:
+            The pack, or None for English, which needs no pack.
 
         Raises:
-            KeyError: the store has no pack for it.
-            PackError: it has one that cannot be loaded.
+            KeyError: The store has no pack for the language.
+            PackError: The pack cannot be loaded.
+            OSError: The store is not available.
 
         """
         if language == ENGLISH:
@@ -97,11 +122,11 @@ class PackLibrary:
             return pack
         with self._lock:
             loading = self._loading.setdefault(language, threading.Lock())
-        with loading:  # others who want the same pack wait for it; nobody else does
+        with loading:  # only requests for the same pack wait
             if pack := self._held(language):
                 return pack
             if language not in self.listing.packs:
-                self.refresh()  # someone else may have seen a new pack before we did
+                self.refresh()  # the store may have a new pack since the last scan
             version, pack = self._load(language)
             with self._lock:
                 self._loaded[language] = version, pack
@@ -125,21 +150,27 @@ class PackLibrary:
                 nothing_new = before and before is self._refused.get(listed.name)
                 if nothing_new or attempt + 1 == ATTEMPTS:
                     raise
-                time.sleep(0.1)  # it is being replaced, most likely
+                time.sleep(0.1)  # a writer is probably replacing the pack
                 self.refresh()
         raise AssertionError("unreachable")
 
     def _load_unless_refused(self, listed: Listed) -> LanguagePack:
-        """The pack; PackError at once for files that were refused before, until they change."""
+        """Load a pack, unless the same files could not be loaded before.
+
+        Raises:
+            PackError: The pack cannot be loaded. Known faulty files fail immediately until they
+                change.
+
+        """
         files = listed.version, self.store.state(listed)
         refusal = self._refused.get(listed.name)
         if refusal and refusal.files == files:
             raise PackError(refusal.why)
         try:
             pack = self.store.load(listed, self.native)
-        except OSError:  # a store out of reach says nothing of the pack
+        except OSError:  # the store is not available, and the pack may be fine
             raise
-        except Exception as error:  # whatever it is, it is this pack's
+        except Exception as error:  # any other error marks this pack as faulty
             self._refused[listed.name] = _Refusal(files, str(error))
             self._note_fault(self.listing, listed, str(error))
             log.warning("pack %s: %s", listed.name, error)
@@ -160,11 +191,20 @@ class PackLibrary:
 
 
 def load_packs(folders: Sequence[str | Path], native: Native) -> dict[str, LanguagePack]:
-    """Packs by language; two of one language are refused."""
+    """Load the packs in several folders.
+
+    Returns:
+        Packs by language.
+
+    Raises:
+        ValueError: Two packs have the same language.
+        PackError: A pack cannot be loaded.
+
+    """
     packs: dict[str, LanguagePack] = {}
     for folder in folders:
         language = read_card(folder).language
         if language in packs:
-            raise ValueError(f"{folder}: a second pack for {language!r}; pass one a language")
+            raise ValueError(f"{folder}: a second pack for {language!r}; pass one per language")
         packs[language] = LanguagePack.load(folder, native)
     return packs

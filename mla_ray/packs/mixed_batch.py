@@ -1,7 +1,7 @@
-"""Texts of several languages in one pass through the frozen blocks, each row its own acquirers.
+"""Batches that mix languages: one pass through the frozen blocks, with each row's own acquirers.
 
-A server that acquired twenty languages holds one native, not twenty models: the blocks, by far the
-most of the work, see one batch whatever it mixes.
+A server with twenty languages holds one native and twenty packs, not twenty models. The blocks,
+which do most of the work, process one batch for all languages.
 
 Shapes: B batch, L tokens, D text width, E joint embedding size.
 """
@@ -22,34 +22,44 @@ from mla_ray.packs.pack import LanguagePack
 
 @dataclass(frozen=True)
 class Segment:
-    """Texts of one language, side by side in the batch. `pack` is None for English."""
+    """Consecutive rows of the batch in one language. `pack` is None for English."""
 
     pack: LanguagePack | None
     rows: slice
-    ids: Tensor | list[Ids]  # the native's [B, context length]; a pack's, ragged
+    ids: Tensor | list[Ids]  # native: [B, context length], pack: rows of different lengths
     end_B: Tensor  # position of each text's end token
     unknown_B: Shares
 
 
 class Mixed(NamedTuple):
-    """In the order of the texts. A row may hold what is no number, and costs no other row."""
+    """Features and unknown-token shares, in the order of the texts.
 
-    features: Tensor  # [B, E] float32, not normalised
-    unknown_tokens: Shares  # [B]: of each text's tokens the share that is unknown
+    A row with NaN or infinity does not affect other rows.
+    """
+
+    features: Tensor  # [B, E] float32, not L2-normalized
+    unknown_tokens: Shares  # [B] share of each text's tokens that are unknown
 
 
 def encode_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Tensor:
-    """The features of `read_mixed` alone: [B, E] float32, not normalised, in the order given."""
+    """Encode texts of several languages to features `[B, E]`, float32, not L2-normalized.
+
+    The features are those of `read_mixed`, in the order of the texts.
+    """
     return read_mixed(native, texts).features
 
 
 @torch.inference_mode()
 def read_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]]) -> Mixed:
-    """Texts of any languages in one pass.
+    """Encode texts of several languages in one pass.
 
     Args:
-        native: the native that all the packs are made for.
-        texts: each with the pack of its language, or None for English, which goes the native way.
+        native: Native that all packs were made for.
+        texts: Texts, each with the pack of its language, or None for English.
+
+    Returns:
+        Features `[B, E]`, float32, not L2-normalized, and shares of unknown tokens `[B]`, float64,
+        from 0 to 1. Both are in the order of the texts.
 
     """
     tower = native.text
@@ -97,7 +107,7 @@ def _tokenize(native: Native, pack: LanguagePack | None, texts: list[str], start
 
 
 def _embed(native: Native, part: Segment, length: int) -> tuple[Tensor, Tensor]:
-    """Token embeddings [B, L, D] and which of them are padding [B, L]."""
+    """Return token embeddings `[B, L, D]` and a mask `[B, L]` that is True for padding."""
     device, tower = native.device, native.text
     if part.pack is None:
         assert isinstance(part.ids, Tensor)  # noqa: S101  for mypy

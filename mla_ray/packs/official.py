@@ -1,12 +1,13 @@
-"""Checkpoints of the paper's released code (github: AIM3-RUC/MLA): one state dict of an OpenAI CLIP
-with QuickGELU, the embedding that all languages share, and each language's acquirers.
+"""Reader for checkpoints of the paper's released code (github: AIM3-RUC/MLA).
+
+A checkpoint is one state dict. It contains an OpenAI CLIP with QuickGELU, the embedding that all
+languages share, and the acquirers of each language:
 
     multilingual_embedding.weight                                         [V, W]
     multilingual_embedding_linear.{weight,bias}                           [D, W], [D]
     transformer.resblocks.I.acquirer.LANGUAGE.mlp.{c_fc,c_proj}.{weight,bias}
-    transformer.resblocks.I.acquirer.LANGUAGE.ln.*                        never applied there
-    the rest                                                              the CLIP
-
+    transformer.resblocks.I.acquirer.LANGUAGE.ln.*                        unused in that code
+    all other keys                                                        the CLIP
 
 Shapes: V embedding rows, W row width, D text width, H acquirer hidden size.
 """
@@ -31,27 +32,37 @@ from mla_ray.model.open_clip_config import ModelConfig, Preprocessing, preproces
 from mla_ray.model.towers import TextTower
 
 END = 102
-"""M-BERT's [SEP]: where that code reads the sentence feature."""
+"""Id of M-BERT's [SEP] token, at which that code reads the sentence feature."""
 OURS = {"mlp.c_fc": "down", "mlp.c_proj": "up"}
+"""Names of an acquirer's layers in a checkpoint and in `Acquirer`."""
 ACQUIRER = re.compile(r"transformer\.resblocks\.(\d+)\.acquirer\.([^.]+)\.(.+)\.(weight|bias)")
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's own archives
+"""Key of an acquirer's weight: block, language, layer and kind."""
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own archives
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Its tensors, float32, sorted by whose they are."""
+    """Weights of a checkpoint in float32, sorted by module."""
 
     path: Path
+    """File that the checkpoint was read from."""
     clip: dict[str, Tensor]
+    """Weights of the CLIP."""
     embedding: dict[str, Tensor]
-    """By `rows.weight`, `linear.weight`, `linear.bias`."""
+    """Shared embedding: `rows.weight`, `linear.weight` and `linear.bias`."""
     acquirers: dict[str, dict[str, Tensor]]
-    """By language, then as in `LanguageEncoder`."""
+    """Weights of the acquirers by language, named as in `LanguageEncoder`."""
 
     # -- languages --
 
     def encoder(self, language: str, tower: TextTower) -> LanguageEncoder:
-        """One language, around the blocks of `tower`. ValueError if it is not there."""
+        """Create the encoder of one language on `tower`.
+
+        Raises:
+            ValueError: The checkpoint does not have the language, or its weights do not fit the
+                tower.
+
+        """
         if language not in self.acquirers:
             raise ValueError(f"{self.path}: no language {language!r}; it has {[*self.acquirers]}")
         weights = {f"embedding.{name}": weight for name, weight in self.embedding.items()}
@@ -67,7 +78,12 @@ class Checkpoint:
         return encoder.to(tower.token_embedding.weight.device)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """ValueError unless it has a token for each embedding row, and frames texts as M-BERT's."""
+        """Check that a tokenizer fits the embedding rows and ends texts as M-BERT's does.
+
+        Raises:
+            ValueError: The number of tokens or the end token differs.
+
+        """
         rows, tokens = len(self.embedding["rows.weight"]), tokenizer.get_vocab_size()
         if rows != tokens:
             raise ValueError(f"{self.path}: {rows:,} embedding rows, the tokenizer has {tokens:,}")
@@ -78,7 +94,7 @@ class Checkpoint:
 
     @cached_property
     def model_config(self) -> ModelConfig:
-        """open_clip's configuration of the CLIP, read off its shapes."""
+        """open_clip's configuration of the CLIP, derived from the shapes of the weights."""
         weights = self.clip
         patches = weights["visual.positional_embedding"].shape[0] - 1
         width, _, patch, _ = weights["visual.conv1.weight"].shape
@@ -103,46 +119,56 @@ class Checkpoint:
 
     @cached_property
     def preprocess(self) -> Preprocessing:
-        """OpenAI's, at the size of the image tower."""
+        """OpenAI's preprocessing at the image size of the CLIP."""
         size = self.model_config["vision_cfg"]["image_size"]
         return preprocessing({"size": (size, size)})
 
     def native(self) -> Native:
-        """The CLIP, as a native in memory."""
+        """Create a native in memory from the CLIP in the checkpoint."""
         model = open_clip.CLIP(**self.model_config)
         model.load_state_dict(self.clip)
         set_model_preprocess_cfg(model, self.preprocess)
         return Native(str(self.path), model, open_clip.get_tokenizer("ViT-B-32"))
 
     def write_native(self, folder: Path) -> None:
-        """The CLIP in open_clip's folder layout, which `Native.load` takes."""
+        """Write the CLIP to a folder in open_clip's layout, which `Native.load` takes.
+
+        Raises:
+            FileExistsError: The folder is not empty.
+
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise FileExistsError(f"{folder} is not empty; choose another folder for the native")
         save_file(self.clip, folder / "open_clip_model.safetensors")
-        (folder / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes private files
+        (folder / "open_clip_model.safetensors").chmod(0o644)  # safetensors creates private files
         document = {"model_cfg": self.model_config, "preprocess_cfg": self.preprocess}
-        # Last: the folder is a native only with it.
+        # Write it last: readers take the folder for a native only then.
         (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n")
 
     def check_native(self, native: Native) -> None:
-        """ValueError unless the native's weights are those in the checkpoint."""
+        """Check that the native's weights equal those of the CLIP in the checkpoint.
+
+        Raises:
+            ValueError: A weight differs or is missing. The message names the weight.
+
+        """
         theirs = native.model.state_dict()
         for name, weight in self.clip.items():
             other = theirs.get(name)
             if other is None or not torch.equal(other.float().cpu(), weight):
                 raise ValueError(
-                    f"{self.path}: its {name} is not that of {native.name!r}; keep the CLIP that "
-                    "is inside, with --with-native DIR"
+                    f"{self.path}: its {name} is not that of {native.name!r}; save the CLIP in "
+                    "the checkpoint as a native, with --with-native DIR"
                 )
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """The tensors of a checkpoint; nothing else in the file is unpickled.
+    """Read the tensors of a checkpoint. Nothing else in the file is unpickled.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it holds more than tensors, or not those of this layout.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file contains more than tensors, or lacks tensors of this layout.
 
     """
     path = Path(path)
@@ -152,7 +178,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path}: not a state dict of tensors: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(w, Tensor) for w in state.values()):
         raise ValueError(f"{path}: not a state dict of tensors")
-    # Saved from a model wrapped for several GPUs, all names have this in front.
+    # A model wrapped for several GPUs saves all names with this prefix.
     weights = {name.removeprefix("module."): w for name, w in state.items()}
     embedding: dict[str, Tensor] = {}
     clip: dict[str, Tensor] = {}

@@ -1,16 +1,19 @@
-"""Packs as ONNX, for programs without Python or PyTorch: native text tower and pack in one graph.
+"""ONNX export of packs for programs without Python or PyTorch.
 
     text.onnx        token_ids [B, L] int64, lengths [B] int64 -> features [B, E] float32
-    tokenizer.json   the pack's, set to pad a batch
-    image.onnx       pixels [B, 3, S, S] float32 -> features [B, E] float32         (if asked for)
-    english.onnx     token_ids [B, L] int64 -> features [B, E] float32              (if asked for)
-    export.json      what is what, how pixels are prepared, how exact each graph is
+    tokenizer.json   the pack's tokenizer, set to pad a batch
+    image.onnx       pixels [B, 3, S, S] float32 -> features [B, E] float32         (optional)
+    english.onnx     token_ids [B, L] int64 -> features [B, E] float32              (optional)
+    export.json      graphs and inputs, preprocessing, differences from PyTorch
 
-Features are not normalised. All that stands between the pack's tokenizer and its rows is in the
-graph: tokens without a row are skipped, a text that is too long is cut and keeps its end token.
-Each graph is run by onnxruntime against PyTorch right after it is made, and refused if it differs.
+text.onnx combines the native's text tower and the pack. It also contains the steps between the
+pack's tokenizer and its embedding rows: tokens without a row are skipped, and a text that is too
+long is cut and keeps its end token. Features are not L2-normalized.
 
-Shapes: B batch, L tokens, R rows of a text's tokens, E joint embedding size, S pixels of a side.
+The export runs each graph with onnxruntime and compares it with PyTorch. It fails if they differ.
+
+Shapes: B batch, L tokens, R rows of a text's tokens, E joint embedding size, S image side in
+pixels.
 """
 
 import hashlib
@@ -42,40 +45,50 @@ from mla_ray.runtime.progress import Progress, Report
 from mla_ray.runtime.storage import as_path, upload
 
 SCHEMA_VERSION = 1
+"""Version of the format of `export.json`."""
 TOLERANCE = 1e-4
-"""Largest difference of any value of any feature from PyTorch's."""
+"""Maximum absolute difference of any feature value from PyTorch's."""
 BATCHES = {1: 0.3, 2: 0.6, 7: 2.0}
-"""Sizes of the batches that a graph is compared on; how long their texts may be, in contexts."""
+"""Batch sizes of the comparison, each with its maximum text length as a multiple of the context."""
 INFO = "export.json"
+"""File name of the description of an export."""
 
 BATCH = Dim("batch")
 
 Feed = dict[str, npt.NDArray[Any]]
+"""Inputs of a graph by name."""
 Case = tuple[Feed, Tensor]
-"""What a graph is given, and the features [B, E] that PyTorch finds."""
+"""Inputs of a graph, and PyTorch's features `[B, E]` for them."""
 
 
 class LanguageGraph(nn.Module):
-    """What `LanguagePack.encode_text` does after its tokenizer, in operations that ONNX has."""
+    """Steps of `LanguagePack.encode_text` after its tokenizer, in operations that ONNX supports.
+
+    Args:
+        pack: The language pack.
+
+    """
 
     row_of: Tensor
+    """Embedding row `[vocabulary]` of each token, int64, or -1 for a token without a row."""
 
     def __init__(self, pack: LanguagePack) -> None:
         super().__init__()
         self.encoder = pack.encoder
         tower = pack.encoder.tower
         self.context_length = tower.context_length
-        # A BERT could be cut, too, but its mask cannot be traced for every length.
+        # A BERT could be cut, too, but tracing its mask for every length fails.
         self.cuts = isinstance(tower, ClipTower) and not tower.fixed_length
         rows = torch.from_numpy(pack.tokenizer.row_of.astype(np.int64))
         self.register_buffer("row_of", rows.to(pack.encoder.embedding.linear.weight.device))
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Features [B, E] float32.
+        """Encode token ids to features `[B, E]`, float32, not L2-normalized.
 
         Args:
-            token_ids: [B, L] int64, as the tokenizer gives them; whatever follows a text's end.
-            lengths: [B] int64, tokens of each text, its end token included.
+            token_ids: Token ids `[B, L]`, int64, as the tokenizer returns them. Ids after a text's
+                end are ignored.
+            lengths: Number of tokens of each text `[B]`, int64, including the end token.
 
         """
         batch, length = token_ids.shape
@@ -84,7 +97,7 @@ class LanguageGraph(nn.Module):
         kept_BL = (row_BL >= 0) & (place_L < lengths[:, None])
         slot_BL = kept_BL.long().cumsum(1) - 1
         last_B1 = kept_BL.long().sum(1, keepdim=True) - 1
-        # The end token stands last, also where a longer text is cut before it.
+        # The end token comes last, also if the text is cut before it.
         room = self.context_length - 1
         is_last_BL = slot_BL == last_B1
         slot_BL = torch.where(is_last_BL, slot_BL.clamp(max=room), slot_BL)
@@ -92,7 +105,7 @@ class LanguageGraph(nn.Module):
         count: int | torch.SymInt = self.context_length
         if self.cuts:
             count = torch.sym_min(length, self.context_length)
-        # One place more than there are, for all that is left out; row 0 pads.
+        # Skipped tokens go to one extra slot, which is cut off below. Row 0 is padding.
         slot_BL = torch.where(kept_BL, slot_BL, count)
         rows_BR = row_BL.new_zeros(batch, count + 1).scatter(1, slot_BL, row_BL.clamp(min=0))
         length_B = (last_B1[:, 0] + 1).clamp(max=self.context_length)
@@ -101,7 +114,12 @@ class LanguageGraph(nn.Module):
 
 
 class EnglishGraph(nn.Module):
-    """`Native.encode_text` of ids as the native's tokenizer gives them."""
+    """`Native.encode_text` for ids of the native's tokenizer.
+
+    Args:
+        native: The native.
+
+    """
 
     def __init__(self, native: Native) -> None:
         super().__init__()
@@ -109,11 +127,17 @@ class EnglishGraph(nn.Module):
         self._native = native
 
     def forward(self, token_ids: Tensor) -> Tensor:
+        """Encode native token ids `[B, L]`, int64, to features `[B, E]`, float32."""
         return self._native.encode_text(token_ids).float()
 
 
 class ImageGraph(nn.Module):
-    """`Native.encode_image` of preprocessed pixels."""
+    """`Native.encode_image` for preprocessed pixels.
+
+    Args:
+        native: The native.
+
+    """
 
     def __init__(self, native: Native) -> None:
         super().__init__()
@@ -121,12 +145,19 @@ class ImageGraph(nn.Module):
         self._native = native
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels `[B, 3, S, S]`, float32, to features `[B, E]`, float32."""
         return self._native.encode_image(pixels).float()
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the files are, and the largest difference from PyTorch of each graph."""
+    """Result of an export.
+
+    Attributes:
+        out: Path or URL of the files.
+        differences: Maximum absolute difference of each graph's features from PyTorch's.
+
+    """
 
     out: str
     differences: dict[str, float]
@@ -134,7 +165,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Graph:
-    """One graph to make, and its inputs with their axes: None is fixed by the native."""
+    """Graph to export, with the axes of its inputs. An axis of None has a fixed size."""
 
     name: str
     module: nn.Module
@@ -151,19 +182,21 @@ def export_onnx(
     english: bool = False,
     report: Report | None = None,
 ) -> Exported:
-    """Write a pack's text tower, and what else is asked for, as ONNX.
+    """Export a pack's text tower to ONNX, and optionally other towers of the native.
 
     Args:
-        pack: made for `native`.
-        native: on the CPU.
-        out: a path or URL; other files there stay, `export.json` is written last.
-        image: the native's image tower too.
-        english: the native's English text tower too.
-        report: called after each graph.
+        pack: Language pack that was made for `native`.
+        native: Native on the CPU.
+        out: Path or URL of the export. Other files there are kept, and `export.json` is written
+            last.
+        image: Also export the native's image tower.
+        english: Also export the native's English text tower.
+        report: Callback for progress, called before each graph and at the end.
 
     Raises:
-        ValueError: the pack is another native's, a package is missing, or a graph's features differ
-            from PyTorch's by more than 1e-4. Nothing is written.
+        PackError: The pack was made for another native.
+        ValueError: A package is missing, or a graph's features differ from PyTorch's by more than
+            `TOLERANCE`. Nothing is written.
 
     """
     _require("onnx", "onnxruntime", "onnxscript")
@@ -189,7 +222,7 @@ def export_onnx(
 
 
 def _padding(pack: LanguagePack) -> Tokenizer:
-    """The pack's tokenizer, set to pad a batch to its longest text."""
+    """Return a copy of the pack's tokenizer that pads a batch to its longest text."""
     tokenizer = Tokenizer.from_str(pack.tokenizer.tokenizer.to_str())
     padding = int(pack.tokenizer.tokens[0])
     tokenizer.enable_padding(pad_id=padding, pad_token=tokenizer.id_to_token(padding))
@@ -198,12 +231,12 @@ def _padding(pack: LanguagePack) -> Tokenizer:
 
 def _language(pack: LanguagePack, tokenizer: Tokenizer) -> _Graph:
     def cases() -> list[Case]:
-        draw = random.Random(0)  # noqa: S311 - texts to compare on, the same ones every time
+        draw = random.Random(0)  # noqa: S311 - reproducible texts for the comparison
         cases: list[Case] = []
         known, vocabulary = pack.tokenizer.tokens.tolist(), tokenizer.get_vocab_size()
         for size, contexts in BATCHES.items():
             longest = int(contexts * pack.card.context_length)
-            # Among them are tokens that have no row.
+            # Include tokens that have no row.
             texts = [
                 tokenizer.decode(
                     [
@@ -236,7 +269,7 @@ def _english(native: Native) -> _Graph:
         letters = string.ascii_lowercase + "   "
         cases: list[Case] = []
         for size, contexts in BATCHES.items():
-            longest = int(contexts * native.text.context_length)  # letters: no more tokens
+            longest = int(contexts * native.text.context_length)  # a letter is at most one token
             texts = ["".join(draw.choices(letters, k=draw.randrange(longest))) for _ in range(size)]
             ids_BL = native.text.trim(native.tokenize(texts))
             cases.append(({"token_ids": ids_BL.numpy()}, native.encode_text(ids_BL).float()))
@@ -267,21 +300,21 @@ def _pixels(native: Native) -> tuple[int, int]:
 
 
 def _write(graph: _Graph, path: Path) -> None:
-    example, _ = graph.cases()[1]  # two texts: an axis of one would be taken for fixed
+    example, _ = graph.cases()[1]  # two texts: the exporter would fix an axis of size 1
     shapes = tuple(
         {place: axis or Dim.STATIC for place, axis in enumerate(axes)}
         for axes in graph.inputs.values()
     )
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused, and no operation of ONNX's
+    torch.backends.mha.set_fastpath_enabled(False)  # ONNX lacks the fused operation
     try:
         with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")  # of the exporter, about itself
+            warnings.simplefilter("ignore")  # the exporter warns about its own code
             traced = torch.export.export(
                 graph.module.eval(),
                 tuple(torch.from_numpy(example[name]) for name in graph.inputs),
                 dynamic_shapes=shapes,
-                strict=True,  # else len() of a tensor fixes its axis
+                strict=True,  # otherwise len() of a tensor fixes its axis
             )
             program = torch.onnx.export(
                 traced,
@@ -292,13 +325,18 @@ def _write(graph: _Graph, path: Path) -> None:
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    if program is None:  # only of the exporter before this one
+    if program is None:  # only torch's older exporter returns None
         raise AssertionError("unreachable")
     program.save(path)
 
 
 def _difference(graph: _Graph, path: Path) -> float:
-    """Largest difference from PyTorch; ValueError if it is beyond `TOLERANCE`."""
+    """Return the maximum absolute difference from PyTorch.
+
+    Raises:
+        ValueError: The difference exceeds `TOLERANCE`.
+
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -309,7 +347,7 @@ def _difference(graph: _Graph, path: Path) -> float:
     if not worst <= TOLERANCE:  # NaN is refused, too
         raise ValueError(
             f"{graph.name}.onnx: features differ from PyTorch's by {worst:.1e}, more than "
-            f"{TOLERANCE:.0e}; other versions of torch, onnxscript or onnxruntime may agree"
+            f"{TOLERANCE:.0e}; try other versions of torch, onnxscript or onnxruntime"
         )
     return worst
 
@@ -356,4 +394,4 @@ def _require(*packages: str) -> None:
     from importlib.util import find_spec
 
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise ValueError(f"exporting needs {', '.join(missing)}; pip install mla-ray[onnx]")
+        raise ValueError(f"the export needs {', '.join(missing)}; pip install {' '.join(missing)}")

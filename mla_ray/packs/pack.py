@@ -1,12 +1,12 @@
-"""A language pack: all that one acquired language adds to a native, in one folder of a few MB.
+"""A language pack: everything that one acquired language adds to a native, in a folder of a few MB.
 
-    weights.safetensors   embedding rows, linear, acquirers; the tokenizer ids of the rows
-    tokenizer.json        the `tokenizers` library's own format
-    card.json             what it is, what it was made from, how well it does, hashes of the rest
-    README.md             the card for people
+    weights.safetensors   embedding rows, linear layer, acquirers, tokenizer ids of the rows
+    tokenizer.json        format of the `tokenizers` library
+    card.json             metadata, origin, metrics, hashes of the other files
+    README.md             model card
 
-Loading checks hashes, sizes, names, shapes and dtypes before it allocates, and refuses a pack made
-for another native, or with a weight that is not finite.
+Loading checks hashes, sizes, names, shapes and dtypes before it allocates memory. It rejects a pack
+that was made for another native, and a pack with a non-finite weight.
 """
 
 import hashlib
@@ -36,11 +36,26 @@ from mla_ray.packs.readme import model_card
 from mla_ray.runtime.atomic import read_consistently, replacing_folder
 from mla_ray.runtime.storage import as_path, download, is_local, upload
 
-BATCH = 256  # texts in one pass
+BATCH = 256  # texts per batch
 
 
 class LanguagePack:
-    """One language on one native: texts of the language in, features in the native's space out."""
+    """One acquired language on one native: encodes texts into the native's feature space.
+
+    Use `LanguagePack.load` to read a pack, and `import_official` for a checkpoint of the paper's
+    code.
+
+    Args:
+        card: Metadata of the pack.
+        encoder: Encoder of the language. It is switched to eval mode.
+        tokenizer: Tokenizer of the language.
+
+    Attributes:
+        card: Metadata of the pack.
+        encoder: Encoder of the language.
+        tokenizer: Tokenizer of the language.
+
+    """
 
     def __init__(self, card: Card, encoder: LanguageEncoder, tokenizer: LanguageTokenizer) -> None:
         self.card = card
@@ -49,36 +64,65 @@ class LanguagePack:
 
     @property
     def language(self) -> str:
+        """BCP-47 tag of the language."""
         return self.card.language
 
     def tokenize(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts to `(ids_BL, length_B)` as the encoder takes them; `texts` as in `encode_text`."""
+        """Tokenize texts to `(ids_BL, length_B)`, int64, as the encoder takes them.
+
+        `ids_BL` contains embedding rows, padded with row 0. `length_B` includes the end token.
+
+        Raises:
+            TypeError: The argument is bytes, or an item is not a `str`.
+            ValueError: A text contains a lone surrogate, or the pack has no tokenizer.
+
+        """
         return self.encoder.tower.pad(self.tokenizer(as_texts(texts)))
 
     def unknown_tokens(self, texts: str | Sequence[str]) -> Shares:
-        """Share of each text's tokens of which nothing was learned [N], 0 to 1.
+        """Compute the share of unknown tokens of each text `[N]`, float64, from 0 to 1.
 
-        Such tokens are skipped. Where it is 1 the feature is that of a text without words, whatever
-        the text: it says nothing, and looks no less certain.
+        Unknown tokens are skipped, because nothing was learned for them. A text with share 1 gets
+        the feature of a text without words, which carries no meaning but looks like any other
+        feature.
+
+        Raises:
+            TypeError: The argument is bytes, or an item is not a `str`.
+            ValueError: A text contains a lone surrogate, or the pack has no tokenizer.
+
         """
         return self.tokenizer.read(as_texts(texts))[1]
 
     @torch.inference_mode()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Features [N, E] float32, not normalised; memory is that of a batch, whatever N.
+        """Encode texts to features `[N, E]`, float32, not L2-normalized.
 
-        A string is one text, [1, E]; no texts are [0, E].
+        Texts are encoded in batches, so memory for activations does not grow with N.
+
+        Args:
+            texts: Any number of texts. A single string is one text, `[1, E]`. An empty list gives
+                `[0, E]`.
 
         Raises:
-            TypeError: something among `texts` is no text.
-            ValueError: a text holds half a character (a lone surrogate); says where.
+            TypeError: The argument is bytes, or an item is not a `str`.
+            ValueError: A text contains a lone surrogate, or the pack has no tokenizer. The message
+                for a surrogate names the text and the position.
 
         """
         return self._encode(self.tokenizer(as_texts(texts)))
 
     @torch.inference_mode()
     def encode_ids(self, token_ids: Tensor) -> Tensor:
-        """Features [N, E] float32, not normalised, of token ids [N, L] (`AcquisitionEncoder`)."""
+        """Encode token ids to features `[N, E]`, float32, not L2-normalized.
+
+        Args:
+            token_ids: Token ids `[N, L]`, int64, of the pack's tokenizer. Each row contains an end
+                token. Ids after the first end token are ignored as padding.
+
+        Raises:
+            ValueError: A row has no end token, or an id is not in the tokenizer's vocabulary.
+
+        """
         return self._encode(self.tokenizer.rows_of(token_ids.cpu().numpy()))
 
     def _encode(self, ids: list[Ids]) -> Tensor:
@@ -90,10 +134,16 @@ class LanguagePack:
         return features_NE
 
     def save(self, folder: str | Path | UPath) -> None:
-        """Write the pack to a path or URL; an older one is replaced at once or not at all.
+        """Write the pack to a path or URL.
 
-        Weights that are not finite are a PackError. At a URL, where files cannot be renamed
-        together, the card comes last: until then a reader finds hashes that do not fit.
+        A local pack is replaced atomically. At a URL, files cannot be renamed together. There the
+        card is written last, and until then a reader finds no card or hashes that do not match.
+
+        Raises:
+            PackError: A weight is not finite.
+            FileExistsError: The local folder contains something other than a pack.
+            ValueError: The pack has no tokenizer.
+
         """
         _check_finite(self._weights(), str(folder))
         with _place_for(as_path(folder)) as scratch:
@@ -102,7 +152,7 @@ class LanguagePack:
                 | {name: w.detach().cpu().contiguous() for name, w in self._weights().items()},
                 scratch / "weights.safetensors",
             )
-            (scratch / "weights.safetensors").chmod(0o644)  # safetensors writes private files
+            (scratch / "weights.safetensors").chmod(0o644)  # safetensors creates private files
             self.tokenizer.tokenizer.save(str(scratch / "tokenizer.json"))
             hashes = {n: _sha256(scratch / n) for n in ("weights.safetensors", "tokenizer.json")}
             self.card = self.card.model_copy(update={"sha256": hashes})
@@ -113,15 +163,17 @@ class LanguagePack:
 
     @classmethod
     def load(cls, folder: str | Path | UPath, native: Native, called: str = "") -> Self:
-        """The pack at a path or URL, on `native` and its device.
+        """Load the pack at a path or URL onto the native's device.
 
         Args:
-            folder: a path or URL.
-            native: the pack's.
-            called: how to call the pack when it is of another native, if not by `folder`.
+            folder: Path or URL of the pack.
+            native: Native that the pack was made for.
+            called: Name of the pack for messages about another native. The default is `folder`.
 
         Raises:
-            PackError: names the file and what is wrong with it.
+            PackError: A file is missing, damaged or too large, or the pack was made for another
+                native. The message names the file.
+            OSError: The storage is not available.
 
         """
         place, called = as_path(folder), called or str(folder)
@@ -141,7 +193,7 @@ class LanguagePack:
         sizes = (card.width, card.blocks, card.context_length)
         if sizes != (tower.width, len(tower.blocks), tower.context_length):
             raise PackError(
-                f"{folder}/card.json: width, blocks, context {sizes} are not the native's"
+                f"{folder}/card.json: width, blocks, context {sizes} differ from the native's"
             )
         _check_files(folder, card)
         weights = _read_weights(folder / "weights.safetensors", card)
@@ -152,7 +204,7 @@ class LanguagePack:
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises nothing narrower
-            raise PackError(f"{folder / 'tokenizer.json'}: no tokenizer: {error}") from error
+            raise PackError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from error
         if tokens.max(initial=0) >= tokenizer.get_vocab_size() or tokens.min(initial=0) < 0:
             raise PackError(
                 f"{folder}: embedding rows for tokens that tokenizer.json does not have"
@@ -174,19 +226,26 @@ def import_official(
     tokenizer: str | None = None,
     with_native: Path | None = None,
 ) -> tuple[Native, dict[str, LanguagePack]]:
-    """The packs in a checkpoint of the paper's released code, and the native they are for.
+    """Import packs from a checkpoint of the paper's released code, and the native that they fit.
 
     Args:
-        path: `pytorch_model.bin`; only tensors are read from it.
-        languages: as the checkpoint names them, `de`.
-        native: name of the native that the checkpoint was trained on, whose weights are compared
-            with those in the checkpoint; the CLIP inside if not given.
-        tokenizer: M-BERT's: a `tokenizer.json`, a folder or a hub name. Without it the packs take
-            token ids only, and cannot be saved.
-        with_native: where to write the CLIP inside as a folder that `Native.load` takes.
+        path: `pytorch_model.bin`. Only tensors are read from it.
+        languages: Languages as the checkpoint names them, such as `de`.
+        native: Name of the native that the checkpoint was trained on. Its weights are compared with
+            those in the checkpoint. The default is the CLIP in the checkpoint.
+        tokenizer: M-BERT's tokenizer: a `tokenizer.json`, a folder or a hub name. Without it the
+            packs accept only token ids and cannot be saved.
+        with_native: Folder to write the CLIP in the checkpoint to, for `Native.load`.
+
+    Returns:
+        The native, and the packs by language.
 
     Raises:
-        ValueError: not such a checkpoint, a language it does not have, or another native's.
+        FileNotFoundError: The checkpoint does not exist.
+        FileExistsError: `with_native` is not empty.
+        OSError: The tokenizer is not available.
+        ValueError: The file is not such a checkpoint, lacks a language, or does not fit the native
+            or the tokenizer.
 
     """
     checkpoint = read_checkpoint(path)
@@ -213,7 +272,7 @@ def import_official(
 
 
 def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
-    """The tensors of a pack, after their header has been checked against the card."""
+    """Read the tensors of a pack, after checking their header against the card."""
     expected: dict[str, tuple[list[int], str]] = {
         "embedding.tokens": ([card.rows], "I32"),
         "embedding.rows.weight": ([card.rows, card.row_width], "F32"),
@@ -254,8 +313,8 @@ def _check_finite(weights: dict[str, Tensor], where: str) -> None:
     for name, weight in weights.items():
         if not bool(torch.isfinite(weight).all()):
             raise PackError(
-                f"{where}: {name} holds a value that is not finite, so that features would not be; "
-                "acquire the language anew, or take a copy from before"
+                f"{where}: {name} holds a value that is not finite, which makes features not finite"
+                "; acquire the language again, or use an earlier copy"
             )
 
 
@@ -265,11 +324,15 @@ def _sha256(path: Path) -> str:
 
 
 def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:
-    """Put a copy of the pack in `source` in the place of `folder`, either a path or a URL.
+    """Copy the pack at `source` to `folder`, replacing a pack there.
+
+    Args:
+        source: Path or URL of the pack.
+        folder: Path or URL of the copy.
 
     Raises:
-        PackError: the files of `source` do not belong together; `folder` is as it was.
-        FileExistsError: `folder` is something else than a pack.
+        PackError: The files of `source` do not match their card. `folder` is unchanged.
+        FileExistsError: The local `folder` contains something other than a pack.
 
     """
     origin = as_path(source)
@@ -290,7 +353,7 @@ def copy_pack(source: str | Path | UPath, folder: str | Path | UPath) -> None:
 
 @contextmanager
 def _place_for(folder: UPath) -> Iterator[Path]:
-    """A scratch folder on this machine whose files are in the place of `folder` in the end."""
+    """Yield a local scratch folder whose files replace those of `folder` at the end."""
     if is_local(folder):
         place = Path(folder.path)
         with replacing_folder(place) as scratch:

@@ -1,6 +1,6 @@
-"""The model card of a language pack: README.md for people, with the front matter the hub reads.
+"""Model card of a language pack: README.md with the YAML front matter that the hub reads.
 
-Everything in it comes from `card.json`.
+All content comes from `card.json`.
 """
 
 import json
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from mla_ray.packs.card import Card
 
 TASK = "image-text-retrieval"
-# Figures, as opposed to what else stands among metrics: steps, numbers of images.
+"""Task name in the front matter."""
+# Recall metrics, unlike other entries such as steps and numbers of images.
 _FIGURE = re.compile(r"(^|[ _])(AR|R@\d+)$")
 
 _TEXT = """\
 # {language} for {native}
 
-A language pack: all that {name} adds to the frozen English image-text model {native} by
+This language pack adds {name} to the frozen English image-text model {native} by
 [multilingual language acquisition](https://arxiv.org/abs/2206.11091) (Zhang, Hu and Jin, 2022).
-{rows:,} embedding rows of {row_width}, a linear into the native's text width of {width}, and a
-language acquirer of hidden size {hidden} after each of its {blocks} text blocks; at most
-{context_length} tokens of a text. Images and English are the native's own, unchanged.
+It contains {rows:,} embedding rows of {row_width}, a linear layer to the native's text width of
+{width}, and a language acquirer of hidden size {hidden} after each of its {blocks} text blocks. It
+reads at most {context_length} tokens of a text. Image and English features stay unchanged.
 
 ## How to use
 
@@ -40,48 +41,48 @@ from mla_ray import LanguagePack, Native
 
 native = Native.load({native_literal})
 pack = LanguagePack.load({folder_literal}, native)
-features = pack.encode_text(["…"])  # [B, E], not normalised; compare with native.encode_image
+features = pack.encode_text(["…"])  # [B, E], not normalized; compare with native.encode_image
 ```
 
-The pack fits one native alone, known by the fingerprint of its weights, settings, preprocessing and
-tokenizer; loading refuses any other:
+The pack fits only one native. Loading compares the fingerprint of the native's weights, settings,
+preprocessing and tokenizer, and rejects any other native:
 
     {fingerprint}
 
-## What it was made from
+## Training data
 
 {data}
 
-## How it was trained
+## Training
 
 {stages}
 
 Made with {libraries}.
 
-## Figures
+## Metrics
 
 {figures}
 
 ## Limits
 
-- It knows what its data named. A text whose words occur in none of it gets a feature, not a good
-  one; tokens that no text of the data used have no row and are skipped.
-- Whatever the native does not see in pictures, or sees with a bias, this language inherits.
-- Figures on a test set of the same kind as the data say little about other kinds.
+- The pack knows only the words of its training data. A text of other words gets a poor feature.
+  Tokens that occur in no training text have no embedding row and are skipped.
+- The language inherits the native's limits and biases on images.
+- Metrics on a test set similar to the training data say little about other data.
 
-## Licence
+## License
 
 {license}
 """
 
 
 def model_card(card: "Card", license: str | None = None, repo: str | None = None) -> str:  # noqa: A002
-    """README.md of a pack: YAML front matter, then Markdown.
+    """Return the README.md of a pack: YAML front matter, then Markdown.
 
     Args:
-        card: of the pack.
-        license: the pack's, as the hub spells it: `apache-2.0`, `cc-by-4.0`, `other`.
-        repo: where the pack is shared, for the example.
+        card: Card of the pack.
+        license: License of the pack, as the hub spells it: `apache-2.0`, `cc-by-4.0`, `other`.
+        repo: Repository of the pack, for the example command.
 
     """
     folder, tables = f"packs/{card.language}", _table("table", card.data)
@@ -98,15 +99,15 @@ def model_card(card: "Card", license: str | None = None, repo: str | None = None
         folder_literal=json.dumps(folder),
         fingerprint=_plain(card.fingerprint),
         repo=_argument(repo or "REPO"),
-        data=f"{tables}\n\nTables are known by the SHA-256 of their files."
+        data=f"{tables}\n\nThe SHA-256 of its file identifies a table."
         if tables
         else "Not recorded.",
-        stages=_table("stage", card.stages) or "Not trained: a fresh pack.",
+        stages=_table("stage", card.stages) or "The pack is not trained.",
         libraries=", ".join(f"{_plain(n)} {_plain(v)}" for n, v in card.libraries.items())
         or "unrecorded versions",
         figures=_table("figure", {n: {"value": v} for n, v in _leaves(card.metrics)})
-        or "None were measured when the pack was made.",
-        license=_plain(license) if license else "Not given by whoever shared this pack.",
+        or "No metrics were measured when the pack was made.",
+        license=_plain(license) if license else "The author of this pack gave no license.",
     )
     return f"---\n{_front_matter(card, license).to_yaml()}\n---\n\n{body}"
 
@@ -146,9 +147,9 @@ def _language_name(tag: str) -> str:
 
 
 def _hub_name(native: str) -> str | None:
-    """The native's repository on the hub, if it has one.
+    """Return the native's repository on the hub, or None.
 
-    A folder's path only looks like one, and the bundled native has none.
+    A folder's path only looks like a repository, and the bundled native has none.
     """
     if native.startswith("hf-hub:"):
         return native.removeprefix("hf-hub:")
@@ -158,7 +159,7 @@ def _hub_name(native: str) -> str | None:
 
 
 def _table(first: str, rows: Mapping[str, Any]) -> str:
-    """Markdown: a row for each name, a column for each key of what it names."""
+    """Return a Markdown table with a row for each name and a column for each key of its value."""
     entries = {n: v if isinstance(v, Mapping) else {"value": v} for n, v in rows.items()}
     columns = list(dict.fromkeys(key for entry in entries.values() for key in entry))
     if not columns:
@@ -179,7 +180,10 @@ def _cell(value: Any) -> str:
 
 
 def _leaves(metrics: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Figures of any nesting by name: `{"t2i": {"R@1": 52.1}}` is `t2i R@1`."""
+    """Yield the values of nested metrics, named by their path.
+
+    `{"t2i": {"R@1": 52.1}}` yields the name `t2i R@1`.
+    """
     for key, value in metrics.items():
         name = f"{path} {key}".strip()
         if isinstance(value, Mapping):
@@ -189,11 +193,14 @@ def _leaves(metrics: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, A
 
 
 def _plain(text: str) -> str:
-    """One line that is no Markdown table, code, HTML or link: a card may be somebody else's."""
+    """Escape a text to one line without Markdown tables, code, HTML or links.
+
+    The card may come from an untrusted author.
+    """
     line = " ".join(text.split())
     return re.sub(r"([|`<>\[\]\\])", r"\\\1", line)
 
 
 def _argument(text: str) -> str:
-    """A word of a shell command: the reader will copy it."""
+    """Quote a word of a shell command, because the reader may copy it."""
     return shlex.quote(" ".join(text.split()))

@@ -1,10 +1,10 @@
-"""A pack store: language packs side by side in a folder or at an fsspec URL, served as they change.
+"""Pack store: the language packs in a folder or at an fsspec URL, which may change at any time.
 
-    STORE/de/card.json  STORE/de/weights.safetensors  …      one folder a pack; any folder name
+    STORE/de/card.json  STORE/de/weights.safetensors  …      one folder per pack, any folder name
 
-Readers need no lock: a pack that is half written, or changes while it is read, fails its card's
-hashes, and what was listed before stays until it is whole. What is found wrong holds for the bytes
-it was found in, and is looked at again when they change.
+Readers need no lock. A pack that is incomplete, or that changes during a read, does not match the
+hashes in its card. Until it is complete, the previously listed pack stays listed. A fault is
+recorded for the bytes in which it was found, and is checked again when they change.
 """
 
 import hashlib
@@ -25,16 +25,25 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.atomic import folders_in_replacement, recover_folder
 from mla_ray.runtime.storage import as_path, patiently
 
-MAX_PACKS = 1_000  # looked at in one store
-GRACE = 2  # scans in a row that must miss a pack before it is gone: a swap is two renames
+MAX_PACKS = 1_000  # per store
+# Consecutive scans that must miss a pack before it is dropped. A replacement takes two renames.
+GRACE = 2
 
-OLD_SERVES = "; the version before it is served"
-NO_PAUSES = ()  # storage that is away is not waited for: the next scan or request tries again
+OLD_SERVES = "; the previous version is served"
+"""Suffix of a fault's message while the previous version is served."""
+NO_PAUSES = ()  # no retries, because the next scan or request tries again
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One pack of the store. `version` is a hash of its card, and so of all its files."""
+    """One pack of the store.
+
+    Attributes:
+        name: Folder name in the store.
+        version: Hash of the card, which contains the hashes of the other files.
+        card: The card.
+
+    """
 
     name: str
     version: str
@@ -43,27 +52,34 @@ class Listed:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the bytes of a card said. With a fault, `listed` is what those before them said."""
+    """Result of reading a card. If there is a fault, `listed` is the previous result."""
 
-    key: str  # of the file in an object store
-    version: str | None  # of the bytes; None if there were none to be had
+    key: str  # key of the file in an object store
+    version: str | None  # hash of the bytes, or None if they could not be read
     listed: Listed | None
     fault: str | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a scan found: packs by language, and why others cannot be served, by folder name."""
+    """Result of a scan.
+
+    Attributes:
+        packs: Packs by language.
+        broken: Reasons why other packs cannot be served, by folder name.
+
+    """
 
     packs: dict[str, Listed] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
     @property
     def languages(self) -> list[str]:
+        """Sorted tags of English and of all languages with a pack."""
         return sorted({ENGLISH, *self.packs})
 
     def resolve(self, tag: str) -> str | None:
-        """The language that answers a BCP-47 tag, as `nearest` has it, or None if none does."""
+        """Return the language that serves a BCP-47 tag (`nearest`), or None."""
         try:
             return nearest(canonical(tag), self.languages)
         except UnknownLanguage:
@@ -71,30 +87,33 @@ class Listing:
 
 
 class PackStore:
-    """The packs under `url` that are made for the native of `fingerprint`.
+    """Store of packs for one native.
 
     Args:
-        url: a folder or fsspec URL.
-        fingerprint: the native's.
-        fingerprint_v1: the native's by the rule of before; packs that have it are taken, too.
+        url: Folder or fsspec URL.
+        fingerprint: The native's fingerprint.
+        fingerprint_v1: The native's fingerprint by rule 1. Packs that have it are accepted, too.
 
     """
 
     def __init__(self, url: str, fingerprint: str, fingerprint_v1: str = "") -> None:
         self.url = url
         self.fingerprint, self.fingerprint_v1 = fingerprint, fingerprint_v1
-        # Not `storage.at`, which resolves links once: a link to a newer store is followed.
+        # Unlike `storage.as_path`, this does not resolve links, so a link can move to a new store.
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._cards: dict[str, _Seen] = {}  # by name
         self._missed: dict[str, int] = {}
 
     def scan(self) -> Listing:
-        """List the store anew; of an object store only cards that changed are read.
+        """List the packs. In an object store, only cards that have changed are read.
 
-        A card that cannot be read counts as not yet changed: what it said before is listed, and the
-        fault told. Raises OSError if the store cannot be reached. A store that does not exist is
-        empty.
+        If a card cannot be read, the previous version stays listed and `Listing.broken` reports the
+        fault. A store that does not exist is empty.
+
+        Raises:
+            OSError: The store is not available.
+
         """
         self._fs.invalidate_cache()
         names = patiently(self._names, NO_PAUSES, f"listing {self.url}")
@@ -119,7 +138,13 @@ class PackStore:
         return listing
 
     def load(self, listed: Listed, native: Native) -> LanguagePack:
-        """The pack as it was listed; PackError if it is damaged, gone, or has changed since."""
+        """Load a pack as it was listed.
+
+        Raises:
+            PackError: The pack is damaged, missing, or has changed since it was listed.
+            OSError: The store is not available.
+
+        """
         with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
             folder = Path(scratch) / "pack"
             folder.mkdir()
@@ -133,7 +158,7 @@ class PackStore:
                 raise PackError(str(error).replace(str(folder), there)) from error
 
     def state(self, listed: Listed) -> tuple[str, ...]:
-        """Of a pack's files now: another one when any of them has changed, come or gone."""
+        """Return a value that changes when a file of the pack changes, appears or disappears."""
         return tuple(self._key(f"{self._root}/{listed.name}/{file}") for file in NEEDED)
 
     def _key(self, path: str) -> str:
@@ -148,7 +173,7 @@ class PackStore:
             for place in places:
                 recover_folder(Path(self._root) / place)
             names = self._folders()
-        # A name with a dot in front is a pack being written (`LanguagePack.save`).
+        # A leading dot marks a pack that is being written (`LanguagePack.save`).
         return set(sorted(name for name in names if not name.startswith("."))[:MAX_PACKS])
 
     def _folders(self) -> set[str]:
@@ -164,7 +189,7 @@ class PackStore:
         seen = self._cards.get(name)
         key, version = "", None
         try:
-            # A disk's key is of size and times, and a clock has steps: two writes may be in one.
+            # A local key consists of size and time stamps, which two quick writes may share.
             if not self._local:
                 key = self._fs.ukey(path)
                 if seen and seen.key == key and not seen.fault:
@@ -181,7 +206,7 @@ class PackStore:
                     raise PackError(f"{path}: larger than {limit} bytes")
                 self._cards[name] = _Seen(key, version, self._listed(name, data, path))
         except FileNotFoundError:
-            return  # no pack, or one in the middle of a swap: counted as missed if it was known
+            return  # not a pack, or one that is being replaced: keep what was known
         except (ValueError, OSError) as error:
             before = seen.listed if seen else None
             self._cards[name] = _Seen(key, version, before, str(error))
@@ -196,7 +221,7 @@ class PackStore:
                 f"not for this one ({self.fingerprint[:12]})"
             )
         if card.language == ENGLISH:
-            raise PackError(f"{path}: language {card.language!r} is not one to acquire")
+            raise PackError(f"{path}: language {card.language!r} needs no pack; remove the folder")
         return Listed(name, _version(data), card)
 
 

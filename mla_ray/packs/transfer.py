@@ -1,8 +1,9 @@
-"""A language pack on a native that was fine-tuned from its own (paper, section 4).
+"""Transfer of a language pack to a native that was fine-tuned from the pack's native.
 
-A pack belongs to one native, and every other refuses it by fingerprint. Fine-tuning changes the
-fingerprint but hardly the space, so a pack of the parent still means something there; how much is
-to be measured.
+This is the paper's setting in which the native is fine-tuned on English and the language modules
+are plugged in unchanged (paper, section 4). A pack belongs to one native, and every other native
+rejects it by fingerprint. Fine-tuning changes the fingerprint but hardly changes the space, so the
+pack still works to a degree that must be measured.
 """
 
 import tempfile
@@ -20,18 +21,25 @@ from mla_ray.runtime.storage import as_path
 
 
 def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> Card:
-    """Write a pack of the same weights for a native that descends from the pack's own.
+    """Write a copy of a pack for a native that descends from the pack's native.
 
-    The new card says what it was acquired on; what was measured there is left out.
+    The weights are unchanged. The new card records the native of the acquisition and has no
+    metrics.
 
     Args:
-        pack: a path or URL.
-        native: trained from the pack's native, in one or more steps, as its `lineage.json` says.
-        out: a path or URL; an older pack there is replaced.
+        pack: Path or URL of the pack.
+        native: Native that was fine-tuned from the pack's native, in one or more steps, as its
+            `lineage.json` records.
+        out: Path or URL of the new pack. An older pack there is replaced.
+
+    Returns:
+        The new card.
 
     Raises:
-        PackError: the native does not descend from the pack's, is of other dimensions, or the pack
-            is damaged.
+        PackError: The native does not descend from the pack's native or has other dimensions, or
+            the pack is damaged.
+        FileExistsError: `out` contains something other than a pack.
+        ValueError: The native's `lineage.json` is invalid.
 
     """
     card = read_card(pack)
@@ -40,14 +48,14 @@ def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> C
     lineage = lineage_of(native)
     if lineage is None:
         raise PackError(
-            f"{native.name}: no {LINEAGE} of its weights; only a native that `mla finetune` made "
-            f"takes packs of the one it was made from; acquire {card.language!r} anew"
+            f"{native.name}: no {LINEAGE} of its weights; only a native that `mla finetune` wrote "
+            f"accepts packs of its ancestors; acquire {card.language!r} on this native"
         )
     if not any(_is_of(card, ancestor, pack) for ancestor in lineage.ancestors):
         known = ", ".join(f"{a.native!r} ({a.fingerprint[:12]})" for a in lineage.ancestors)
         raise PackError(
             f"{pack}: made for native {card.native!r} ({card.fingerprint[:12]}), but "
-            f"{native.name!r} comes from {known}; acquire {card.language!r} anew"
+            f"{native.name!r} was fine-tuned from {known}; acquire {card.language!r} on it"
         )
     origin = card.acquired_on or {"native": card.native, "fingerprint": card.fingerprint}
     changed = {"native": native.name, "acquired_on": origin, "metrics": {}}
@@ -62,7 +70,7 @@ def plug(pack: str | Path | UPath, native: Native, out: str | Path | UPath) -> C
 
 
 def _is_of(card: Card, ancestor: Ancestor, pack: str | Path | UPath) -> bool:
-    """Whether a pack was made for an ancestor; one of the two may know the rule of before alone."""
+    """Return whether a pack was made for an ancestor. Either may have only a rule 1 fingerprint."""
     if recognised(
         card.fingerprint, ancestor.fingerprint, ancestor.fingerprint_v1 or "", pack, RENEW
     ):

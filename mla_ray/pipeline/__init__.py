@@ -1,1 +1,1 @@
-"""The path of a plan: prepare, encode, acquire, evaluate and index, for many languages."""
+"""Pipelines: prepare, encode, acquire, evaluate and index the languages of a plan."""

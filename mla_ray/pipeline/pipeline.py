@@ -1,10 +1,10 @@
-"""The whole path for one language or twenty: what the jobs of a cluster run.
+"""The pipeline that jobs run on a cluster, for one language or many.
 
     tables -> prepare -> encode -> acquire -> evaluate -> index
 
-A `Plan` says what, in one YAML file for all steps. Each step keeps what it made under the plan's
-`run`, does only what is missing, and may be run alone. Languages are independent of each other:
-each has a run folder and a pack of its own, so that one that fails takes no other with it.
+A `Plan` describes all steps in one YAML file. Each step stores its results under the plan's `run`
+and skips work that is done. Each step can run alone. Languages are independent: each has its own
+run folder and pack, so a failure of one does not affect the others.
 """
 
 import logging
@@ -38,12 +38,12 @@ log = logging.getLogger(__package__)
 SHOWN_REASONS = 10
 STEPS = ("prepare", "encode", "acquire", "evaluate", "index")
 StepResult = dict[str, Any]
-"""What a step has to say of a language, as JSON."""
+"""Result of a step for one language, as JSON."""
 
 
 @dataclass
 class Pipeline:
-    """A plan under way on a cluster that is there."""
+    """Runner for the steps of a plan. Ray must have been started."""
 
     plan: Plan
     native: Native
@@ -52,7 +52,7 @@ class Pipeline:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     _downloads: threading.Lock = field(default_factory=threading.Lock)
-    """Languages share the downloads of a data set."""
+    """Held while tables are made, because languages share the downloads of a data set."""
 
     @classmethod
     def load(
@@ -62,13 +62,13 @@ class Pipeline:
         stop: threading.Event | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Self:
-        """With the plan's native.
+        """Create a pipeline and load the plan's native.
 
         Args:
-            plan: what is to be done.
-            report: told of progress.
-            stop: once set, what trains saves a checkpoint, and `run` raises `Stopped`.
-            labels: of the metrics.
+            plan: The plan.
+            report: Receives progress.
+            stop: Once set, trainings save a checkpoint, and `run` raises `Stopped`.
+            labels: Labels of the metrics.
 
         """
         native = Native.load(plan.native)
@@ -76,24 +76,31 @@ class Pipeline:
 
     @property
     def root(self) -> UPath:
+        """Folder of the run folders."""
         return as_path(self.plan.run)
 
     @property
     def store(self) -> UPath:
+        """Root folder of the feature stores."""
         return as_path(self.plan.data) / "features"
 
     @property
     def packs(self) -> UPath:
+        """Folder of the pack store."""
         return as_path(self.plan.packs) if self.plan.packs else self.root / "packs"
 
     def run(self, steps: Sequence[str] = STEPS) -> dict[str, dict[str, StepResult]]:
-        """Do these steps for every language. A language that fails is told of at the end.
+        """Run these steps for every language.
 
-        Returns what each step made, by language.
+        A language that fails does not stop the others. Indexing comes last, for all languages
+        that succeeded. If nothing failed, the results are written to `result.json`.
+
+        Returns:
+            The result of each step, by language.
 
         Raises:
-            Stopped: as asked.
-            ExceptionGroup: of the languages that failed, when the others are done.
+            Stopped: A stop request ended the pipeline.
+            ExceptionGroup: Languages or the indexing failed. Raised after all others are done.
 
         """
         results: dict[str, dict[str, StepResult]] = {}
@@ -139,7 +146,7 @@ class Pipeline:
         for name in steps:
             if self.stop.is_set():
                 raise Stopped(language)
-            if name == "index":  # of all languages together
+            if name == "index":  # `run` indexes all languages together
                 continue
             log.info("%s: %s", language, name)
             results[name] = by_name[name](language)
@@ -149,7 +156,15 @@ class Pipeline:
     # -- steps --
 
     def prepare(self, language: str) -> StepResult:
-        """Tables to blocks of token ids; InvalidTable names the bad rows."""
+        """Convert the tables of a language to blocks of token ids.
+
+        Returns:
+            `rows`: rows by table; `dropped`: number of rows that were skipped.
+
+        Raises:
+            InvalidTable: A table has invalid rows. The message names them.
+
+        """
         corpus, run, report = self.corpus(language), self.root / language, self._report(language)
         config = self._config(corpus)
         prepared = prepare(
@@ -164,7 +179,14 @@ class Pipeline:
         return {"rows": prepared.rows[language], "dropped": prepared.dropped}
 
     def encode(self, language: str) -> StepResult:
-        """What the feature stores lack of a prepared language; a bad image costs its row."""
+        """Compute the features of a prepared language that the feature stores lack.
+
+        An invalid image is logged and does not stop the others.
+
+        Returns:
+            `computed` and `failed`: number of features and of rows without one.
+
+        """
         filled = encode(
             self.native,
             [self.corpus(language)],
@@ -180,7 +202,14 @@ class Pipeline:
         return {"computed": filled.computed, "failed": filled.failed}
 
     def acquire(self, language: str) -> StepResult:
-        """Both stages of training; the pack goes to the store."""
+        """Train both stages of a language and copy its pack to the pack store.
+
+        Prepares and encodes first if that is not done.
+
+        Returns:
+            `pack`: the pack's folder.
+
+        """
         corpus, plan = self.corpus(language), self.plan
         packs = acquire(
             plan.native,
@@ -198,9 +227,14 @@ class Pipeline:
         return {"pack": str(self.packs / language)}
 
     def evaluate(self, language: str) -> StepResult:
-        """Recall of the pack on the split `test` of the captions, and of the native in English.
+        """Evaluate the pack, and the native in English, on the split `test` of the captions.
 
-        Without such captions nothing is measured, and `skipped` says why.
+        Writes the result to `evaluation.json` in the language's run folder.
+
+        Returns:
+            `pack` and `en`: the recall of each. If there are no such captions, `skipped` is the
+            reason.
+
         """
         corpus = self.corpus(language)
         splits = corpus.splits()
@@ -224,10 +258,18 @@ class Pipeline:
         return result
 
     def index(self, url: str, languages: Sequence[str]) -> dict[str, StepResult]:
-        """Images and captions into the collections at `url`; what was written, by language.
+        """Write images and captions to the collections at `url`.
 
-        Languages that share a caption table are indexed together: it is read once, and each of its
-        images is encoded once. English captions of the tables are indexed, too.
+        Languages that share a caption table are indexed together: the table is read once, and its
+        images are encoded once for all of them. English captions in the tables are indexed, too.
+
+        Returns:
+            `written` and `rejected` points, by language. Languages that share a table have the
+            same numbers, and `with` lists these languages.
+
+        Raises:
+            FileNotFoundError: A language has no pack yet.
+
         """
         from mla_ray.index.bulk import index_table
 
@@ -262,6 +304,7 @@ class Pipeline:
     # -- parts --
 
     def corpus(self, language: str) -> Corpus:
+        """Return the tables of a language; create those of a data set if they are missing."""
         with self._downloads:
             run = self.root / language / "run.json"
             return self.plan.corpus(language, self._report(language), run)

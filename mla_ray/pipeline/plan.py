@@ -1,4 +1,4 @@
-"""Plans: languages, what they are acquired from, on what part of a cluster, and to where."""
+"""Plans: languages, their training data, the resources they use, and where results are stored."""
 
 from typing import Literal, Self
 
@@ -15,11 +15,11 @@ from mla_ray.training.encode_features import Encoders
 from mla_ray.training.workers import Workers
 
 TEST = "test"
-"""Split that packs are measured on."""
+"""Split that packs are evaluated on."""
 
 
 class BasePlan(BaseModel):
-    """Languages, what they are acquired from, and on what part of a cluster. Paths may be URLs."""
+    """Languages, their training data and the cluster resources they use. Paths may be URLs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -28,26 +28,30 @@ class BasePlan(BaseModel):
     native: str = "emoji-clip"
     """A bundled name, a folder that every node has, `hf-hub:owner/model` or `ViT-B-32/openai`."""
     dataset: Literal["emoji"] | None = None
-    """Tables made from free data instead of `pairs` and `captions`."""
+    """Tables made from a free data set, instead of `pairs` and `captions`."""
     pairs: list[str] = []
-    """Translation tables; `{language}` in a name stands for the code."""
+    """Translation tables. `{language}` in a name is replaced by the language's code."""
     captions: str | None = None
-    """A caption table; without it a language is acquired from text alone."""
+    """Caption table. Without one, languages are trained on text only."""
     skip_invalid: bool = False
-    """Leave bad rows and images out, and count them."""
+    """Skip and count invalid rows and images, instead of stopping with an error."""
     data: str = "data"
-    """Data sets and frozen features."""
+    """Folder of data sets and frozen features."""
     workers: str = "1"
-    """Ray Train workers of a language: `2`, or `1:4` for as many as there is room for."""
+    """Ray Train workers per language: `2`, or `1:4` for at least 1 and at most 4 (elastic)."""
     worker_cpus: float | None = Field(default=None, gt=0)
-    """Of each; an equal share of the cluster's cores if not given."""
+    """Cores per worker. By default each worker gets an equal share of the cluster."""
     worker_gpus: float | None = Field(default=None, ge=0)
-    """Of each. A cluster whose GPU nodes have yet to appear has to be asked for them."""
+    """GPUs per worker. By default 1 if the cluster has enough GPUs now; set it if GPU nodes start
+    only on demand."""
     encoders: int | None = Field(default=None, ge=1)
-    """Most actors that encode; one for each GPU, or core, if not given."""
+    """Most actors that compute features. By default as many as the cluster's GPUs, or cores,
+    allow."""
     encoder_cpus: float = Field(default=1.0, gt=0)
+    """Cores per encoding actor."""
     encoder_gpus: float | None = Field(default=None, ge=0)
-    """Of each; a fraction puts several on a GPU."""
+    """GPUs per encoding actor. A fraction puts several actors on one GPU. By default 1 if the
+    cluster has GPUs now, else 0."""
 
     @model_validator(mode="after")
     def _has_tables(self) -> Self:
@@ -69,9 +73,13 @@ class BasePlan(BaseModel):
         return self
 
     def corpus(self, language: str, report: Report, begun: UPath | None = None) -> Corpus:
-        """The tables of a language; those of a `dataset` are made unless they are there.
+        """Return the tables of a language; create the tables of a `dataset` if they are missing.
 
-        `begun` is a file that names what a run is made of, if it has begun: the run keeps it.
+        Args:
+            language: BCP-47 code.
+            report: Receives progress while tables are created.
+            begun: The `run.json` of a run. A run that has begun keeps the tables named in it.
+
         """
         if self.dataset == "emoji":
             tables = table_files(language, as_path(self.data), report, begun)
@@ -81,22 +89,25 @@ class BasePlan(BaseModel):
         return Corpus(language, pairs, captions)
 
     def of_workers(self) -> Workers:
+        """Return the Ray Train workers of one language."""
         asked = Workers.parse(self.workers)
         return Workers(asked.count, asked.most, self.worker_cpus, self.worker_gpus)
 
     def of_encoders(self) -> Encoders:
+        """Return the actors that compute features."""
         return Encoders(self.encoders, self.encoder_cpus, self.encoder_gpus)
 
 
 class Plan(BasePlan):
-    """What is to be acquired, and where everything goes."""
+    """Languages to train, their data and settings, and where results are stored."""
 
     run: str = "runs/pipeline"
-    """A run folder for each language, and the figures."""
+    """Folder with one run folder per language, and `result.json`."""
     packs: str | None = None
-    """Pack store; `packs` in `run` if not given."""
+    """Pack store. By default `packs` in `run`."""
     index: str | None = None
-    """Qdrant's URL or `edge:FOLDER`; without it nothing is indexed."""
+    """URL of a Qdrant server, or `edge:FOLDER`. Without it nothing is indexed."""
     train: AcquireConfig = AcquireConfig()
+    """Training settings."""
     parallel: int = Field(default=1, ge=1)
-    """Languages at a time."""
+    """Languages that are processed at the same time."""

@@ -6,7 +6,7 @@ from mla_ray.runtime.progress import Progress, Report
 
 
 def of_language(report: Report, language: str) -> Report:
-    """Reports phases with the language in front."""
+    """Return a `Report` that puts the language in front of the phase, unless it is part of it."""
 
     def prefixed(step: Progress) -> None:
         phase = step.phase if language in step.phase.split() else f"{language} {step.phase}"

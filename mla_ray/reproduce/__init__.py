@@ -1,13 +1,16 @@
-"""The paper's ablations, remade on emoji: `mla reproduce`.
+"""The paper's ablations on emoji data, for `mla reproduce`.
 
-ablations.py      what is compared, as data
-ablation_data.py  the data sets, made once and shared by all runs
-runs.py           one run: train, measure
-tower.py          the baseline that tunes the whole text tower
-bert.py           a vocabulary and embeddings as M-BERT's, for want of M-BERT
-grid.py           all runs on Ray; goes on where it was stopped
-records.py        what was measured
-figures.py        means, differences and intervals from the records
-page.py           tables, plot and text
+Modules:
+
+    ablations.py      definitions of the variants and tables
+    ablation_data.py  data sets, made once and shared by all runs
+    runs.py           training and evaluation of one run
+    tower.py          the baseline that tunes the whole text tower
+    bert.py           a small multilingual BERT in place of M-BERT
+    grid.py           execution of all runs on Ray, resumable
+    records.py        storage of the measurements
+    figures.py        means, differences and intervals from the records
+    claims.py         verdicts on the paper's claims
+    page.py           results page: tables, plot and text
 
 """

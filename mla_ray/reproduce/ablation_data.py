@@ -1,8 +1,11 @@
-"""The data of all runs: made once, by whoever starts them, and read by every run.
+"""Data sets of all runs. The driver makes them once, and every run reads them.
 
-tables.json                            the emoji tables that it was begun with, and goes on with
-tests/<set>.parquet, tests/<set>.npz   captions; the images' ids and features
-bert/                                  `reproduce.bert`, of all languages' texts
+Files:
+
+    tables.json           the emoji tables at the start; a resumed reproduction uses the same
+    tests/<set>.parquet   captions of a test set
+    tests/<set>.npz       ids and features of its images
+    bert/                 the BERT of `reproduce.bert`, trained on the texts of all languages
 
 """
 
@@ -31,12 +34,22 @@ from mla_ray.runtime.storage import as_path, read_json, write_json
 from mla_ray.training.run_spec import sources
 
 STEPS = 500
-"""Of the BERT's pretraining."""
+"""Number of steps of the BERT's pretraining."""
 
 
 @dataclass(frozen=True)
 class AblationData:
-    """Where the data of the runs is, on a disk that all of them see."""
+    """Locations of the data of all runs, on a disk that every run can read.
+
+    Attributes:
+        native: Name or folder of the native.
+        store: Root of the feature stores.
+        corpora: Training tables by language.
+        tests: Folder of the test sets.
+        sets: Names of the test sets.
+        bert: Folder of the multilingual BERT.
+
+    """
 
     native: str
     store: str
@@ -46,14 +59,14 @@ class AblationData:
     bert: str
 
     def test(self, name: str) -> tuple[pa.Table, Gallery]:
-        """Captions of a test set, in all languages and English, and its images' features."""
+        """Read the captions of a test set, in all languages and English, and its gallery."""
         folder = Path(self.tests)
         kept = np.load(folder / f"{name}.npz")
         gallery = Gallery(kept["ids"].tolist(), kept["features"])
         return pq.read_table(folder / f"{name}.parquet"), gallery
 
     def digest(self) -> str:
-        """Of all tables: runs of other data are other runs."""
+        """Return the SHA-256 of all tables. Records of runs on other data do not match it."""
         files = [
             Path(str(file))
             for corpus in self.corpora.values()
@@ -76,13 +89,25 @@ def prepare_data(
     *,
     with_bert: bool,
 ) -> AblationData:
-    """The emoji of some languages, the stamps, and a BERT if wanted, unless they are there."""
+    """Make the emoji tables, the test sets and optionally the BERT, unless they exist.
+
+    If the stamps cannot be fetched, a warning is printed and the test set `stamps` is left out.
+
+    Args:
+        native_name: Name or folder of the native.
+        languages: BCP-47 codes.
+        data: Folder of downloaded data and frozen features.
+        folder: Folder of the reproduction.
+        report: Receives the progress.
+        with_bert: Whether a run needs the multilingual BERT.
+
+    """
     native, tests, learned = Native.load(native_name), folder / "tests", folder / "bert"
     sets, begun = ["emoji"], as_path(folder) / "tables.json"
     corpora: dict[str, Corpus] = {}
     emoji: list[pa.Table] = []
     texts: set[str] = set()
-    for language in languages:  # the images of one at a time are in memory
+    for language in languages:  # one by one, so that memory holds the images of one language
         made = local_tables(language, data, report, begun)
         corpora[language] = made.corpus(language)
         emoji.append(made.split("test"))
@@ -116,12 +141,12 @@ def prepare_data(
 
 
 def _about(native: Native, languages: Sequence[str]) -> dict[str, str]:
-    """What a test set is made of, beside its tables: what its features depend on is among it."""
+    """Return what a test set depends on besides its tables: languages, native and decoding."""
     return {"languages": ",".join(languages), "features": f"{native.fingerprint} {DECODING}"}
 
 
 def _kept(path: Path, about: Mapping[str, str]) -> bool:
-    """Whether a test set of these languages, tables and features is there."""
+    """Return whether a test set with these languages, tables and features exists."""
     table = path.with_suffix(".parquet")
     if not table.exists():
         return False
@@ -136,7 +161,7 @@ def _keep(
     about: Mapping[str, str],
     report: Report,
 ) -> None:
-    """Captions of all languages, and the features of the images that they caption."""
+    """Write the captions of all languages and the features of their images."""
     columns = ["image_id", "language", "caption"]
     rows = pa.concat_tables([table.select(columns) for table in tables])
     rows = rows.group_by(columns, use_threads=False).aggregate([])  # English is in every table
@@ -145,14 +170,21 @@ def _keep(
     count = len(pa.compute.unique(whole["image_id"]))
     gallery = Gallery.of(native, whole, counting(report, f"{path.name} images", count))
     np.savez(path.with_suffix(".npz"), ids=np.array(gallery.ids), features=gallery.features)
-    # Last: where it is, all is.
+    # Written last, because `_kept` takes this file as a sign that the test set is complete.
     write_parquet(as_path(path.with_suffix(".parquet")), rows.replace_schema_metadata(dict(about)))
 
 
 def part_of(corpus: Corpus, share: float, seed: int, folder: Path) -> Corpus:
-    """A corpus of a share of the training rows of every table; written into `folder`.
+    """Write a random share of the training rows of every table to `folder`.
 
-    Of captions the images are drawn, each with all that is said of it in the language.
+    From a caption table, images are drawn, each with all its captions in the language.
+
+    Args:
+        corpus: The full corpus.
+        share: Share of the rows or images, from 0 to 1. At least two are kept.
+        seed: Seed of the random choice.
+        folder: Output folder.
+
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng([seed, round(1e6 * share)])

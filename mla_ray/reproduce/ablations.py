@@ -1,4 +1,4 @@
-"""What is compared: tables of variants, each a change to one base."""
+"""Definitions of the ablations: tables of variants, each of which changes one base setting."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,18 +9,18 @@ from mla_ray.training.config import AcquireConfig, Stage
 LANGUAGES = ("cs", "ja", "zh", "ko", "ar", "hi", "sw", "fi", "tr", "ru", "th", "he")
 SEEDS = (0, 1, 2)
 IN_TURN = 4
-"""Languages that are added one after another."""
+"""Number of languages that are added one after another."""
 
 BASE = AcquireConfig(
     nlt=Stage(steps=60, batch=128, lr=1e-3),
     le=Stage(steps=6, batch=128, lr=3e-5),
     checkpoint_every=1_000_000,
 )
-"""0.3 of the default's steps, of half its batch: what 700 runs can be done of."""
+"""Base settings: 0.3 of the default steps and half the default batch, to make 700 runs feasible."""
 TOTAL = BASE.nlt.steps + BASE.le.steps
 NONE = {"steps": 0}
 BERT = "bert"
-"""Stands for the folder of `reproduce.bert` in settings."""
+"""Placeholder in settings for the folder of the BERT from `reproduce.bert`."""
 
 How = Literal["packs", "packs in turn", "tower", "tower in turn"]
 
@@ -30,12 +30,14 @@ class Variant:
     """One row of a table.
 
     Attributes:
-        name: unique over all tables.
-        settings: what differs from `BASE`; a stage's are merged into it.
-        share: of the rows of every training table.
-        together: all languages in one run, at as many steps for each.
-        how: language packs, or the whole text tower tuned; in turn: languages one after another.
-        seeds: at most.
+        name: Name, unique over all tables.
+        settings: Settings that differ from `BASE`. The settings of a stage are merged into it.
+        share: Share of the rows of every training table.
+        together: Whether all languages are trained in one run, with the same number of steps per
+            language.
+        how: Language packs or tuning of the whole text tower. With "in turn", the languages are
+            added one after another.
+        seeds: Maximum number of seeds.
 
     """
 
@@ -48,10 +50,18 @@ class Variant:
 
     @property
     def in_turn(self) -> bool:
+        """Whether the languages are added one after another."""
         return self.how.endswith("in turn")
 
     def config(self, seed: int, languages: int = 1, bert: str = BERT) -> AcquireConfig:
-        """Settings of a run of so many languages."""
+        """Return the settings of a run.
+
+        Args:
+            seed: Seed of the run.
+            languages: Number of languages. The steps are multiplied by it.
+            bert: Folder of the BERT that replaces the placeholder `BERT`.
+
+        """
         values = BASE.model_dump() | {"seed": seed}
         for name, value in self.settings.items():
             values[name] = values[name] | value if isinstance(value, Mapping) else value
@@ -62,12 +72,13 @@ class Variant:
         return AcquireConfig.model_validate(values)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return all attributes as a dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Variants to be compared; the first is what the others are compared with."""
+    """Variants of one comparison. The first variant is the baseline."""
 
     name: str
     title: str
@@ -76,7 +87,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Run:
-    """A variant, its languages and a seed: one training, or one after another."""
+    """One run of a variant with its languages and a seed. "In turn" variants train repeatedly."""
 
     variant: Variant
     languages: tuple[str, ...]
@@ -84,11 +95,12 @@ class Run:
 
     @property
     def key(self) -> str:
+        """Key of the run's record."""
         return f"{self.variant.name}/{'+'.join(self.languages)}/{self.seed}"
 
 
 FULL = Variant("NLT, then LE")
-# The steps and batches of AcquireConfig: several times the work, so on one seed.
+# The steps and batches of AcquireConfig take several times the work, so they run with one seed.
 DEFAULTS = Variant(
     "the default settings",
     {
@@ -98,7 +110,7 @@ DEFAULTS = Variant(
     seeds=1,
 )
 NLT_ALONE = Variant("NLT alone", {"nlt": {"steps": TOTAL}, "le": NONE})
-# Alone, LE starts from nothing and needs NLT's rate, not the small one of a second stage.
+# LE alone starts from scratch. It needs NLT's learning rate, not the small one of a second stage.
 LE_ALONE = Variant("LE alone", {"nlt": NONE, "le": {"steps": TOTAL, "lr": BASE.nlt.lr}})
 NO_ACQUIRERS = Variant("no acquirers", {"acquirers": False})
 AT_RANDOM = Variant("learned vocabulary, rows at random", {"rows": "random"})
@@ -106,7 +118,7 @@ M_BERT_LIKE = Variant("vocabulary and embeddings of a multilingual BERT", {"voca
 HIDDEN = [Variant(f"H = {size}", {"hidden": size}) for size in (16, 32, 64, 128, 256)]
 TOGETHER = Variant("all languages in one run", together=True)
 SHARES = [Variant(f"{100 * part:g} % of the data", share=part) for part in (0.01, 0.03, 0.1, 0.3)]
-# A native's weights want a smaller rate than fresh ones.
+# Pretrained weights of a native need a smaller learning rate than new weights.
 TOWER = Variant(
     "the whole text tower tuned",
     {"acquirers": False, "nlt": {"lr": 3e-4}, "le": {"lr": 1e-5}},
@@ -122,21 +134,21 @@ TABLES: Mapping[str, Table] = {
     for table in (
         Table("defaults", "The default settings, against English", (DEFAULTS,)),
         Table("stages", "The two stages", (FULL, NLT_ALONE, LE_ALONE)),
-        Table("tower", "Against tuning the whole text tower", (FULL, TOWER)),
+        Table("tower", "Packs against tuning the whole text tower", (FULL, TOWER)),
         Table("modules", "Acquirers and embeddings", (FULL, NO_ACQUIRERS, AT_RANDOM, M_BERT_LIKE)),
         Table("turn", "Languages added one after another", (PACKS_IN_TURN, TOWER_IN_TURN)),
         Table("data", "Amount of data", (FULL, *SHARES)),
         Table("hidden", "Hidden size of the acquirers", (FULL, *HIDDEN)),
-        Table("together", "One at a time, or together", (FULL, TOGETHER)),
+        Table("together", "Languages trained separately or together", (FULL, TOGETHER)),
     )
 }
 
 
 def runs(tables: Sequence[Table], languages: Sequence[str], seeds: Sequence[int]) -> list[Run]:
-    """Every run of the tables once, in their order."""
+    """Return every run of the tables once, in table order."""
     by_key: dict[str, Run] = {}
     for table in tables:
-        # Language by language, so that a part of a table has whole rows.
+        # Language by language, so that an unfinished table has all variants for some languages.
         for language in languages:
             for seed in seeds:
                 for variant in table.variants:
@@ -148,7 +160,7 @@ def runs(tables: Sequence[Table], languages: Sequence[str], seeds: Sequence[int]
 
 
 def group_of(variant: Variant, language: str, languages: Sequence[str]) -> tuple[str, ...]:
-    """The languages of the run that a language of a variant is measured by."""
+    """Return the languages of the run in which a variant measures `language`."""
     if variant.together:
         return tuple(languages)
     return tuple(languages[:IN_TURN]) if variant.in_turn else (language,)

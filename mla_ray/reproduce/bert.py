@@ -1,8 +1,8 @@
-"""A multilingual BERT made here: what M-BERT is to the paper, small enough for a laptop.
+"""Pretraining of a small multilingual BERT that replaces the paper's M-BERT.
 
-One WordPiece vocabulary for all languages, and embeddings from masked language modelling on their
-texts. It stands for M-BERT where no hub can be reached; where one can, settings name
-`bert-base-multilingual-cased` itself.
+The BERT has one WordPiece vocabulary for all languages and embeddings from masked language modeling
+on their texts. It is small enough for a laptop and needs no model hub. With access to a hub,
+settings can name `bert-base-multilingual-cased` instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ def pretrain(
     seed: int = 0,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> None:
-    """Write a BERT pretrained on `texts` to `folder`, in the layout of transformers.
+    """Pretrain a BERT on `texts` and write it to `folder` in the format of transformers.
 
-    Masked language modelling as BERT's: 15 % of the tokens are asked for, of which 80 % are
-    masked, 10 % are another token and 10 % stay (Devlin et al. 2019, section 3.1).
+    The masked language modeling follows BERT: 15 % of the tokens are predicted. Of these, 80 % are
+    masked, 10 % are replaced by another token and 10 % stay (Devlin et al. 2019, section 3.1).
     """
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-    # Accents are part of a word: Czech "byt" and "být" are two.
+    # Accents distinguish words, such as Czech "byt" and "být".
     tokenizer = BertWordPieceTokenizer(lowercase=True, strip_accents=False)
     tokenizer.train_from_iterator(
         texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL),
@@ -68,7 +68,7 @@ def pretrain(
         hidden_BLW = model.bert(
             input_ids=masked_BL, attention_mask=(ids_BL != 0).long()
         ).last_hidden_state
-        asked_BL = wanted_BL != NOT_ASKED  # the head is most of the work: on these alone
+        asked_BL = wanted_BL != NOT_ASKED  # the head is expensive, so only these tokens get it
         loss = cross_entropy(model.cls(hidden_BLW[asked_BL]), wanted_BL[asked_BL])
         torch.autograd.backward(loss)
         optimizer.step()
@@ -85,10 +85,22 @@ def pretrain(
 def mask(
     ids_BL: Tensor, mask_id: int, vocabulary: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Token ids with some hidden, and what is asked for [B, L]: the hidden ids or `NOT_ASKED`."""
+    """Mask some token ids for masked language modeling.
+
+    Args:
+        ids_BL: Token ids, `[B, L]` int64.
+        mask_id: Id of the mask token.
+        vocabulary: Size of the vocabulary.
+        generator: Source of randomness.
+
+    Returns:
+        The masked ids and the targets, both `[B, L]`. A target is the original id, or `NOT_ASKED`
+        if the token is not predicted. At least one token is predicted.
+
+    """
     draw_BL = torch.rand(ids_BL.shape, generator=generator)
     asked_BL = (draw_BL < MASKED) & (ids_BL >= len(SPECIAL))
-    if not asked_BL.any():  # a loss over nothing is no number
+    if not asked_BL.any():  # the loss over no tokens is NaN
         asked_BL[0, 1] = True
     how_BL = torch.rand(ids_BL.shape, generator=generator)
     other_BL = torch.randint(len(SPECIAL), vocabulary, ids_BL.shape, generator=generator)

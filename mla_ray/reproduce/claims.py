@@ -1,4 +1,4 @@
-"""The paper's claims that these tables can speak to, and what they say."""
+"""Verdicts on those of the paper's claims that the tables can test."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,46 +12,48 @@ Verdict = Literal["held", "did not hold", "cannot be told"]
 
 @dataclass(frozen=True)
 class Claim:
+    """A claim with its verdict and the measured difference as text."""
+
     verdict: Verdict
     text: str
 
 
 def claims(results: Results) -> list[Claim]:
-    """Those whose runs are there."""
+    """Return the claims for which all runs are done."""
     return [*_compared(results), *_english(results), *_turn(results)]
 
 
 def verdict(difference: Figure) -> Verdict:
-    """Of the claim that a difference is above zero."""
+    """Return the verdict on the claim that a difference is above zero."""
     if difference.low > 0:
         return "held"
     return "did not hold" if difference.high < 0 else "cannot be told"
 
 
 def verdict_of_loss(difference: Figure) -> Verdict:
-    """Of the claim that a difference is below zero."""
+    """Return the verdict on the claim that a difference is below zero."""
     return verdict(Figure(-difference.mean, -difference.high, -difference.low))
 
 
 def _compared(results: Results) -> Iterator[Claim]:
     compared = (
-        ("Language Exposure adds to Native Language Transfer", ab.FULL, ab.NLT_ALONE),
+        ("Language Exposure improves on Native Language Transfer alone", ab.FULL, ab.NLT_ALONE),
         ("both stages are better than Language Exposure alone", ab.FULL, ab.LE_ALONE),
-        ("language acquirers add to a trained embedding alone", ab.FULL, ab.NO_ACQUIRERS),
+        ("language acquirers improve on a trained embedding alone", ab.FULL, ab.NO_ACQUIRERS),
         (
-            "embeddings of a multilingual BERT are better than rows at random",
+            "embeddings of a multilingual BERT are better than random rows",
             ab.M_BERT_LIKE,
             ab.AT_RANDOM,
         ),
         (
-            "here, rows aligned with the native's own embeddings are better than those of a small "
-            "multilingual BERT",
+            "in these runs, rows aligned with the native's own embeddings are better than those of "
+            "a small multilingual BERT",
             ab.FULL,
             ab.M_BERT_LIKE,
         ),
-        ("larger acquirers are better (H = 256 against 16)", ab.HIDDEN[-1], ab.HIDDEN[0]),
+        ("larger acquirers are better (H = 256 against H = 16)", ab.HIDDEN[-1], ab.HIDDEN[0]),
         ("more data is better (all of it against 30 %)", ab.FULL, ab.SHARES[-1]),
-        ("languages are better acquired together than alone", ab.TOGETHER, ab.FULL),
+        ("training languages together is better than one by one", ab.TOGETHER, ab.FULL),
     )
     for text, better, worse in compared:
         if difference := results.difference(better, worse):
@@ -67,17 +69,21 @@ def _english(results: Results) -> Iterator[Claim]:
         lost = figure(each, [before.repeat(len(each[0]), 0)] * len(each))
         yield Claim(
             verdict_of_loss(lost),
-            f"tuning the whole text tower costs English, acquirers do not: {lost.signed} by the "
-            f"tower, nothing by acquirers. In the new language acquirers are {against.signed} "
-            "against it",
+            "tuning the whole text tower lowers English AR, acquirers do not: the tower changes "
+            f"it by {lost.signed}, acquirers by nothing. In the new language, acquirers differ "
+            f"from the tower by {against.signed}",
         )
 
 
 def _turn(results: Results) -> Iterator[Claim]:
     first = results.languages[0]
     for variant, text in (
-        (ab.PACKS_IN_TURN, "a language added later leaves the others and English as they are"),
-        (ab.TOWER_IN_TURN, "with the whole text tower tuned it does not"),
+        (ab.PACKS_IN_TURN, "adding packs does not change English or earlier languages"),
+        (
+            ab.TOWER_IN_TURN,
+            "tuning the whole text tower for more languages lowers AR in English and in earlier "
+            "languages",
+        ),
     ):
         lost = {}
         for language, since in (("en", 0), (first, 1)):
@@ -96,6 +102,6 @@ def _turn(results: Results) -> Iterator[Claim]:
                 holds = verdict_of_loss(max(lost.values(), key=lambda loss: loss.high))
             yield Claim(
                 holds,
-                f"{text}: after {ab.IN_TURN} languages English {lost['en'].signed}, the first "
-                f"of them {lost[first].signed}",
+                f"{text}: after {ab.IN_TURN} languages, English changes by {lost['en'].signed} and "
+                f"the first language by {lost[first].signed}",
             )

@@ -1,9 +1,11 @@
-"""All runs on Ray, as many at a time as there are cores; what was measured is kept.
+"""Execution of all runs on Ray, with as many concurrent runs as there are cores. Resumable.
 
-records.jsonl   a line for each run that is done; never rewritten, a torn last line is dropped
-shared/         prepared tables
-scratch/        of runs under way
-tests/, bert/   `reproduce.ablation_data`
+Files:
+
+    records.jsonl   one line per finished run; append-only, but an incomplete last line is dropped
+    shared/         prepared tables
+    scratch/        temporary files of active runs
+    tests/, bert/   see `reproduce.ablation_data`
 
 """
 
@@ -34,16 +36,28 @@ def measure_all(
     report: Report,
     stop: threading.Event | None = None,
 ) -> Records:
-    """Do the runs that have no record; the caller has started Ray. May be killed: it goes on.
+    """Execute all runs that have no record. The caller must have started Ray.
+
+    After a kill, the same call resumes and repeats only runs without a record.
+
+    Args:
+        runs: Runs to execute.
+        data: Data sets of the runs.
+        folder: Folder of the reproduction.
+        report: Receives the progress after each run.
+        stop: Stop request.
+
+    Returns:
+        All records in the folder.
 
     Raises:
-        Stopped: `stop` was set. Runs under way are lost, all others are kept.
-        ray.exceptions.RayTaskError: a run failed; the others that were done are kept.
+        Stopped: `stop` was set. Active runs are lost. The records of finished runs are kept.
+        ray.exceptions.RayTaskError: A run failed. The records of finished runs are kept.
 
     """
     import ray
 
-    shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of runs that were cut off
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # left by killed runs
     records = Records.open(folder, data)
     if records.get(None) is None:
         records.add(None, english(data))
@@ -58,7 +72,7 @@ def measure_all(
     under_way: dict[Any, Run] = {}
     try:
         while True:
-            # A few more than there is room for, so that nothing waits for the next.
+            # Two more tasks than cores, so that no core waits for the next task.
             room = 2 + int(ray.cluster_resources().get("CPU", 1))
             for run in _next(coming, room - len(under_way)):
                 under_way[task.remote(run, data, folder)] = run
@@ -92,7 +106,7 @@ def _task(run: Run, data: AblationData, folder: Path) -> Record:
 
 
 def _encode(runs: Sequence[Run], data: AblationData, folder: Path, report: Report) -> None:
-    """Features of all texts and images, before any run needs them: encoding takes all cores."""
+    """Encode all texts and images before the first run, because encoding uses all cores."""
     native = Native.load(data.native)
     for language in dict.fromkeys(language for run in runs for language in run.languages):
         alone = Run(FULL, (language,), runs[0].seed)

@@ -1,6 +1,11 @@
-"""What was found, for people: tables, a plot, and which of the paper's claims held here.
+"""Results page: tables, a plot, and verdicts on the paper's claims.
 
-results.md, results.png, results.json; results.jsonl: the records that all of it is made of
+Files:
+
+    results.md      the page
+    results.png     the plot
+    results.json    the figures of the page
+    results.jsonl   the records from which everything is computed
 
 """
 
@@ -20,13 +25,24 @@ from mla_ray.reproduce.plot import draw
 from mla_ray.reproduce.runs import BESIDE
 
 Document = dict[str, Any]
-"""results.json."""
+"""Content of `results.json`."""
 Row = dict[str, Any]
-"""Of a table in it."""
+"""Row of a table in `results.json`."""
 
 
 def write(results: Results, tables: Sequence[Table], out: Path, command: str) -> Document:
-    """Write the page, its plot and its figures as JSON; returns the latter."""
+    """Write the page, its plot, its figures as JSON, and the records.
+
+    Args:
+        results: All measurements.
+        tables: Tables on the page.
+        out: Output folder, created if necessary.
+        command: Command that generates the page, for its first sentence.
+
+    Returns:
+        The content of `results.json`.
+
+    """
     out.mkdir(parents=True, exist_ok=True)
     made = {table.name: rows(results, table) for table in tables}
     said = claims(results)
@@ -36,8 +52,9 @@ def write(results: Results, tables: Sequence[Table], out: Path, command: str) ->
         "# Results: the paper's ablations on emoji",
         _intro(results, english, command),
         "## Which claims held",
-        "Of the paper's, by these runs: small doses of training, on a native that has seen emoji "
-        "alone. A claim held if the interval of its difference does not hold zero.",
+        "The claims are those of the paper. The runs here are short, and the native has seen only "
+        "emoji. A claim held if the whole interval of its difference is on the claimed side of "
+        "zero. The claim about adding packs held if no figure changed.",
         "\n".join(f"- **{claim.verdict}**: {claim.text}" for claim in said),
         "![Differences, data, hidden size, languages in turn](results.png)",
     ]
@@ -65,7 +82,11 @@ def write(results: Results, tables: Sequence[Table], out: Path, command: str) ->
 
 
 def rows(results: Results, table: Table) -> list[Row]:
-    """AR of each variant, and its difference from the first, over languages that all have."""
+    """Compute the rows of a table.
+
+    For most tables, a row is a variant with its AR and its difference from the first variant. Both
+    are means over the languages that the variant and the first variant have in common.
+    """
     if table.name == "turn":
         return turns(results)
     if table.name == "defaults":
@@ -90,14 +111,17 @@ def rows(results: Results, table: Table) -> list[Row]:
 
 
 def against_english(results: Results) -> list[Row]:
-    """AR of each language by the default settings, and its share of English on the same images."""
+    """Compute the AR of each language with default settings, and its ratio to English AR.
+
+    English is measured on the same images.
+    """
     table_rows = []
     english = results.english_shares()
     for language in results.languages:
         shares = results.shares(ab.DEFAULTS, language)
         if shares is None or english is None:
             continue
-        same = english + 0 * shares[:1]  # nan where the language says nothing
+        same = english + 0 * shares[:1]  # NaN for images without a caption in the language
         mine, theirs = figure([shares]), figure([same])
         row = {"language": language, "AR": asdict(mine), "English": theirs.mean}
         table_rows.append(row | {"share": mine.mean / theirs.mean})
@@ -105,7 +129,7 @@ def against_english(results: Results) -> list[Row]:
 
 
 def turns(results: Results) -> list[Row]:
-    """AR of English and of each language after each addition, the mean over seeds."""
+    """Compute the AR of English and of each language after each addition, as means over seeds."""
     table_rows = []
     for variant in (ab.PACKS_IN_TURN, ab.TOWER_IN_TURN):
         for number in range(ab.IN_TURN + 1):
@@ -122,15 +146,16 @@ def turns(results: Results) -> list[Row]:
 
 def _intro(results: Results, english: Figure | None, command: str) -> str:
     return (
-        f"`{command}` remakes this page, goes on where it was stopped, and with `--from "
-        "results.jsonl` where this one is. AR on the emoji test split: names of test concepts "
-        "against Twemoji, a drawing style that nothing was trained on. English, the native itself, "
-        f"reaches {english}. {len(results.languages)} languages, seeds "
-        f"{', '.join(map(str, results.seeds))}. All runs have {ab.BASE.nlt.steps} steps of NLT and "
-        f"{ab.BASE.le.steps} of LE at a batch of {ab.BASE.nlt.batch}, 0.15 of the default's work, "
-        "unless the table says otherwise; the default settings, of the first seed alone, have all "
-        "of it. Intervals are 95 %, from bootstrap samples of test "
-        "images and of seeds, the same for all variants."
+        f"`{command}` generates this page and resumes after an interruption. With `--from "
+        "results.jsonl`, it starts from the records of this page. AR is measured on the emoji test "
+        "split: names of test concepts against Twemoji images, a drawing style not used in "
+        f"training. English, measured with the native itself, reaches {english}. The page covers "
+        f"{len(results.languages)} languages with the seeds "
+        f"{', '.join(map(str, results.seeds))}. Unless a table says otherwise, all runs have "
+        f"{ab.BASE.nlt.steps} steps of NLT and {ab.BASE.le.steps} steps of LE with a batch of "
+        f"{ab.BASE.nlt.batch}, which is 0.15 of the default amount of training. The default "
+        "settings were run in full, with the first seed only. Intervals are 95 % bootstrap "
+        "intervals over test images and seeds, with the same samples for all variants."
     )
 
 
@@ -138,7 +163,7 @@ def _table(results: Results, table: Table, made: list[Row]) -> str:
     if not made or (len(made) == 1 and len(table.variants) > 1):
         return "Not run."
     if table.name == "defaults":
-        lines = [["", "AR", "English", "of English"]]
+        lines = [["", "AR", "English", "ratio to English"]]
         for row in made:
             cells = [str(Figure(**row["AR"])), f"{row['English']:.1f}", f"{row['share']:.2f}"]
             lines.append([row["language"], *cells])
@@ -164,22 +189,22 @@ def _table(results: Results, table: Table, made: list[Row]) -> str:
 
 
 def _reworded(ars: Reworded) -> str:
-    """What of the languages' loss is one of wording: English loses it, too."""
+    """Describe how much English loses by a change of wording, compared with the languages."""
     share, theirs = (of.mean / ars.english.mean for of in (ars.others, ars.languages))
     wording = (1 - share) / (1 - theirs) if theirs < 1 else 1.0
     return (
-        f"English in other words: {ars.images} of the drawings have another name in Unicode's "
-        "own list of characters (CLDR's *shopping cart* is a *shopping trolley* there). By those, "
-        f"all else as before, English itself comes to {ars.others} where it is at "
-        f"{ars.english} by CLDR's: {share:.2f} of it. The languages, by their own names, come to "
-        f"{ars.languages} on the same drawings, {theirs:.2f}. The native knows names like those "
-        f"it was trained on, and others less: by a change of wording English loses "
-        f"{100 * wording:.0f} % of what a new language loses."
+        f"English in other words: {ars.images} of the drawings have a different name in Unicode's "
+        "own list of characters (CLDR's *shopping cart* is a *shopping trolley* there). With "
+        f"Unicode's names and no other change, English itself reaches {ars.others} instead of "
+        f"{ars.english} with CLDR's names, a ratio of {share:.2f}. The languages, with their own "
+        f"names, reach {ars.languages} on the same drawings, a ratio of {theirs:.2f}. The native "
+        "knows names like those it was trained on better than other names. A change of wording "
+        f"costs English {100 * wording:.0f} % of what a new language loses."
     )
 
 
 def _languages(results: Results) -> str:
-    """Every variant in every language, means over seeds."""
+    """Return a table of every variant in every language, as means over seeds."""
     variants = list(
         {
             v.name: v for table in ab.TABLES.values() for v in table.variants if not v.in_turn
@@ -197,7 +222,7 @@ def _languages(results: Results) -> str:
 
 
 def _stamps(results: Results) -> str:
-    lines = [["", "stamps", "AR", "English on the same"]]
+    lines = [["", "stamps", "AR", "English on the same stamps"]]
     for language in results.languages:
         shares = results.shares(ab.FULL, language, "stamps")
         english = results.english(BESIDE.format(language))
@@ -205,15 +230,16 @@ def _stamps(results: Results) -> str:
             count = int((~np.isnan(shares[0])).sum())
             lines.append([language, str(count), str(figure([shares])), str(english)])
     return (
-        "Photographs and drawings of the kinds a child stamps with, none of them an emoji, and "
-        "their descriptions. The native was trained on emoji alone and knows little of them: it is "
-        f"at {results.english('stamps')} in English. The gallery of a language is all stamps that "
-        "are described in it: fewer are easier.\n\n" + markdown(lines)
+        "The stamps are photographs and drawings for a children's paint program, with "
+        "descriptions. None of them is an emoji. The native was trained on emoji only and knows "
+        f"little about them: it reaches {results.english('stamps')} in English. The gallery of a "
+        "language contains all stamps that have a description in it. A smaller gallery is easier."
+        "\n\n" + markdown(lines)
     )
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table; the first line is its head."""
+    """Format a Markdown table whose first line is the header."""
     head, *body = lines
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body))

@@ -1,6 +1,6 @@
-"""The plot of a page: differences, data, hidden size, languages in turn.
+"""Plot of the results page: differences, amount of data, hidden size, and languages in turn.
 
-Without pyplot, whose figures are global.
+The module does not use pyplot, because pyplot keeps figures in global memory.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ INK, SOFT = "#0072b2", "#8a9099"
 
 
 def draw(results: Results) -> Picture:
-    """Four panels; one whose runs are missing says so."""
+    """Draw the four panels. A panel without runs contains the text "not run"."""
     picture = Picture(figsize=(10, 8), layout="constrained")
     FigureCanvasAgg(picture)
     axes = picture.subplots(2, 2)
     _differences(axes[0, 0], results)
     shares = [(v, 100 * v.share) for v in (*ab.SHARES, ab.FULL)]
-    _curve(axes[0, 1], results, shares, "per cent of the data")
+    _curve(axes[0, 1], results, shares, "% of the data")
     hidden = [(v, float(v.settings["hidden"])) for v in ab.HIDDEN]
     _curve(axes[1, 0], results, hidden, "hidden size H")
     _turns(axes[1, 1], results)
@@ -44,13 +44,13 @@ def _differences(axis: Axes, results: Results) -> None:
         if difference := results.difference(variant, ab.FULL):
             names.append(variant.name)
             differences.append(difference)
-    axis.set_title("AR, difference from NLT, then LE")
+    axis.set_title('AR, difference from "NLT, then LE"')
     if not differences:
         return _nothing(axis)
     places = np.arange(len(names))[::-1]
     means = np.array([each.mean for each in differences])
     errors = np.array([[f.mean - f.low, f.high - f.mean] for f in differences]).T
-    # Some are a point from zero, some fifty.
+    # The differences range from below one point to fifty points.
     axis.set_xscale("symlog", linthresh=2, subs=(2, 5))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.axvline(0, color=SOFT, linewidth=1)
@@ -60,7 +60,7 @@ def _differences(axis: Axes, results: Results) -> None:
 
 
 def _broken(name: str) -> str:
-    """In two lines if it is long."""
+    """Break a long name into two lines."""
     words, half = name.split(), len(name) / 2
     if len(name) < 24:
         return name

@@ -1,8 +1,8 @@
-"""English in other words: what a change of wording costs the native in its own language.
+"""English captions with Unicode's names, to measure what a change of wording costs the native.
 
-The native was trained on names of emoji by CLDR. Unicode names the characters themselves, some of
-them otherwise: CLDR's shopping cart is a shopping trolley, its reverse button a black left-pointing
-triangle. That is English which nothing was trained on.
+The native was trained on CLDR's names of emoji. Unicode has its own names of the characters, and
+some of them differ: CLDR's "shopping cart" is "shopping trolley", and its "reverse button" is
+"black left-pointing triangle". No training used these names.
 """
 
 import unicodedata
@@ -12,18 +12,31 @@ import pyarrow.compute as pc
 
 
 def unicode_name(image_id: str) -> str | None:
-    """The character's name, of an emoji that is one character: `twemoji/1f60a`."""
+    """Return the Unicode name of an emoji in lower case.
+
+    Args:
+        image_id: Id of the image, such as `twemoji/1f60a`.
+
+    Returns:
+        None for an emoji of several characters, or if Python's version of Unicode lacks it.
+
+    """
     points = image_id.partition("/")[2].split("-")
     if len(points) != 1:
         return None
     try:
         return unicodedata.name(chr(int(points[0], 16))).lower()
-    except ValueError:  # no number, or not in this Python's version of Unicode
+    except ValueError:  # not a code point, or missing in this Python's version of Unicode
         return None
 
 
 def reworded(captions: pa.Table) -> tuple[pa.Table, set[str]]:
-    """English captions with Unicode's names where these differ, and the images where they do."""
+    """Replace English captions by Unicode's names where these differ.
+
+    Returns:
+        The English captions, and the ids of the images whose caption was replaced.
+
+    """
     english = captions.filter(pc.equal(captions["language"], "en"))
     texts: list[str] = []
     changed: set[str] = set()

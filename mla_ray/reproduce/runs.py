@@ -1,8 +1,8 @@
-"""One run: train on the data of some languages, measure on every test set.
+"""One run: training on the data of some languages, and measurement on every test set.
 
-A record keeps, for each test, set and language, where the right answer came in for every image: one
-character for text-to-image and one for image-to-text, in the order of the test's images. All
-figures and their intervals are worked out from these.
+A record contains the place of the right answer for every image, by test set and language. It has
+one line for text-to-image and one for image-to-text. Each line has one character per image, in the
+order of the test set's images. All figures and intervals are computed from these places.
 """
 
 import secrets
@@ -36,32 +36,39 @@ from mla_ray.training.run_spec import spec_of, tables_key
 from mla_ray.training.workers import Workers
 
 Places = dict[str, dict[str, list[str]]]
-"""By test set and language: a line text-to-image and one image-to-text."""
+"""By test set and language: a line for text-to-image and one for image-to-text."""
 
 
 class Record(TypedDict, total=False):
-    """What is kept of a run, as JSON."""
+    """Record of a run, stored as JSON."""
 
     run: str
+    """Key of the run."""
     of: str
-    """A hash of the data and settings it was made of."""
+    """Hash of the data, settings and native of the run."""
     seconds: float
+    """Wall-clock time in seconds."""
     places: Places
+    """Places of the right answers."""
 
 
 PLACES = "0123456789"
+"""Characters for the first ten places, counted from 0."""
 LATER, NOTHING = "x", "."
-"""A place after the tenth; no caption in the language."""
+"""Characters for a place after the tenth, and for an image without a caption in the language."""
 
 
 def measure(run: Run, data: AblationData, scratch: Path, shared: Path) -> Record:
-    """Do a run.
+    """Train and measure one run.
 
     Args:
-        run: which.
-        data: its data.
-        scratch: an empty folder for what it makes.
-        shared: prepared tables, which runs that differ in training only have in common.
+        run: The run.
+        data: Data sets of the run.
+        scratch: Empty folder for the files of the run.
+        shared: Folder of prepared tables. Runs that differ only in training share them.
+
+    Returns:
+        The wall-clock seconds and the places.
 
     """
     began = time.perf_counter()
@@ -82,7 +89,7 @@ def measure(run: Run, data: AblationData, scratch: Path, shared: Path) -> Record
 
     if not run.variant.in_turn:
         add(languages)
-        if run.variant.how == "tower":  # what became of English
+        if run.variant.how == "tower":  # tuning the tower changes English
             encoders["en"] = _english(native)
         places = _places(encoders, data)
     else:
@@ -96,13 +103,13 @@ def measure(run: Run, data: AblationData, scratch: Path, shared: Path) -> Record
 
 
 REWORDED = "emoji in other words"
-"""Test set of English alone: places of the images that `reworded` has another name for."""
+"""English-only test set with Unicode's names: the images whose name `reworded` changes."""
 BESIDE = "stamps beside {}"
-"""Test sets of English alone: stamps that are described in a language, for not all are in each."""
+"""English-only test sets: the stamps that have a description in the named language."""
 
 
 def english(data: AblationData) -> Record:
-    """The native itself, which no run changes."""
+    """Measure the native itself in English, on all test sets including the English-only ones."""
     encode = _english(Native.load(data.native))
     places = _places({"en": encode}, data) | {REWORDED: {"en": _reworded(encode, data)}}
     if "stamps" in data.sets:
@@ -135,7 +142,7 @@ def _beside(encode: EncodeText, language: str, captions: pa.Table, gallery: Gall
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a training needs: data, settings and prepared tables."""
+    """Inputs of a training: data, settings and prepared tables."""
 
     corpora: list[Corpus]
     config: AcquireConfig
@@ -145,9 +152,10 @@ class RunInputs:
     def of(
         cls, run: Run, languages: list[str], native: Native, data: AblationData, shared: Path
     ) -> Self:
-        """Of some languages of a run; tables are made unless they are there.
+        """Return the inputs for some languages of a run. Missing tables are made.
 
-        Two runs may make the same tables at once: the first to be ready puts its own in place.
+        Two runs may make the same tables at the same time. The first one to finish moves its tables
+        into place, and the other deletes its own.
         """
         variant = run.variant
         corpora = [data.corpora[language] for language in languages]
@@ -167,7 +175,12 @@ class RunInputs:
         return cls(corpora, config, as_path(folder))
 
     def packs(self, data: AblationData, folder: Path) -> dict[str, UPath]:
-        """Both stages, in this process."""
+        """Train both stages in this process.
+
+        Returns:
+            The pack folders by language.
+
+        """
         return acquire(
             data.native,
             self.corpora,
@@ -179,6 +192,7 @@ class RunInputs:
         )
 
     def job(self, native: Native, folder: Path, store: str) -> PreparedRun:
+        """Write `run.json` to `folder`, and return the prepared run for a training there."""
         made = prepare(native, self.corpora, self.config, self.tables)
         write_json(as_path(folder) / "run.json", spec_of(native, self.corpora, self.config))
         return job_of(as_path(folder), as_path(store), made, self.tables)
@@ -189,7 +203,7 @@ def _english(native: Native) -> EncodeText:
 
 
 def _places(encoders: dict[str, EncodeText], data: AblationData) -> Places:
-    """By each of these languages' encoders, in every test set that it has captions in."""
+    """Measure each language's encoder on every test set that has captions in the language."""
     places: Places = {}
     for name in data.sets:
         captions, gallery = data.test(name)
@@ -203,10 +217,13 @@ def _places(encoders: dict[str, EncodeText], data: AblationData) -> Places:
 
 
 def written(evaluation: Evaluation, gallery: Gallery) -> list[str]:
-    """Places of the right answers, text-to-image and image-to-text; one caption an image."""
+    """Return the places of the right answers as lines, text-to-image and image-to-text.
+
+    Each image must have at most one caption.
+    """
     at_image = {image_id: index for index, image_id in enumerate(gallery.ids)}
     lines = []
-    # The ranks' own order of images is that in which captions name them first.
+    # The ranks are in the order in which images first appear among the captions.
     for ranks in (evaluation.ranks.t2i, evaluation.ranks.i2t):
         line = np.full(len(gallery.ids), NOTHING)
         for image_id, rank in zip(evaluation.image_ids, ranks, strict=True):

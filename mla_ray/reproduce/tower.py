@@ -1,8 +1,8 @@
-"""The baseline: all of the text tower is tuned on a language, as before there were acquirers.
+"""Baseline without acquirers: the whole text tower is tuned on a language.
 
-The same losses, batches and schedule; what trains besides the embedding block are the native's own
-blocks, positions, final norm and projection, in a copy. English and every other language go through
-the same tower afterwards.
+Losses, batches and schedule are the same as for a pack. Besides the embedding block, the native's
+own blocks, position embeddings, final norm and projection are trained. English and every other
+language use the same tuned tower afterwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from mla_ray.training.loop import accelerator_for, run_stages
 
 
 class TunedTower(AcquisitionLearner):
-    """A language in training together with the native's text tower.
+    """Learner that trains one language together with the native's text tower.
 
     Args:
-        job: a prepared run of one language.
-        native: tuned in place; not the object of anybody else.
+        job: Prepared run of one language.
+        native: Native that is tuned in place. No other code may use this object.
 
     """
 
@@ -30,7 +30,7 @@ class TunedTower(AcquisitionLearner):
         self.tuned = [
             weight
             for name, weight in native.model.named_parameters()
-            # No English token is read, no image seen, and the temperature is fixed.
+            # The training reads no English token and no image, and the temperature is fixed.
             if not name.startswith("visual.") and "token_embedding" not in name
             and not name.startswith("logit_")
         ]  # fmt: skip
@@ -39,20 +39,23 @@ class TunedTower(AcquisitionLearner):
         super().__init__(job, native)
 
     def trained_weights(self) -> list[nn.Parameter]:
+        """Return the weights of the language and of the tower."""
         return [*super().trained_weights(), *self.tuned]
 
 
 def tune(job: PreparedRun, native: Native) -> Callable[[Sequence[str]], Tensor]:
-    """Tune `native`'s text tower on a prepared run of one language.
+    """Tune `native`'s text tower in place on a prepared run of one language.
 
-    Returns how texts of the language are encoded, to features [B, E]; it goes through the tower as
-    it is at the time of the call.
+    Returns:
+        Function that encodes texts of the language to `[B, E]` float32. It uses the weights that
+        the tower has at the time of the call.
+
     """
     learner = TunedTower(job, native)
     on_cpu = native.device.type == "cpu"
     run_stages(learner, accelerator_for(job.config, on_cpu), Driver())
     (language,) = learner.languages
-    # Of one language every token of the run's has a row.
+    # In a run of one language, every token has a row.
     tokenize = learner.tokenizer_of(np.arange(len(learner.tokens)))
     encoder = learner.encoders[language]
 

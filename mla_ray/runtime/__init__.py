@@ -1,1 +1,1 @@
-"""What every command and job stands on: storage, Ray, progress, exit codes, bundled files."""
+"""Services that commands and jobs share: storage, Ray, progress, exit codes, bundled files."""

@@ -1,10 +1,10 @@
-"""Files and folders of this machine that are replaced as one: a reader finds the old or the new.
+"""Atomic replacement of local files and folders: a reader sees the old content or the new.
 
-A file is renamed onto the one before it. No call replaces a folder that is not empty, so it takes
-two renames, of `de` to `.de-old-…` and of `.de-new-…` to `de`, and between them nothing is in the
-place. What a writer leaves who is killed there, the next one who writes or reads the folder, or
-lists the one around it, puts back. Writers of one place come one after another; a reader waits for
-one only if it found something wrong.
+A file is written beside its target and renamed over it. No system call replaces a folder that is
+not empty. A folder therefore takes two renames: `de` to `.de-old-…`, then `.de-new-…` to `de`.
+Between them `de` does not exist. If a writer is killed at that point, the next process that writes
+the folder, reads it or lists its parent restores it. Writers of the same folder wait for each
+other. A reader waits for a writer only if its first read failed.
 """
 
 import fcntl
@@ -21,11 +21,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
-# In mla-ray 0.1.0 the last word was the id of the process.
+# mla-ray 0.1.0 used the process id, in decimal digits, as the last part of the name.
 _BESIDE = re.compile(r"\.(?P<place>.+)(\.lock|-(?P<kind>old|new)-([0-9a-f]{8}|[0-9]+))")
 
 COMMAND = 200
-"""Characters of a command that its lock tells."""
+"""Most characters of a command line that a lock file stores."""
 
 T = TypeVar("T")
 
@@ -34,10 +34,10 @@ _mine = threading.local()
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """A file to write in the body of a `with`, which in the end stands in the place of `path`.
+    """Yield the path of a scratch file that replaces `path` when the `with` block ends.
 
-    Its name ends as that of `path` does. An exception leaves `path` as it was. Folders around it
-    are made.
+    The scratch file has the suffix of `path` and lies in the same folder. Missing parent folders
+    are created. If the block raises, `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
@@ -45,16 +45,17 @@ def replacing_file(path: Path) -> Iterator[Path]:
         yield scratch
         scratch.replace(path)
     except BaseException:
-        with suppress(OSError):  # the error to tell of is the first
+        with suppress(OSError):  # the caller must see the first error
             scratch.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder for the body of a `with`, which in the end stands in the place of `folder`.
+    """Yield an empty folder that replaces `folder` when the `with` block ends.
 
-    An exception leaves `folder` as it was. Another writer of the same place waits.
+    If the block raises, `folder` stays as it was. Other writers of `folder` wait until the block
+    ends.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as alone:
@@ -74,7 +75,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def recover_folder(folder: Path) -> None:
-    """Put back, or clear away, what a killed writer of `folder` left; nothing while one writes."""
+    """Restore `folder` after its writer was killed, and delete the writer's leftovers.
+
+    Does nothing while another writer is at work.
+    """
     if next(_left(folder), None):
         with _alone(folder, wait=False) as alone:
             if alone:
@@ -82,17 +86,17 @@ def recover_folder(folder: Path) -> None:
 
 
 def folders_in_replacement(names: Iterable[str]) -> set[str]:
-    """The places that files and folders of these names belong to while a writer is at work there.
+    """Return the names of the folders that these lock files, backups and scratch folders belong to.
 
-    Or was: whether it still is, `recover_folder` finds out.
+    A writer of such a folder is at work or was killed. `recover_folder` handles both cases.
     """
     return {match["place"] for name in names if (match := _BESIDE.fullmatch(name))}
 
 
 def read_consistently(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` finds in a folder that others may replace meanwhile.
+    """Return `read()` for a folder that other processes may replace at the same time.
 
-    If it raises a ValueError or an OSError it is called once more, with no writer at work.
+    If `read` raises a ValueError or an OSError, it is called once more while no writer is at work.
     """
     recover_folder(folder)
     with suppress(ValueError, OSError):
@@ -105,19 +109,20 @@ def read_consistently(folder: Path, read: Callable[[], T]) -> T:
 
 @contextmanager
 def one_process(folder: Path, lock: Path | None = None, *, shared: bool = False) -> Iterator[None]:
-    """Keep `folder` for this process in the body of a `with`; it need not be there.
+    """Lock `folder` against other processes for the `with` block.
 
-    Where there are no locks to be had, nobody is kept out.
+    `folder` need not exist. If the file system has no locks, nothing is locked.
 
     Args:
-        folder: to be kept.
-        lock: the lock's file, which stays when its owner goes. If not given, it is beside `folder`
-            and goes with its owner.
-        shared: keep it from owners only, as others may who read. Needs no right to write.
+        folder: The folder to lock.
+        lock: The lock file, which is kept afterwards. By default it is a file beside `folder`,
+            which is deleted afterwards.
+        shared: Take a shared lock, as several readers may at the same time. It excludes only
+            owners of the exclusive lock, and needs no write permission.
 
     Raises:
-        BlockingIOError: another process has it, or another part of this one; says which: its id,
-            host and command.
+        BlockingIOError: Another process, or another part of this process, holds the lock. The
+            message gives its process id, host and command.
 
     """
     path = lock or _lock_of(folder)
@@ -136,7 +141,7 @@ def one_process(folder: Path, lock: Path | None = None, *, shared: bool = False)
         return
     try:
         if not shared:
-            os.ftruncate(file, 0)  # of an owner that was killed
+            os.ftruncate(file, 0)  # an owner that was killed leaves its text
             os.write(file, _this_process().encode(errors="replace"))
         yield
     finally:
@@ -146,7 +151,7 @@ def one_process(folder: Path, lock: Path | None = None, *, shared: bool = False)
             path.unlink(missing_ok=True)
         os.close(file)
         if not around:
-            with suppress(OSError):  # by now something is in it
+            with suppress(OSError):  # the folder may have content by now
                 path.parent.rmdir()
 
 
@@ -158,7 +163,10 @@ def _this_process() -> str:
 
 
 def _exchanged(folder: Path, new: Path) -> Path:
-    """Put `new` in the place of `folder`; where the old one is then, not to be put back."""
+    """Move `new` to `folder` and return where the old folder is afterwards.
+
+    The old folder gets the name of a scratch folder, so that recovery does not restore it.
+    """
     old = folder.rename(_beside(folder, "old"))
     try:
         new.rename(folder)
@@ -169,18 +177,21 @@ def _exchanged(folder: Path, new: Path) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """What is beside a place where no writer is: back into it if it is empty, else away."""
+    """Restore the latest backup if `folder` is missing, and delete all other leftovers.
+
+    No writer may be at work.
+    """
     left = list(_left(folder))
     old = [path for path, kind in left if kind == "old"]
     if old and not folder.exists():
         max(old, key=lambda path: path.stat().st_ctime).rename(folder)
     for path, kind in left:
-        if kind:  # the lock's file goes with its owner
+        if kind:  # the owner of the lock file deletes it
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _left(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """What writers of a place have beside it: "old" and "new", and None, the lock's file."""
+    """Yield path and kind of what writers keep beside `folder`: "old", "new", None for the lock."""
     try:
         beside = list(folder.parent.iterdir())
     except OSError:
@@ -197,10 +208,10 @@ def _beside(folder: Path, kind: Literal["old", "new"]) -> Path:
 
 @contextmanager
 def _alone(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """The lock of a place, for the body of a `with`.
+    """Lock `folder` for writing during the `with` block and yield whether that succeeded.
 
-    False if there is none to be had: this thread has it already, or another writer who is not
-    waited for; the folder around is missing or not ours to write in; the file system has no locks.
+    Yields False in these cases: this thread already holds the lock; another writer holds it and
+    `wait` is False; the parent folder is missing or not writable; the file system has no locks.
     """
     path = _lock_of(folder)
     ours: set[Path] = _mine.__dict__.setdefault("locks", set())
@@ -225,14 +236,16 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _lock(path: Path, wait: bool, shared: bool = False) -> int | None:
-    """The lock's file, opened and locked; None if no locks are to be had here.
+    """Open and lock a lock file, and return its descriptor; None if locking is not possible here.
 
-    `shared` with others who ask for that; then it is None, too, if nobody has made the file.
+    A shared lock does not create the file: without a file the result is None.
 
-    BlockingIOError if another has it, who is not waited for.
+    The owner may delete the file when it releases the lock. A process that waited then holds the
+    lock of a deleted file, so it starts over.
 
-    It goes with its owner, so whoever waited for it has the lock of a file that is gone, and begins
-    anew.
+    Raises:
+        BlockingIOError: Another owner holds the lock, and `wait` is False.
+
     """
     while True:
         try:
@@ -248,7 +261,7 @@ def _lock(path: Path, wait: bool, shared: bool = False) -> int | None:
         except BlockingIOError:
             os.close(file)
             raise
-        except OSError:  # no locks here
+        except OSError:  # the file system has no locks
             if not shared:
                 path.unlink(missing_ok=True)
             os.close(file)

@@ -1,7 +1,7 @@
 """Files that come with mla-ray: the native `emoji-clip`, configurations, plans, search spaces.
 
-They lie at the top of a checkout, where people read and change them. An installed wheel has copies,
-under the same names, in its folder `bundled`.
+In a checkout they are at the top level, where they are easy to read and change. An installed wheel
+has copies with the same names in its folder `bundled`.
 """
 
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ FILES = ("ray_cluster.yaml",)
 
 
 def bundled(name: str) -> Path | None:
-    """The bundled file or folder of this name, `configs/paper/nlt.yaml`; None if there is none."""
+    """Return the bundled file or folder of a name such as `configs/paper/nlt.yaml`, or None."""
     path = PurePosixPath(name)
     ours = name in FILES or any(path.is_relative_to(folder) for folder in FOLDERS)
     if not ours or ".." in path.parts or not (ROOT / path).exists():
@@ -23,12 +23,12 @@ def bundled(name: str) -> Path | None:
 
 
 def or_bundled(path: Path) -> Path:
-    """The path, or if nothing is there the bundled file of that name, if there is one."""
+    """Return `path` if it exists, else the bundled file of that name, else `path`."""
     return path if path.exists() else bundled(path.as_posix()) or path
 
 
 def configurations() -> list[str]:
-    """Names of the bundled YAML files."""
+    """Return the names of the bundled YAML files, sorted."""
     paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml")]
     paths += [ROOT / name for name in FILES]
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)

@@ -1,4 +1,4 @@
-"""Ray, started for a command that needs it: RAY_ADDRESS's cluster, or a private local one."""
+"""Ray for the commands that need it: the cluster at RAY_ADDRESS, or a private local Ray."""
 
 import logging
 import os
@@ -14,39 +14,56 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"
-"""Ray's variable."""
+"""Environment variable of Ray: the address of the dashboard's server."""
 VERBOSE = "MLA_VERBOSE"
-"""Ours: let Ray's own lines through, for whoever looks for a fault in it."""
+"""Environment variable of mla-ray: if set, Ray's own log lines are shown, for debugging."""
 QUIET_LOGGERS = ("ray", "ray.data", "ray.serve", "ray.train", "ray.tune")
 ANSWER_WITHIN_S = 10
-"""How long a cluster is waited for; Ray itself would wait for two minutes without a word."""
+"""Seconds to wait for a cluster to answer. Ray itself waits two minutes and logs nothing."""
 LONGEST_FOLDER = 24
-"""Bytes of a folder for temporary ones: an AF_UNIX path has at most 107, of which Ray needs 82."""
+"""Most bytes in the path of the folder that holds Ray's temporary folder.
+
+An AF_UNIX path has at most 107 bytes, of which Ray needs 82.
+"""
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
 
 
 def set_environment() -> None:
-    """What Ray reads when it is imported; later it changes nothing."""
+    """Set the environment variables that Ray reads when it is imported.
+
+    Setting them after the import has no effect.
+    """
     _reach_cluster_directly()
     if not os.environ.get("RAY_ADDRESS"):
-        # Every socket on 127.0.0.1, where the nodes of a cluster could not reach it.
+        # Bind every socket to 127.0.0.1. Not for a cluster: its other nodes could not connect.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # How often Train's controller looks at its workers: 2 s by default, and every report waits.
+    # Train's controller polls its workers at this interval (2 s by default). Every report waits
+    # for the next poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # Its C++ core warns of what Ray Data does with its own actors.
+    # Ray's C++ core warns about the way Ray Data uses its own actors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 @contextmanager
 def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
-    """Ray for the body of a `with`; one that already runs in this process is left as it is.
+    """Run Ray for the `with` block: the cluster at RAY_ADDRESS, or a private local Ray.
 
-    A private Ray listens on loopback only and is stopped at the end. It needs the dashboard's
-    server where Ray Tune stops trials of Ray Train: what gives their cores back asks that whether
-    they live, and would ask for ever. Its processes are told where it listens; they would look for
-    it, and with a second Ray on the machine not know which they found.
+    If Ray already runs in this process, it is left as it is. A private Ray listens on loopback
+    only and is stopped at the end.
+
+    Args:
+        cpus: Cores of a private Ray. By default Ray detects them.
+        dashboard: Start the dashboard's server with a private Ray. A sweep needs it, because Ray
+            Tune stops trials of Ray Train. Ray Train asks the dashboard's server whether a stopped
+            trial is alive before it frees its cores. Without the server it waits forever. Ray's
+            processes get the server's address from the environment. If they search for it, they
+            may find another Ray on the same machine.
+
+    Raises:
+        ConnectionError: Nothing answers at RAY_ADDRESS.
+
     """
     address = os.environ.get("RAY_ADDRESS")
     set_environment()
@@ -88,7 +105,7 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
 
 
 class RayLines(TypedDict):
-    """Which of Ray's own lines `ray.init` lets through."""
+    """Arguments of `ray.init` that select which of Ray's own log lines are shown."""
 
     log_to_driver: bool
     logging_level: int
@@ -96,10 +113,10 @@ class RayLines(TypedDict):
 
 @contextmanager
 def _quiet(verbose: bool) -> Iterator[None]:
-    """Ray starts without a word; if it fails, what it said is printed.
+    """Hide what Ray prints while it starts; print it if the start fails.
 
-    Its C++ core writes to file descriptor 2, past Python, and its libraries set loggers of their
-    own to INFO when they are imported.
+    Ray's C++ core writes to file descriptor 2 directly. Ray's libraries set their own loggers to
+    INFO when they are imported.
     """
     if verbose:
         yield
@@ -127,9 +144,14 @@ def _errors_alone(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def temporary_folder(prefix: str, longest: int = LONGEST_FOLDER) -> Iterator[Path]:
-    """A folder for the body of a `with`, whose path is short enough for sockets in it.
+    """Yield a temporary folder whose path is short enough for sockets; delete it afterwards.
 
-    It is in TMPDIR if that has at most `longest` bytes, else in one of `SHORT_FOLDERS`.
+    The folder is created in RAY_TMPDIR, or in TMPDIR if RAY_TMPDIR is not set. If that path has
+    more than `longest` bytes or is not writable, the folder is created in one of `SHORT_FOLDERS`.
+
+    Raises:
+        OSError: None of these folders is short enough and writable.
+
     """
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=_short_folder(longest)))
     try:
@@ -144,16 +166,23 @@ def _short_folder(longest: int) -> str:
         if len(os.fsencode(folder)) <= longest and os.access(folder, os.W_OK | os.X_OK):
             return folder
     raise OSError(
-        f"{usual} is too long for sockets in it, and none of {', '.join(SHORT_FOLDERS)} may be "
-        f"written to; set TMPDIR to a folder of at most {longest} bytes"
+        f"{usual} is too long for the path of a socket, and none of {', '.join(SHORT_FOLDERS)} is "
+        f"writable; set TMPDIR to a folder of at most {longest} bytes"
     )
 
 
 def check_answers(address: str) -> None:
-    """ConnectionError if nothing takes connections at an address of Ray's in `ANSWER_WITHIN_S`."""
+    """Check that a Ray address accepts connections within `ANSWER_WITHIN_S` seconds.
+
+    Checks only addresses with a host and a port, and `ray://` addresses (default port 10001).
+
+    Raises:
+        ConnectionError: Nothing accepts connections at `address`.
+
+    """
     parts = urlsplit(address if "://" in address else f"//{address}")
     if not parts.hostname or (parts.port is None and parts.scheme != "ray"):
-        return  # "auto", "local": Ray knows
+        return  # "auto" and "local": Ray resolves them
     deadline = time.monotonic() + ANSWER_WITHIN_S
     while True:
         left = deadline - time.monotonic()
@@ -170,7 +199,7 @@ def check_answers(address: str) -> None:
 
 
 def _reach_cluster_directly() -> None:
-    """No proxy of the environment stands between the processes of a cluster."""
+    """Add the cluster's addresses to NO_PROXY, so that its processes do not use a proxy."""
     address = os.environ.get("RAY_ADDRESS", "")
     host = urlsplit(address if "://" in address else f"//{address}").hostname
     own = ["localhost", "127.0.0.1", "::1", *([host] if host else []), *_own_addresses(host)]
@@ -181,10 +210,10 @@ def _reach_cluster_directly() -> None:
 
 
 def _own_addresses(host: str | None) -> list[str]:
-    """Addresses of this machine by which the others of a cluster at `host` know it."""
+    """Return the address of this machine as the cluster at `host` sees it, or an empty list."""
     if not host:
         return []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # UDP connect sends nothing
         try:
             probe.connect((host, 9))
         except OSError:
@@ -194,7 +223,7 @@ def _own_addresses(host: str | None) -> list[str]:
 
 @contextmanager
 def _dashboard_in_environment(port: int | None) -> Iterator[None]:
-    """Processes that are started here know the dashboard's port; this one and others do not."""
+    """Set the dashboard's address in the environment for processes that the `with` block starts."""
     before = os.environ.get(DASHBOARD)
     if port is not None:
         os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
@@ -208,7 +237,7 @@ def _dashboard_in_environment(port: int | None) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """Return a loopback port that no process listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

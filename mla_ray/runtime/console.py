@@ -1,6 +1,6 @@
-"""Progress on standard error, so that standard output is the result alone.
+"""Progress on standard error, so that standard output has nothing but the result.
 
-In a terminal it is bars; elsewhere, as in a file, lines.
+Progress is shown as bars in a terminal, and as lines elsewhere, for example in a file.
 """
 
 import os
@@ -24,16 +24,17 @@ from mla_ray.runtime.progress import Progress as Step
 from mla_ray.runtime.progress import Report
 
 EVERY_S = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines of progress if there is no terminal."""
 WIDTH = 200
-"""Columns where there is no terminal: wide enough for tables to keep their words in one piece."""
+"""Columns if there is no terminal. Wide enough that tables do not break words."""
 
 
 def _console(error: bool) -> Console:
     stream = sys.stderr if error else sys.stdout
     if stream.isatty() or "COLUMNS" in os.environ:
         return Console(stderr=error)
-    return Console(stderr=error, width=WIDTH, height=25)  # of a dumb terminal it takes both or none
+    # On a dumb terminal rich ignores the width unless a height is given, too.
+    return Console(stderr=error, width=WIDTH, height=25)
 
 
 stderr, stdout = _console(error=True), _console(error=False)
@@ -41,9 +42,10 @@ stderr, stdout = _console(error=True), _console(error=False)
 
 @contextmanager
 def bars() -> Iterator[Report]:
-    """One bar for each phase that is reported; a finished phase keeps its bar.
+    """Yield a `Report` that shows one bar per phase; a finished phase keeps its bar.
 
-    Without a terminal a line where a phase begins and ends, and one at least every `EVERY_S`.
+    Without a terminal it prints a line when a phase begins and ends, and one at least every
+    `EVERY_S` seconds.
     """
     with _bars() if stderr.is_terminal else lines(EVERY_S) as report:
         yield report
@@ -51,7 +53,10 @@ def bars() -> Iterator[Report]:
 
 @contextmanager
 def lines(every_s: float) -> Iterator[Report]:
-    """Lines of progress: also while nothing is reported, so that it is seen to be alive."""
+    """Yield a `Report` that prints lines of progress on standard error.
+
+    If nothing is reported for `every_s` seconds, a line says that the work goes on.
+    """
     said, over, lock = threading.Event(), threading.Event(), threading.Lock()
     last = "starting"
 
@@ -106,7 +111,7 @@ def _bars() -> Iterator[Report]:
 
 
 def print_dropped(count: int, problems: Sequence[object]) -> None:
-    """Print how many rows were left out and what was wrong with the first; nothing if none was."""
+    """Print how many rows were dropped and the problem of the first; print nothing if none was."""
     if count:
         line = f"dropped {count:,} invalid rows, the first: {problems[0]}"
-        stderr.print(line, markup=False)  # a problem quotes the table
+        stderr.print(line, markup=False)  # a problem quotes the table, which may contain markup

@@ -1,6 +1,6 @@
-"""Exit codes of jobs, and which of them an exception ends a job with.
+"""Exit codes of jobs, and the mapping from exceptions to exit codes.
 
-Needs no Ray and no botocore: their exceptions are known by name.
+Imports neither Ray nor botocore. Their exceptions are recognized by name.
 """
 
 import errno
@@ -12,25 +12,25 @@ from mla_ray.runtime.progress import Stopped
 
 
 class Exit(IntEnum):
-    """What a job's exit code says."""
+    """Exit code of a job."""
 
     DONE = 0
     INPUT = 1
-    """The input is bad: running the job again changes nothing."""
+    """The input is invalid. Running the job again fails again."""
     USAGE = 2
-    """A flag or the file of settings is bad; nothing was begun."""
+    """A flag or the settings file is invalid. The job did not start."""
     BUG = 70
-    """EX_SOFTWARE: a fault of the program, with its traceback."""
+    """EX_SOFTWARE: an error in the program. The traceback is logged."""
     AGAIN = 75
-    """EX_TEMPFAIL: storage, network or nodes were away; the same job goes on where it stopped."""
+    """EX_TEMPFAIL: storage, network or nodes were unavailable. The job resumes if run again."""
     INTERRUPTED = 130
-    """Ended by SIGINT; the same job goes on where it stopped."""
+    """SIGINT ended the job. The job resumes if run again."""
     TERMINATED = 143
-    """Ended by SIGTERM, as by `ray job stop`; the same job goes on where it stopped."""
+    """SIGTERM ended the job, for example by `ray job stop`. The job resumes if run again."""
 
 
 class Usage(ValueError):
-    """Bad flags or a bad file of settings; a line for each fault."""
+    """Invalid flags or an invalid settings file. The message has one line per fault."""
 
 
 PASSING_ERRNOS = {
@@ -40,7 +40,7 @@ PASSING_ERRNOS = {
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     socket.EAI_AGAIN,
 }
-PASSING = {  # by name: an exception of a library that was not imported need not be looked for
+PASSING = {  # by name, so that no library has to be imported for its exceptions
     "ray.exceptions.RayError",
     "ray.train.TrainingFailedError",  # after its own retries
     "botocore.exceptions.ConnectionError",
@@ -53,13 +53,16 @@ class _RayTaskError(Protocol):
 
 
 def exit_code(fault: BaseException) -> Exit:
-    """What an exception that ends a job says about running it again."""
+    """Return the exit code of a job that ends with this exception.
+
+    Exceptions that Ray wraps get the code of their cause.
+    """
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(fault).__mro__}
-    if "ray.exceptions.RayTaskError" in names:  # also of the kind that was raised in the task
+    if "ray.exceptions.RayTaskError" in names:  # Ray also derives it from the task's exception
         return exit_code(cast(_RayTaskError, fault).cause)
-    if "ray.exceptions.UserCodeException" in names:  # Ray Data's, around a function's exception
+    if "ray.exceptions.UserCodeException" in names:  # Ray Data wraps a function's exception in it
         return exit_code(fault.__cause__) if fault.__cause__ else Exit.BUG
-    if isinstance(fault, BaseExceptionGroup):  # running again helps if it helps all
+    if isinstance(fault, BaseExceptionGroup):  # a retry helps only if it helps every member
         codes = {exit_code(one) for one in fault.exceptions}
         return codes.pop() if len(codes) == 1 else Exit.BUG if Exit.BUG in codes else Exit.INPUT
     if isinstance(fault, Usage):

@@ -1,8 +1,8 @@
-"""What every job shares: typed settings, log lines, exit codes, and ending when asked to.
+"""Job runner: typed settings, log lines, exit codes and stop signals.
 
-A job is a module with a settings class and a function, run by
-`ray job submit --working-dir . -- mla job NAME --config FILE --steps 500`, or without Ray's
-job server by the part after `--`:
+A job is a module with a settings class and a function. The command
+`ray job submit --working-dir . -- mla job NAME --config FILE --steps 500` submits it to Ray's job
+server. The part after `--` runs it without the job server:
 
     class Settings(JobSettings):
         out: Path
@@ -13,9 +13,9 @@ job server by the part after `--`:
     if __name__ == "__main__":
         sys.exit(run(Settings, main))
 
-A job's result is one JSON object, the last line on standard output; all else is log lines on
-standard error. (Ray's C++ core writes there, too.) Needs no torch and, until a job asks for it, no
-Ray.
+A job prints its result as one JSON object, in the last line of standard output. Log lines go to
+standard error, where Ray's C++ core writes, too. This module does not import torch. It imports Ray
+only for a job that asks for it.
 """
 
 import json
@@ -41,32 +41,35 @@ from mla_ray.runtime.stop_signals import StopEvent, stop_on_signals
 
 @dataclass(frozen=True)
 class Job:
-    """What a job is handed besides its settings."""
+    """What the job's function receives besides its settings."""
 
     id: str
-    """Of `ray job submit`; else `local-` and eight hex digits."""
+    """Submission id of `ray job submit`; without one `local-` and eight hex digits."""
     report: Report
-    """Told of progress, logs some of it."""
+    """Callback for progress. It logs at most one line per phase every 10 seconds, plus the first
+    and the last."""
     stop: Event
-    """Set when the job is to end: save, then raise `Stopped`. Ray kills it 3 s later, unless the
-    cluster was started with RAY_JOB_STOP_WAIT_TIME_S. A second signal ends it at once."""
+    """Set when the job should end: save the state, then raise `Stopped`. Ray kills the job 3 s
+    later, unless the cluster was started with RAY_JOB_STOP_WAIT_TIME_S. A second signal ends the
+    job at once."""
 
 
 @contextmanager
 def _ray(stop: StopEvent) -> Iterator[None]:
-    """Ray, and signals and log lines as they were before it came."""
+    """Run Ray for the `with` block, with the signal handlers and the log format of the job."""
     try:
-        with ray_session(dashboard=True):  # for jobs.sweep
-            stop.listen()  # again: `ray.init` has put a handler of SIGTERM that exits with 15
+        with ray_session(dashboard=True):  # jobs.sweep needs the dashboard
+            stop.listen()  # again, because `ray.init` installs a SIGTERM handler that exits with 15
             logger = logging.getLogger("ray")
             logger.handlers.clear()
             logger.propagate = True
             yield
     except SystemExit as left:
-        # By that handler while Ray was starting; else by Train's, which has SIGINT from `fit` on.
+        # Code 15 is from that handler, while Ray was starting. Any other code is from Ray Train,
+        # which handles SIGINT from `fit` on.
         by = signal.SIGTERM if left.code == signal.SIGTERM else signal.SIGINT
         stop.received = stop.received or by
-        raise Stopped("Ray ended it") from left
+        raise Stopped("Ray ended the job") from left
 
 
 def run(
@@ -78,11 +81,21 @@ def run(
     name: str | None = None,
     prog: str | None = None,
 ) -> Exit:
-    """Do a job: read its settings, call `main`, print what it returns; returns the exit code.
+    """Run a job: parse its settings, call `main` and print the result of `main` as JSON.
 
-    `name` is the job's module, if `main` is of another; `prog` what `--help` says it is called,
-    `python -m` and its module if not given. With `ray`, Ray runs around `main`: the
-    cluster the job was submitted to, else a private one.
+    Exceptions of the job are logged, not raised.
+
+    Args:
+        settings_class: The class of the job's settings.
+        main: The job's function.
+        argv: Flags; those of this process by default.
+        ray: Run Ray around `main`: the cluster that the job was submitted to, else a private one.
+        name: Name of the job's module, for the log. By default it is the module of `main`.
+        prog: Name of the command in `--help`; `python -m MODULE` by default.
+
+    Returns:
+        The exit code.
+
     """
     name, job_id = name or _module(main), _job_id()
     log_to_stderr(job_id, name)
@@ -103,7 +116,8 @@ def run(
 
 def _end(fault: BaseException, stop: StopEvent, log: logging.Logger) -> Exit:
     code = exit_code(fault)
-    if code is Exit.AGAIN and stop.received:  # also what breaks because its own processes ended
+    # After a signal the job's other processes end, too, which may raise any such error.
+    if code is Exit.AGAIN and stop.received:
         code = Exit(128 + stop.received)
     message = _message(fault)
     match code:
@@ -119,7 +133,7 @@ def _end(fault: BaseException, stop: StopEvent, log: logging.Logger) -> Exit:
 
 
 def _message(fault: BaseException) -> str:
-    """Its message and notes, and below a group's those of its members."""
+    """Return the message and notes of an exception; for a group also those of its members."""
     text = fault.args[0] if isinstance(fault, KeyError) and fault.args else str(fault)
     lines = [str(text) or type(fault).__name__, *getattr(fault, "__notes__", [])]
     if isinstance(fault, BaseExceptionGroup):
@@ -128,13 +142,13 @@ def _message(fault: BaseException) -> str:
 
 
 def _module(main: Callable[..., object]) -> str:
-    """The job's module as `python -m` takes it."""
+    """Return the name of the job's module, as `python -m` takes it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if main.__module__ == "__main__" and spec else main.__module__
 
 
 def _job_id() -> str:
-    """The submission id, which Ray's job supervisor hands on in the job's configuration."""
+    """Return the submission id from the job configuration that Ray sets, or a local id."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     submitted: str | None = (config.get("metadata") or {}).get("job_submission_id")
     return submitted or f"local-{uuid.uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""Log lines of a job, on standard error: one form for all of them, and progress among them."""
+"""Log lines of a job on standard error: one format for all, and lines of progress."""
 
 import logging
 import time
@@ -8,11 +8,14 @@ from datetime import timedelta
 from mla_ray.runtime.progress import Progress, Report
 
 OURS = ("__main__", "jobs", "mla_ray")
-"""Loggers heard from INFO up, and the job's own; others from WARNING up."""
+"""Loggers that log from INFO up, as the job's own logger does. Others log from WARNING up."""
 
 
 class _Lines(logging.Formatter):
-    """`2026-01-01T12:00:00Z INFO job=ID LOGGER message`, and so before each line of a traceback."""
+    """Formatter of lines such as `2026-01-01T12:00:00Z INFO job=ID LOGGER message`.
+
+    Every line of a traceback gets the same prefix.
+    """
 
     def __init__(self, job: str, module: str) -> None:
         super().__init__()
@@ -27,7 +30,13 @@ class _Lines(logging.Formatter):
 
 
 def log_to_stderr(job: str, module: str) -> None:
-    """Log lines and Python's warnings of this process, each with the job's id."""
+    """Send this process's log records and Python warnings to standard error, with the job's id.
+
+    Args:
+        job: The job's id.
+        module: Name of the job's module. It replaces `__main__` as the logger's name.
+
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines(job, module))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -41,9 +50,16 @@ def progress_lines(
     every_s: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
-    """A `Report` that writes a phase's first and last figure, and between them one every `every_s`.
+    """Return a `Report` that writes lines such as `training 300/1150 26% ETA 0:12:30 loss 0.512`.
 
-    `training 300/1150 26% ETA 0:12:30 loss 0.512`
+    It writes the first and the last report of each phase, and between them at most one every
+    `every_s` seconds.
+
+    Args:
+        write: Receives each line.
+        every_s: Seconds between two lines of a phase.
+        clock: Returns the current time in seconds.
+
     """
     begun: dict[str, tuple[float, int]] = {}
     logged: dict[str, tuple[float, int]] = {}

@@ -1,8 +1,9 @@
-"""Settings of a job: from flags, a YAML file and defaults, with the fault of each bad one.
+"""Settings of a job from flags, a YAML file and defaults, with a message for each invalid one.
 
-A setting's value is the flag's, else the file's, else the default. Flags are named as keys are,
-with dots: `--nlt.steps 5` leaves `nlt.batch` as it was. A list is a flag given again and again,
-`a,b` or JSON; a dict is `--key a=1 --key b=2` or JSON, and is merged with the file's.
+A flag overrides the file, and the file overrides the default. Flags are named like keys, with
+dots and hyphens: `--train.vocab-size` sets `vocab_size` in `train` and no other key of `train`.
+Flags with underscores work too. A list is a repeated flag, `a,b` or JSON. A dict is
+`--key a=1 --key b=2` or JSON, and is merged with the dict in the file.
 """
 
 import argparse
@@ -30,9 +31,10 @@ from mla_ray.runtime.storage import as_path, read_bytes
 
 
 class JobSettings(BaseSettings):
-    """Settings of a job: derive, and annotate fields; their docstrings are what `--help` prints.
+    """Base class for the settings of a job.
 
-    A nested model has an instance as its default, so that a part of it can be set.
+    Subclasses annotate fields. `--help` prints the docstrings of the fields. A field that is a
+    nested model needs an instance as its default, so that users can set a part of it.
     """
 
     model_config = SettingsConfigDict(
@@ -52,7 +54,7 @@ class JobSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is passed: a variable of the environment that is named as a key is not read."""
+        """Return the arguments as the only source: environment variables are ignored."""
         return (init_settings,)
 
 
@@ -64,17 +66,28 @@ class _Parser(argparse.ArgumentParser):
         raise Usage(message)
 
     @property
-    def keys(self) -> list[str]:
+    def flags(self) -> list[str]:
         return [flag.removeprefix("--") for flag in self._option_string_actions]
+
+    @property
+    def keys(self) -> list[str]:
+        return [flag.replace("-", "_") for flag in self.flags]
 
 
 def load(
     settings_class: type[SettingsT], argv: Sequence[str], prog: str | None = None
 ) -> SettingsT:
-    """Settings from flags, the file they name with `--config`, and defaults, in this order.
+    """Load settings from flags, the file of the flag `--config`, and defaults, in this order.
+
+    `--help` prints the settings and exits.
+
+    Args:
+        settings_class: The class of the settings.
+        argv: Flags, without the name of the program.
+        prog: Name of the program in `--help`.
 
     Raises:
-        Usage: a key is unknown, missing or of the wrong type, or the file cannot be read.
+        Usage: A key is unknown, missing or of the wrong type, or the file cannot be read.
 
     """
     parser = _Parser(
@@ -91,13 +104,14 @@ def load(
         flags: CliSettingsSource[Any] = CliSettingsSource(
             settings_class,
             root_parser=parser,
-            cli_avoid_json=True,  # in the help
+            cli_avoid_json=True,  # the help does not list nested models as JSON flags
             cli_parse_none_str="null",
             cli_implicit_flags=True,
+            cli_kebab_case=True,
         )
-        given, unknown = parser.parse_known_args(argv)
+        given, unknown = parser.parse_known_args([_with_hyphens(argument) for argument in argv])
         if unknown:
-            raise Usage(_unknown_flag(unknown[0], parser.keys))
+            raise Usage(_unknown_flag(unknown[0], parser.flags))
         path = vars(given).pop("config")
         flags(parsed_args=given)
         file = _read(path) if path else {}
@@ -110,7 +124,7 @@ def load(
     except SettingsError as error:
         raise Usage(str(error)) from error
     except ValidationError as error:
-        faults = dict.fromkeys(_fault(e, flags(), file, path, parser.keys) for e in error.errors())
+        faults = dict.fromkeys(_fault(e, flags(), file, path, parser) for e in error.errors())
         raise Usage("\n".join(faults)) from error
 
 
@@ -128,11 +142,19 @@ def _read(path: str) -> dict[str, Any]:
     return settings
 
 
-def _unknown_flag(argument: str, keys: list[str]) -> str:
+def _with_hyphens(argument: str) -> str:
+    """Return a flag with hyphens for underscores; any other argument as it is."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def _unknown_flag(argument: str, flags: list[str]) -> str:
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}"
     flag = argument.split("=")[0]
-    return f"unknown flag {flag}{near(flag.lstrip('-'), keys, '--')}"
+    return f"unknown flag {flag}{near(flag.lstrip('-'), flags, '--')}"
 
 
 def _fault(
@@ -140,17 +162,16 @@ def _fault(
     flags: Mapping[str, Any],
     file: Mapping[str, Any],
     path: str | None,
-    keys: list[str],
+    parser: _Parser,
 ) -> str:
-    """One of pydantic's errors, with the flag or the file and key that it is about."""
+    """Return the message for a pydantic error: the flag, or the file and key, and the fault."""
     location = error["loc"]
     in_flags, in_file = depth(flags, location), depth(file, location)
     if error["type"] == "missing":
-        return f"--{dotted(location)}: missing; give the flag, or the key in the file of --config"
-    # Beyond what was given are pydantic's names for the members of a union.
+        flag = _with_hyphens(f"--{dotted(location)}")
+        return f"{flag}: missing; give the flag, or the key in the file of --config"
+    # Pydantic appends names of union members to the location. Keep only keys that were given.
     key = dotted(location[: max(in_flags, in_file)] or location)
     if in_flags >= in_file:
-        where, dashes = f"--{key}", "--"
-    else:
-        where, dashes = f"{path}: {key}", ""
-    return f"{where}: {fault_of(error, keys, dashes)}"
+        return f"{_with_hyphens(f'--{key}')}: {fault_of(error, parser.flags, '--')}"
+    return f"{path}: {key}: {fault_of(error, parser.keys)}"

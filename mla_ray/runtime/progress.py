@@ -1,4 +1,4 @@
-"""How far something is, for whoever shows it: bars, log lines, nobody."""
+"""Progress reports, independent of how they are shown (bars, log lines or not at all)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,27 +6,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """One figure: a phase, how far it is, of how many (None: nobody knows), what to show beside."""
+    """State of one phase at one moment."""
 
     phase: str
+    """Name of the phase."""
     done: int
+    """Items that are done."""
     total: int | None
+    """Items in all; None if unknown."""
     note: str = ""
+    """Text to show beside the numbers."""
 
 
 Report = Callable[[Progress], None]
+"""Callback that receives progress."""
 
 
 Advance = Callable[[int], None]
-"""Called with how many more are done, by who does them; `counting` makes one of a `Report`."""
+"""Callback that receives the number of newly done items. `counting` makes one from a `Report`."""
 
 
 class Stopped(RuntimeError):
-    """Somebody asked for an end. All there was is saved; the same again goes on from there."""
+    """A stop request ended the work. The state is saved; the same call resumes from it."""
 
 
 def counting(report: Report, phase: str, total: int | None) -> Advance:
-    """An `Advance` that reports how many of a phase are done in all."""
+    """Return an `Advance` that adds up the done items of a phase and reports the sum."""
     done = 0
 
     def advance(count: int) -> None:

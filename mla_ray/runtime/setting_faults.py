@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in our words: the key, the fault and what would be right."""
+"""Error messages for invalid settings: the key, the fault and a suggestion."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -8,7 +8,14 @@ from pydantic_core import ErrorDetails
 
 
 def fault_of(error: ErrorDetails, known: Iterable[str], dashes: str = "") -> str:
-    """The fault of one of pydantic's errors, without its place; `known` are the keys there are."""
+    """Return the message for a pydantic error, without its location.
+
+    Args:
+        error: The error.
+        known: All valid keys, for suggestions.
+        dashes: Prefix of a suggested key: `--` for flags.
+
+    """
     if error["type"] == "extra_forbidden":
         keys = list(known)
         said = near(dotted(error["loc"]), keys, dashes)
@@ -17,18 +24,18 @@ def fault_of(error: ErrorDetails, known: Iterable[str], dashes: str = "") -> str
 
 
 def near(key: str, keys: list[str], dashes: str = "") -> str:
-    """Asks whether the key that is most like this one was meant, if any is like it."""
+    """Return a suggestion of the most similar key (`; did you mean KEY?`), or an empty string."""
     matches = get_close_matches(key, keys, n=1)
     return f"; did you mean {dashes}{matches[0]}?" if matches else ""
 
 
 def dotted(keys: Sequence[int | str]) -> str:
-    """Nested keys as one: `nlt.steps`."""
+    """Return nested keys joined with dots, such as `nlt.steps`."""
     return ".".join(map(str, keys))
 
 
 def depth(value: Any, keys: Sequence[int | str]) -> int:
-    """How many of the nested keys there are in `value`."""
+    """Return how many of the nested keys exist in `value`, from the first one on."""
     for reached, step in enumerate(keys):
         try:
             value = value[step]

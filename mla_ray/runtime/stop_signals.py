@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as an event, so that a job may save before it ends."""
+"""SIGTERM and SIGINT as an event, so that a job can save before it ends."""
 
 import signal
 from collections.abc import Iterator
@@ -8,11 +8,13 @@ from types import FrameType
 
 
 class StopEvent(Event):
-    """Set by SIGTERM and SIGINT."""
+    """Event that SIGTERM or SIGINT sets."""
 
     received: signal.Signals | None = None
+    """The signal that set the event."""
 
     def listen(self) -> None:
+        """Install the signal handlers. Call it from the main thread."""
         signal.signal(signal.SIGTERM, self._receive)
         signal.signal(signal.SIGINT, self._receive)
 
@@ -20,12 +22,15 @@ class StopEvent(Event):
         self.received = signal.Signals(number)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.set()  # logging is not safe here
+        self.set()  # no logging: it is not safe in a signal handler
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopEvent]:
-    """An event that the first SIGTERM or SIGINT sets; a second has its usual effect."""
+    """Yield an event that the first SIGTERM or SIGINT sets.
+
+    A second signal has its default effect. The previous handlers are restored at the end.
+    """
     stop = StopEvent()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     stop.listen()

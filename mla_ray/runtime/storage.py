@@ -1,11 +1,11 @@
-"""Files at any URL: runs, blocks, features, checkpoints, packs, in a folder or an object store.
+"""Files in local folders and object stores: runs, blocks, features, checkpoints, packs.
 
-`as_path` is the one place where a user's path or URL becomes a `upath.UPath`, which reads like
-pathlib's whatever is behind it. What is written here is written whole: a reader sees the old file
-or the new one. Storage that is away for a moment is waited for (`patiently`).
+`as_path` is the only place that turns a user's path or URL into a `upath.UPath`, which has the
+interface of `pathlib.Path`. Writes are atomic: a reader sees the old file or the new one. All
+functions retry while the storage is unavailable for a short time (`patiently`).
 
-Secrets come from the environment alone (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_ENDPOINT_URL …), never from a URL that would end up in a file.
+Secrets come only from the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_ENDPOINT_URL …), never from a URL, because URLs are written to files.
 """
 
 import json
@@ -24,18 +24,18 @@ from upath import UPath
 from mla_ray.runtime.atomic import replacing_file
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds between attempts at something that may pass."""
+"""Seconds between two attempts if an error may be temporary."""
 
 _LOCAL = ("", "file", "local")
 _DRIVERS = {
-    "s3": "pip install mla-ray[s3]",
-    "s3a": "pip install mla-ray[s3]",
+    "s3": "pip install s3fs",
+    "s3a": "pip install s3fs",
     "gs": "pip install gcsfs",
     "gcs": "pip install gcsfs",
     "az": "pip install adlfs",
     "abfs": "pip install adlfs",
 }
-# OSErrors that say what is there, not that the storage is away.
+# OSErrors about the content of the storage. They are not retried.
 _FACTS = (
     FileNotFoundError,
     FileExistsError,
@@ -43,8 +43,8 @@ _FACTS = (
     IsADirectoryError,
     PermissionError,
 )
-# s3fs lets these through untranslated, and they are no OSErrors. By name, so that a machine without
-# s3fs needs no botocore: endpoint refuses or times out; connection cut; answer cut.
+# s3fs passes these on as they are, and they are not OSErrors: the endpoint refuses or times out,
+# the connection or the response is cut off. By name, so that botocore need not be installed.
 _AWAY = {
     "botocore.exceptions.ConnectionError",
     "botocore.exceptions.HTTPClientError",
@@ -64,13 +64,13 @@ T = TypeVar("T")
 
 
 def as_path(url: str | Path | UPath) -> UPath:
-    """The path or URL of a user as a path.
+    """Return a user's path or URL as a `UPath`.
 
-    A local one becomes absolute, with `~` and links resolved. Directory listings of an object store
-    are not kept: what another process wrote is seen.
+    A local path becomes absolute, with `~` and links resolved. Directory listings of an object
+    store are not cached, so that files of other processes are visible.
 
     Raises:
-        ValueError: the kind of URL is unknown, or its driver is not installed.
+        ValueError: The scheme of the URL is unknown, or its driver is not installed.
 
     """
     text = str(url)
@@ -85,34 +85,40 @@ def as_path(url: str | Path | UPath) -> UPath:
         raise ValueError(f"{text}: {scheme}:// needs a driver; {remedy}") from error
     except ValueError as error:
         raise ValueError(f"{text}: {error}; give a local path or a URL such as s3://…") from error
-    if issubclass(driver, AsyncFileSystem):  # the others keep no listings
+    if issubclass(driver, AsyncFileSystem):  # the others do not cache listings
         return UPath(path, use_listings_cache=False)
     return path
 
 
 def is_local(path: Path | UPath) -> bool:
-    """Whether `path` is a file of this machine (or of a disk that is mounted on it)."""
+    """Return whether `path` is on a disk of this machine or on one that is mounted here."""
     return getattr(path, "protocol", "") in _LOCAL
 
 
 def patiently(
     do: Callable[[], T], pauses: Sequence[float] | None = None, what: str = "storage"
 ) -> T:
-    """What `do` returns, tried again after each pause while it raises an error that may pass.
+    """Call `do`, and retry it after each pause while it raises an error that may be temporary.
 
-    That is any OSError but those which state a fact (no such file, no permission …), and from an
-    object store also a refused or cut connection, a timeout, or a server that is out of order.
-    The loop is no library's (tenacity's, say): which errors pass, and as what the last one is
-    raised, would be ours all the same, and is all there is to it.
+    It retries all OSErrors except those about the content (no such file, no permission …). For an
+    object store it also retries a refused or cut connection, a timeout, status 429, and status 500
+    or more. A library such as tenacity would not shorten this code: this module would still have to
+    list the temporary errors and translate the last one.
 
     Args:
-        do: may run several times, so it must not mind having run half.
-        pauses: seconds, `PAUSES` if not given; after the last one the error is final.
-        what: is done, for the log.
+        do: The function to call. It may run several times, so it must be safe to repeat after a
+            partial run.
+        pauses: Seconds to wait before each retry; `PAUSES` by default. The error after the last
+            pause is raised.
+        what: What `do` does, for the log.
+
+    Returns:
+        The result of `do`.
 
     Raises:
-        ConnectionError: an object store stayed away and its driver's error was no OSError.
-        PermissionError: there are no credentials.
+        ConnectionError: An object store stayed unavailable, and its driver's error is not an
+            OSError.
+        PermissionError: There are no credentials.
 
     """
     pauses = PAUSES if pauses is None else pauses
@@ -132,42 +138,47 @@ def patiently(
 
 
 def write_bytes(path: UPath, data: bytes) -> None:
-    """Write a file and its parents; a reader sees nothing, the old file, or all of `data`."""
+    """Write a file atomically and create its parent folders."""
     patiently(partial(_write_bytes, path, data), what=f"writing {path}")
 
 
 def write_json(path: UPath, document: Any) -> None:
-    """Write `document` as JSON for people, as `write_bytes` writes."""
+    """Write `document` as indented JSON, atomically, and create its parent folders."""
     write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_bytes(path: UPath, pauses: Sequence[float] | None = None) -> bytes:
-    """All of a file, in one request: one that is replaced meanwhile is the old or the new one.
+    """Return the content of a file, read in one request.
 
-    `pauses` as in `patiently`.
+    If the file is replaced at the same time, the result is the old or the new content, never a
+    mix. `pauses` is that of `patiently`.
     """
     return patiently(partial(_read_bytes, path), pauses, f"reading {path}")
 
 
 def read_json(path: UPath) -> Any:
-    """The document in a file; ValueError naming the file if it is not JSON."""
+    """Return the JSON document in a file.
+
+    Raises:
+        ValueError: The file is not JSON. The message names the file.
+
+    """
     data = read_bytes(path)
     try:
         return json.loads(data)
-    except ValueError as error:  # JSON's and Unicode's errors are
+    except ValueError as error:  # base class of JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{path}: not JSON, or damaged: {error}") from error
 
 
 def open_file(path: UPath) -> BinaryIO:
-    """A file of any size, opened for reading piece by piece."""
+    """Open a file of any size for reading in pieces."""
     return cast("BinaryIO", patiently(partial(path.open, "rb"), what=f"opening {path}"))
 
 
 def is_file(path: UPath) -> bool:
-    """Whether there is such a file.
+    """Return whether the file exists; False if permission to look is missing.
 
-    UPath's own says no of an object store that is away; here that is waited for. What may not be
-    seen is not there.
+    `UPath.is_file` returns False if an object store is unavailable. This function retries.
     """
     if is_local(path):
         return path.is_file()
@@ -175,13 +186,16 @@ def is_file(path: UPath) -> bool:
 
 
 def upload(folder: Path, target: UPath, last: str | None = None) -> None:
-    """Copy the files of a local folder, and of folders in it, to `target`.
+    """Copy all files of a local folder, including its subfolders, to `target`.
 
     Args:
-        folder: local.
-        target: its other files stay.
-        last: a file of `folder` that is copied when all others are there; an old one at `target`
-            is removed before. Readers that look for it never see half a folder, or a mixed one.
+        folder: The local folder.
+        target: The destination. Its other files are kept.
+        last: Name of the file that is copied last. An old one at `target` is removed first. A
+            reader that waits for this file never sees a partial or mixed folder.
+
+    Raises:
+        FileNotFoundError: `folder` has no file `last`.
 
     """
     names = sorted(_name(file, folder) for file in folder.rglob("*") if file.is_file())
@@ -197,7 +211,15 @@ def upload(folder: Path, target: UPath, last: str | None = None) -> None:
 
 
 def download(source: UPath, folder: Path) -> None:
-    """Copy the files of `source`, and of folders in it, to a local folder; each appears whole."""
+    """Copy all files of `source`, including its subfolders, to a local folder.
+
+    Each file is written atomically.
+
+    Raises:
+        FileNotFoundError: `source` does not exist.
+        ValueError: The name of a file leads out of `folder`.
+
+    """
     for file, name in patiently(partial(_find, source), what=f"listing {source}"):
         target = folder / name
         if ".." in target.parts[len(folder.parts) :]:
@@ -206,20 +228,25 @@ def download(source: UPath, folder: Path) -> None:
 
 
 def fetch(file: UPath, target: Path, pauses: Sequence[float] | None = None) -> None:
-    """Copy a file to one of this machine, which appears whole; `pauses` as in `patiently`."""
+    """Copy `file` to the local file `target` atomically; `pauses` is that of `patiently`."""
     patiently(partial(_get, file, target), pauses, f"reading {file}")
 
 
 def names_in(folder: UPath) -> list[str]:
-    """Names of the files and folders in `folder`, sorted; none if it is missing.
+    """Return the sorted names of the files and folders in `folder`; none if it does not exist.
 
-    `iterdir` says that in one way on a disk and in another in an object store.
+    `UPath.iterdir` treats a missing folder differently on a disk and in an object store.
     """
     return patiently(partial(_names_in, folder), what=f"listing {folder}")
 
 
 def remove(path: UPath) -> None:
-    """Remove a file, or a folder with all that is in it; what is missing is removed already."""
+    """Remove a file, or a folder with its content; do nothing if it does not exist.
+
+    Raises:
+        ValueError: `path` is the root of a disk or a bucket.
+
+    """
     if path == path.parent:
         raise ValueError(f"{path}: a whole disk or bucket is not removed; name a folder in it")
     patiently(partial(_remove, path), what=f"removing {path}")
@@ -263,13 +290,13 @@ def _get(path: UPath, target: Path) -> None:
 
 
 def _make_parent(path: UPath) -> None:
-    # An object store has no folders; a mkdir there may make a bucket of a misspelt name.
+    # An object store has no folders. There, makedirs could create a bucket with a misspelled name.
     if not isinstance(path.fs, AsyncFileSystem):
         path.fs.makedirs(path.parent.path, exist_ok=True)
 
 
 def _find(source: UPath) -> list[tuple[UPath, str]]:
-    """Files under `source`, and their names from there."""
+    """Return the files under `source` with their names relative to it."""
     if is_local(source):
         root = Path(source.path)
         if not root.is_dir():
@@ -290,7 +317,7 @@ def _names_in(folder: UPath) -> list[str]:
             return sorted(path.name for path in folder.iterdir())
         prefix = folder.path.rstrip("/") + "/"
         paths = folder.fs.ls(folder.path, detail=False)
-        # One that is called as the folder itself is a file, or S3's mark for a folder.
+        # A path equal to the folder's own is a file, or the marker object of a folder in S3.
         return sorted(
             path.rstrip("/").removeprefix(prefix)
             for path in paths
@@ -321,7 +348,7 @@ def _may_pass(error: Exception) -> bool:
         return not isinstance(error, _FACTS)
     if _kinds(error) & _AWAY:
         return True
-    # botocore's ClientError, where s3fs did not make an OSError of it.
+    # botocore's ClientError, if s3fs did not translate it into an OSError
     response = getattr(error, "response", None)
     if "botocore.exceptions.ClientError" not in _kinds(error) or not isinstance(response, dict):
         return False
@@ -330,7 +357,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _translated(error: Exception, what: str) -> Exception:
-    """`error`, or one that Python knows for a driver's own."""
+    """Return `error`, or a built-in exception in place of a driver's own."""
     if _kinds(error) & _NO_KEYS:
         return PermissionError(f"{what}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if not isinstance(error, OSError) and _may_pass(error):

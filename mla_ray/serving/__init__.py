@@ -1,3 +1,4 @@
-"""mla-ray over HTTP: encoders and index as Ray Serve deployments behind one FastAPI app, and the
-client for it.
+"""HTTP server and Python client.
+
+The encoders and the index are Ray Serve deployments. One FastAPI app serves their results.
 """

@@ -1,13 +1,15 @@
-"""The HTTP app: the endpoints of `routes`, the search page, and what stands before both."""
+"""Construction of the HTTP app: endpoints, search page and middleware."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.types import Lifespan
 
 from mla_ray.serving import problems, routes
 from mla_ray.serving.backend import Backend
@@ -23,7 +25,14 @@ PAGE = Path(__file__).parent / "page"
 
 
 def create_app(backend: Backend, settings: Settings, replica: str = "local") -> FastAPI:
-    """The app in front of a backend; `replica` names it in metrics."""
+    """Create the app in front of a backend.
+
+    Args:
+        backend: Encoders and index.
+        settings: Settings of the server.
+        replica: Value of the label `replica` in metrics.
+
+    """
     metrics = Metrics(replica)
     service = Service(backend, settings, metrics)
 
@@ -36,33 +45,44 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
         with suppress(asyncio.CancelledError):
             await following
 
+    app = _documented_app(lifespan)
+    app.needs_token = settings.token() is not None
+    app.state.service, app.state.metrics = service, metrics
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    app.add_middleware(HeadAsGet)
+    # The middleware that is added last runs first.
+    app.add_middleware(PublicPath, root_path=settings.root_path)
+    problems.install(app)
+    # A plain route, so that `check_query` does not apply: the page's script reads the query.
+    app.add_route("/", _page, include_in_schema=False)
+    app.mount("/page", StaticFiles(directory=PAGE), "page")
+    return app
+
+
+def openapi_schema() -> dict[str, Any]:
+    """Return the OpenAPI schema that a server without a token has at `/openapi.json`."""
+    return _documented_app().openapi()
+
+
+def _documented_app(lifespan: Lifespan[DocumentedApp] | None = None) -> DocumentedApp:
     app = DocumentedApp(
         title="mla-ray",
         summary="Search images and captions in every acquired language.",
         version=version("mla-ray"),
         lifespan=lifespan,
         dependencies=[Depends(routes.check_query)],
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from another origin
         redoc_url=None,
         responses=problem_responses(401, 413, 421, 422, 429, 500, 503, 504),
         separate_input_output_schemas=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.needs_token = settings.token() is not None
-    app.state.service, app.state.metrics = service, metrics
-    app.add_middleware(Guard, settings=settings, metrics=metrics)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(PublicPath, root_path=settings.root_path)  # the last is the outermost
-    problems.install(app)
     app.include_router(routes.router)
-    # Not of the router: its script reads the query, and no parameter is refused.
-    app.add_route("/", _page, include_in_schema=False)
-    app.mount("/page", StaticFiles(directory=PAGE), "page")
     return app
 
 
 async def _page(request: Request) -> Response:
     html = (PAGE / "index.html").read_text()
-    if root := request.scope.get("root_path", ""):  # else relative to where the page is
+    if root := request.scope.get("root_path", ""):  # without it, relative addresses are right
         html = html.replace('="page/', f'="{root}/page/')
     return Response(html, media_type="text/html")

@@ -1,4 +1,4 @@
-"""Where the HTTP app gets its answers: engines in this process, or deployments on a cluster."""
+"""Backends of the HTTP app: the `Backend` protocol and its implementation without Ray."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,37 +25,57 @@ T = TypeVar("T")
 
 
 class Backend(Protocol):
-    """Raises Overloaded where a queue is full, TimeoutError where no answer comes in time."""
+    """Interface between the HTTP app and the encoders and index.
 
-    async def identity(self) -> Identity: ...
+    A method raises `Overloaded` if a queue is full and `TimeoutError` if no result arrives in time.
+    """
 
-    async def encode_texts(self, texts: list[Text]) -> Encoded: ...
+    async def identity(self) -> Identity:
+        """Return the identity of the native."""
+        ...
+
+    async def encode_texts(self, texts: list[Text]) -> Encoded:
+        """Encode texts of any languages to unit vectors `[N, E]` float32."""
+        ...
 
     async def count_tokens(self, texts: list[Text]) -> list[int | None]:
-        """Of each text its tokens in its language; None where its pack cannot be had now."""
+        """Count the tokens of each text in its language; None if its pack is unavailable."""
 
-    async def encode_images(self, images: list[bytes]) -> Encoded: ...
+    async def encode_images(self, images: list[bytes]) -> Encoded:
+        """Encode images in a file format such as PNG to unit vectors `[N, E]` float32."""
+        ...
 
-    async def search(self, queries: list[Query]) -> list[QueryResult]: ...
+    async def search(self, queries: list[Query]) -> list[QueryResult]:
+        """Search the index. Results are in the order of the queries."""
+        ...
 
-    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int: ...
+    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
+        """Write entries and their vectors `[N, E]` to a collection. Return their number."""
+        ...
 
-    async def languages(self) -> dict[str, int]: ...
+    async def languages(self) -> dict[str, int]:
+        """Return the number of captions in the index by language."""
+        ...
 
-    async def sources(self, image_id: str) -> dict[str, int]: ...
+    async def sources(self, image_id: str) -> dict[str, int]:
+        """Return the sources that have an image with this id, as `CaptionIndex.sources` does."""
+        ...
 
     async def broken(self) -> dict[str, str]:
-        """Why packs could not be loaded, by the name of their folder, as far as it was tried."""
+        """Return the errors of packs that cannot be served, by folder name.
+
+        A damaged pack has an entry only after an attempt to load it.
+        """
 
     async def health(self) -> dict[str, str]:
-        """`ok`, or what is wrong, of each part."""
+        """Return `ok` or the type of the error for each part."""
 
     async def refresh(self) -> None:
-        """Look at the pack store now, if it is this process that holds packs."""
+        """Scan the pack store now. Do nothing if this process holds no packs."""
 
 
 class LocalBackend:
-    """Everything in this process: what a server without Ray, and the tests, run on."""
+    """Backend with all engines in this process, for servers without Ray and for tests."""
 
     def __init__(self, settings: Settings) -> None:
         self._torch_thread = torch_thread()
@@ -69,38 +89,48 @@ class LocalBackend:
         self._index = IndexEngine(settings.index, self._text.native)
 
     async def identity(self) -> Identity:
+        """Return the identity of the native."""
         return self._text.identity
 
     async def encode_texts(self, texts: list[Text]) -> Encoded:
+        """Encode texts on the torch thread; load their packs first if necessary."""
         languages = {text.language for text in texts}
         return await self._in(
             self._torch_thread, lambda: self._text.encode(texts, self._text.prepare(languages))
         )
 
     async def count_tokens(self, texts: list[Text]) -> list[int | None]:
+        """Count the tokens of each text in its language; None if its pack is unavailable."""
         return await self._in(self._torch_thread, lambda: self._text.count_tokens(texts))
 
     async def encode_images(self, images: list[bytes]) -> Encoded:
+        """Encode images on the torch thread."""
         return await self._in(self._torch_thread, lambda: self._image.encode(images))
 
     async def search(self, queries: list[Query]) -> list[QueryResult]:
+        """Search the index on the index thread."""
         return await self._in(self._index_thread, lambda: self._index.search(queries))
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
+        """Write entries and their vectors `[N, E]` to a collection. Return their number."""
         return await self._in(
             self._index_thread, lambda: self._index.upsert(collection, entries, vectors)
         )
 
     async def languages(self) -> dict[str, int]:
+        """Return the number of captions in the index by language."""
         return await self._in(self._index_thread, self._index.languages)
 
     async def sources(self, image_id: str) -> dict[str, int]:
+        """Return the sources that have an image with this id."""
         return await self._in(self._index_thread, partial(self._index.sources, image_id))
 
     async def broken(self) -> dict[str, str]:
+        """Return the errors of packs that cannot be served, by folder name."""
         return dict(self._text.library.listing.broken)
 
     async def health(self) -> dict[str, str]:
+        """Run the check of each engine. Return `ok` or the type of the error by engine."""
         checks: dict[str, tuple[ThreadPoolExecutor, Callable[[], None]]] = {
             "text": (self._torch_thread, self._text.check),
             "image": (self._torch_thread, self._image.check),
@@ -111,15 +141,17 @@ class LocalBackend:
             try:
                 await self._in(thread, check)
                 states[name] = "ok"
-            except Exception as error:  # whatever it is, it is this part's illness
+            except Exception as error:  # any error marks this part unhealthy
                 states[name] = type(error).__name__
         return states
 
     async def refresh(self) -> None:
+        """Scan the pack store and reload packs in use that have changed."""
         for changed in await asyncio.to_thread(self._text.library.rescan):
             await self._in(self._torch_thread, partial(self._text.library.renew, changed))
 
     def close(self) -> None:
+        """Stop the threads and close the index."""
         for pool in (self._torch_thread, self._index_thread):
             pool.shutdown()
         self._index.close()

@@ -1,11 +1,11 @@
-"""A server's HTTP API from Python: `Client`, and `AsyncClient` with the same methods awaited.
+"""Python clients of a server's HTTP API: `Client` and `AsyncClient`.
 
     with Client("http://127.0.0.1:8000") as client:
         for hit in client.search("Regenschirm", language="de").hits:
             print(f"{hit.score:.3f}  {hit.image_id}")
 
-`client_calls` says what a request to each endpoint is; the two clients differ only in how they send
-one. What they raise is in `client_errors`, when they send again in `client_retries`.
+Both have the same methods; those of `AsyncClient` are awaited. `client_calls` defines the requests,
+`client_errors` the exceptions and `client_retries` the retry policy.
 
 Shapes: N texts, E joint embedding size.
 """
@@ -42,7 +42,10 @@ log = logging.getLogger(__name__)
 
 
 class Endpoint(Generic[P, T]):
-    """A function that says what to call, as a method that calls it: at once, or awaited."""
+    """Descriptor that turns a function that builds a `Call` into a client method that sends it.
+
+    The method of a `Client` returns the result. That of an `AsyncClient` returns an awaitable.
+    """
 
     def __init__(self, build: Callable[P, Call[T]]) -> None:
         self._build = build
@@ -67,7 +70,7 @@ class Endpoint(Generic[P, T]):
 
 
 class Api(ABC):
-    """Every endpoint of a server that is one request."""
+    """Base of the clients, with every endpoint that takes a single request."""
 
     search = Endpoint(calls.search)
     search_image = Endpoint(calls.search_image)
@@ -87,28 +90,39 @@ class Api(ABC):
         read_s: float = 60.0,
         retry: Retry = DEFAULT_RETRY,
     ) -> None:
-        """`url` is the server's: `http://127.0.0.1:8000`.
+        """Create a client. No request is sent.
 
-        The token is that of MLA_API_TOKEN if none is given, and "" is none. It is not sent over
-        plain http to another machine unless `allow_insecure`. `read_s` is the longest silence
-        before an answer; an ingest may take ten times that.
+        Args:
+            url: Address of the server, such as `http://127.0.0.1:8000`.
+            token: Bearer token. None reads it from `MLA_API_TOKEN`; "" sends no token.
+            allow_insecure: Allow sending the token over plain http to another machine.
+            connect_s: Time limit of a connection attempt in seconds.
+            read_s: Maximum time without data from the server in seconds. An ingest may take ten
+                times as long.
+            retry: Retry policy.
+
+        Raises:
+            ValueError: The address or the token is invalid, or the token would be sent over plain
+                http to another machine.
+
         """
         base, loopback = _base_url(url)
         token = (os.environ.get(TOKEN_VARIABLE, "") if token is None else token).strip()
         if not all("!" <= letter <= "~" for letter in token):
             raise ValueError(
-                f"the token (token= or {TOKEN_VARIABLE}) has characters that no header may"
+                f"the token (token= or {TOKEN_VARIABLE}) has characters that are not allowed in an "
+                "HTTP header"
             )
         if token and base.scheme == "http" and not (loopback or allow_insecure):
             raise ValueError(
-                f"{base}: the token would go over plain http, for all between to read; use "
-                "https (or, on a network that is yours alone, Client(…, allow_insecure=True))"
+                f"{base}: the token would be sent unencrypted over plain http; use https (or, on "
+                "a trusted network, Client(…, allow_insecure=True))"
             )
         self.url = str(base)
         headers = {"User-Agent": f"mla-ray/{version('mla-ray')}"}
         self._connect_s, self._read_s = connect_s, read_s
         self._retry = retry
-        # No proxy stands before one's own machine, and none is to be handed the token.
+        # On loopback, proxy settings of the environment are ignored, so no proxy gets the token.
         self._open(headers | ({"Authorization": f"Bearer {token}"} if token else {}), not loopback)
 
     @abstractmethod
@@ -133,7 +147,7 @@ class Api(ABC):
         )
 
     def _wait_after_response(self, call: Call[T], response: httpx2.Response, attempt: int) -> float:
-        """Seconds before the next attempt; raises if there is to be none."""
+        """Return the seconds to wait before the next attempt; raise if no attempt is left."""
         if response.status_code not in RETRIED_STATUSES or attempt >= self._retry.attempts:
             raise api_error(response)
         asked_s = retry_after_s(response.headers.get("Retry-After", ""))
@@ -142,7 +156,7 @@ class Api(ABC):
         return wait_s
 
     def _wait_after_error(self, call: Call[T], error: httpx2.RequestError, attempt: int) -> float:
-        """As `_wait_after_response`, where none came."""
+        """Return the same as `_wait_after_response`, for a request without a response."""
         retried = isinstance(error, RETRIED_ERRORS)
         if isinstance(error, httpx2.TimeoutException) and not retried:
             seconds = self._read_s * call.read_timeouts
@@ -161,13 +175,20 @@ class Api(ABC):
 
 
 class Client(Api):
-    """A server's API. Threads may share one. Close it, or use it as a context."""
+    """Synchronous client. Threads may share it. Close it, or use it as a context manager."""
 
     def _open(self, headers: dict[str, str], trust_env: bool) -> None:
         self._http = httpx2.Client(base_url=self.url, headers=headers, trust_env=trust_env)
 
     def run(self, call: Call[T]) -> T:
-        """Send a call, again as often as it may be, and read its answer."""
+        """Send a call, retry it if necessary, and return its result.
+
+        Raises:
+            ApiError: The server answered with an error, after the last attempt.
+            Unreachable: The connection failed, after the last attempt.
+            TimeoutError: No answer came in time. This is not retried.
+
+        """
         attempt = 0
         while True:
             attempt += 1
@@ -182,23 +203,39 @@ class Client(Api):
             time.sleep(wait_s)
 
     def embed(self, texts: Texts, language: str = "en") -> Embedded:
-        """Unit vectors [N, E] of any number of texts, and how much of each text is unknown [N].
+        """Encode any number of texts to unit vectors `[N, E]` float32.
 
-        A string is one text, [1, E]; no texts are [0, E]. `language` is that of the plain strings;
-        a `TextInput` says its own.
+        Args:
+            texts: Texts, or a single string or `TextInput`, for which N is 1.
+            language: BCP-47 code of the plain strings. A `TextInput` has its own language.
+
+        Returns:
+            The vectors, and the share of unknown tokens of each text `[N]`.
+
+        Raises:
+            ValueError: A text is invalid. It is raised before any request is sent.
+
         """
         return calls.stack([self.run(call) for call in calls.embed_texts(texts, language)])
 
     def embed_texts(self, texts: Texts, language: str = "en") -> Vectors:
-        """The vectors of `embed` alone: [N, E]."""
+        """Encode texts as `embed` does and return only the vectors `[N, E]` float32."""
         return self.embed(texts, language).vectors
 
     def ingest(self, records: Iterable[Record], *, chunk: int = CHUNK) -> IngestResult:
-        """Embed captions and write them to the collection `captions`, `chunk` at a time.
+        """Encode captions and write them to the collection `captions`, one chunk per request.
 
-        No more than a chunk is held in memory. Rejected records are counted, and the first named
-        by their place in `records`, from 1. After an exception, what was sent before stays
-        written: ingest the same again, what is there already does not change.
+        Only one chunk is in memory. If the method raises, the chunks before stay written. Ingesting
+        the same records again is safe.
+
+        Args:
+            records: Captions, as `CaptionRecord` or as mappings with the same fields.
+            chunk: Maximum number of records per request.
+
+        Returns:
+            The number of records received, written and rejected. Its `errors` list the first
+            rejected records by their position in `records`, counted from 1.
+
         """
         stream = IngestStream(chunk)
         for call in stream.calls(records):
@@ -206,6 +243,7 @@ class Client(Api):
         return stream.result
 
     def close(self) -> None:
+        """Close all connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -221,13 +259,16 @@ class Client(Api):
 
 
 class AsyncClient(Api):
-    """A server's API, awaited. Tasks of one event loop may share one. Close it, or use it so."""
+    """Asynchronous client. Tasks of one event loop may share it.
+
+    Close it with `aclose`, or use it as an asynchronous context manager.
+    """
 
     def _open(self, headers: dict[str, str], trust_env: bool) -> None:
         self._http = httpx2.AsyncClient(base_url=self.url, headers=headers, trust_env=trust_env)
 
     async def run(self, call: Call[T]) -> T:
-        """As `Client.run`."""
+        """Send a call as `Client.run` does."""
         attempt = 0
         while True:
             attempt += 1
@@ -242,23 +283,24 @@ class AsyncClient(Api):
             await asyncio.sleep(wait_s)
 
     async def embed(self, texts: Texts, language: str = "en") -> Embedded:
-        """As `Client.embed`."""
+        """Encode texts as `Client.embed` does."""
         return calls.stack([await self.run(call) for call in calls.embed_texts(texts, language)])
 
     async def embed_texts(self, texts: Texts, language: str = "en") -> Vectors:
-        """As `Client.embed_texts`: [N, E]."""
+        """Encode texts and return only the vectors `[N, E]` float32."""
         return (await self.embed(texts, language)).vectors
 
     async def ingest(
         self, records: Iterable[Record] | AsyncIterable[Record], *, chunk: int = CHUNK
     ) -> IngestResult:
-        """As `Client.ingest`, of an async iterable too."""
+        """Write captions as `Client.ingest` does. `records` may be an asynchronous iterable."""
         stream = IngestStream(chunk)
         async for call in stream.calls_async(records):
             stream.add(await self.run(call))
         return stream.result
 
     async def aclose(self) -> None:
+        """Close all connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -274,14 +316,14 @@ class AsyncClient(Api):
 
 
 def _base_url(url: str) -> tuple[httpx2.URL, bool]:
-    """The server's address, and whether it is on this machine."""
+    """Parse the address of a server. Return it, and True if it is on this machine."""
     try:
         base = httpx2.URL(url)
     except httpx2.InvalidURL as error:
         raise ValueError(f"not a server's address: {error}") from error
     if base.userinfo:
         raise ValueError(
-            f"a name or password in a server's address; a token goes into {TOKEN_VARIABLE}"
+            f"the server's address has a user name or password; a token goes into {TOKEN_VARIABLE}"
         )
     if base.scheme not in ("http", "https") or not base.host or base.query or base.fragment:
         shown = url.partition("?")[0]  # a query may hold a secret

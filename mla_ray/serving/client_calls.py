@@ -1,4 +1,4 @@
-"""What a request to each endpoint is, and how its answer is read. Nothing is sent here.
+"""Requests to each endpoint and the parsing of their answers. Nothing is sent here.
 
 Shapes: N texts, E joint embedding size.
 """
@@ -46,8 +46,8 @@ from mla_ray.serving.schemas import (
     media_type,
 )
 
-INGEST_READ_TIMEOUTS = 10  # a chunk is thousands of texts to embed
-SIGNATURES = {  # of `schemas.IMAGE_TYPES`, at the beginning of a file
+INGEST_READ_TIMEOUTS = 10  # the server encodes thousands of texts per chunk
+SIGNATURES = {  # first bytes of a file, for each of `schemas.IMAGE_TYPES`
     "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "image/jpeg": re.compile(rb"\xff\xd8\xff"),
     "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
@@ -65,33 +65,45 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Embedded(NamedTuple):
-    """What a server makes of texts."""
+    """Vectors of texts."""
 
-    vectors: Vectors  # [N, E], unit length
+    vectors: Vectors
+    """Unit vectors `[N, E]` float32."""
     unknown_tokens: npt.NDArray[np.float64] | None
-    """[N]: of each text's tokens the share that its language does not know. At 1 the vector is that
-    of a text without words, whatever the text. None of a server that does not tell it (0.1.0)."""
+    """Share of each text's tokens that its language does not know, `[N]`, 0 to 1. At 1 the vector
+    is that of a text without words. None if the server does not report it (version 0.1.0)."""
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request, and how its answer is read."""
+    """One request and the function that parses its answer."""
 
     method: str
-    path: str  # percent-encoded
+    path: str
+    """Percent-encoded path of the endpoint."""
     read: Callable[[httpx2.Response], T]
+    """Parses an answer. Raises ValueError if the answer is not valid."""
     params: Params = field(default_factory=dict)
     body: bytes | None = None
     content_type: str | None = None
-    accepted_status: int | None = None  # beside success, of an answer that `read` takes
-    read_timeouts: int = 1  # that it may take
+    accepted_status: int | None = None
+    """Status besides 2xx whose answer is a result."""
+    read_timeouts: int = 1
+    """Number of read timeouts that the answer may take."""
 
     def is_answered_by(self, response: httpx2.Response) -> bool:
-        # A server at its limit, or a proxy, may use that status as well.
+        """Return True if the response has a result, False if it is an error."""
+        # An overloaded server or a proxy may send the accepted status too, but not with JSON.
         is_json = media_type(response.headers.get("Content-Type", "")) == JSON
         return response.is_success or (response.status_code == self.accepted_status and is_json)
 
     def answer(self, response: httpx2.Response) -> T:
+        """Parse the response.
+
+        Raises:
+            ApiError: The response is not that of an mla-ray server.
+
+        """
         try:
             return self.read(response)
         except ValueError as error:
@@ -110,12 +122,23 @@ def search(
     source: str | None = None,
     min_score: float | None = None,
 ) -> Call[SearchResult]:
-    """Images, or captions of any language, nearest to a text: `k` hits, best first.
+    """Search for the images or captions nearest to a text.
 
-    `language` is the query's, BCP-47, or `auto` to have it detected. `in_language` and
-    `source` restrict what is found, `min_score` to hits of that cosine or a higher one; it is
-    no probability, and differs between languages and natives. `offset` is where the page
-    begins: the `next_offset` of the one before, None where that was the last to be had.
+    Args:
+        query: Text of the query.
+        language: BCP-47 code of the query, or `auto` for detection.
+        find: Collection to search: `images` or `captions`.
+        k: Maximum number of hits.
+        offset: Number of hits to skip. For the next page, use `next_offset` of the previous page.
+            It is None after the last page.
+        in_language: Return only captions of this language.
+        source: Return only entries of this source.
+        min_score: Return only hits with at least this cosine. It is not a probability, and its
+            scale differs between languages and natives.
+
+    Returns:
+        A page of hits, best first.
+
     """
     params = _page(find, k, offset, in_language, source, min_score)
     return _get(SEARCH_PATH, SearchResult, {"q": query, "language": language} | params)
@@ -131,13 +154,25 @@ def search_image(
     source: str | None = None,
     min_score: float | None = None,
 ) -> Call[SearchResult]:
-    """Captions of any language, or images, nearest to a picture (PNG, JPEG, WebP, AVIF, …)."""
+    """Search for the captions or images nearest to an image (PNG, JPEG, WebP, AVIF, …).
+
+    `image` is the content of the file. The other arguments are those of `search`.
+
+    Raises:
+        ValueError: The file format is not supported.
+
+    """
     params = _page(find, k, offset, in_language, source, min_score)
     return _send_image("POST", SEARCH_IMAGE_PATH, image, _as(SearchResult), params)
 
 
 def embed_image(image: bytes) -> Call[Vectors]:
-    """The unit vector [E] of a picture."""
+    """Encode an image file to a unit vector `[E]` float32.
+
+    Raises:
+        ValueError: The file format is not supported.
+
+    """
 
     def read(response: httpx2.Response) -> Vectors:
         row: Vectors = _read_rows(response, 1).vectors[0]
@@ -147,34 +182,43 @@ def embed_image(image: bytes) -> Call[Vectors]:
 
 
 def put_image(image_id: str, image: bytes, *, source: str = DEFAULT_SOURCE) -> Call[ImageWritten]:
-    """Embed a picture and write it to the collection `images`; one of that source and id is
-    replaced.
+    """Encode an image file and write it to the collection `images`.
+
+    An image of the same source and id is replaced.
+
+    Raises:
+        ValueError: The file format is not supported, or `image_id` is empty.
+
     """
     path, params = _image_path(image_id), {"source": source}
     return _send_image("PUT", path, image, _as(ImageWritten), params)
 
 
 def get_image(image_id: str, *, source: str | None = None) -> Call[bytes]:
-    """The small copy (WebP) of a picture that was put; `NotFound` if none is kept.
+    """Return the small copy of an image as WebP.
 
-    Without `source` it is `Invalid` where several have an image of that id.
+    Raises:
+        NotFound: The server has no copy.
+        Invalid: `source` is None and several sources have an image with this id.
+        ValueError: `image_id` is empty.
+
     """
     params = {} if source is None else {"source": source}
     return Call("GET", _image_path(image_id), lambda response: response.content, params)
 
 
 def languages() -> Call[Languages]:
-    """The languages served, and the native (its name and fingerprint) they belong to."""
+    """Return the languages of the server, and the name and fingerprint of its native."""
     return _get(LANGUAGES_PATH, Languages)
 
 
 def health() -> Call[Health]:
-    """Whether every part of the server works; no error where one does not."""
+    """Return the state of every part of the server. A part that fails raises no error."""
     return Call("GET", HEALTH_PATH, _as(Health), accepted_status=503)
 
 
 def put_captions(lines: Sequence[bytes]) -> Call[IngestResult]:
-    """Embed captions and write them: NDJSON lines with their ends."""
+    """Encode captions and write them to the index. Each line is NDJSON and ends with a newline."""
     return Call(
         "POST",
         CAPTIONS_PATH,
@@ -186,25 +230,33 @@ def put_captions(lines: Sequence[bytes]) -> Call[IngestResult]:
 
 
 class Rows(NamedTuple):
-    """What one request made of texts."""
+    """Answer to one embedding request."""
 
-    fingerprint: str  # of the native
-    vectors: Vectors  # [N, E]
-    unknown_tokens: list[float] | None  # [N]
+    fingerprint: str
+    """Fingerprint of the server's native."""
+    vectors: Vectors
+    """Unit vectors `[N, E]` float32."""
+    unknown_tokens: list[float] | None
+    """Share of unknown tokens of each text, `[N]`."""
 
 
 class PackedEmbeddings(Embeddings):
-    """In base64, as they are asked for here."""
+    """Embeddings with base64 vectors, which this client requests."""
 
     embeddings: str
 
 
 Texts = str | TextInput | Sequence[str | TextInput]
-"""What is embedded: texts, or one."""
+"""One text or several."""
 
 
 def embed_texts(texts: Texts, language: str) -> list[Call[Rows]]:
-    """Requests for all texts, one at least; ValueError names what is none before any is sent."""
+    """Build the requests that encode the texts; at least one, also without texts.
+
+    Raises:
+        ValueError: A text is invalid. The message has its position.
+
+    """
     inputs = []
     for number, text in enumerate([texts] if isinstance(texts, str | TextInput) else texts):
         if isinstance(text, str) and (fault := half_character(text)):
@@ -216,7 +268,8 @@ def embed_texts(texts: Texts, language: str) -> list[Call[Rows]]:
         except ValidationError as error:
             raise ValueError(f"texts[{number}]: {first_error(error)}") from error
     calls = []
-    for start in range(0, max(len(inputs), 1), MAX_TEXTS):  # the server knows E, of no text too
+    # Without texts one request is necessary as well, to get the embedding size E.
+    for start in range(0, max(len(inputs), 1), MAX_TEXTS):
         request = TextEmbeddingRequest(inputs=inputs[start : start + MAX_TEXTS], encoding="base64")
         calls.append(
             Call(
@@ -231,9 +284,14 @@ def embed_texts(texts: Texts, language: str) -> list[Call[Rows]]:
 
 
 def stack(answers: Sequence[Rows]) -> Embedded:
-    """The answers to `embed_texts` as one."""
+    """Concatenate the answers to the requests of `embed_texts`.
+
+    Raises:
+        RuntimeError: The answers come from different natives.
+
+    """
     if len({rows.fingerprint for rows in answers}) > 1:
-        raise RuntimeError("the server changed its native in the middle; embed the texts again")
+        raise RuntimeError("the server changed its native during the call; embed the texts again")
     unknown = [rows.unknown_tokens for rows in answers if rows.unknown_tokens is not None]
     return Embedded(
         np.concatenate([rows.vectors for rows in answers]),
@@ -263,7 +321,7 @@ def _send_image(
 
 
 def _as(model: type[Model]) -> Callable[[httpx2.Response], Model]:
-    """Reads an answer as `model`."""
+    """Return a function that parses an answer as `model`."""
     return lambda response: model.model_validate_json(response.content)
 
 
@@ -284,7 +342,7 @@ def _image_path(image_id: str) -> str:
     if not image_id:
         raise ValueError("image_id is empty")
     name = quote(image_id, safe="")
-    # These two would be taken for steps in the path.
+    # Clients and proxies resolve "." and ".." as path segments.
     return f"{IMAGES_PATH}/{name.replace('.', '%2E') if name in ('.', '..') else name}"
 
 

@@ -1,4 +1,4 @@
-"""A stream of captions of any length as requests that a server takes, their results as one."""
+"""Splitting of a stream of captions into requests, and the sum of their results."""
 
 import heapq
 import itertools
@@ -17,13 +17,19 @@ from mla_ray.serving.schemas import (
     RejectedLine,
 )
 
-CHUNK = 5_000  # records of one request
+CHUNK = 5_000  # default number of records per request
 
 Record = CaptionRecord | Mapping[str, object]
 
 
 class IngestStream:
-    """Records as requests of at most `chunk` of them, and at most `max_bytes` each."""
+    """Requests for a stream of records, with their total result.
+
+    Args:
+        chunk: Maximum number of records per request.
+        max_bytes: Maximum size of a request body in bytes.
+
+    """
 
     def __init__(self, chunk: int, max_bytes: int = MAX_INGEST_BYTES) -> None:
         if chunk < 1:
@@ -31,13 +37,13 @@ class IngestStream:
         self.result = IngestResult(received=0, written=0, rejected=0, errors=[])
         self._chunk = chunk
         self._max_bytes = max_bytes
-        self._before = 0  # records of the chunks before
-        self._lines: list[bytes] = []  # of this chunk, each with its newline
+        self._before = 0  # number of records in earlier chunks
+        self._lines: list[bytes] = []  # lines of this chunk with their newlines
         self._bytes = 0
-        self._rejected: list[RejectedLine] = []  # here, of this chunk, the first MAX_ERRORS
+        self._rejected: list[RejectedLine] = []  # rejected by this client, first MAX_ERRORS
 
     def calls(self, records: Iterable[Record]) -> Iterator[Call[IngestResult]]:
-        """Each result must be added before the next call is taken."""
+        """Yield the requests. Pass each result to `add` before taking the next request."""
         for record in records:
             yield from self._take(record)
         yield from self._rest()
@@ -45,7 +51,7 @@ class IngestStream:
     async def calls_async(
         self, records: Iterable[Record] | AsyncIterable[Record]
     ) -> AsyncIterator[Call[IngestResult]]:
-        """As `calls`."""
+        """Yield the requests as `calls` does. `records` may be an asynchronous iterable."""
         if isinstance(records, AsyncIterable):
             async for record in records:
                 for call in self._take(record):
@@ -57,7 +63,7 @@ class IngestStream:
                 yield call
 
     def add(self, result: IngestResult) -> None:
-        """Count in the result of the chunk under way, and begin the next."""
+        """Add the result of the current chunk to the total and start the next chunk."""
         total = self.result
         total.received += result.received
         total.written += result.written
@@ -83,7 +89,10 @@ class IngestStream:
             yield from self._keep(line)
 
     def _keep(self, line: bytes) -> Iterator[Call[IngestResult]]:
-        """An empty line stands for one rejected here: a server passes over it, but counts it."""
+        """Append a line to the chunk. An empty line stands for a record that was rejected here.
+
+        The server skips empty lines but includes them in its line numbers.
+        """
         if len(self._lines) == self._chunk or self._bytes + len(line) > self._max_bytes:
             yield from self._rest()
         self._lines.append(line)
@@ -95,12 +104,17 @@ class IngestStream:
 
 
 def line_of(record: Record) -> bytes:
-    """A record as a line of NDJSON. ValueError if it cannot be sent."""
+    """Return a record as a line of NDJSON with its newline.
+
+    Raises:
+        ValueError: The record cannot be written as JSON, or the line is too long.
+
+    """
     fields = record.model_dump(exclude_none=True) if isinstance(record, BaseModel) else record
     try:
         line = orjson.dumps(dict(fields), option=orjson.OPT_SERIALIZE_NUMPY)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"not a record that JSON can hold: {error}") from error
+        raise ValueError(f"the record cannot be written as JSON: {error}") from error
     if len(line) > MAX_LINE:
         raise ValueError(f"longer than {MAX_LINE:,} bytes")
     return line + b"\n"

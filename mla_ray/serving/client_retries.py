@@ -1,7 +1,7 @@
-"""When a client sends a request again, and how long it waits before.
+"""Retry policy of the clients.
 
-httpx2's transports have `retries` of their own, but of connections that cannot be made alone: not
-of one that breaks, nor of an answer that says to come again.
+The option `retries` of httpx2's transports covers only connections that cannot be established. It
+covers neither connections that break nor the statuses 429 and 503.
 """
 
 import random
@@ -17,23 +17,31 @@ RETRIED_STATUSES = (429, 503)
 
 @dataclass(frozen=True)
 class Retry:
-    """What to do about 429, 503 and connections that fail. No timeout of an answer is retried.
+    """Retries of requests after status 429 or 503 and after failed connections.
 
-    Every request may be sent again as it was: none changes anything the second time.
+    A read timeout is not retried. Every request of the API is idempotent.
     """
 
-    attempts: int = 5  # in all
-    first_s: float = 0.5  # doubles with every attempt
-    longest_s: float = 30.0  # also of a server's Retry-After
+    attempts: int = 5
+    """Maximum number of attempts, the first one included."""
+    first_s: float = 0.5
+    """Wait after the first attempt in seconds. It doubles with every attempt."""
+    longest_s: float = 30.0
+    """Maximum wait in seconds. It also limits a server's Retry-After."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ValueError(f"attempts is {self.attempts}, must be at least 1")
 
     def wait_s(self, attempt: int, asked_s: float = 0.0) -> float:
-        """Seconds before the next one: half of it chance, so that clients do not come as one.
+        """Return the seconds to wait after an attempt.
 
-        `asked_s` is what the server asked for.
+        Half of the backoff is random, so that clients do not retry at the same time.
+
+        Args:
+            attempt: Number of the attempt that failed, counted from 1.
+            asked_s: Seconds of the server's Retry-After. The backoff is added to it.
+
         """
         backoff = self.first_s * 2.0 ** (attempt - 1)
         jitter = random.uniform(0.5, 1.0)  # noqa: S311  no secret
@@ -44,7 +52,10 @@ DEFAULT_RETRY = Retry()
 
 
 def retry_after_s(header: str) -> float:
-    """Seconds that a Retry-After asks for, which has them or a date; 0 if neither."""
+    """Parse a Retry-After header, which has seconds or a date. Return seconds; 0 if invalid.
+
+    A date in the past gives a negative number.
+    """
     if header.isascii() and header.isdigit():
         return float(header)
     date = parsedate_tz(header)

@@ -1,7 +1,7 @@
-"""Many small calls into few large ones, without making anyone wait for company.
+"""Batching of concurrent requests without a batching delay.
 
-A call starts as soon as one of `slots` is free, with all that has come in meanwhile; under load
-batches grow by themselves, on an idle server a lone request goes at once.
+A call starts as soon as a slot is free and takes the items that wait at that time. Batches grow
+under load. On an idle server a single request starts immediately.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 
 class Sliceable(Protocol):
-    """Results of many items that can be cut into those of each request."""
+    """Results of a batch that can be sliced by request."""
 
     def __getitem__(self, items: slice, /) -> Self: ...
 
@@ -19,21 +19,21 @@ class Sliceable(Protocol):
 Item = TypeVar("Item")
 Results = TypeVar("Results", bound=Sliceable)
 Waiting = tuple[list[Item], asyncio.Future[Results]]
-"""The items of one request, and where its results go."""
+"""Items of one request and the future for their results."""
 
 
 class Overloaded(Exception):
-    """The queue is full. Nothing was done; try again later."""
+    """A queue is full. The request had no effect and can be repeated later."""
 
 
 class Coalescer(Generic[Item, Results]):
-    """Joins the items of concurrent requests.
+    """Joins the items of concurrent requests into batches.
 
     Args:
-        call: does a list of items; results one an item, in order.
-        max_batch: items a call, unless one request alone brings more.
-        max_queue: items that may wait.
-        slots: calls under way at a time; as many as there are to take them.
+        call: Processes a list of items and returns one result per item, in order.
+        max_batch: Maximum number of items in one call. A single request may exceed it.
+        max_queue: Maximum number of items that wait. A request is always accepted if no items wait.
+        slots: Maximum number of concurrent calls. Use the number of workers behind `call`.
 
     """
 
@@ -50,10 +50,16 @@ class Coalescer(Generic[Item, Results]):
         self._free = slots
         self._waiting: deque[Waiting[Item, Results]] = deque()
         self._queued = 0
-        self._running: set[asyncio.Task[None]] = set()  # asyncio itself holds tasks only weakly
+        self._running: set[asyncio.Task[None]] = set()  # asyncio holds only weak references
 
     async def __call__(self, items: list[Item]) -> Results:
-        """The results of `items`. Raises Overloaded, or what the call raised."""
+        """Queue the items and return their results.
+
+        Raises:
+            Overloaded: The queue has no space for the items.
+            Exception: Any exception that `call` raised for the batch.
+
+        """
         if self._queued and self._queued + len(items) > self._max_queue:
             raise Overloaded(f"{self._queued:,} items are waiting")
         future: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
@@ -62,7 +68,7 @@ class Coalescer(Generic[Item, Results]):
         self._start()
         try:
             return await future
-        except asyncio.CancelledError:  # its client has gone: make room for others
+        except asyncio.CancelledError:  # the client disconnected: remove its items from the queue
             before = len(self._waiting)
             self._waiting = deque(other for other in self._waiting if other[1] is not future)
             if len(self._waiting) < before:

@@ -1,6 +1,6 @@
-"""The engines as Ray Serve deployments, and the app in front of them.
+"""Ray Serve deployments of the engines and of the FastAPI app in front of them.
 
-Ingress (FastAPI) ──► TextEncoder, ImageEncoder     autoscaled, each replica the whole native
+Ingress (FastAPI) ──► TextEncoder, ImageEncoder     autoscaled; each replica holds the whole native
                  └──► Index                         one replica for the embedded engine
 """
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class DeploymentOptions(TypedDict, total=False):
-    """Those of Serve's that are set here or by callers; a Serve config may set any."""
+    """Options of a Ray Serve deployment that this package sets. A Serve config may set any."""
 
     num_replicas: int
     max_ongoing_requests: int
@@ -52,7 +52,7 @@ class DeploymentOptions(TypedDict, total=False):
     ray_actor_options: Mapping[str, float]
 
 
-OPEN_FOR_S = 30  # an index folder may have its former owner for as long as that takes to drain
+OPEN_FOR_S = 30  # seconds in which the previous replica drains and releases the index folder
 COMMON: DeploymentOptions = {
     "health_check_period_s": 5,
     "health_check_timeout_s": 15,
@@ -60,19 +60,22 @@ COMMON: DeploymentOptions = {
     "ray_actor_options": {"num_cpus": 0.1},
 }
 DEPLOYMENTS: dict[str, DeploymentOptions] = {
-    # What the ingress has under way at a time is bounded by the settings; these are walls behind.
+    # The settings limit the concurrent requests of the ingress. These limits are a second bound.
     "Ingress": {"max_ongoing_requests": 2048},
     "TextEncoder": {"max_ongoing_requests": 16, "max_queued_requests": 64},
     "ImageEncoder": {"max_ongoing_requests": 32, "max_queued_requests": 64},
     "Index": {"max_ongoing_requests": 16, "max_queued_requests": 64},
 }
-ATTEMPTS = 3  # of a call whose replica died: all calls may be made twice
+ATTEMPTS = 3  # for a call whose replica died; every call can be repeated safely
 
 
 def batched(
     encode: Callable[[Replica, list[list[Text]]], Awaitable[list[Encoded]]],
 ) -> Callable[[Replica, list[Text]], Awaitable[Encoded]]:
-    """Calls of several ingress replicas, each of many texts, in one pass: `serve.batch`, typed."""
+    """Join calls of several ingress replicas into one batch, as a typed `serve.batch`.
+
+    Each call has a list of texts. At most 8 calls are joined, without a batching delay.
+    """
     decorated: Callable[[Replica, list[Text]], Awaitable[Encoded]] = serve.batch(
         max_batch_size=8, batch_wait_timeout_s=0
     )(encode)
@@ -80,6 +83,8 @@ def batched(
 
 
 class TextEncoder:
+    """Deployment that encodes texts, with packs from a store that it watches."""
+
     def __init__(self, settings: Settings) -> None:
         self._torch_thread = torch_thread()
         threads = _threads(settings)
@@ -90,9 +95,11 @@ class TextEncoder:
         self._store_watcher = asyncio.create_task(self._watch_store())
 
     async def encode(self, texts: list[Text]) -> Encoded:
+        """Encode texts of any languages to unit vectors `[N, E]` float32."""
         return await self._encode_calls(texts)
 
     async def count_tokens(self, texts: list[Text]) -> list[int | None]:
+        """Count the tokens of each text in its language; None if its pack is unavailable."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._torch_thread, self._engine.count_tokens, texts)
 
@@ -102,14 +109,22 @@ class TextEncoder:
         return await loop.run_in_executor(self._torch_thread, self._encode, calls)
 
     async def identity(self) -> Identity:
+        """Return the identity of the native."""
         return self._engine.identity
 
     async def broken(self) -> dict[str, str]:
+        """Return the errors of packs that cannot be served, by folder name."""
         return dict(self._engine.library.listing.broken)
 
     async def check_health(self) -> None:
+        """Encode a test text. Ray Serve calls this method periodically.
+
+        Raises:
+            RuntimeError: The encoder fails, or the task that watches the pack store has ended.
+
+        """
         if self._store_watcher.done():
-            raise RuntimeError("the pack store is watched no longer")
+            raise RuntimeError("the task that watches the pack store has ended")
         await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
 
     def _encode(self, calls: list[list[Text]]) -> list[Encoded]:
@@ -131,11 +146,13 @@ class TextEncoder:
                     await loop.run_in_executor(self._torch_thread, library.renew, changed)
             except (
                 Exception
-            ) as error:  # a store out of reach: the packs in memory go on being served
+            ) as error:  # if the store is unreachable, the packs in memory remain in service
                 log.warning("pack store: %s", error)
 
 
 class ImageEncoder:
+    """Deployment that encodes images."""
+
     def __init__(self, settings: Settings) -> None:
         self._torch_thread = torch_thread()
         self._engine = self._torch_thread.submit(
@@ -143,41 +160,52 @@ class ImageEncoder:
         ).result()
 
     async def encode(self, images: list[bytes]) -> Encoded:
+        """Encode images in a file format such as PNG to unit vectors `[N, E]` float32."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._torch_thread, self._engine.encode, images)
 
     async def check_health(self) -> None:
+        """Raise an error if the image tower fails its check."""
         await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
 
 
 class Index:
-    """For `edge:` the one owner of its folder; for a server one of any number of clients."""
+    """Deployment that searches and writes the index.
+
+    An `edge:` folder has one owner, so this deployment then needs exactly one replica. A Qdrant
+    server accepts any number of replicas.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        native = Native.load(settings.native)  # its fingerprint, whose vectors these are
+        native = Native.load(settings.native)  # its fingerprint identifies the vectors of an index
         deadline = time.monotonic() + OPEN_FOR_S
         while True:
             try:
                 self._engine = IndexEngine(settings.index, native)
                 break
-            except RuntimeError:  # the replica before this one still holds the folder
+            except RuntimeError:  # the previous replica still owns the folder
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
 
     async def search(self, queries: list[Query]) -> list[QueryResult]:
+        """Search the index. Results are in the order of the queries."""
         return await asyncio.to_thread(self._engine.search, queries)
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
+        """Write entries and their vectors `[N, E]` to a collection. Return their number."""
         return await asyncio.to_thread(self._engine.upsert, collection, entries, vectors)
 
     async def languages(self) -> dict[str, int]:
+        """Return the number of captions in the index by language."""
         return await asyncio.to_thread(self._engine.languages)
 
     async def sources(self, image_id: str) -> dict[str, int]:
+        """Return the sources that have an image with this id."""
         return await asyncio.to_thread(self._engine.sources, image_id)
 
     async def check_health(self) -> None:
+        """Raise an error if a collection is unreachable."""
         await asyncio.to_thread(self._engine.check)
 
     def __del__(self) -> None:
@@ -186,7 +214,17 @@ class Index:
 
 
 class HandleBackend:
-    """`mla_ray.serving.backend.Backend` over deployment handles."""
+    """Implementation of `mla_ray.serving.backend.Backend` with deployment handles.
+
+    If a replica dies during a call, the call is repeated, at most `ATTEMPTS` times in total.
+
+    Args:
+        text: Handle of `TextEncoder`.
+        image: Handle of `ImageEncoder`.
+        index: Handle of `Index`.
+        timeout_s: Time limit of one call in seconds, repetitions included.
+
+    """
 
     def __init__(
         self,
@@ -201,47 +239,57 @@ class HandleBackend:
         self._timeout_s = timeout_s
 
     async def identity(self) -> Identity:
+        """Return the identity of the native. Wait up to 120 s for the encoder to start."""
         return await self._call(lambda: self._text.identity.remote(), 120)
 
     async def encode_texts(self, texts: list[Text]) -> Encoded:
+        """Encode texts with `TextEncoder`."""
         return await self._call(lambda: self._text.encode.remote(texts))
 
     async def count_tokens(self, texts: list[Text]) -> list[int | None]:
+        """Count the tokens of each text with `TextEncoder`."""
         return await self._call(lambda: self._text.count_tokens.remote(texts))
 
     async def encode_images(self, images: list[bytes]) -> Encoded:
+        """Encode images with `ImageEncoder`."""
         return await self._call(lambda: self._image.encode.remote(images))
 
     async def search(self, queries: list[Query]) -> list[QueryResult]:
+        """Search the index with `Index`."""
         return await self._call(lambda: self._index.search.remote(queries))
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
+        """Write entries and their vectors with `Index`. Return their number."""
         return await self._call(lambda: self._index.upsert.remote(collection, entries, vectors))
 
     async def languages(self) -> dict[str, int]:
+        """Return the number of captions in the index by language."""
         return await self._call(lambda: self._index.languages.remote())
 
     async def sources(self, image_id: str) -> dict[str, int]:
+        """Return the sources that have an image with this id."""
         return await self._call(lambda: self._index.sources.remote(image_id))
 
     async def broken(self) -> dict[str, str]:
+        """Return the errors of packs that one replica cannot serve, by folder name."""
         return await self._call(lambda: self._text.broken.remote())
 
     async def health(self) -> dict[str, str]:
+        """Check one replica of each deployment. Return `ok` or the type of the error by part."""
         handles = {"text": self._text, "image": self._image, "index": self._index}
 
         async def state(handle: DeploymentHandle) -> str:
             try:
                 await self._call(lambda: handle.check_health.remote(), 5)
                 return "ok"
-            except Exception as error:  # whatever it is, it is this part's illness
+            except Exception as error:  # any error marks this part unhealthy
                 return type(error).__name__
 
         states = await asyncio.gather(*(state(handle) for handle in handles.values()))
         return dict(zip(handles, states, strict=True))
 
     async def refresh(self) -> None:
-        """Nothing: encoders watch the store themselves."""
+        """Do nothing, as the encoders watch the pack store themselves."""
 
     async def _call(self, start: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
         async with asyncio.timeout(timeout_s or self._timeout_s):
@@ -251,7 +299,7 @@ class HandleBackend:
                 except BackPressureError as error:
                     raise Overloaded("a deployment's queue is full") from error
                 except (RayActorError, DeploymentUnavailableError):
-                    # Its replica died with the call. Another takes it, or waits for the next one.
+                    # The replica died during the call. Another replica takes the next attempt.
                     if attempt + 1 == ATTEMPTS:
                         raise
                     await asyncio.sleep(0.1)
@@ -260,6 +308,8 @@ class HandleBackend:
 
 @serve.ingress()
 class Ingress:
+    """Deployment that runs the FastAPI app and calls the other deployments."""
+
     def __init__(
         self,
         settings: Settings,
@@ -276,8 +326,9 @@ class Ingress:
 
 
 def _threads(settings: Settings) -> int:
-    """Of torch: as set, or the cores that Ray gave this replica; given a part of one, it may use
-    all there are (0).
+    """Return the number of PyTorch threads: as set, or the cores that Ray assigned to the replica.
+
+    Less than one assigned core gives 0, which means all cores.
     """
     return settings.threads or int(
         ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
@@ -285,16 +336,22 @@ def _threads(settings: Settings) -> int:
 
 
 def build(settings: Settings) -> serve.Application:
-    """The application that a Serve config names, `import_path: mla_ray.serving.deployments:build`.
+    """Build the application of a Serve config (`import_path: mla_ray.serving.deployments:build`).
 
-    Its `args` are the settings; its `deployments` change what `DEPLOYMENTS` says here.
+    The `args` of the config are the settings. Its `deployments` override `DEPLOYMENTS`.
     """
     return assemble(settings, {})
 
 
 def assemble(settings: Settings, options: Mapping[str, DeploymentOptions]) -> serve.Application:
-    """The application, with options of deployments, by name, over those of `DEPLOYMENTS`."""
-    settings.token()  # refuses to be built open to the world
+    """Build the application with options by deployment name, which override `DEPLOYMENTS`.
+
+    Raises:
+        ValueError: The index is `:memory:`, or the server is open to other machines without a
+            token.
+
+    """
+    settings.token()  # raises if the server is open to other machines without a token
     if settings.index == ":memory:":
         raise ValueError("index :memory: belongs to one process; use edge:FOLDER or a server")
 

@@ -1,8 +1,8 @@
-"""In which of some languages a short text is: by script, by letters, and by whose tokens it is of.
+"""Language detection for short texts, by script, letters and number of tokens.
 
-A language detector alone knows little of a word or two, and may name a language that nobody serves.
-The vocabulary of a language that was learned from its texts has its words in one piece, while
-another's spells them: each token more speaks against a language.
+A language detector alone is unreliable for one or two words, and may return a language that the
+server does not have. The vocabulary of the right language has whole words as tokens. Another
+vocabulary splits the same words into more tokens, so every token counts against a language.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,10 +15,10 @@ import regex
 from mla_ray.model.language import ENGLISH, NEAR
 
 MOST = 8
-"""Languages whose tokens are counted: the likeliest by the detector."""
+"""Maximum number of candidates: those with the highest log-likelihood by the detector."""
 NATS_A_TOKEN = 4.0
-"""What a token counts against a language, beside the detector's log-likelihoods. Of 1 to 32, the
-best on the names of emoji in 33 languages (docs/serving.md)."""
+"""Penalty per token in nats, subtracted from the log-likelihood of the detector. It is the best
+value between 1 and 32 on the names of emoji in 33 languages (docs/serving.md)."""
 
 _SCRIPTS = {
     "Hans": ("Hani",),
@@ -26,13 +26,18 @@ _SCRIPTS = {
     "Jpan": ("Hani", "Hira", "Kana"),
     "Kore": ("Hang", "Hani"),
 }
-"""Of ISO 15924's names for several scripts, those that characters have."""
+"""Scripts of single characters by ISO 15924 code, for codes that stand for several scripts."""
 
 
 def candidates(text: str, languages: Iterable[str]) -> dict[str, float]:
-    """Languages that a text may be in, with their log-likelihoods; English if it has no letter.
+    """Select the languages that a text may be in.
 
-    Those are the languages in whose script most of its letters are, at most `MOST` of them.
+    A candidate is a language whose script has the most letters of the text.
+
+    Returns:
+        Log-likelihoods by language, for at most `MOST` languages; 0 for a single candidate. Only
+        English if the text has no letter in a script of `languages`.
+
     """
     letters = {language: len(_letters_of(language).findall(text)) for language in languages}
     most = max(letters.values(), default=0)
@@ -49,11 +54,12 @@ def candidates(text: str, languages: Iterable[str]) -> dict[str, float]:
 
 
 def likeliest(likelihoods: Mapping[str, float], tokens: Mapping[str, float]) -> str:
-    """The language that a text is most likely in.
+    """Return the most likely language of a text, or English if no candidate has a token count.
 
     Args:
-        likelihoods: of `candidates`.
-        tokens: of how many the text is in each language; one that is not known counts twice.
+        likelihoods: Log-likelihoods by language, from `candidates`.
+        tokens: Number of tokens of the text by language. An unknown token counts twice. Languages
+            without an entry are left out.
 
     """
     scores = {
@@ -66,7 +72,10 @@ def likeliest(likelihoods: Mapping[str, float], tokens: Mapping[str, float]) -> 
 
 @cache
 def _letters_of(language: str) -> "regex.Pattern[str]":
-    """What finds a letter of a language's script; of any if Unicode has no such script."""
+    """Return a pattern for one letter of a language's script.
+
+    If Unicode has no such script, the pattern matches any letter.
+    """
     script = langcodes.get(language).maximize().script or ""
     names = _SCRIPTS.get(script, (script,))
     try:
@@ -77,7 +86,7 @@ def _letters_of(language: str) -> "regex.Pattern[str]":
 
 @cache
 def _code(language: str) -> str:
-    """As the detector names it: `no` of Norwegian Bokmål, `zh` of Mandarin."""
+    """Return the detector's code of a language: `no` for Norwegian Bokmål, `zh` for Mandarin."""
     return langcodes.closest_supported_match(language, _codes(), max_distance=NEAR) or language
 
 

@@ -1,7 +1,9 @@
-"""What the deployments do, without Ray: encode texts, encode images, search and write the index.
+"""Engines behind the deployments, without Ray: encode texts, encode images, search and write.
 
-One bad text, image or pack costs its own rows only: engines answer with vectors and the errors by
-row. No vector is other than a unit vector.
+An engine returns unit vectors and the errors by row. A bad text, image or pack affects only its own
+rows.
+
+Shapes: N rows, E joint embedding size.
 """
 
 import errno
@@ -30,8 +32,8 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.store import PackStore
 from mla_ray.serving.schemas import ProblemKind
 
-# A core does more texts a second in small passes, whose activations stay in its cache: 2,600 in
-# passes of 32, 2,150 in passes of 128 (emoji-clip, two cores). A GPU wants large ones.
+# Rows of one forward pass. The activations of a small batch stay in the cache of a CPU: 2,600 texts
+# a second with 32 rows, 2,150 with 128 (emoji-clip, two cores). A GPU needs large batches.
 ROWS_A_PASS = {"cpu": 32, "cuda": 1024}
 
 Vectors = npt.NDArray[np.float32]
@@ -41,22 +43,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Identity:
-    """Of the native that a server holds."""
+    """Name, fingerprint and embedding size of a server's native."""
 
     native: str
     fingerprint: str
     dim: int
     fingerprint_v1: str = ""
-    """By the rule of before, which packs may have."""
+    """Fingerprint by the first rule, which the cards of older packs have."""
 
 
 class Text(NamedTuple):
+    """A text and the language to encode it in."""
+
     language: str
     text: str
 
 
 class Fault(NamedTuple):
-    """Why a row has no result."""
+    """Reason why a row has no result."""
 
     kind: ProblemKind
     detail: str
@@ -64,20 +68,28 @@ class Fault(NamedTuple):
 
 @dataclass
 class Encoded:
-    """Unit vectors [N, E] float32; the rows in `errors` hold nothing. Slices keep their errors."""
+    """Encoded texts or images. A slice keeps the errors of its rows."""
 
     vectors: Vectors
-    unknown_tokens: Shares  # [N]: of each text's tokens the share that is unknown; 0 of an image
+    """Unit vectors `[N, E]` float32. The vector of a row in `errors` has no meaning."""
+    unknown_tokens: Shares
+    """Share of each text's tokens that is unknown, `[N]`, 0 to 1. 0 for an image."""
     errors: dict[int, Fault] = field(default_factory=dict)
+    """Reason by row, for rows without a vector."""
 
     @classmethod
     def empty(cls, rows: int, dim: int) -> Self:
+        """Return zero vectors of the shape `[rows, dim]`, to be filled with `put`."""
         return cls(np.zeros((rows, dim), np.float32), np.zeros(rows))
 
     def put(self, rows: Sequence[int], features: torch.Tensor, encoders: Sequence[str]) -> None:
-        """Features [n, E] of some rows, of any length; one that has no direction is an error.
+        """Normalize features and store them. A zero or non-finite feature becomes an error.
 
-        `encoders` names for each row what gave its feature.
+        Args:
+            rows: Rows to fill.
+            features: Features of these rows `[len(rows), E]`, of any norm.
+            encoders: For each row, the name of its encoder for the error message.
+
         """
         vectors, faults = units(features.float().cpu().numpy())
         self.vectors[rows] = vectors
@@ -99,10 +111,12 @@ class Encoded:
 
 
 class IndexNotWritable(Exception):
-    """The index can be searched and not written to now: its disk is full, or read-only."""
+    """The index can be searched but not written: its disk is full, or it is read-only."""
 
 
 class Query(NamedTuple):
+    """A vector search in one collection, with its page and filters."""
+
     collection: str
     vector: Vectors  # [E]
     k: int
@@ -113,21 +127,22 @@ class Query(NamedTuple):
 
 
 class QueryResult(NamedTuple):
-    """The hits of a query, or why there are none."""
+    """Hits of a query, or the reason why the search failed."""
 
     hits: list[ScoredEntry]
     fault: Fault | None = None
 
 
 class PreparedPacks(NamedTuple):
-    """The packs of languages, None for English, which needs none; and why others have none."""
+    """Packs by language, and the reason by language for those that cannot be loaded."""
 
     packs: dict[str, LanguagePack | None]
+    """None for English, which needs no pack."""
     faults: dict[str, Fault]
 
 
 class TextEngine:
-    """One native, many packs."""
+    """Text encoder: one native and the packs of a store."""
 
     def __init__(self, native: str, store: str, max_packs: int, threads: int) -> None:
         self.native = _load(native, threads)
@@ -137,11 +152,12 @@ class TextEngine:
 
     @property
     def identity(self) -> Identity:
+        """Identity of the native."""
         native = self.native
         return Identity(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
 
     def prepare(self, languages: set[str]) -> PreparedPacks:
-        """The packs of `languages`, loaded if need be."""
+        """Return the packs of `languages`. Load those that are not in memory."""
         prepared = PreparedPacks({}, {})
         for language in languages:
             try:
@@ -149,13 +165,13 @@ class TextEngine:
             except KeyError:
                 detail = f"no pack for {language!r} in the store"
                 prepared.faults[language] = Fault(ProblemKind.PACK_UNAVAILABLE, detail)
-            except Exception as error:  # whatever it is, it is this language's alone
+            except Exception as error:  # any error concerns this language only
                 detail = f"the pack for {language!r} cannot be loaded: {error}"
                 prepared.faults[language] = Fault(ProblemKind.PACK_UNAVAILABLE, detail)
         return prepared
 
     def count_tokens(self, texts: Sequence[Text]) -> list[int | None]:
-        """Of each text its tokens in its language; None where its pack cannot be had now."""
+        """Count the tokens of each text in its language; None if its pack is unavailable."""
         packs = self.prepare({language for language, _ in texts}).packs
         counts: list[int | None] = []
         for language, text in texts:
@@ -168,7 +184,13 @@ class TextEngine:
         return counts
 
     def encode(self, texts: Sequence[Text], prepared: PreparedPacks) -> Encoded:
-        """Texts of any languages, mixed as they are; `prepared` has all of them."""
+        """Encode texts. One forward pass may hold several languages.
+
+        Args:
+            texts: Texts of any languages, in any order.
+            prepared: Result of `prepare` for all languages of `texts`.
+
+        """
         result = Encoded.empty(len(texts), self.native.dim)
         good: list[tuple[int, str, str, LanguagePack | None]] = []
         for row, (language, text) in enumerate(texts):
@@ -184,17 +206,17 @@ class TextEngine:
     def _encode(
         self, batch: Sequence[tuple[int, str, str, LanguagePack | None]], result: Encoded
     ) -> None:
-        """One pass; if it fails, its halves, until the row is found that it fails for."""
+        """Encode one batch. If it fails, encode its halves, so that only bad rows get an error."""
         rows = [row for row, *_ in batch]
         try:
             mixed = read_mixed(self.native, [(text, pack) for _, _, text, pack in batch])
-        except Exception as error:  # a tokenizer's own, or of what a pass has too much of
+        except Exception as error:  # raised by a tokenizer, or by torch for too large a batch
             if len(batch) > 1:
                 half = len(batch) // 2
                 self._encode(batch[:half], result)
                 self._encode(batch[half:], result)
             else:
-                detail = f"{batch[0][1]!r} cannot encode this text: {type(error).__name__}"
+                detail = f"{batch[0][1]!r}: this text cannot be encoded: {type(error).__name__}"
                 result.errors[rows[0]] = Fault(ProblemKind.NOT_ENCODED, detail)
                 log.warning(detail)
             return
@@ -206,19 +228,26 @@ class TextEngine:
         result.put(rows, mixed.features, encoders)
 
     def check(self) -> None:
-        """Raise unless a text comes out as a unit vector."""
+        """Encode a test text.
+
+        Raises:
+            RuntimeError: The result is not a unit vector.
+
+        """
         encoded = self.encode([Text(ENGLISH, "dog")], PreparedPacks({ENGLISH: None}, {}))
         if not np.isclose(np.linalg.norm(encoded.vectors[0]), 1, atol=1e-3):
-            raise RuntimeError(f"native {self.native.name!r} does not encode")
+            raise RuntimeError(f"native {self.native.name!r}: a text has no unit vector")
 
 
 class ImageEngine:
+    """Image encoder of one native."""
+
     def __init__(self, native: str, threads: int) -> None:
         self.native = _load(native, threads)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[bytes]) -> Encoded:
-        """Encoded images (PNG, JPEG, …) to vectors."""
+        """Decode images in a file format (PNG, JPEG, …) and encode them."""
         result = Encoded.empty(len(images), self.native.dim)
         rows, pixels = [], []
         for row, data in enumerate(images):
@@ -233,14 +262,19 @@ class ImageEngine:
         return result
 
     def check(self) -> None:
-        """Raise unless the tower is there and its weights are finite."""
+        """Check the first weight tensor of the image tower.
+
+        Raises:
+            RuntimeError: A weight is not finite.
+
+        """
         weight = next(self.native.model.visual.parameters())
         if not bool(torch.isfinite(weight).all()):
-            raise RuntimeError(f"native {self.native.name!r} has lost its weights")
+            raise RuntimeError(f"native {self.native.name!r}: image weights are not finite")
 
 
 class IndexEngine:
-    """The collections `images` and `captions` of one native."""
+    """Collections `images` and `captions` of one native."""
 
     def __init__(self, url: str, native: Native) -> None:
         self.collections: dict[str, CaptionIndex] = {}
@@ -253,6 +287,7 @@ class IndexEngine:
             raise
 
     def search(self, queries: Sequence[Query]) -> list[QueryResult]:
+        """Run the queries one after another. A malformed query fails alone."""
         return [self._search(query) for query in queries]
 
     def _search(self, query: Query) -> QueryResult:
@@ -265,46 +300,56 @@ class IndexEngine:
                 source=query.source,
                 min_score=query.min_score,
             )
-        except ValueError as error:  # of this query alone
+        except ValueError as error:  # the arguments of this query only
             return QueryResult([], Fault(ProblemKind.INVALID_REQUEST, str(error)))
         return QueryResult(hits)
 
     def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write and return how many; all are on disk, or in the engine's log, on return."""
+        """Write entries and their vectors `[N, E]`. Return N.
+
+        On return all entries are on disk or in the log of the engine.
+
+        Raises:
+            IndexNotWritable: The disk is full, or the folder is read-only.
+
+        """
         try:
             return self.collections[collection].upsert(entries, vectors)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
                 raise
-            log.error("%s", error)  # names the folder, which is no client's to know
+            log.error("%s", error)  # logged here only: the text names a folder of the server
             raise IndexNotWritable(error.strerror) from error
 
     def languages(self) -> dict[str, int]:
-        """Captions of each language."""
+        """Return the number of captions by language."""
         return self.collections[CAPTIONS].languages()
 
     def sources(self, image_id: str) -> dict[str, int]:
-        """The sources of the images of that id, as `CaptionIndex.sources` tells them."""
+        """Return the sources that have an image with this id, as `CaptionIndex.sources` does."""
         return self.collections[IMAGES].sources(image_id)
 
     def check(self) -> None:
+        """Raise an error if a collection is unreachable."""
         for index in self.collections.values():
             index.ping()
 
     def close(self) -> None:
+        """Close the collections."""
         for index in self.collections.values():
             index.close()
 
 
 def torch_thread() -> ThreadPoolExecutor:
-    """The one thread of a process in which everything of torch is done, loading included.
+    """Return an executor with one thread, for all PyTorch calls of a process, loading included.
 
-    OpenMP keeps helper threads for every thread that ever called torch. Once they outnumber the
-    cores, they no longer wait for work by spinning, and two threads are hardly faster than one.
+    OpenMP keeps a pool of helper threads for every thread that called PyTorch. If the helpers
+    outnumber the cores, they stop spinning while they wait, and two threads are hardly faster than
+    one.
     """
     return ThreadPoolExecutor(1, "torch")
 
 
 def _load(native: str, threads: int) -> Native:
-    torch.set_num_threads(threads or os.cpu_count() or 1)  # Ray's workers start with one
+    torch.set_num_threads(threads or os.cpu_count() or 1)  # Ray starts workers with one thread
     return Native.load(native, "cuda" if torch.cuda.is_available() else "cpu")

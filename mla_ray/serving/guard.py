@@ -1,4 +1,4 @@
-"""What stands before the app: host, token, rate, size, number and time of requests."""
+"""Middleware that checks the host, token, rate, size, number and duration of requests."""
 
 import asyncio
 import hmac
@@ -31,7 +31,7 @@ MAX_BYTES = {
     SEARCH_IMAGE_PATH: MAX_IMAGE_BYTES,
     EMBED_IMAGE_PATH: MAX_IMAGE_BYTES,
 }
-WITHOUT_TOKEN = ("/", HEALTH_PATH)  # the page asks for it, a probe has none
+WITHOUT_TOKEN = ("/", HEALTH_PATH)  # the page prompts for the token; health probes have none
 PAGE_FILES = "/page/"
 HEADERS = [
     (
@@ -46,7 +46,7 @@ HEADERS = [
 
 
 class Guard:
-    """ASGI middleware. Every answer passes it, and is counted."""
+    """ASGI middleware that admits requests, adds security headers and records metrics."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
@@ -59,7 +59,8 @@ class Guard:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # start and stop of the app
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":  # startup and shutdown of the app
             await self._app(scope, receive, send)
             return
         began, status = time.perf_counter(), 0
@@ -81,7 +82,7 @@ class Guard:
         except ProblemError as error:
             await error.response()(scope, receive, answer)
         except TimeoutError:
-            if status:  # the answer had begun; all that is left is to break it off
+            if status:  # the answer has started, so it can only be cut off
                 raise
             detail = f"no answer within {self._settings.timeout_s:g} s"
             problem = ProblemError(504, ProblemKind.TIMEOUT, detail)
@@ -96,11 +97,11 @@ class Guard:
     async def _admit(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         if "*" not in self._hosts:
-            # A page elsewhere whose name is made to point here would otherwise reach a server on
-            # loopback through its visitor's browser.
+            # Prevents DNS rebinding: a foreign page whose name resolves to loopback could otherwise
+            # reach this server through its visitor's browser.
             name = headers.get(b"host", b"").decode("latin-1").lower()
             if name.rpartition(":")[0] not in self._hosts and name not in self._hosts:
-                detail = "this server does not answer to that name"
+                detail = "this server does not answer to that host name"
                 raise ProblemError(421, ProblemKind.WRONG_HOST, detail)
         if self._in_flight > self._settings.max_in_flight:
             raise overloaded("too many requests are under way; try again")
@@ -124,7 +125,7 @@ class Guard:
 
 
 def _limit(scope: Scope) -> int:
-    """Bytes of a request's body."""
+    """Return the maximum size of a request's body in bytes."""
     path = app_path(scope)
     if path.startswith(f"{IMAGES_PATH}/"):
         return MAX_IMAGE_BYTES
@@ -132,12 +133,12 @@ def _limit(scope: Scope) -> int:
 
 
 def _too_large(limit: int) -> ProblemError:
-    detail = f"a request here has at most {limit:,} bytes"
+    detail = f"the body of this request may have at most {limit:,} bytes"
     return ProblemError(413, ProblemKind.TOO_LARGE, detail)
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:
-    """Counts what comes in: a chunked request does not say its length."""
+    """Count the received bytes, as a chunked request does not declare its length."""
     limit, received = _limit(scope), 0
 
     async def bounded() -> Message:
@@ -145,7 +146,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > limit:
-            # FastAPI's own exception, as it takes others for a malformed body.
+            # An HTTPException, as FastAPI reports other exceptions as a malformed body.
             raise HTTPException(413, _too_large(limit).detail)
         return message
 

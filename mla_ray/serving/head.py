@@ -1,15 +1,16 @@
-"""HEAD: the answer to GET, without its body (RFC 9110, 9.3.2). Monitors and `curl -I` send it."""
+"""Support for the HTTP method HEAD, which monitors and `curl -I` send (RFC 9110, section 9.3.2)."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """ASGI middleware by which whatever can be got can be asked for by HEAD."""
+    """ASGI middleware that answers HEAD with the headers of the answer to GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return

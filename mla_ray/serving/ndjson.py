@@ -1,4 +1,4 @@
-"""A stream of bytes as the numbered lines of NDJSON, none of them kept that is too long."""
+"""Splitting of a byte stream into the numbered lines of NDJSON, with bounded memory."""
 
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
@@ -7,13 +7,16 @@ from mla_ray.serving.schemas import MAX_LINE
 
 
 async def lines_of(body: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:
-    """Lines with their numbers, from 1; None for one that is longer than MAX_LINE.
+    """Split a stream of bytes into lines. A byte order mark at the start is skipped.
 
-    A byte order mark before the first is passed over.
+    Yields:
+        The line number, counted from 1, and the line without its newline. The line is None if it
+        is longer than `MAX_LINE` bytes.
+
     """
     number, kept, overlong, begun = 1, b"", False, False
     async for chunk in body:
-        if not begun:  # a body may come byte by byte
+        if not begun:  # the byte order mark may arrive in several chunks
             kept += chunk
             if len(kept) < len(BOM_UTF8) and BOM_UTF8.startswith(kept):
                 continue

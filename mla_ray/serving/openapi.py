@@ -1,4 +1,4 @@
-"""What OpenAPI says of endpoints beside what FastAPI reads off them."""
+"""Additions to the OpenAPI document that FastAPI generates."""
 
 from typing import Any
 
@@ -9,28 +9,30 @@ from mla_ray.serving.schemas import HEALTH_PATH, IMAGE_TYPES, PROBLEM_JSON, Prob
 MEANINGS = {
     400: "The body cannot be read as JSON.",
     401: "The bearer token is missing or wrong.",
-    404: "Unknown language or image.",
+    404: "The server does not have this language or image.",
     413: "The request is too large.",
-    415: "The body is of another type.",
-    421: "The server does not answer to that host name.",
+    415: "The endpoint does not accept this media type.",
+    421: "The server does not answer to this host name.",
     422: "The request is malformed, or the image cannot be read.",
-    429: "Too many requests of one client; see Retry-After.",
+    429: "The client sent too many requests. The header Retry-After says when to try again.",
     500: "The server failed.",
-    503: "The server is at its limit; see Retry-After.",
-    504: "No answer in time.",
-    507: "The index is not written to now: its disk is full, or it is read-only.",
+    503: "The server is overloaded, or a language pack is not available. The header Retry-After "
+    "says when to try again.",
+    504: "The server did not finish the request in time.",
+    507: "The index cannot be written: its disk is full, or it is read-only.",
 }
 
 Responses = dict[int | str, dict[str, Any]]
-"""As FastAPI takes them: OpenAPI's JSON by status."""
+"""OpenAPI response objects by status, as FastAPI expects them."""
 
 
 class DocumentedApp(FastAPI):
-    """Adds to the schema what FastAPI cannot know: problems, and the token if there is one."""
+    """FastAPI app whose schema also has the `Problem` model and, if required, the bearer token."""
 
     needs_token = False
 
     def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document. It is generated once."""
         if self.openapi_schema is None:
             schema = super().openapi()
             components = schema.setdefault("components", {})
@@ -43,7 +45,7 @@ class DocumentedApp(FastAPI):
 
 
 def problem_responses(*statuses: int) -> Responses:
-    """Responses that are problem details."""
+    """Return response objects with problem details for these statuses."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {"description": MEANINGS[status], "content": {PROBLEM_JSON: {"schema": schema}}}
@@ -52,10 +54,11 @@ def problem_responses(*statuses: int) -> Responses:
 
 
 def body(content: dict[str, Any]) -> dict[str, Any]:
-    """A request body, by media type, that a route reads itself."""
+    """Describe a request body, by media type, that a route reads without FastAPI."""
     return {"requestBody": {"required": True, "content": content}}
 
 
 def image_body() -> dict[str, Any]:
+    """Describe a request body that is an image file."""
     schema = {"schema": {"type": "string", "format": "binary"}}
     return body(dict.fromkeys(IMAGE_TYPES, schema))

@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457). Every answer that is no success is one."""
+"""Errors as problem details (RFC 9457). Every unsuccessful answer of the app has this format."""
 
 import logging
 import traceback
@@ -16,7 +16,7 @@ from mla_ray.serving.engines import Fault, IndexNotWritable
 from mla_ray.serving.schemas import PROBLEM_JSON, Problem, ProblemKind
 
 RETRY_AFTER_S = 1
-PACK_RETRY_AFTER_S = 2  # by then a pack that was being replaced is whole
+PACK_RETRY_AFTER_S = 2  # enough for the replacement of a pack to complete
 STATUS_OF_FAULT = {
     ProblemKind.PACK_UNAVAILABLE: 503,
     ProblemKind.NOT_ENCODED: 500,
@@ -27,14 +27,17 @@ log = logging.getLogger(__name__)
 
 
 class FieldError(TypedDict):
-    """One thing that is wrong with a request, in pydantic's words, or what of it has no answer."""
+    """Location and message of an error in a request, or of an input that has no result."""
 
     loc: list[str]
     msg: str
 
 
 class ProblemError(Exception):
-    """Answered as it is. `kind` is a `ProblemKind`, or HTTP's own name of the status."""
+    """Exception that the app answers with problem details.
+
+    `kind` is a `ProblemKind`, or the reason phrase of the status in lower case with hyphens.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class ProblemError(Exception):
         self.headers = headers
 
     def response(self) -> Response:
+        """Return the HTTP response."""
         problem = Problem(
             type=f"urn:mla-ray:problem:{self.kind}",
             title=HTTPStatus(self.status).phrase,
@@ -64,35 +68,48 @@ class ProblemError(Exception):
 
 
 def overloaded(detail: str) -> ProblemError:
-    """The server has more to do than it can."""
+    """Return a problem with status 503: the server is overloaded."""
     return ProblemError(503, ProblemKind.OVERLOADED, detail, headers=retry_after(RETRY_AFTER_S))
 
 
 def too_many_requests(detail: str) -> ProblemError:
-    """One client has sent more than it may."""
+    """Return a problem with status 429: one client exceeded its rate limit."""
     kind = ProblemKind.TOO_MANY_REQUESTS
     return ProblemError(429, kind, detail, headers=retry_after(RETRY_AFTER_S))
 
 
 def invalid(location: Sequence[str], message: str) -> ProblemError:
-    """A request is malformed there, such as at `("query", "k")`."""
+    """Return a problem with status 422: the request is malformed at a location.
+
+    Args:
+        location: Path to the bad value, such as `("query", "k")`.
+        message: Description of the error.
+
+    """
     error = FieldError(loc=list(location), msg=message)
     return _malformed([error])
 
 
 def of_fault(fault: Fault, errors: Sequence[FieldError] | None = None) -> ProblemError:
-    """Why an engine has no result; `errors` say of which inputs, where there are several."""
+    """Return the problem for a fault of an engine.
+
+    Args:
+        fault: Reason why there is no result.
+        errors: The inputs without a result, if the request has several inputs.
+
+    """
     status = STATUS_OF_FAULT[fault.kind]
     headers = retry_after(PACK_RETRY_AFTER_S) if status == 503 else None
     return ProblemError(status, fault.kind, fault.detail, errors, headers)
 
 
 def retry_after(seconds: int) -> dict[str, str]:
+    """Return a Retry-After header."""
     return {"Retry-After": str(seconds)}
 
 
 def install(app: FastAPI) -> None:
-    """Make every exception of `app` a problem."""
+    """Register exception handlers that turn every exception of `app` into a problem."""
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)  # noqa: S101  as registered below
@@ -100,7 +117,7 @@ def install(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        # Not what was sent: it may be long, and is the sender's already.
+        # The input is left out: it may be long, and the client knows it.
         errors = [
             FieldError(loc=[str(name) for name in invalid["loc"]], msg=invalid["msg"])
             for invalid in error.errors()[:100]
@@ -119,19 +136,19 @@ def install(app: FastAPI) -> None:
         return overloaded(f"the server is at its limit ({error}); try again").response()
 
     async def on_not_writable(request: Request, error: Exception) -> Response:
-        cause = getattr(error, "cause", error)  # by itself Ray's has a traceback for its text
-        detail = f"the index is not written to now: {cause}"
+        cause = getattr(error, "cause", error)  # the text of Ray's own error is a traceback
+        detail = f"the index cannot be written now: {cause}"
         return ProblemError(507, ProblemKind.INDEX_NOT_WRITABLE, detail).response()
 
     async def on_timeout(request: Request, error: Exception) -> Response:
-        detail = "no answer in time; try again, or with less at a time"
+        detail = "no answer in time; try again, or send less at a time"
         return ProblemError(504, ProblemKind.TIMEOUT, detail).response()
 
     async def on_fault(request: Request, error: Exception) -> Response:
-        # The kind of error and where, never its text: that may quote what a user wrote.
+        # Log the type and traceback only: the text of the error may quote user input.
         where = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s in %s\n%s", type(error).__name__, request.method, where)
-        detail = "the server failed; its log has more"
+        detail = "the server failed; see its log"
         return ProblemError(500, ProblemKind.INTERNAL_ERROR, detail).response()
 
     app.add_exception_handler(ProblemError, on_problem)

@@ -1,9 +1,9 @@
-"""Where clients see the app: behind a reverse proxy, under a path such as `/search`.
+"""Public path prefix of the app behind a reverse proxy, such as `/search`.
 
-The app itself knows no prefix: ASGI's `root_path` has it, and `app_path` is what follows. It is
-that of the settings, else the proxy's `X-Forwarded-Prefix`; whether the proxy takes it off the path
-of a request or leaves it there makes no difference. Under a prefix of Ray Serve's own
-(`route_prefix`) the same holds.
+The prefix comes from the settings or from the proxy's header `X-Forwarded-Prefix`. ASGI's
+`root_path` holds it, so the routes of the app have no prefix; `app_path` returns the path without
+it. A proxy may remove the prefix from the path of a request or keep it. A `route_prefix` of Ray
+Serve is also supported.
 """
 
 import re
@@ -16,46 +16,52 @@ _MAX_PREFIX = 256
 
 
 def checked_prefix(prefix: str) -> str:
-    """A path without a slash at its end, "" of `/`; ValueError if it could be anything else."""
+    """Return a prefix without a slash at the end; `/` becomes an empty string.
+
+    Raises:
+        ValueError: The prefix is not a plain URL path, or is too long.
+
+    """
     prefix = prefix.rstrip("/")
     dots = {".", ".."} & set(prefix.split("/"))
     if len(prefix) > _MAX_PREFIX or dots or not _PREFIX.fullmatch(prefix):
-        raise ValueError(f"{prefix[:_MAX_PREFIX]!r} is no path such as /search")
+        raise ValueError(f"{prefix[:_MAX_PREFIX]!r} is not a path such as /search")
     return prefix
 
 
 def app_path(scope: Scope) -> str:
-    """What of a request's path the app answers to: `/v1/search`."""
+    """Return the path of a request without its prefix, such as `/v1/search`."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")) or "/"
 
 
 class PublicPath:
-    """ASGI middleware that has the prefix of every request in `root_path`."""
+    """ASGI middleware that adds the prefix of a request to `root_path`."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app = app
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection. Redirect the bare prefix to the prefix with a slash."""
         prefix = (self._root_path or _forwarded(scope)) if scope["type"] == "http" else ""
         if not prefix:
             await self._app(scope, receive, send)
             return
         path, inner = scope["path"], scope.get("root_path", "")
-        if path == prefix:  # relative addresses of a page there would be taken from above it
+        if path == prefix:  # without the slash, relative addresses of the page would be wrong
             query = scope["query_string"].decode("latin-1")
             target = f"{prefix}/" + (f"?{query}" if query else "")
             await RedirectResponse(target)(scope, receive, send)
             return
-        if path.startswith(f"{prefix}/"):  # the proxy left it there
+        if path.startswith(f"{prefix}/"):  # the proxy kept the prefix
             path, inner = path.removeprefix(prefix), inner.removeprefix(prefix)
         under = {**scope, "root_path": prefix + inner, "path": prefix + path}
         await self._app(under, receive, send)
 
 
 def _forwarded(scope: Scope) -> str:
-    """What a proxy says; "" of what is no path, which a client may have made up."""
+    """Return the proxy's prefix, or "" if it is invalid, as a client can send this header too."""
     given = dict(scope["headers"]).get(b"x-forwarded-prefix", b"").decode("latin-1")
     try:
         return checked_prefix(given)

@@ -1,4 +1,4 @@
-"""The HTTP endpoints: each reads its request, calls one method of the service, gives its answer."""
+"""HTTP endpoints. Each one parses its request and calls one method of `Service`."""
 
 from typing import Annotated
 
@@ -61,25 +61,37 @@ async def _metrics(request: Request) -> Metrics:
 
 
 ServiceOf = Annotated[Service, Depends(_service)]
-K = Annotated[int, Query(ge=1, le=MAX_HITS, description="hits wanted")]
-Offset = Annotated[int, Query(ge=0, le=MAX_OFFSET, description="hits to pass over: a later page")]
-Find = Annotated[Collection, Query(description="what to look for")]
+K = Annotated[int, Query(ge=1, le=MAX_HITS, description="Maximum number of hits.")]
+Offset = Annotated[
+    int,
+    Query(
+        ge=0,
+        le=MAX_OFFSET,
+        description="Number of hits to skip. Use `next_offset` of the previous page.",
+    ),
+]
+Find = Annotated[Collection, Query(description="Collection to search.")]
 InLanguage = Annotated[
     str | None,
     Query(
         pattern=LANGUAGE_TAG,
         max_length=MAX_LANGUAGE,
-        description="captions of this language only",
+        description="Return only captions of this language (BCP-47). It requires `find=captions`.",
         examples=["de"],
     ),
 ]
 FromSource = Annotated[
     str | None,
-    Query(min_length=1, max_length=MAX_SOURCE, description="entries of this source only"),
+    Query(min_length=1, max_length=MAX_SOURCE, description="Return only entries of this source."),
 ]
 MinScore = Annotated[
     float | None,
-    Query(ge=-1, le=1, allow_inf_nan=False, description="no hits of a lower cosine"),
+    Query(
+        ge=-1,
+        le=1,
+        allow_inf_nan=False,
+        description="Return only hits with at least this score, which is a cosine.",
+    ),
 ]
 
 
@@ -93,7 +105,7 @@ async def search(
             min_length=1,
             max_length=MAX_TEXT,
             pattern=NOT_BLANK,
-            description="a text in any language served",
+            description="Text of the query, in any language of the server.",
             examples=["Regenschirm"],
         ),
         SaysSomething,
@@ -104,7 +116,7 @@ async def search(
             pattern=LANGUAGE_TAG,
             min_length=2,
             max_length=MAX_LANGUAGE,
-            description=f"the text's, BCP-47, or `{AUTO}` to have it detected",
+            description=f"Language of the text (BCP-47). `{AUTO}` detects it.",
             examples=["de"],
         ),
     ] = AUTO,
@@ -115,7 +127,7 @@ async def search(
     source: FromSource = None,
     min_score: MinScore = None,
 ) -> SearchResult:
-    """Images, or captions of any language, nearest to a text."""
+    """Return the images or captions nearest to a text. Captions may be in any language."""
     page = Page(find, k, offset, in_language, source, min_score)
     return _under_root(request, await service.search_text(q, language, page))
 
@@ -136,7 +148,7 @@ async def search_image(
     source: FromSource = None,
     min_score: MinScore = None,
 ) -> SearchResult:
-    """Captions of any language, or images, nearest to an image sent as the body."""
+    """Return the captions or images nearest to an image. The body is the image file."""
     page = Page(find, k, offset, in_language, source, min_score)
     return _under_root(request, await service.search_image(await _image(request), page))
 
@@ -148,7 +160,7 @@ async def search_image(
     responses=problem_responses(400, 404),
 )
 async def embed_text(service: ServiceOf, request: TextEmbeddingRequest) -> Response:
-    """Vectors of up to 256 texts, of one language or mixed."""
+    """Return the vectors of up to 256 texts. Each text has its own language."""
     embedded = await service.embed_texts(request.inputs)
     return Response(embedded.json(request.encoding), media_type=JSON)
 
@@ -164,10 +176,15 @@ async def embed_image(
     service: ServiceOf,
     request: Request,
     encoding: Annotated[
-        str, Query(pattern="^(float|base64)$", description="as for texts")
+        str,
+        Query(
+            pattern="^(float|base64)$",
+            description="`float` returns lists of numbers. `base64` returns one string of "
+            "little-endian float32 values.",
+        ),
     ] = "float",
 ) -> Response:
-    """The vector of an image sent as the body."""
+    """Return the vector of an image. The body is the image file."""
     embedded = await service.embed_image(await _image(request))
     return Response(embedded.json(encoding), media_type=JSON)
 
@@ -187,11 +204,12 @@ async def embed_image(
     responses=problem_responses(415, 507),
 )
 async def put_captions(service: ServiceOf, request: Request) -> IngestResult:
-    """Embed captions and write them to the collection: NDJSON, one record a line.
+    """Encode captions and write them to the collection `captions`.
 
-    Rejected lines are named and cost nothing but themselves. The same record twice is one
-    entry, so a request that broke off can be sent again as it was. A body may be gzip
-    (`Content-Encoding: gzip`); its size is that of the content.
+    The body is NDJSON with one record per line. A bad line is rejected and reported; the other
+    lines are written. A record that is sent twice is stored once, so an interrupted request can be
+    repeated. The body may be compressed (`Content-Encoding: gzip`). The size limit applies to the
+    uncompressed content.
     """
     _check_media_type(request, NDJSON_TYPES)
     encoding = request.headers.get("content-encoding", "")
@@ -208,9 +226,14 @@ async def put_image(
     service: ServiceOf,
     request: Request,
     image_id: str,
-    source: Annotated[str, Query(min_length=1, max_length=MAX_SOURCE)] = DEFAULT_SOURCE,
+    source: Annotated[
+        str, Query(min_length=1, max_length=MAX_SOURCE, description="Name of the data set.")
+    ] = DEFAULT_SOURCE,
 ) -> ImageWritten:
-    """Embed an image sent as the body and write it to the collection `images`."""
+    """Encode an image and write it to the collection `images`. The body is the image file.
+
+    An image of the same source and id is replaced.
+    """
     image_id = _given_id(image_id)
     written = await service.put_image(image_id, source, await _image(request))
     written.image_url = _public_url(request, written.image_url)
@@ -230,11 +253,11 @@ async def get_image(
         str | None,
         Query(
             max_length=MAX_ID,
-            description="whose image it is; may be left out where only one source has that id",
+            description="Source of the image. Optional if only one source has this id.",
         ),
     ] = None,
 ) -> Response:
-    """The picture of an image, at most 256 x 256 pixels."""
+    """Return the stored small copy of an image, at most 256 x 256 pixels, as WebP."""
     image_id = _given_id(image_id)
     picture = await service.get_image(image_id, source)
     headers = {"Cache-Control": "private, max-age=300"}
@@ -243,7 +266,7 @@ async def get_image(
 
 @router.get(LANGUAGES_PATH, tags=["collections"])
 async def languages(service: ServiceOf) -> Languages:
-    """What is served: English, and every language that has a pack in the store."""
+    """List the languages of the server: English, and every language with a pack in its store."""
     return await service.languages()
 
 
@@ -253,7 +276,7 @@ async def languages(service: ServiceOf) -> Languages:
     responses={503: {"model": Health, "description": "A part does not work."}},
 )
 async def healthz(service: ServiceOf, response: Response) -> Health:
-    """Whether every part works: models loaded, index reachable."""
+    """Check that the models work and that the index is reachable."""
     health = await service.health()
     response.status_code = 200 if health.status == "ok" else 503
     return health
@@ -266,18 +289,23 @@ async def healthz(service: ServiceOf, response: Response) -> Health:
     responses={200: {"content": {"text/plain": {}}}},
 )
 async def prometheus(metrics: Annotated[Metrics, Depends(_metrics)]) -> Response:
-    """Prometheus metrics of the replica that answers."""
+    """Return the Prometheus metrics of the replica that answers."""
     return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
 
 async def check_query(request: Request) -> None:
-    """Refuse a query parameter that would be passed over: an unknown one, or one given twice."""
+    """Reject query parameters that the endpoint would ignore: unknown or repeated ones.
+
+    Raises:
+        ProblemError: Status 422: a parameter is unknown or repeated. The message has its name.
+
+    """
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     given = [name for name, _ in request.query_params.multi_items()]
     for name in given:
         if name not in known:
             those = f"there are {', '.join(known)}" if known else "there are none"
-            raise invalid(("query", name), f"no parameter of this endpoint; {those}")
+            raise invalid(("query", name), f"not a parameter of this endpoint; {those}")
         if given.count(name) > 1:
             raise invalid(("query", name), "given more than once")
 
@@ -289,15 +317,15 @@ def _under_root(request: Request, result: SearchResult) -> SearchResult:
 
 
 def _public_url(request: Request, path: str | None) -> str | None:
-    """A path of the app's, as clients have to ask for it."""
+    """Return a path of the app with the prefix that clients must use."""
     return path and request.scope.get("root_path", "") + path
 
 
 def _given_id(image_id: str) -> str:
-    """As tables have it, and within its bounds."""
+    """Normalize an image id as tables do and check its length."""
     image_id = normalized(image_id)
     if not 1 <= len(image_id) <= MAX_ID:
-        detail = f"image_id: 1 to {MAX_ID} characters"
+        detail = f"image_id: must have 1 to {MAX_ID} characters"
         raise ProblemError(422, ProblemKind.INVALID_REQUEST, detail)
     return image_id
 
@@ -308,7 +336,7 @@ async def _image(request: Request) -> bytes:
 
 
 def _check_media_type(request: Request, types: tuple[str, ...]) -> None:
-    # None of these is a type that a form elsewhere could send across origins unasked.
+    # A form of another origin cannot send any of these types without a CORS preflight request.
     if media_type(request.headers.get("content-type", "")) not in types:
-        detail = f"Content-Type: {' or '.join(types)}"
+        detail = f"Content-Type must be {' or '.join(types)}"
         raise ProblemError(415, ProblemKind.UNSUPPORTED_MEDIA_TYPE, detail)

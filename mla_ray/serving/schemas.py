@@ -1,6 +1,6 @@
-"""What goes in and out over HTTP. Field names are the contract with clients; see docs/serving.md.
+"""Models and limits of the HTTP API, which server and client share.
 
-Server and client read and write these same models, within these same limits.
+Field names are part of the API (docs/serving.md).
 """
 
 from enum import StrEnum
@@ -31,22 +31,22 @@ IMAGES_PATH = "/v1/images"
 LANGUAGES_PATH = "/v1/languages"
 HEALTH_PATH = "/healthz"
 
-MAX_TEXT = 1_000  # characters of a query or caption; the longest context holds about 77 tokens
+MAX_TEXT = 1_000  # characters of a query or caption; the context of a native has about 77 tokens
 MAX_TEXTS = 256  # texts of one embedding request
-MAX_HITS = 100  # of one answer; an index itself gives more (`mla_ray.index.limits`)
+MAX_HITS = 100  # hits of one answer; the index itself allows more (`mla_ray.index.limits`)
 MAX_ID = 512
 MAX_SOURCE = 128
 MAX_LANGUAGE = 35
-MAX_ERRORS = 1_000  # rejected lines that an ingest names; all are counted
-MAX_LINE = 64 << 10  # bytes of one line of an ingest, without its end
+MAX_ERRORS = 1_000  # rejected lines that an ingest lists; all are counted
+MAX_LINE = 64 << 10  # bytes of one line of an ingest, without its newline
 MAX_INGEST_BYTES = 64 << 20
 MAX_IMAGE_BYTES = 8 << 20
-MAX_BODY_BYTES = 4 << 20  # of any other request
+MAX_BODY_BYTES = 4 << 20  # bytes of any other request
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 NDJSON_TYPES = (NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines")
-"""Names of one format; none has been registered."""
+"""Media types in use for NDJSON; none of them is registered."""
 PROBLEM_JSON = "application/problem+json"
 IMAGE_TYPES = (
     "image/png",
@@ -60,7 +60,7 @@ IMAGE_TYPES = (
 )
 
 AUTO = "auto"
-"""In place of a query's language: to have it detected."""
+"""Value of a query's language that requests language detection."""
 DEFAULT_K = 10
 DEFAULT_SOURCE = "http"
 NOT_BLANK = r"\S"
@@ -69,7 +69,7 @@ LANGUAGE_TAG = r"^[A-Za-z0-9]+([-_][A-Za-z0-9]+)*$"
 
 def _says_something(text: str) -> str:
     if not normalized(text):
-        raise PydanticCustomError("blank", "is empty: nothing in it can be seen")
+        raise PydanticCustomError("blank", "is empty: it has no visible character")
     return text
 
 
@@ -80,24 +80,24 @@ Text = Annotated[
 Language = Annotated[
     str, StringConstraints(min_length=2, max_length=MAX_LANGUAGE, pattern=LANGUAGE_TAG)
 ]
-"""A BCP-47 code: `de`, `pt-BR`, `zh-Hant`. `de-AT` is answered by `de` where it has no pack."""
+"""BCP-47 code such as `de`, `pt-BR` or `zh-Hant`. Without a pack for `de-AT`, `de` is used."""
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
 
 
 def _digits(number: object) -> object:
-    """A whole number as text, as tables have it read."""
+    """Convert an integer to text, as the reader of tables does."""
     return str(number) if isinstance(number, int) and not isinstance(number, bool) else number
 
 
 GivenId = Annotated[Id, BeforeValidator(_digits), SaysSomething]
-"""An id as people write it: `"7"` or `7`."""
+"""Id as a JSON string or integer: `"7"` or `7`."""
 Source = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE)]
 Collection = Literal["images", "captions"]
 Encoding = Literal["float", "base64"]
 
 
 class ProblemKind(StrEnum):
-    """The end of a problem's `type`, where HTTP's own words for a status say too little."""
+    """Last part of a problem's `type`, more specific than the HTTP status."""
 
     BAD_IMAGE = "bad-image"
     INTERNAL_ERROR = "internal-error"
@@ -117,16 +117,20 @@ class ProblemKind(StrEnum):
 
 
 class Strict(BaseModel):
+    """Base of request models. Unknown fields are errors."""
+
     model_config = ConfigDict(extra="forbid")
 
 
 class TextInput(Strict):
-    text: Text
-    language: Language = "en"
+    """A text and its language, a BCP-47 code."""
+
+    text: Text = Field(description="The text to encode.")
+    language: Language = Field(default="en", description="BCP-47 code of its language.")
 
 
 class TextEmbeddingRequest(Strict):
-    """Texts of any languages, mixed as they come."""
+    """Texts to encode, each with its own language."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -143,130 +147,170 @@ class TextEmbeddingRequest(Strict):
         },
     )
 
-    inputs: Annotated[list[TextInput], Field(max_length=MAX_TEXTS)]
+    inputs: Annotated[list[TextInput], Field(max_length=MAX_TEXTS)] = Field(
+        description="Texts, each with its language. A request may mix languages."
+    )
     encoding: Encoding = Field(
         "float",
-        description="`base64`: the rows of float32, little-endian, one after another, in one "
-        "string; a tenth of the time to write and read, a third of the size",
+        description="Format of the vectors. `float` returns lists of numbers. `base64` returns "
+        "one string of all rows as little-endian float32, which has a third of the size and takes "
+        "a tenth of the time to write and read.",
     )
 
 
 class Embeddings(BaseModel):
-    """Unit vectors in the native's joint space: dot products are cosines."""
+    """Unit vectors in the native's joint space. Their dot products are cosines."""
 
-    native: str
-    fingerprint: str
-    dim: int = Field(description="E, numbers a vector")
-    embeddings: list[list[float]] | str = Field(description="[N, E] in the order of the input")
+    native: str = Field(description="Name of the native encoder.")
+    fingerprint: str = Field(description="Fingerprint of the native encoder.")
+    dim: int = Field(description="Length E of a vector.")
+    embeddings: list[list[float]] | str = Field(
+        description="Vectors [N, E] in the order of the input."
+    )
     unknown_tokens: list[float] | None = Field(
         None,
-        description="[N], 0 to 1: of each text's tokens the share that its language does not know; "
-        "at 1 the vector says nothing of the text. 0 of an image. Null: a server before it told",
+        description="Share of each text's tokens that its language does not know, [N], 0 to 1. At "
+        "1 the vector does not depend on the text. It is 0 for an image, and null if the server "
+        "does not report it.",
     )
 
 
 class Hit(BaseModel):
-    id: str = Field(description="its own within its source and language")
-    image_id: str
+    """An image or a caption that a search found."""
+
+    id: str = Field(description="Id of the hit, unique within its source and language.")
+    image_id: str = Field(description="Id of the image, unique within its source.")
     score: float = Field(
-        description="cosine, -1 to 1; not a probability, and not to be compared between languages "
-        "or natives"
+        description="Cosine, -1 to 1. It is not a probability. Scores of different languages or "
+        "natives are not comparable."
     )
-    language: str = Field(description="of the caption; empty for an image")
-    caption: str = Field(description="empty for an image")
-    source: str
-    image_url: str | None = Field(description="where the picture is served, if it is kept here")
+    language: str = Field(description="Language of the caption. It is empty for an image.")
+    caption: str = Field(description="Text of the caption. It is empty for an image.")
+    source: str = Field(description="Source that the hit was indexed from.")
+    image_url: str | None = Field(
+        description="Path of the image's small copy. It is null if the server keeps no copies."
+    )
 
 
 class SearchResult(BaseModel):
-    language: str | None = Field(description="the query was read in; null for an image query")
-    detected: bool = Field(description="whether that was found out rather than said")
+    """One page of hits."""
+
+    language: str | None = Field(
+        description="Language in which the query was encoded. It is null for an image query."
+    )
+    detected: bool = Field(description="True if the server detected the language.")
     unknown_tokens: float | None = Field(
         None,
-        description="of the query's tokens the share that its language does not know, 0 to 1; at "
-        "1 the hits say nothing of the query. 0 of an image. Null: a server before it told",
+        description="Share of the query's tokens that its language does not know, 0 to 1. At 1 the "
+        "hits do not depend on the query. It is 0 for an image, and null if the server does not "
+        "report it.",
     )
-    hits: list[Hit] = Field(description="best first")
-    offset: int
+    hits: list[Hit] = Field(description="Hits in descending order of their scores.")
+    offset: int = Field(description="Number of hits before the first one of this page.")
     next_offset: int | None = Field(
-        description=f"of the next page; null where there is none, or it is past {MAX_OFFSET:,}"
+        description="Value of `offset` for the next page. It is null if there are no more hits or "
+        f"if it would exceed {MAX_OFFSET:,}."
     )
 
 
 class CaptionRecord(Strict):
-    """One line of a bulk ingest."""
+    """A caption of an image: one line of a bulk ingest."""
 
-    image_id: GivenId
-    language: Language
-    caption: Text
-    source: Source = DEFAULT_SOURCE
-    id: GivenId | None = Field(None, description="made of image_id and caption if not given")
+    image_id: GivenId = Field(description="Id of the image, unique within its source.")
+    language: Language = Field(description="BCP-47 code of the caption's language.")
+    caption: Text = Field(description="The caption.")
+    source: Source = Field(default=DEFAULT_SOURCE, description="Name of the data set.")
+    id: GivenId | None = Field(
+        None, description="Id of the caption. By default it is made from image_id and caption."
+    )
 
 
 class RejectedLine(BaseModel):
-    line: int = Field(description="counted from 1, empty lines included")
-    error: str
+    """A line of an ingest that was not written, and the reason."""
+
+    line: int = Field(description="Line number, counted from 1. Empty lines count.")
+    error: str = Field(description="Why the line was rejected.")
 
 
 class IngestResult(BaseModel):
-    received: int = Field(description="lines that were not empty")
-    written: int
-    rejected: int
-    errors: list[RejectedLine] = Field(description=f"the first {MAX_ERRORS:,} rejected lines")
+    """Number of lines that an ingest received, wrote and rejected."""
+
+    received: int = Field(description="Number of lines that were not empty.")
+    written: int = Field(description="Number of captions written.")
+    rejected: int = Field(description="Number of lines rejected.")
+    errors: list[RejectedLine] = Field(description=f"The first {MAX_ERRORS:,} rejected lines.")
 
 
 class ImageWritten(BaseModel):
-    image_id: str
-    image_url: str | None
+    """An image that was written. `image_url` is null if the server keeps no small copies."""
+
+    image_id: str = Field(description="Id of the image, unique within its source.")
+    image_url: str | None = Field(
+        description="Path of the small copy of the image. It is null if the server keeps none."
+    )
 
 
 class LanguageInfo(BaseModel):
-    language: str = Field(description="BCP-47")
-    name: str = Field(description="in English")
-    autonym: str = Field(description="in itself")
-    native: bool = Field(description="the native's own, English; no pack")
-    captions: int = Field(description="in the collection `captions`")
-    version: str | None = Field(description="hash of the pack's card; null for the native's own")
-    rows: int | None = Field(description="embedding rows of the pack")
-    metrics: dict[str, Any] = Field(description="what the pack's card says of its quality")
+    """A language of the server and its pack."""
+
+    language: str = Field(description="BCP-47 code.")
+    name: str = Field(description="Name of the language in English.")
+    autonym: str = Field(description="Name of the language in the language itself.")
+    native: bool = Field(description="True for English, which the native encodes without a pack.")
+    captions: int = Field(description="Number of its captions in the collection `captions`.")
+    version: str | None = Field(description="Hash of the pack's card. It is null without a pack.")
+    rows: int | None = Field(
+        description="Number of embedding rows of the pack. It is null without a pack."
+    )
+    metrics: dict[str, Any] = Field(description="Quality metrics from the pack's card.")
 
 
 class BrokenPack(BaseModel):
-    name: str
-    error: str
+    """A pack that cannot be served, by the name of its folder, and the reason."""
+
+    name: str = Field(description="Folder of the pack in the store.")
+    error: str = Field(description="Why it cannot be served.")
 
 
 class Languages(BaseModel):
-    native: str
-    fingerprint: str
-    languages: list[LanguageInfo]
-    broken: list[BrokenPack] = Field(description="packs in the store that cannot be served")
+    """Languages of the server, and the native that they belong to."""
+
+    native: str = Field(description="Name of the native encoder.")
+    fingerprint: str = Field(description="Fingerprint of the native encoder.")
+    languages: list[LanguageInfo] = Field(description="Languages served, English first.")
+    broken: list[BrokenPack] = Field(description="Packs in the store that cannot be served.")
 
 
 class Health(BaseModel):
-    status: Literal["ok", "unavailable"]
-    parts: dict[str, str] = Field(description="`ok`, or what is wrong, of each deployment")
+    """State of the server and its parts."""
+
+    status: Literal["ok", "unavailable"] = Field(
+        description="`ok` if every part answers. The HTTP status is 503 otherwise."
+    )
+    parts: dict[str, str] = Field(description="State of each part: `ok`, or the type of the error.")
 
 
 class Problem(BaseModel):
     """Problem details (RFC 9457), sent as `application/problem+json`."""
 
-    type: str = Field(description="a URI that names the kind of problem")
-    title: str
-    status: int
-    detail: str
+    type: str = Field(description="URI of the kind of problem: `urn:mla-ray:problem:` and a name.")
+    title: str = Field(description="Short name of the kind of problem.")
+    status: int = Field(description="HTTP status code.")
+    detail: str = Field(description="What is wrong with this request.")
     errors: list[dict[str, Any]] | None = Field(
-        None, description="where a request is malformed, or what of it has no answer"
+        None,
+        description="Parts of the request that are malformed or have no result. Each has a "
+        "location `loc` and a message `msg`.",
     )
 
 
 def media_type(content_type: str) -> str:
-    """A Content-Type without its parameters."""
+    """Return a Content-Type in lower case, without its parameters."""
     return content_type.partition(";")[0].strip().lower()
 
 
 def first_error(error: ValidationError) -> str:
-    """Where the first thing is that is wrong, and what: `caption: String should have …`."""
+    """Describe the first error with its location, such as `caption: String should have …`."""
     first = error.errors()[0]
     where = ".".join(str(name) for name in first["loc"])
     return f"{where}: {first['msg']}" if where else first["msg"]

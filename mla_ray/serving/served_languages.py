@@ -1,4 +1,4 @@
-"""The languages that a server answers in: English, and those with a pack in its store."""
+"""Languages of a server: English, and every language with a pack in its store."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,16 +11,23 @@ from mla_ray.serving.schemas import LanguageInfo, ProblemKind
 
 
 class ServedLanguages:
+    """Result of the last scan of a pack store. English is always included."""
+
     def __init__(self, store: PackStore) -> None:
         self._store = store
         self.listing = Listing()
 
     async def scan(self) -> None:
-        """Look at the store anew."""
+        """Scan the store again."""
         self.listing = await asyncio.to_thread(self._store.scan)
 
     def resolve(self, tag: str) -> str:
-        """The language that answers `tag`; a 404 problem if none does."""
+        """Return the served language that matches a BCP-47 tag best.
+
+        Raises:
+            ProblemError: Status 404: no language matches.
+
+        """
         language = self.listing.resolve(tag)
         if language is None:
             detail = f"no pack for language {tag!r}; there are {', '.join(self.listing.languages)}"
@@ -28,7 +35,7 @@ class ServedLanguages:
         return language
 
     def infos(self, captions: Mapping[str, int]) -> list[LanguageInfo]:
-        """What is known of each language; `captions` counts those in the index."""
+        """Describe each language. `captions` counts the captions in the index by language."""
         infos = []
         for language in self.listing.languages:
             pack = self.listing.packs.get(language)

@@ -1,4 +1,4 @@
-"""What the endpoints do, one method each, without HTTP."""
+"""Implementation of the endpoints without HTTP: one method of `Service` for each endpoint."""
 
 import asyncio
 import base64
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class Page(NamedTuple):
-    """Which hits are asked for, whatever is searched by."""
+    """Page and filters of a search by text or image."""
 
     find: Collection
     k: int
@@ -58,13 +58,13 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddedRows:
-    """`Embeddings` that are still arrays."""
+    """Result of an embedding endpoint as arrays, before serialization to `schemas.Embeddings`."""
 
     native: Identity
     rows: Encoded
 
     def json(self, encoding: str) -> bytes:
-        """`encoding` is one of `schemas.Encoding`."""
+        """Serialize to the JSON of `schemas.Embeddings`; `encoding` is a `schemas.Encoding`."""
         vectors: Vectors | str = self.rows.vectors
         if encoding == "base64":
             vectors = base64.b64encode(self.rows.vectors.astype("<f4").tobytes()).decode()
@@ -75,12 +75,15 @@ class EmbeddedRows:
             "embeddings": vectors,
             "unknown_tokens": self.rows.unknown_tokens.tolist(),
         }
-        # orjson writes float32 as it is: shortest, and many times as fast as a list of floats.
+        # orjson writes float32 arrays directly: shorter and many times faster than lists of floats.
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 class Service:
-    """One server's languages and its queues, in front of a backend."""
+    """Endpoints of one server, with its languages and its request queues.
+
+    Methods raise `ProblemError` for requests that cannot be answered.
+    """
 
     def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
         self._backend = backend
@@ -100,23 +103,27 @@ class Service:
         )
 
     async def start(self) -> None:
+        """Ask the backend for its native and scan the pack store. Call it before other methods."""
         self._identity = native = await self._backend.identity()
         store = PackStore(self._settings.packs, native.fingerprint, native.fingerprint_v1)
         self._languages = ServedLanguages(store)
         await self._languages.scan()
 
     async def follow_store(self) -> None:
-        """Serve packs as they come, change and go, until cancelled."""
+        """Scan the pack store periodically, so that added, changed and removed packs take effect.
+
+        Runs until the task is cancelled.
+        """
         while True:
             await asyncio.sleep(self._settings.scan_every_s)
             try:
                 await self._languages.scan()
                 await self._backend.refresh()
-            except Exception as error:  # a store out of reach: what is known goes on being served
+            except Exception as error:  # if the store is unreachable, known packs stay in service
                 log.warning("pack store %s: %s", self._settings.packs, error)
 
     async def search_text(self, text: str, language: str, page: Page) -> SearchResult:
-        """`language` is the text's, or AUTO."""
+        """Search by a text in `language`, which is a BCP-47 tag or `AUTO` for detection."""
         in_language = self._language_filter(page)
         detected = language == AUTO
         language = await self._detect(text) if detected else self._languages.resolve(language)
@@ -124,20 +131,23 @@ class Service:
         return await self._search(encoded, page, in_language, language, detected)
 
     async def search_image(self, image: bytes, page: Page) -> SearchResult:
+        """Search by an image in a file format such as PNG."""
         in_language = self._language_filter(page)
         return await self._search(await self._encode_image(image), page, in_language)
 
     async def embed_texts(self, inputs: list[TextInput]) -> EmbeddedRows:
-        tags = dict.fromkeys(text.language for text in inputs)  # in order, each once
+        """Encode texts of any languages, in the order of the inputs."""
+        tags = dict.fromkeys(text.language for text in inputs)  # in order, without duplicates
         languages = {tag: self._languages.resolve(tag) for tag in tags}
         texts = [Text(languages[text.language], text.text) for text in inputs]
         return EmbeddedRows(self._identity, await self._encode_texts(texts))
 
     async def embed_image(self, image: bytes) -> EmbeddedRows:
+        """Encode one image."""
         return EmbeddedRows(self._identity, await self._encode_image(image))
 
     async def put_captions(self, body: AsyncIterator[bytes]) -> IngestResult:
-        """Embed and write NDJSON caption records as they come in."""
+        """Encode caption records and write them to the index while the NDJSON body arrives."""
 
         async def upsert(entries: list[collection.Entry], vectors: Vectors) -> int:
             return await self._backend.upsert(collection.CAPTIONS, entries, vectors)
@@ -145,6 +155,7 @@ class Service:
         return await CaptionIngest(self._languages, self._texts, upsert).run(body)
 
     async def put_image(self, image_id: str, source: str, image: bytes) -> ImageWritten:
+        """Encode an image and write it to the index; store its small copy if pictures are kept."""
         encoded = await self._encode_image(image)
         if self._pictures:
             pictures = self._pictures
@@ -156,20 +167,26 @@ class Service:
         return ImageWritten(image_id=image_id, image_url=self._image_url(image_id, source))
 
     async def get_image(self, image_id: str, source: str | None) -> bytes:
-        """The picture of a source's image, as WebP; a 404 problem if none is kept.
+        """Return the small copy of an image as WebP.
 
-        Without a source, or with one that has no image of that id, the only image there is of it is
-        meant. Where a source is missing and there are several, a 422 problem names theirs.
+        If `source` is None or has no image with this id, and only one source has such an image,
+        that image is returned.
+
+        Raises:
+            ProblemError: Status 404: no copy is stored. Status 422: `source` is None and several
+                sources have an image with this id.
+
         """
         picture = await self._picture(self._pictures, image_id, source) if self._pictures else None
         if picture is None:
-            detail = "no picture of that id is kept here"
+            detail = "no picture with that id is stored here"
             raise ProblemError(404, ProblemKind.UNKNOWN_IMAGE, detail)
         return picture
 
     async def languages(self) -> Languages:
+        """List the languages and the packs that cannot be served."""
         captions = await self._backend.languages()
-        # What a scan has just seen goes before what an encoder met earlier.
+        # The error of the last scan replaces an earlier error of an encoder.
         broken = await self._backend.broken() | self._languages.listing.broken
         return Languages(
             native=self._identity.native,
@@ -179,21 +196,22 @@ class Service:
         )
 
     async def health(self) -> Health:
+        """Check every part of the backend."""
         parts = await self._backend.health()
         ok = all(state == "ok" for state in parts.values())
         return Health(status="ok" if ok else "unavailable", parts=parts)
 
     def _language_filter(self, page: Page) -> str | None:
-        """The language that hits must be in, as the index has it."""
+        """Return the language that hits must have, as the index spells it, or None."""
         if page.in_language is None:
             return None
         if page.find != collection.CAPTIONS:
-            message = f"images have none; leave it out, or find={collection.CAPTIONS}"
+            message = f"images have no language; omit it, or set find={collection.CAPTIONS}"
             raise invalid(("query", "in_language"), message)
         return self._languages.resolve(page.in_language)
 
     async def _detect(self, text: str) -> str:
-        """The likeliest language of a text among those that are served."""
+        """Return the most likely of the served languages."""
         text = normalized(text)
         possible = candidates(text, self._languages.listing.languages)
         if len(possible) == 1:
@@ -207,7 +225,7 @@ class Service:
         return likeliest(possible, known)
 
     async def _encode_texts(self, texts: list[Text]) -> Encoded:
-        """A unit vector a text; a problem that names every text which has none."""
+        """Encode texts. If any text fails, raise a problem that names every failed text."""
         if not texts:
             return Encoded.empty(0, self._identity.dim)
         written = [Text(language, normalized(text)) for language, text in texts]
@@ -223,7 +241,7 @@ class Service:
         return encoded
 
     async def _encode_image(self, image: bytes) -> Encoded:
-        """One row. Bytes that are no image are a 422 problem."""
+        """Encode one image. Bytes that are not an image raise a problem with status 422."""
         encoded = await self._backend.encode_images([image])
         if encoded.errors:
             raise of_fault(encoded.errors[0])
@@ -237,14 +255,14 @@ class Service:
         language: str | None = None,
         detected: bool = False,
     ) -> SearchResult:
-        """A page of hits of the one row, and where the next begins, if there is one to be had.
+        """Search for the single row of `encoded` and return a page of hits.
 
-        `language` is that of the query, None of an image.
+        `language` is the language of the query, or None for an image.
         """
         query = Query(
             page.find,
             encoded.vectors[0],
-            page.k + 1,  # one more than asked for tells whether there is another page
+            page.k + 1,  # an additional hit means that there is another page
             page.offset,
             in_language,
             page.source,
@@ -266,7 +284,7 @@ class Service:
 
     def _hit(self, hit: collection.ScoredEntry) -> Hit:
         entry = hit.entry
-        return Hit.model_construct(  # of our own making, nothing to validate
+        return Hit.model_construct(  # these values need no validation
             id=entry.id,
             image_id=entry.image_id,
             score=hit.score,
@@ -292,7 +310,7 @@ class Service:
         sources = await self._backend.sources(image_id)
         if source is None and len(sources) > 1:
             names = ", ".join(sorted(sources))
-            detail = f"query/source: images of {names} have that id; say whose is wanted"
+            detail = f"query/source: several sources have that id ({names}); set one of them"
             raise ProblemError(422, ProblemKind.INVALID_REQUEST, detail)
         if source not in sources and len(sources) == 1:
             source = next(iter(sources))

@@ -1,4 +1,4 @@
-"""Settings of a server: the `args` of a Serve config file, the flags of `mla serve`."""
+"""Settings of a server: the `args` of a Serve config file and the options of `mla serve`."""
 
 import os
 
@@ -12,44 +12,78 @@ LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 
 
 class Settings(BaseModel):
-    """All of a server but its replicas. Secrets are no settings: they come from the environment."""
+    """Settings of a server.
+
+    The number of replicas is set per deployment. Secrets come from environment variables.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    native: str = Field(default="emoji-clip", description="as `mla --native` takes it")
-    packs: str = Field(default="packs", description="pack store: a folder or an fsspec URL")
+    native: str = Field(
+        default="emoji-clip",
+        description="Native: emoji-clip, a folder, hf-hub:OWNER/MODEL, or an open_clip model and "
+        "tag such as ViT-B-32/openai.",
+    )
+    packs: str = Field(default="packs", description="Pack store: a folder or an fsspec URL.")
     index: str = Field(
-        default="edge:index", description="edge:FOLDER, http(s)://HOST:PORT, grpc://HOST"
+        default="edge:index",
+        description="Index: edge:FOLDER, http(s)://HOST:PORT or grpc://HOST.",
     )
     pictures: str | None = Field(
-        default=None, description="pictures for the page: a folder or fsspec URL"
+        default=None, description="Picture store of the search page: a folder or fsspec URL."
     )
-    hosts: list[str] = Field(default=LOOPBACK, description="host names it answers to; * is any")
+    hosts: list[str] = Field(
+        default=LOOPBACK, description="Host names that the server answers to; * accepts any name."
+    )
     root_path: str = Field(
         default="",
-        description="where a reverse proxy has it, such as /search; "
-        "else as X-Forwarded-Prefix says",
+        description="Path prefix under which a reverse proxy publishes the server, such as "
+        "/search. If empty, the header X-Forwarded-Prefix sets it.",
     )
-    max_packs: int = Field(default=32, ge=1, description="packs in memory a text encoder")
+    max_packs: int = Field(
+        default=32, ge=1, description="Maximum number of packs in memory per text encoder."
+    )
     threads: int = Field(
         default=0,
         ge=0,
-        description="of torch in an encoder; 0: the cores Ray gave it, all if less than one",
+        description="PyTorch threads of one encoder. 0 uses the cores that Ray assigned to it, or "
+        "all cores if Ray assigned less than one.",
     )
-    scan_every_s: float = Field(default=1.0, gt=0, le=5, description="look at the pack store")
-    max_batch: int = Field(default=128, ge=1, description="texts in one pass")
+    scan_every_s: float = Field(
+        default=1.0, gt=0, le=5, description="Seconds between two scans of the pack store."
+    )
+    max_batch: int = Field(
+        default=128,
+        ge=1,
+        description="Maximum number of texts in one call to a text encoder. A single request "
+        "with more texts is not split.",
+    )
     calls: int = Field(
-        default=1, ge=1, description="batches under way at a time; one an encoder replica"
+        default=1,
+        ge=1,
+        description="Maximum number of concurrent batches. Use one for each encoder replica.",
     )
-    max_queue: int = Field(default=2048, ge=1, description="texts that wait; more are answered 503")
+    max_queue: int = Field(
+        default=2048,
+        ge=1,
+        description="Maximum number of texts that wait. The server answers 503 to further texts.",
+    )
     max_in_flight: int = Field(
-        default=1024, ge=1, description="requests at a time; more are answered 503"
+        default=1024,
+        ge=1,
+        description="Maximum number of concurrent requests. The server answers 503 to further "
+        "requests.",
     )
     timeout_s: float = Field(
-        default=30, gt=0, description="of one request, 504 after it; not of an ingest"
+        default=30,
+        gt=0,
+        description="Time limit of one request in seconds. The server then answers 504. A caption "
+        "ingest as a whole has no limit.",
     )
     rate: str | None = Field(
-        default=None, description="a client's, such as 100/second; 429 above it"
+        default=None,
+        description="Rate limit of one client, such as 100/second. The server answers 429 above "
+        "it.",
     )
 
     @field_validator("rate")
@@ -65,11 +99,19 @@ class Settings(BaseModel):
         return checked_prefix(root_path)
 
     def token(self) -> str | None:
-        """The bearer token that requests must carry; None on loopback if none is set."""
+        """Return the bearer token that requests must carry.
+
+        Returns:
+            The value of `MLA_API_TOKEN`, or None if it is unset.
+
+        Raises:
+            ValueError: `MLA_API_TOKEN` is unset and `hosts` has a name other than loopback.
+
+        """
         token = os.environ.get(TOKEN_VARIABLE) or None
         if token is None and not set(self.hosts) <= set(LOOPBACK):
             raise ValueError(
-                f"hosts {self.hosts} are not loopback alone: set {TOKEN_VARIABLE} to a secret, "
-                "which clients then send as their bearer token"
+                f"hosts {self.hosts} include names other than loopback: set {TOKEN_VARIABLE} to a "
+                "secret, which clients then send as their bearer token"
             )
         return token

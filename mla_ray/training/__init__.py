@@ -1,1 +1,1 @@
-"""The two stages, NLT and LE: settings, preparation, the loop, and runs on Ray Train."""
+"""Training: settings, data preparation, the training loop, and its execution on Ray Train."""

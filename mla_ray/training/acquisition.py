@@ -1,16 +1,16 @@
-"""Languages acquired in the two stages of MLA, on Ray: prepare, encode, train.
+"""Language acquisition in the two stages of MLA, on Ray: prepare tables, encode features, train.
 
-`acquire` works in a run folder, a path or any URL that all workers reach:
+`acquire` works in a run folder. The folder is a path or a URL that all workers can reach:
 
-    run.json                 what the run is made of; a run goes on only if it has not changed
+    run.json                 native, data and settings; a resumed run must match them
     data/                    blocks of token ids, vocabulary, initial rows   (training.prepare);
-                             elsewhere if several runs share them
-    checkpoints/             the last two                                    (training.checkpoints)
-    packs/<stage>/<language> fresh, nlt, le
+                             in another folder if several runs share them
+    checkpoints/             the last two checkpoints                        (training.checkpoints)
+    packs/<stage>/<language> language packs; the stage is fresh, nlt or le
     metrics.jsonl, tensorboard/                                              (training.metrics)
-    done.json                which packs are the result; written last
+    done.json                names of the final packs; written last
 
-Every step may be run alone, by a job of its own; what is done already is not done again.
+Each step can run as a job of its own. A step skips the work that is already done.
 """
 
 from collections import Counter
@@ -57,31 +57,33 @@ def acquire(
     prepared: str | Path | UPath | None = None,
     hooks: Hooks = Hooks(),
 ) -> dict[str, UPath]:
-    """Acquire languages; returns the folder of each one's pack. The caller has started Ray.
+    """Acquire languages and return the folder of each language's pack.
+
+    The caller starts Ray first, unless `workers.count` is 0.
 
     Args:
-        native_name: as `Native.load` takes it, on every node.
-        corpora: one for each language; several share one embedding while they train.
-        config: settings of both stages.
-        run: the run folder, made here.
-        store: root of the feature stores.
-        workers: how many train. Without any, all of it is done in this process, and needs no Ray.
-        encoders: how many encode.
-        resume: go on with the run in `run`. Without it an existing run is refused.
-        skip_invalid: leave bad rows out instead of refusing their tables.
-        prepared: a folder of prepared tables that several runs share, in place of the run's own;
-            made if it is not there. Not for two runs to make at once.
-        hooks: how it speaks with the caller.
+        native_name: Name of the native model, as `Native.load` takes it. Every node must have it.
+        corpora: One corpus per language. All languages share one embedding during training.
+        config: Settings of both stages.
+        run: Run folder. It is created if it does not exist.
+        store: Root folder of the feature stores.
+        workers: Training workers. With a count of 0, everything runs in this process without Ray.
+        encoders: Actors that encode texts and images.
+        resume: Continue the run in `run`. If False, an existing run is an error.
+        skip_invalid: Drop invalid rows instead of rejecting their tables.
+        prepared: Folder of prepared tables that several runs share, instead of the run's own.
+            It is created if it does not exist. Two runs must not create it at the same time.
+        hooks: Callbacks to the caller.
 
     Raises:
-        Diverged: the loss is no longer a number.
-        MemoryError: the one worker has too little.
-        BlockingIOError: another run is at work in `run`.
-        FileExistsError: `run` exists and `resume` is off.
-        InvalidTable: a table has bad rows.
-        ValueError: the run in `run` is of other data or settings, or a batch is smaller than the
-            number of workers.
-        Stopped: as asked.
+        Diverged: The loss is not finite.
+        MemoryError: The training does not fit into the memory of its only worker.
+        BlockingIOError: Another run is active in `run`.
+        FileExistsError: `run` contains a run and `resume` is False.
+        InvalidTable: A table has invalid rows and `skip_invalid` is False, or it has no valid row.
+        ValueError: The run in `run` has other data or settings, a stage lacks a table, or a batch
+            is smaller than the number of workers.
+        Stopped: A stop request ended the training after it saved a checkpoint.
 
     """
     run, store = as_path(run), as_path(store)
@@ -92,7 +94,7 @@ def acquire(
     check_corpora(corpora, config, workers)
     with only_run_in(run):
         spec = begin(native, corpora, config, run, resume, tables)
-        if not is_file(run / DONE):  # written as the very last
+        if not is_file(run / DONE):  # `train` writes it last
             prepared_tables = prepare(
                 native,
                 corpora,
@@ -106,19 +108,28 @@ def acquire(
                 write_json(run / RUN, spec)
             filled = encode(native, corpora, tables, store, hooks.report, encoders)
             if filled.failed and not skip_invalid:
-                if not names_in(run / "checkpoints"):  # else what was trained is of this data
-                    remove(tables / "data")  # so that the mended table may be run the same way
+                if not names_in(run / "checkpoints"):  # checkpoints depend on this data
+                    remove(tables / "data")  # the user can fix the table and run again
                     remove(run / RUN)
                 raise bad_images(filled)
             fit(train, job_of(run, store, prepared_tables, tables), workers, hooks.named(run.name))
             if not is_file(run / DONE):
-                raise Stopped(f"{run}: stopped with a checkpoint; the same again goes on")
+                raise Stopped(
+                    f"{run}: stopped after saving a checkpoint; "
+                    "run the same command again to continue"
+                )
     packs: dict[str, str] = read_json(run / DONE)["packs"]
     return {language: run / pack for language, pack in packs.items()}
 
 
 def check_corpora(corpora: Sequence[Corpus], config: AcquireConfig, workers: Workers) -> None:
-    """ValueError if the stages need tables that are not given, or batches are too small."""
+    """Check that the stages have their tables and that the batches are large enough.
+
+    Raises:
+        ValueError: A stage lacks a table. Or a batch is smaller than the number of workers, or
+            than the number of a language's translation tables.
+
+    """
     for name in STAGES:
         workers.check_batch(f"{name}.batch", getattr(config, name).batch)
     for corpus in corpora:
@@ -143,13 +154,24 @@ def begin(
     resume: bool,
     tables: UPath | None = None,
 ) -> RunSpec:
-    """See that there is no run yet, or one of the same native, data and settings.
+    """Check that a run can start in its folder, or continue there, and return its spec.
 
-    Returns what the run is made of, for which all tables were read once.
+    Every table file is read once for its fingerprint. This function does not write `run.json`.
+    `prepare` writes it after it has validated the tables, so a user can fix rejected tables and
+    start the same run again.
 
-    `prepare` says what a run is made of (run.json) once its tables are read: whose tables were
-    refused may mend them and run the same again. `tables`, if others made them, have to be what
-    this run would have made.
+    Args:
+        native: Native model of the run.
+        corpora: One corpus per language.
+        config: Settings of both stages.
+        run: Run folder.
+        resume: Continue the run in `run`.
+        tables: Folder of prepared tables that several runs share. The default is `run`.
+
+    Raises:
+        FileExistsError: `run` contains a run and `resume` is False.
+        ValueError: The run in `run` or the prepared tables have other data or settings.
+
     """
     tables = run if tables is None else tables
     spec = spec_of(native, corpora, config)
@@ -165,7 +187,10 @@ def begin(
 def job_of(
     run: UPath, store: UPath, prepared: Prepared, tables: UPath | None = None
 ) -> PreparedRun:
-    """What the workers of a prepared run are given; `tables` is what a pack's card says of data."""
+    """Return the job that the workers of a prepared run receive.
+
+    Its spec lists the rows and files of each table, which pack cards record as their data.
+    """
     spec: RunSpec = read_json(run / RUN)
     data = {
         language: {
@@ -185,7 +210,7 @@ def encode(
     report: Report,
     encoders: Encoders = Encoders(),
 ) -> Filled:
-    """Fill the feature stores with what a prepared run needs."""
+    """Compute the features that a prepared run needs and the stores lack."""
     needed = contents(run, corpora)
     total = Counter[Kind]()
     for each in needed:
@@ -207,7 +232,7 @@ def encode(
 
 
 def bad_images(filled: Filled) -> InvalidTable:
-    """The refusal of tables whose images could not be read."""
+    """Return the error for tables with images that have no feature."""
     return InvalidTable(
         [
             TableProblem(f.file, f.row, f"image {f.reason}; drop the row or pass --skip-invalid")

@@ -1,7 +1,7 @@
-"""Languages in the two stages of MLA (paper, section 3.3), as the training loop trains them.
+"""Learner for language acquisition in the two stages of MLA (paper, section 3.3).
 
-The weights are an embedding block, which all languages of a run share, and each one's acquirers.
-Every batch is of one language.
+The trained weights are one embedding block, which all languages of a run share, and a set of
+acquirers per language. Each batch contains a single language.
 
 Shapes: B batch of this worker, E joint embedding size.
 """
@@ -43,13 +43,13 @@ from mla_ray.training.run_spec import GOES_ON, KIND, RunSpec
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A prepared run.
+    """Job of the workers of a prepared run.
 
     Attributes:
-        run: its folder.
-        tables: where `training.prepare` put `data/`: `run`, or a folder that several runs share.
-        store: root of the feature stores.
-        spec: its run.json: native, fingerprint, config, data by language.
+        run: Run folder.
+        tables: Folder of the prepared `data/`: `run`, or a folder that several runs share.
+        store: Root folder of the feature stores.
+        spec: Content of `run.json`, and the rows and files of the tables by language.
 
     """
 
@@ -60,17 +60,27 @@ class PreparedRun:
 
     @property
     def config(self) -> AcquireConfig:
+        """Settings of the run."""
         return AcquireConfig.model_validate(self.spec["config"])
 
 
 def train(job: PreparedRun, driver: Driver = Driver(), *, cpu: bool = True) -> bool:
-    """Both stages from the last sound checkpoint on; False if it was stopped on the way.
+    """Run both stages, starting from the last valid checkpoint.
 
-    Leaves packs in `run/packs/<stage>/<language>` and, at the end, says which are the result in
-    `run/done.json`.
+    Writes packs to `run/packs/<stage>/<language>`. At the end, `run/done.json` names the final
+    packs.
+
+    Args:
+        job: Prepared run.
+        driver: Callbacks to the process that started the training.
+        cpu: Train on the CPU even if there is a GPU.
+
+    Returns:
+        False if a stop request ended the training early.
 
     Raises:
-        Diverged: the loss is not finite; on all workers at the same step.
+        Diverged: The loss is not finite. All workers raise it at the same step.
+        ValueError: The native model is not the one that the run began with.
 
     """
     accelerator = accelerator_for(job.config, cpu)
@@ -80,7 +90,7 @@ def train(job: PreparedRun, driver: Driver = Driver(), *, cpu: bool = True) -> b
 
 @dataclass(frozen=True)
 class LanguageBatch:
-    """A batch of all workers, and the stage and language that it is of."""
+    """Batch of all workers, with its stage and language."""
 
     stage: str
     language: str
@@ -88,7 +98,7 @@ class LanguageBatch:
 
 
 class StageBatches:
-    """The batches of a stage, over the languages that have tables for it."""
+    """Batches of a stage by step, over the languages that have tables for it."""
 
     def __init__(
         self, stage: str, samplers: dict[str, BatchSampler], languages: Sequence[str], seed: int
@@ -101,11 +111,14 @@ class StageBatches:
 
 
 class AcquisitionLearner(Learner[LanguageBatch]):
-    """Languages in training.
+    """Learner that trains the languages of a run.
 
     Args:
-        job: a prepared run.
-        native: the run's, where to train. It stays as it is.
+        job: Prepared run.
+        native: Native model of the run, on the training device. Its weights do not change.
+
+    Raises:
+        ValueError: The native model is not the one that the run began with.
 
     """
 
@@ -131,7 +144,7 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         self.new_optimizer()
 
     def new_optimizer(self) -> None:
-        """Every stage begins with one of its own."""
+        """Create a fresh optimizer. Every stage begins with one."""
         rows = self.encoders[self.languages[0]].embedding.rows.weight
         self.optimizer = Optimizer(
             [weight for weight in self.trained_weights() if weight is not rows],
@@ -140,16 +153,18 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         )
 
     def trained_weights(self) -> list[nn.Parameter]:
-        """Every weight once; the embedding is shared by all languages."""
+        """Return every parameter once. All languages share the embedding block."""
         return list(self.modules.parameters())
 
     # -- batches and losses --
 
     def settings(self, stage: str) -> Stage:
+        """Return the settings of a stage."""
         settings: Stage = getattr(self.config, stage)
         return settings
 
     def batches(self, stage: str) -> Batches[LanguageBatch]:
+        """Return the batches of a stage, over the languages that have tables for it."""
         config, samplers = self.config, {}
         for language in self.languages:
             if tables := self.tables(language, stage):
@@ -157,33 +172,39 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         return StageBatches(stage, samplers, list(samplers), config.seed)
 
     def loss(self, batch: LanguageBatch) -> Tensor:
+        """Return the NLT or LE loss of a batch, with its autograd graph."""
         encode = partial(self.encode, batch.language)
         if batch.stage == "nlt":
             return nlt_batch_loss(encode, batch.examples, self.device)
         return le_batch_loss(encode, batch.examples, self.logit_scale, self.device)
 
     def loss_of_all_workers(self, loss: Tensor) -> float:
-        """NLT's loss is shared out, LE's every worker has."""
+        """Return the loss of the whole batch.
+
+        The NLT losses of the workers are summed. Every worker already has the whole LE loss.
+        """
         figure = loss.detach().clone()
         if self.stage == "nlt":
             all_reduce([figure])
         return float(figure)
 
     def language(self, batch: LanguageBatch) -> str:
+        """Return the language of a batch."""
         return batch.language
 
     @property
     def logit_scale(self) -> float:
+        """Factor of the cosines in the LE loss: 1 / temperature."""
         if self.config.temperature == "native":
             return self.native.logit_scale
         return 1 / self.config.temperature
 
     def encode(self, language: str, texts: Sequence[Ids]) -> Tensor:
-        """Features [B, E], with graph, of a batch's token ids."""
+        """Encode token ids to features `[B, E]`, with their autograd graph."""
         return encode_in_two_passes(self.encoders[language], texts, self.device)
 
     def tables(self, language: str, stage: str) -> list[ShuffledTable]:
-        """What the batches of a language and stage are drawn from."""
+        """Return the tables from which the batches of a language and stage are drawn."""
         store = self.feature_store(KIND[stage])
         names = sorted(n for n in self.job.spec["tables"][language] if n.startswith(stage))
         row_of = self.tokenizer_of(np.arange(len(self.tokens))).row_of
@@ -193,17 +214,18 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         ]
 
     def feature_store(self, kind: Kind) -> FeatureStore:
+        """Return the store of the native model's features of one kind."""
         native = self.native
         return FeatureStore(
             as_path(self.job.store), native.fingerprint, kind, native.fingerprint_v1
         )
 
     def tokenizer_of(self, rows: npt.NDArray[np.int64]) -> LanguageTokenizer:
-        """Text to these rows of the shared embedding."""
+        """Return a tokenizer for an embedding with these rows of the shared one, in this order."""
         return LanguageTokenizer(self.tokenizer, self.tokens[rows], self.native.text.context_length)
 
     def held_out_ar(self) -> float:
-        """The mean over languages."""
+        """Return held-out AR in percent, averaged over the languages."""
         store = self.feature_store(KIND["le" if self.config.held_out.of == "captions" else "nlt"])
         return float(
             np.mean(
@@ -217,9 +239,11 @@ class AcquisitionLearner(Learner[LanguageBatch]):
     # -- stages --
 
     def begin(self) -> None:
+        """Save the untrained packs as stage `fresh`."""
         self.save_packs("fresh")
 
     def end_stage(self) -> None:
+        """Save the packs of the stage on rank 0, and go to the next stage."""
         stage = self.stages[self.stage_index]
         if self.settings(stage).steps and rank() == 0:
             self.save_packs(stage)
@@ -228,7 +252,10 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         self.new_optimizer()
 
     def finish(self) -> None:
-        """Say which packs are the result. Written last, so who reads it finds them whole."""
+        """Write `done.json`, which names the final packs.
+
+        It is written last, so every pack that it names is complete.
+        """
         stage = next((s for s in reversed(self.stages) if self.settings(s).steps), "fresh")
         packs = {language: f"packs/{stage}/{language}" for language in self.languages}
         write_json(self.run / DONE, {"packs": packs, **self.figures()})
@@ -236,9 +263,11 @@ class AcquisitionLearner(Learner[LanguageBatch]):
     # -- saving --
 
     def weights(self) -> dict[str, Tensor]:
+        """Return every parameter by name."""
         return dict(self.modules.named_parameters())
 
     def figures(self) -> Figures:
+        """Return the position in the training and, after an evaluation, the AR."""
         done = self.steps_before + self.step
         steps = sum(self.settings(stage).steps for stage in self.stages)
         figures: Figures = {"stage": self.stage_index, "step": self.step, "total_step": done}
@@ -249,19 +278,22 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         return figures
 
     def params(self) -> dict[str, Any]:
+        """Return the native model's name and the settings, for MLflow."""
         return {"native": self.job.spec["native"], **self.config.model_dump()}
 
     def save(self) -> UPath:
+        """Write a checkpoint and return its folder."""
         tensors = {f"weights/{name}": weight for name, weight in self.weights().items()}
         tensors |= {f"optimizer/{n}": t for n, t in self.optimizer.state_dict().items()}
         tensors |= {f"best/{n}": w for n, w in self.early_stopping.best_weights.items()}
         state = {"stage": self.stage_index, "step": self.step, "before": self.steps_before}
-        # The end of a stage and the last step of it are two states.
+        # `stage_index` makes the end of a stage a later checkpoint than its last step.
         number = self.steps_before + self.step + self.stage_index
         best = self.early_stopping.state_dict()
         return self.checkpoints.save(number, tensors, state | {"best": best})
 
     def resume(self) -> bool:
+        """Load the newest valid checkpoint. Return False if there is none."""
         checkpoint = self.checkpoints.load(str(self.device))
         if checkpoint is None:
             return False
@@ -277,7 +309,12 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         return True
 
     def save_packs(self, stage: str) -> None:
-        """A pack for each language, with its own copy of the rows its corpus uses."""
+        """Write a pack for each language, with a copy of the embedding rows that it uses.
+
+        Args:
+            stage: Stage that the packs come from, or `fresh` for untrained ones.
+
+        """
         done = self.stages[: self.stages.index(stage) + 1] if stage in self.stages else ()
         common = {"weight_decay": self.config.weight_decay, "seed": self.config.seed}
         metrics: dict[str, float] = {}
@@ -302,18 +339,22 @@ class AcquisitionLearner(Learner[LanguageBatch]):
 def initial_encoders(
     init: dict[str, Tensor], native: Native, languages: Sequence[str], config: AcquireConfig
 ) -> dict[str, LanguageEncoder]:
-    """The encoders of a run at its first step, which share one embedding block.
+    """Build the encoders of a run before its first step. They share one embedding block.
 
     Args:
-        init: of `training.prepare`: initial rows and, where it goes on from a pack, its weights.
-        native: frozen.
-        languages: of the run.
-        config: settings.
+        init: Initial rows and, if the run starts from a pack, the pack's weights. They come from
+            `training.prepare`.
+        native: Frozen native model.
+        languages: Languages of the run.
+        config: Settings. The hidden size of a start pack overrides `config.hidden`.
+
+    Returns:
+        Encoder by language.
 
     """
     start = {n.removeprefix("start/"): w for n, w in init.items() if n.startswith("start/")}
     hidden = config.hidden or native.text.width // 2
-    if start:  # a pack's, whatever the settings say
+    if start:
         hidden = len(start["acquirers.0.down.bias"])
     torch.manual_seed(config.seed)
     embedding = EmbeddingBlock(init["rows"], native.text)
@@ -326,7 +367,7 @@ def initial_encoders(
 
 
 def with_own_rows(shared: LanguageEncoder, rows: Tensor) -> LanguageEncoder:
-    """A copy of an encoder, on the CPU, with these rows of the shared embedding alone."""
+    """Copy an encoder to the CPU, with only these rows of the shared embedding."""
     weight = shared.embedding.rows.weight.detach()
     own_rows = weight[rows.to(weight.device)].cpu()
     own = LanguageEncoder(shared.tower, EmbeddingBlock(own_rows, shared.tower), shared.hidden)

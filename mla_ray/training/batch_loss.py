@@ -1,7 +1,8 @@
-"""The loss of a batch in NLT and in LE (paper, section 3.2), from frozen features.
+"""Losses of a batch in NLT and LE (paper, section 3.2), computed from frozen features.
 
-English targets and image features come from feature stores; no tower but the frozen text blocks
-runs here. The rows of a batch are shared out over the workers, every `world_size`-th to each.
+English targets and image features come from the feature stores. Of the native model, only the
+frozen text blocks run here. The workers share the rows of a batch: each takes every
+`world_size`-th row, starting at its rank.
 
 Shapes: B rows of this worker, G rows of all workers, L tokens, E joint embedding size.
 """
@@ -21,11 +22,11 @@ from mla_ray.model.tokenizers import Ids
 from mla_ray.training.distributed import gather_features, rank, world_size
 
 Encode = Callable[[Sequence[Ids]], Tensor]
-"""Features [B, E] of token ids, with graph."""
+"""Function from token ids to features `[B, E]`, with their autograd graph."""
 
 
 def nlt_batch_loss(encode: Encode, batch: Examples, device: torch.device) -> Tensor:
-    """NLT's loss on this worker's rows; those of all workers add up to that of the batch."""
+    """Return this worker's part of the NLT loss. The parts add up to the loss of the batch."""
     own = batch[slice(rank(), None, world_size())]
     target_BE = torch.from_numpy(own.frozen).to(device)
     return nlt_loss(encode(own.ids), target_BE) * (len(own.ids) / len(batch.ids))
@@ -34,13 +35,14 @@ def nlt_batch_loss(encode: Encode, batch: Examples, device: torch.device) -> Ten
 def le_batch_loss(
     encode: Encode, batch: Examples, logit_scale: float, device: torch.device
 ) -> Tensor:
-    """LE's loss of the whole batch, on every worker.
+    """Return the LE loss of the whole batch, on every worker.
 
-    Each differentiates by its own texts only, so that summed gradients are the whole's.
+    Gradients flow only to this worker's own texts. Their sum over the workers is the gradient of
+    the whole batch.
     """
     world = world_size()
     shares = [np.arange(len(batch.ids))[worker::world] for worker in range(world)]
-    ordered = batch[np.concatenate(shares)]  # rank after rank, as features are gathered
+    ordered = batch[np.concatenate(shares)]  # by rank, as `gather_features` returns them
     group_G = positive_groups(ordered.key.tolist(), ordered.caption.tolist())
     text_BE = encode(batch[slice(rank(), None, world)].ids)
     return le_loss(
@@ -54,9 +56,10 @@ def le_batch_loss(
 def encode_in_two_passes(
     encoder: LanguageEncoder, texts: Sequence[Ids], device: torch.device
 ) -> Tensor:
-    """Features [B, E], with graph, of a batch's token ids.
+    """Encode token ids to features `[B, E]`, with their autograd graph.
 
-    In two passes where that spares padding: beside dictionary words stand long captions.
+    A batch can mix dictionary words and long captions. If it saves padding, short and long texts
+    are encoded in separate passes.
     """
     tower = encoder.tower
     lengths = np.array([len(ids) for ids in texts])
@@ -71,7 +74,10 @@ def encode_in_two_passes(
 
 
 def split_point(lengths: npt.NDArray[np.int64]) -> list[int]:
-    """Where ascending lengths [B] are best parted in two; nowhere if that saves little padding."""
+    """Return where to split ascending lengths `[B]` in two for the least padding.
+
+    The list is empty if a split saves less than 15 % of the padded tokens.
+    """
     count = len(lengths)
     if count < 2:
         return []

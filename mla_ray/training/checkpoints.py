@@ -1,10 +1,10 @@
-"""Checkpoints of a training: a damaged one costs only the steps since the one before.
+"""Checkpoints of a training. If the newest one is damaged, the one before it is loaded.
 
-    <folder>/0000001200/state.safetensors    tensors: weights and optimizer
-    <folder>/0000001200/checkpoint.json      state, and size and SHA-256 of the other; written last
+    <folder>/0000001200/state.safetensors    tensors: weights and optimizer state
+    <folder>/0000001200/checkpoint.json      state, size and SHA-256 of the tensors; written last
 
-A folder without `checkpoint.json` is one whose writing was broken off, and counts for nothing. No
-pickle: a checkpoint runs no code.
+A folder without `checkpoint.json` is incomplete, and is skipped. Checkpoints contain no pickle, so
+loading one runs no code.
 """
 
 import errno
@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint as it was saved.
+    """Checkpoint as it was saved.
 
     Attributes:
-        number: as `Checkpoints.save` was given it.
-        path: its folder.
-        tensors: on the device asked for.
-        state: what JSON makes of what was saved: tuples are lists, keys are strings.
+        number: Number that `Checkpoints.save` received.
+        path: Folder of the checkpoint.
+        tensors: Tensors by name, on the requested device.
+        state: State after a round trip through JSON: tuples become lists, keys become strings.
 
     """
 
@@ -51,40 +51,50 @@ class Loaded:
     state: dict[str, Any]
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors that are called `name/...`, by the rest of their names."""
+        """Return the tensors whose names start with `name/`, without that prefix."""
         start = f"{name}/"
         return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
 
 
 class Checkpoints:
-    """The checkpoints in `folder`, of which `keep` sound ones stay. One process saves."""
+    """Checkpoints in a folder. Only one process may save them.
+
+    Args:
+        folder: Folder of the checkpoints.
+        keep: Number of valid checkpoints to keep.
+
+    Raises:
+        ValueError: `keep` is less than 1.
+
+    """
 
     def __init__(self, folder: UPath, keep: int = 2) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}, must be at least 1")
         self.folder = folder
         self.keep = keep
-        self._sound: set[int] = set()  # written or read whole by this process
+        self._sound: set[int] = set()  # written or validated by this process
         self._passed_over: set[int] = set()
 
     def save(self, number: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> UPath:
-        """Write a checkpoint, then remove those that are not needed any more.
+        """Write a checkpoint, then delete old ones.
 
         Args:
-            number: grows over a run: steps done so far. A checkpoint of the same number is
-                replaced; a later one that `load` passed over is removed.
-            tensors: from any device.
-            state: what JSON can hold.
+            number: Steps done so far. It must grow over a run. A checkpoint with the same number is
+                replaced. A later one that `load` skipped is deleted.
+            tensors: Tensors by name, on any device.
+            state: State that JSON can hold.
 
         Returns:
             The checkpoint's folder.
 
         """
         path = self._path(number)
-        # Not in `folder`: that may be away or read-only now, and `upload` waits for it.
+        # Not in `folder`, which may be unavailable at the moment. `upload` retries.
         with tempfile.TemporaryDirectory(prefix="mla-checkpoint-") as scratch:
             file = Path(scratch) / TENSORS
-            # As JSON gives it back, and refused before anything is written if it is none.
+            # The seal covers what JSON reads back. A state that JSON cannot hold fails here,
+            # before anything is written.
             document = json.loads(json.dumps({"number": number, "state": dict(state)}))
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file)
             document |= {"size": file.stat().st_size, "sha256": _sha256(file)}
@@ -95,16 +105,19 @@ class Checkpoints:
         self._passed_over.discard(number)
         try:
             self._prune(number)
-        except OSError as error:  # the new one is safe, and that is what counts
-            log.warning("%s: old checkpoints stay: %s", self.folder, error)
+        except OSError as error:  # the new checkpoint is complete, so the training continues
+            log.warning("%s: old checkpoints could not be deleted: %s", self.folder, error)
         return path
 
     def load(self, device: str = "cpu") -> Loaded | None:
-        """The newest sound checkpoint; None if there is none at all.
+        """Load the newest valid checkpoint. Return None if no checkpoint was ever completed.
+
+        Args:
+            device: Device of the tensors.
 
         Raises:
-            ValueError: there are checkpoints, and all are damaged.
-            OSError: the storage cannot be read. That says nothing about the checkpoints.
+            ValueError: All completed checkpoints are damaged.
+            OSError: The storage cannot be read. The checkpoints may still be valid.
 
         """
         damaged = []
@@ -112,9 +125,9 @@ class Checkpoints:
             try:
                 loaded = self._load(number, device)
             except _Unfinished as error:
-                log.warning("%s passed over: %s", self._path(number), error)
+                log.warning("%s skipped: %s", self._path(number), error)
             except _Damaged as error:
-                log.warning("%s passed over: %s", self._path(number), error)
+                log.warning("%s skipped: %s", self._path(number), error)
                 damaged.append(f"{number:0{DIGITS}d}: {error}")
             else:
                 self._sound.add(number)
@@ -122,8 +135,8 @@ class Checkpoints:
             self._passed_over.add(number)
         if damaged:
             raise ValueError(
-                f"{self.folder}: no checkpoint is sound ({'; '.join(damaged)}); put one back from "
-                "a backup, or delete this folder to start anew"
+                f"{self.folder}: no checkpoint is valid ({'; '.join(damaged)}); restore one from "
+                "a backup, or delete this folder to start again"
             )
         return None
 
@@ -140,21 +153,21 @@ class Checkpoints:
             try:
                 tensors = load_file(file, device=device)
             except SafetensorError as error:
-                raise _Damaged(f"{TENSORS} is no safetensors file: {error}") from error
-            if device == "cpu":  # they are the file, mapped, and the file may be removed
+                raise _Damaged(f"{TENSORS} is not a safetensors file: {error}") from error
+            if device == "cpu":  # the tensors map the file, which may be deleted
                 tensors = {name: tensor.clone() for name, tensor in tensors.items()}
             return Loaded(number, path, tensors, state)
 
     def _prune(self, newest: int) -> None:
         kept = 1
         for number in sorted(self._numbers(), reverse=True):
-            # A later one that this process never looked at is not its to remove.
+            # Delete a later checkpoint only if `load` skipped it.
             if number == newest or (number > newest and number not in self._passed_over):
                 continue
             if number < newest and kept < self.keep and self._is_sound(number):
                 kept += 1
             else:
-                storage.remove(self._path(number) / CARD)  # first, so that it counts for nothing
+                storage.remove(self._path(number) / CARD)  # first: without it the rest is skipped
                 storage.remove(self._path(number))
 
     def _is_sound(self, number: int) -> bool:
@@ -165,21 +178,21 @@ class Checkpoints:
                 self._sound.add(number)
                 return True
         except (_Damaged, _Unfinished) as error:
-            log.warning("%s is removed: %s", self._path(number), error)
+            log.warning("%s is deleted: %s", self._path(number), error)
             return False
 
 
 class _Damaged(Exception):
-    """What is wrong with a checkpoint."""
+    """Damage of a completed checkpoint."""
 
 
 class _Unfinished(Exception):
-    """It never was a checkpoint."""
+    """Folder of a checkpoint that was never completed."""
 
 
 @contextmanager
 def _checked(path: UPath, number: int) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The tensors of a checkpoint as a local file, and its state, once they are found sound."""
+    """Validate a checkpoint; yield its tensors as a local file, and its state."""
     with tempfile.TemporaryDirectory(prefix="mla-checkpoint-") as scratch:
         try:
             document = _card(path, number)
@@ -192,12 +205,12 @@ def _checked(path: UPath, number: int) -> Iterator[tuple[Path, dict[str, Any]]]:
         except FileNotFoundError as error:
             raise _Damaged(f"{TENSORS} is missing") from error
         except OSError as error:
-            # A disk that cannot read a file back has damaged it; a network has not.
+            # EIO of a local disk means that the file is damaged. A network error may pass.
             if storage.is_local(path) and error.errno == errno.EIO:
                 raise _Damaged(f"the disk cannot read it: {error}") from error
             raise
         if measured != (document["size"], document["sha256"]):
-            raise _Damaged(f"{TENSORS} ({measured[0]} bytes) is not what {CARD} tells of")
+            raise _Damaged(f"{TENSORS} ({measured[0]} bytes) does not match {CARD}")
         yield folder / TENSORS, document["state"]
 
 
@@ -205,12 +218,12 @@ def _card(path: UPath, number: int) -> dict[str, Any]:
     try:
         document = storage.read_json(path / CARD)
     except FileNotFoundError as error:
-        raise _Unfinished(f"no {CARD}, its writing was broken off") from error
+        raise _Unfinished(f"no {CARD}; writing the checkpoint was interrupted") from error
     except ValueError as error:
         raise _Damaged(str(error)) from error
     seal = document.pop("seal", None) if isinstance(document, dict) else None
     if seal is None or seal != _seal(document) or document.get("number") != number:
-        raise _Damaged(f"{CARD} is not as it was written")
+        raise _Damaged(f"{CARD} was changed or moved after it was written")
     sealed: dict[str, Any] = document
     return sealed
 
@@ -220,7 +233,7 @@ def _measure(file: Path) -> tuple[int, str]:
 
 
 def _seal(document: Mapping[str, Any]) -> str:
-    """SHA-256 of a document without its seal."""
+    """Return the SHA-256 of a document without its seal, in hex."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Settings of an acquisition and of a fine-tuning, typed.
+"""Typed settings of an acquisition and of a fine-tuning.
 
-Unknown keys are refused before anything is loaded. A part that is given in part, such as
-`nlt: {steps: 6}`, keeps the other defaults of that part.
+Unknown keys are an error before anything is loaded. A section that names only some keys, such as
+`nlt: {steps: 6}`, keeps the section's defaults for the others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,62 +23,66 @@ from mla_ray.runtime.setting_faults import depth, dotted, fault_of
 
 
 class Stage(BaseModel):
-    """One training stage. `batch` is of all workers together; zero steps skip the stage."""
+    """Settings of one training stage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     steps: int = Field(ge=0)
+    """Number of steps; 0 skips the stage."""
     batch: int = Field(ge=2)
+    """Rows of a step, over all workers."""
     lr: float = Field(gt=0)
+    """Peak learning rate."""
 
 
 class Evaluations(BaseModel):
-    """Figures on data that training does not see, and what follows from them.
+    """Settings of the evaluations on held-out data.
 
-    With `every` the best weights so far are what a stage ends with.
+    If `every` is not 0, a stage ends with the best weights so far.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     every: int = Field(default=0, ge=0)
-    """Steps; 0 never."""
+    """Steps between evaluations; 0 disables them."""
     size: int = Field(default=1000, ge=2)
-    """Most rows of a language."""
+    """Maximum number of rows per language."""
     patience: int = Field(default=0, ge=0)
-    """Evaluations without a gain after which a stage ends; 0: it never does."""
+    """Evaluations without improvement after which a stage ends; 0 disables early stopping."""
 
 
 class HeldOut(Evaluations):
-    """AR of translations against their English texts, or of captions against their images."""
+    """AR of held-out translations against English texts, or of held-out captions against images."""
 
     of: Literal["pairs", "captions"] = "pairs"
-    """`pairs`: taken from the first translation table, and away from training.
-    `captions`: the rows of the caption table's split `validation`."""
+    """`pairs`: rows of the first translation table, which are removed from training.
+    `captions`: rows of the caption table's split `validation`."""
 
 
 class Training(BaseModel):
-    """What an acquisition and a fine-tuning have in common: the paper's optimizer and loss."""
+    """Settings that acquisition and fine-tuning share: the paper's optimizer and loss."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     temperature: PositiveFloat | Literal["native"] = 0.01
-    """Of texts and images: logits are cosines over it. The paper fixes 0.01; `native` takes the
-    native's own."""
+    """Temperature of the contrastive loss: logits are cosines divided by it. The paper fixes 0.01;
+    `native` takes the native model's own temperature."""
     warmup: float = Field(default=0.1, ge=0, le=1)
-    """Share of a stage's steps with a linear warm-up; cosine decay to zero follows."""
+    """Share of a stage's steps with linear warm-up; cosine decay to zero follows."""
     weight_decay: float = Field(default=0.2, ge=0)
+    """Decoupled weight decay of matrices; vectors and scalars have none."""
     clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 where a GPU has it, else fp32."""
+    """`auto`: bf16 on a GPU that supports it, otherwise fp32."""
     checkpoint_every: int = Field(default=100, ge=1)
-    """Steps."""
+    """Steps between checkpoints."""
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
     @classmethod
     def _complete_parts(cls, given: Any) -> Any:
-        """Defaults are those of the part: LE's learning rate is another than NLT's."""
+        """Fill in the defaults of a section. They depend on the section: NLT's `lr` is not LE's."""
         if not isinstance(given, Mapping):
             return given
         return {key: cls._complete(key, value) for key, value in given.items()}
@@ -92,63 +96,66 @@ class Training(BaseModel):
 
 
 class AcquireConfig(Training):
-    """Set for a native of emoji-clip's size on a laptop.
+    """Settings of an acquisition.
 
-    LE has the paper's share of NLT's steps, a tenth, and of its learning rate, a thirtieth.
+    The defaults suit a native model of emoji-clip's size on a laptop. As in the paper, LE has a
+    tenth of NLT's steps and about a thirtieth of its learning rate.
     """
 
     nlt: Stage = Stage(steps=200, batch=256, lr=1e-3)
     le: Stage = Stage(steps=20, batch=256, lr=3e-5)
     vocabulary: str = "learned"
-    """`learned`, or a Hugging Face BERT by folder or hub name, `bert-base-multilingual-cased`."""
+    """`learned`, or the folder or hub name of a Hugging Face BERT, such as
+    `bert-base-multilingual-cased`."""
     vocab_size: int = Field(default=24_000, ge=300)
-    """Of a learned vocabulary."""
+    """Maximum number of tokens of a learned vocabulary."""
     sample: int = Field(default=100_000, ge=1)
-    """Rows of each table that vocabulary and alignment are learned from: memory grows with it."""
+    """Rows of each table for learning vocabulary and alignment. Memory grows with it."""
     rows: Literal["aligned", "random"] = "aligned"
-    """Where the rows of a learned vocabulary start (`mla_ray.model.alignment`)."""
+    """Initial values of the rows of a learned vocabulary (`mla_ray.model.alignment`)."""
     hidden: int | None = Field(default=None, ge=1)
-    """H of the acquirers; half the native's text width if not given, as in the paper."""
+    """Hidden size of the acquirers. By default half the native's text width, as in the paper."""
     acquirers: bool = True
-    """Whether acquirers train; else they stay the identity that they start as: an ablation."""
+    """Whether the acquirers train. If not, they stay the identity, which serves as an ablation."""
     held_out: HeldOut = HeldOut()
 
     def text_only(self) -> "AcquireConfig":
-        """NLT alone: what is left without a caption table."""
+        """Return a copy without LE, for a run without a caption table."""
         return self.model_copy(update={"le": self.le.model_copy(update={"steps": 0})})
 
 
 class FinetuneConfig(Training, Stage):
-    """Of the native's own training on English captions (`mla_ray.training.finetuning`).
+    """Settings for fine-tuning a native model on English captions (`mla_ray.training.finetuning`).
 
-    Set for a native of emoji-clip's size on a laptop.
+    The defaults suit a native model of emoji-clip's size on a laptop.
     """
 
     steps: int = Field(default=100, ge=0)
     batch: int = Field(default=128, ge=2)
     lr: float = Field(default=3e-5, gt=0)
     held_out: Evaluations = Evaluations()
-    """AR of captions against their images, in the caption table's split `validation`."""
+    """AR of captions against their images, on the caption table's split `validation`."""
 
 
 Config = TypeVar("Config", bound=Training)
 
 
 def load_config(path: Path) -> AcquireConfig:
-    """Settings of an acquisition from a YAML file; those it does not name keep their defaults.
+    """Load the settings of an acquisition from a YAML file.
 
-    A file that comes with mla-ray is found by its name, `configs/paper/nlt.yaml`, from any folder.
+    Keys that the file does not name keep their defaults. A file that is bundled with mla-ray, such
+    as `configs/paper/nlt.yaml`, is found by this name from any folder.
 
     Raises:
-        ValueError: not YAML, or not of these settings; a line each names the key, what is wrong
-            with it and what would be right.
+        ValueError: The file is not YAML, or has an invalid key or value. The message has one line
+            per fault: the key, what is wrong, and what would be right.
 
     """
     return _load(path, AcquireConfig)
 
 
 def load_finetune_config(path: Path) -> FinetuneConfig:
-    """Settings of a fine-tuning, in the same way."""
+    """Load the settings of a fine-tuning from a YAML file, as `load_config` does."""
     return _load(path, FinetuneConfig)
 
 
@@ -165,7 +172,7 @@ def _load(path: Path, kind: type[Config]) -> Config:
     except ValidationError as error:
         known = list(_keys(kind))
         faults = [
-            # Beyond what was given are pydantic's names for the members of a union.
+            # Drop the names that pydantic appends for the members of a union.
             f"{path}: {dotted(each['loc'][: depth(given, each['loc'])])}: {fault_of(each, known)}"
             for each in error.errors()
         ]
@@ -173,7 +180,7 @@ def _load(path: Path, kind: type[Config]) -> Config:
 
 
 def _keys(kind: type[BaseModel]) -> Iterator[str]:
-    """All keys of settings, nested ones with dots."""
+    """Yield all keys of the settings, with dots in nested keys."""
     for name, field in kind.model_fields.items():
         if isinstance(field.default, BaseModel):
             yield from (f"{name}.{key}" for key in _keys(type(field.default)))

@@ -1,7 +1,7 @@
-"""The workers of a training as torch.distributed knows them; a process alone is a group of one.
+"""Collectives over the workers of a training. A single process is a group of one.
 
-Gradients are summed here and not by DistributedDataParallel: rows of the embedding are summed
-sparsely, once a step, and a weight that no worker used has no gradient anywhere.
+Gradients are summed here instead of by DistributedDataParallel. Rows of the embedding are summed
+sparsely, once per step. A weight that no worker used has no gradient on any worker.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """The number of this worker, from 0."""
+    """Return the rank of this worker, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many workers there are."""
+    """Return the number of workers."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_reduce(tensors: Sequence[Tensor]) -> None:
-    """Add up tensors over all workers, in place and in one call."""
+    """Sum tensors over all workers, in place and in one call."""
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -34,14 +34,17 @@ def all_reduce(tensors: Sequence[Tensor]) -> None:
 
 
 def all_gather_rows(rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """The rows of every worker, which may be of different number; no gradient flows.
+    """Gather the rows of every worker, without gradients. Workers may have different numbers.
 
-    By hand, since gloo gathers equal shapes only, and Accelerate's `pad_across_processes` and
-    `gather` leave the padding among the rows.
+    The rows are padded here because gloo only gathers equal shapes. Accelerate's
+    `pad_across_processes` and `gather` would leave the padding between the rows.
 
     Args:
-        rows: of this worker, [n, ...].
-        sizes: n of every worker.
+        rows: Rows of this worker, `[n, ...]`.
+        sizes: `n` of every worker.
+
+    Returns:
+        Rows of each worker, by rank.
 
     """
     if len(sizes) == 1:
@@ -54,14 +57,17 @@ def all_gather_rows(rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def gather_features(own_BE: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Features of all workers [G, E], rank after rank; gradients flow to this worker's own only."""
+    """Gather the features of all workers to `[G, E]`, in rank order.
+
+    Gradients flow only to this worker's own features.
+    """
     parts = all_gather_rows(own_BE, sizes)
     parts[rank()] = own_BE
     return torch.cat(parts)
 
 
 def all_reduce_sparse(rows: Tensor) -> Tensor:
-    """The sum over workers of a coalesced sparse tensor; only rows that someone has cross over."""
+    """Sum a coalesced sparse tensor over all workers. Only rows with values are transferred."""
     if world_size() == 1:
         return rows
     index, values = rows.indices()[0], rows.values()
@@ -73,7 +79,7 @@ def all_reduce_sparse(rows: Tensor) -> Tensor:
 
 
 def broadcast_figure(figure: float, device: torch.device) -> float:
-    """The figure of rank 0, on all workers."""
+    """Return the figure of rank 0, on all workers."""
     tensor = torch.tensor([figure], dtype=torch.float64, device=device)
     if world_size() > 1:
         dist.broadcast(tensor, 0)

@@ -1,7 +1,7 @@
-"""Tables that were read and checked, cut into blocks that are still on this machine.
+"""Tables that were read and validated, cut into blocks on the local disk.
 
-A table is streamed through a scratch file, which is cut into blocks, so that memory is bounded by a
-block whatever the number of rows.
+A table is streamed into a scratch file, which is then cut into blocks. Memory is bounded by one
+block, for any number of rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +23,13 @@ from mla_ray.runtime.storage import as_path, read_bytes
 from mla_ray.training.run_spec import stream_of
 
 PhaseProgress = Callable[[str, int], None]
-"""Called with what is done and how many rows of it so far."""
+"""Called with a phase and the number of rows done so far."""
 
 ROWS = pa.schema(
     {"key": pa.string(), "source": pa.string(), "target": pa.string()}
     | {"file": pa.int32(), "row": pa.int64()}
 )
-"""`source` is what may not repeat beside the same `target`: the English text, or the image's id."""
+"""`source` is the English text or the image's id. Rows must differ in `source` or `target`."""
 CONTENTS = pa.schema(
     {"key": pa.string(), "content": pa.large_binary(), "uri": pa.string()}
     | {"file": pa.int32(), "row": pa.int64()}
@@ -38,15 +38,15 @@ CONTENTS = pa.schema(
 
 @dataclass
 class Draft:
-    """A table that was read and checked: its blocks, still on this machine.
+    """Table that was read and validated, as blocks on the local disk.
 
     Attributes:
-        language: of its texts.
-        name: of the table in its run.
-        stage: that it is for.
-        stream: that it was read by, with the problems of rows that were left out.
-        blocks: rows (`ROWS`), each block with the bits that its keys begin with.
-        contents: what is to be encoded (`CONTENTS`), in the same way.
+        language: Language of its texts.
+        name: Name of the table in its run.
+        stage: Stage that uses the table.
+        stream: Stream that read the table, with the problems of the dropped rows.
+        blocks: Rows (`ROWS`) as blocks, each with the bits with which its keys begin.
+        contents: Texts or images to encode (`CONTENTS`), in the same form.
 
     """
 
@@ -59,10 +59,14 @@ class Draft:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return sum(block.rows for _, block in self.blocks)
 
     def sample(self, count: int) -> pa.Table:
-        """The first rows in the order of hashes: as good as a draw, and always the same."""
+        """Return at most `count` rows, the first ones in the order of the keys' hashes.
+
+        That order is random and always the same.
+        """
         parts: list[pa.Table] = []
         for _, block in self.blocks:
             table = block.read()
@@ -77,7 +81,12 @@ class Draft:
 def read_drafts(
     corpora: Sequence[Corpus], scratch: Path, skip_invalid: bool, progress: PhaseProgress
 ) -> list[Draft]:
-    """All tables; what is wrong with any of them is told at once."""
+    """Read and validate all tables.
+
+    Raises:
+        InvalidTable: A table is invalid. The error contains the problems of all tables.
+
+    """
     drafts: list[Draft] = []
     problems: list[TableProblem] = []
     refused = 0
@@ -104,7 +113,12 @@ def read_draft(
     progress: PhaseProgress = lambda phase, rows: None,
     split: str = "train",
 ) -> Draft:
-    """One table of a corpus, or one split of it."""
+    """Read and validate one table of a corpus, or one split of it.
+
+    Raises:
+        InvalidTable: The table has invalid rows and `skip_invalid` is False, or no valid row.
+
+    """
     stream = stream_of(corpus, stage, table, split)
     folder = scratch / corpus.language / name
     folder.mkdir(parents=True)
@@ -141,9 +155,12 @@ def _pairs(piece: pa.Table, stream: Stream) -> tuple[pa.Table, pa.Table]:
 
 
 def _captions(piece: pa.Table, stream: Stream) -> tuple[pa.Table, pa.Table]:
-    """Images by their bytes; one at a path or URL is read here for its key, and again to encode."""
+    """Return the rows and the images of a piece of a caption table.
+
+    An image at a path or URL is read here for its key, and again when it is encoded.
+    """
     inline = pa.types.is_large_binary(piece["image"].type)
-    key_at = lru_cache(1024)(_key_at)  # an image has several captions, one after another
+    key_at = lru_cache(1024)(_key_at)  # consecutive captions can be of the same image
     keys: list[str | None] = []
     uris: list[str | None] = []
     for image, file, row in zip(
@@ -178,14 +195,14 @@ def _key_at(uri: str, folder: UPath) -> tuple[str, str]:
 
 
 def _without_repeats(block: ScratchTable, stream: Stream) -> ScratchTable:
-    """The block without rows that say the same; all that do are in it."""
+    """Return the block without repeated rows. Rows that repeat each other are in one block."""
     table = block.read()
     kept = stream.refuse_repeats(table, ("source", "target"), {})
     return block if len(kept) == len(table) else replaced(block, kept)
 
 
 def replaced(block: ScratchTable, rows: pa.Table) -> ScratchTable:
-    """The block anew, with these rows alone."""
+    """Replace the content of a block with these rows. Return the new block."""
     block.delete()
     kept = ScratchTable(block.path, block.schema)
     kept.add(rows)
@@ -194,7 +211,7 @@ def replaced(block: ScratchTable, rows: pa.Table) -> ScratchTable:
 
 
 def first_of_each_key(table: pa.Table) -> pa.Table:
-    """The first row of each key."""
+    """Return the first row of each key."""
     seen: set[str] = set()
     keep = []
     for key in table["key"].to_pylist():

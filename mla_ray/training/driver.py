@@ -1,7 +1,7 @@
-"""What a training tells its driver, and what the driver may ask of it.
+"""Interface between a training and its driver.
 
-The driver is whoever started the training: a process that waits for Ray Train, or a Tune trial. The
-training knows it by these few functions alone.
+The driver is what started the training: a process that waits for Ray Train, or a Tune trial. The
+training uses only these callbacks of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,31 +12,32 @@ from typing import Any
 from upath import UPath
 
 Figures = dict[str, Any]
-"""Figures by name, as JSON holds them."""
+"""Figures by name, as JSON values."""
 OnCheckpoint = Callable[[Figures, UPath | None], None]
-"""Called with figures and, on rank 0, the checkpoint's folder."""
+"""Called with figures and the checkpoint's folder, which is None on ranks other than 0."""
 
 
 class Control(IntEnum):
-    """What the driver asks of a training."""
+    """Request of the driver to a training."""
 
     CONTINUE = 0
     SAVE = 1
-    """A checkpoint now: a node is about to go."""
+    """Save a checkpoint now, because a node is about to be taken away."""
     STOP = 2
-    """A checkpoint now, and an end."""
+    """Save a checkpoint now and stop."""
 
 
 @dataclass(frozen=True)
 class Driver:
-    """How a training speaks with its driver; every worker has one.
+    """Callbacks from a training worker to the driver. Every worker has one.
 
     Attributes:
-        on_checkpoint: called on every worker after each checkpoint with figures and, on rank 0, its
-            folder.
-        control: asked on every worker every `loop.LOG_EVERY` steps; they must all answer the same.
-        on_metrics: given every row of metrics, on rank 0.
-        labels: of the metrics.
+        on_checkpoint: Called on every worker after each checkpoint, with figures and the
+            checkpoint's folder. The folder is None on ranks other than 0.
+        control: Called on every worker every `loop.LOG_EVERY` steps. It must return the same value
+            on all workers.
+        on_metrics: Called on rank 0 with every row of metrics.
+        labels: Labels of the metrics.
 
     """
 

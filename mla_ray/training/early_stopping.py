@@ -1,4 +1,4 @@
-"""The best weights of a training, and when to stop for want of a gain: Keras's EarlyStopping."""
+"""Early stopping on held-out AR, with the best weights kept, as in Keras's EarlyStopping."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 class EarlyStopping:
-    """Follows the held-out AR of a training.
+    """Tracker of the held-out AR of a training and of its best weights.
 
     Args:
-        patience: evaluations without a gain after which a stage ends; 0: it never does.
+        patience: Evaluations without improvement after which a stage ends; 0 disables this.
 
     Attributes:
         latest: AR of the last evaluation; -1 before the first.
-        best: the highest AR; -1 before the first evaluation.
-        best_step: step of the whole training that it is of.
-        best_weights: of that step, on the CPU; none before the first evaluation.
-        wait: evaluations since then.
+        best: Highest AR; -1 before the first evaluation.
+        best_step: Step of the highest AR, counted over all stages.
+        best_weights: Weights of that step, on the CPU; empty before the first evaluation.
+        wait: Evaluations without improvement so far.
 
     """
 
@@ -29,7 +29,14 @@ class EarlyStopping:
         self.best_weights: dict[str, Tensor] = {}
 
     def update(self, ar: float, step: int, weights: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Take note of an evaluation; `weights` are kept if it is the best."""
+        """Record an evaluation, and copy the weights if it is the best so far.
+
+        Args:
+            ar: Held-out AR in percent.
+            step: Step of the evaluation, counted over all stages.
+            weights: Function that returns the current weights by name.
+
+        """
         self.latest = ar
         if ar > self.best:
             self.best, self.best_step, self.wait = ar, step, 0
@@ -39,21 +46,21 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Whether patience is at its end."""
+        """Whether `patience` evaluations brought no improvement."""
         return 0 < self.patience <= self.wait
 
     @torch.no_grad()
     def restore_best_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy the best weights into `weights`, if there are any."""
+        """Copy the best weights into `weights` in place, if there are any."""
         for name, best in self.best_weights.items():
             weights[name].copy_(best)
 
     def state_dict(self) -> dict[str, Any]:
-        """Figures to go on from; `best_weights` are kept beside them."""
+        """Return the state as JSON values. It does not contain `best_weights`."""
         return {"ar": self.best, "step": self.best_step, "since": self.wait, "last": self.latest}
 
     def load_state_dict(self, state: Mapping[str, Any], best_weights: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned, and the best weights."""
         self.best, self.best_step, self.wait = state["ar"], state["step"], state["since"]
         self.latest = state.get("last", self.best)
         self.best_weights = {name: weight.cpu() for name, weight in best_weights.items()}

@@ -1,4 +1,4 @@
-"""Frozen features over a cluster: what the feature store lacks, computed with Ray Data."""
+"""Encoding of frozen features: Ray Data computes what the feature stores lack, over a cluster."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,44 +27,51 @@ from mla_ray.model.native import Native
 from mla_ray.runtime.storage import as_path, open_file, read_bytes
 
 MAX_FAILURES = 1_000
-"""Images that could not be encoded and are named; all are counted."""
+"""Maximum number of failed images that are listed. All are counted."""
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """The actors that encode. `gpus` may be a fraction; None is one if the cluster has any now."""
+    """Number and resources of the actors that encode texts and images."""
 
     most: int | None = None
-    """As many as there are GPUs, or cores, if not given; 0: none, this process encodes."""
+    """Maximum number of actors. By default as many as the GPUs of the cluster allow, or its cores
+    if the actors have no GPU. With 0 this process encodes."""
     cpus: float = 1.0
+    """CPU cores per actor."""
     gpus: float | None = None
+    """GPUs per actor, possibly a fraction. By default 1 if the cluster has a GPU now, else 0."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Blocks of contents (`mla_ray.data.blocks`), and the files that their rows are from."""
+    """Contents of a table to encode, in blocks (`mla_ray.data.blocks`)."""
 
     folder: UPath
+    """Folder of the blocks."""
     kind: Kind
-    """Of the features that they are to have."""
+    """Kind of their features."""
     blocks: Sequence[tuple[str, int]]
-    """Prefix and rows of each."""
+    """Prefix and number of rows of each block."""
     files: Sequence[str] = ()
+    """Files of the table, to which the rows refer by index."""
 
 
 @dataclass
 class Filled:
-    """What `fill` found missing and computed, and which images it could not."""
+    """Result of `fill`."""
 
     computed: int = 0
+    """Number of keys written to the stores, with a feature or with the reason for a failure."""
     failed: int = 0
+    """Number of rows whose image has no feature."""
     failures: list["Failure"] = field(default_factory=list)
-    """Of those the first `MAX_FAILURES`."""
+    """The first `MAX_FAILURES` of these rows."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An image without a feature, and where in a table it first stands."""
+    """Image without a feature: the file and row where it first occurs, and the reason."""
 
     file: str
     row: int
@@ -72,11 +79,11 @@ class Failure:
 
 
 Block = Mapping[str, Any]
-"""Where a block is: `path`, `prefix`, `kind`, and `table`, the number of its contents."""
+"""Location of a block: `path`, `prefix`, `kind`, and `table`, the index of its contents."""
 Outcome = Mapping[str, Any]
-"""What became of a block, as `OUTCOME` has it."""
+"""Result of a block, in the schema `OUTCOME`."""
 OnEncoded = Callable[[Kind, int, int], None]
-"""(kind, rows just done, features computed for them)"""
+"""Called with the kind, the rows just done, and the keys written for them."""
 
 
 def fill(
@@ -86,12 +93,22 @@ def fill(
     progress: OnEncoded = lambda kind, rows, computed: None,
     encoders: Encoders = Encoders(),
 ) -> Filled:
-    """Compute what the stores lack of some contents with Ray Data. The caller has started Ray.
+    """Compute the features of these contents that the stores lack, with Ray Data.
 
-    Texts and images go to the same actors, which take many seconds to start. What goes to an actor
-    is the place of a block; it reads it, encodes what the store lacks and writes a part. So nothing
-    but counts comes back, and a run that is killed loses the blocks that were under way. A bad
-    image costs one row, which is tried again, and counted, whenever the contents are asked for.
+    The caller starts Ray first, unless `encoders.most` is 0. The same actors encode texts and
+    images, because an actor takes many seconds to start. An actor receives the location of a
+    block, reads it, encodes what the store lacks, and writes a part. Only counts and failures
+    return to the driver. A killed run loses only the blocks in progress.
+
+    A bad image costs one row. Each later call tries it again and counts it again.
+
+    Args:
+        stores: Feature store by kind.
+        native_name: Name of the native model, as `Native.load` takes it.
+        contents: Contents to encode.
+        progress: Called after each block.
+        encoders: Number and resources of the actors.
+
     """
     blocks = []
     for store in stores.values():
@@ -145,7 +162,7 @@ def _encode_by_actors(
     """Encode blocks with Ray Data."""
     import ray
 
-    # Not "ray.data" itself: Ray sets that one anew before every execution.
+    # Not the logger "ray.data": Ray configures that one again before every execution.
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     resources = ray.cluster_resources()
@@ -154,15 +171,15 @@ def _encode_by_actors(
         gpus = 1.0 if resources.get("GPU", 0) else 0.0
     have = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1) / encoders.cpus
     most = min(encoders.most or max(1, int(have)), len(blocks))
-    # One block of Ray Data for each of ours, cut here: a repartition's tasks would wait for the
-    # cores that the actors hold, for ever.
+    # Each of our blocks is one block of Ray Data from the start. The tasks of a repartition would
+    # wait forever for the cores that the actors hold.
     encoded = ray.data.from_arrow([pa.Table.from_pylist([block]) for block in blocks]).map_batches(
         BlockEncoder,
         fn_constructor_kwargs={"native": native, "stores": stores},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=encoders.cpus,
         num_gpus=gpus,
-        batch_size=None,  # a block
+        batch_size=None,  # one block
         batch_format="pyarrow",
     )
     for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -170,7 +187,7 @@ def _encode_by_actors(
 
 
 def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
-    """Whether the store has every feature of a block; not if it has a reason instead of one."""
+    """Return whether the store has a feature of every row. A reason for a failure is none."""
     have = store.keys(prefix)
     if not have:
         return False
@@ -179,7 +196,7 @@ def _is_there(path: UPath, prefix: str, store: FeatureStore) -> bool:
 
 
 Reasons = Mapping[str, str | None]
-"""By key: why it has no feature, or None if it has one."""
+"""By key: the reason why it has no feature, or None if it has one."""
 
 OUTCOME = pa.schema(
     {
@@ -195,7 +212,7 @@ OUTCOME = pa.schema(
 
 
 class BlockEncoder:
-    """Encodes blocks with one native: a Ray Data actor, or in this process."""
+    """Encoder of blocks with one native model, as a Ray Data actor or in this process."""
 
     def __init__(self, native: str, stores: Mapping[Kind, FeatureStore]) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -203,10 +220,11 @@ class BlockEncoder:
         self.stores = stores
 
     def __call__(self, blocks: pa.Table) -> pa.Table:
+        """Encode blocks, one per row, and return their outcomes."""
         return pa.Table.from_pylist([self.encode(row) for row in blocks.to_pylist()], OUTCOME)
 
     def encode(self, block: Block) -> Outcome:
-        """What the store lacks of a block; returns how many rows, and what failed."""
+        """Encode what the store lacks of a block, and write it as one part of the store."""
         rows, failures = 0, []
         kind = block["kind"]
         store, encode = self.stores[kind], self._images if kind == "image" else self._texts
@@ -230,7 +248,7 @@ class BlockEncoder:
                 if missing.num_rows:
                     asked = missing["key"].to_pylist()
                     made, why = encode(missing, before)
-                    # Of those tried again only what came out otherwise is news.
+                    # Do not write a key again if its retry had the same result.
                     new = [
                         place
                         for place, key in enumerate(asked)
@@ -261,9 +279,9 @@ class BlockEncoder:
         return encode_texts(self.native, texts), [None] * len(texts)
 
     def _images(self, batch: pa.RecordBatch, before: Reasons) -> tuple[Features, list[str | None]]:
-        """Images one by one until they are frames: a bad one costs no other.
+        """Encode images. They are decoded one by one, so a bad one does not affect the others.
 
-        One that was bad and is gone keeps its reason, which is all that anybody asked of it.
+        If the file of an image that failed before is missing or changed, the earlier reason stays.
         """
         features = np.zeros((len(batch), self.native.dim), np.float32)
         reasons: list[str | None] = [None] * len(batch)
@@ -291,12 +309,12 @@ class BlockEncoder:
 
 
 def _content(row: dict[str, Any]) -> bytes:
-    """The bytes of an image, from the row or from where they lie."""
+    """Return the bytes of an image, from the row or from its path or URL."""
     if row["content"] is not None:
         content: bytes = row["content"]
         return content
     data = read_bytes(as_path(row["uri"]))
-    if key_of(data) != row["key"]:  # what is stored under a key never goes stale
+    if key_of(data) != row["key"]:  # a key stands for these bytes only
         raise LookupError(
             f"{row['uri']} is not the image that the run was prepared with; "
             "put it back, or choose another run folder"

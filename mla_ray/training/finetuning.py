@@ -1,15 +1,16 @@
-"""A native fine-tuned on English captions (paper, section 4: "fine-tune on English"), on Ray.
+"""Fine-tuning of a native model on English captions, on Ray (paper, section 4).
 
-`finetune` works in a run folder, a path or any URL that all workers reach:
+The paper calls this "fine-tune on English". `finetune` works in a run folder. The folder is a path
+or a URL that all workers can reach:
 
-    run.json                   what the run is made of; it goes on only if that has not changed
+    run.json                   native, data and settings; a resumed run must match them
     data/train, validation     rows, and images decoded once              (data.decoded_images)
-    checkpoints/               the last two                               (training.checkpoints)
+    checkpoints/               the last two checkpoints                   (training.checkpoints)
     metrics.jsonl, tensorboard/                                           (training.metrics)
     native/                    the result, in open_clip's layout          (model.lineage)
-    done.json                  written last
+    done.json                  fingerprint and figures; written last
 
-What every worker runs is `training.finetuning_learner`.
+Every worker runs `training.finetuning_learner`.
 """
 
 from dataclasses import dataclass
@@ -34,14 +35,14 @@ from mla_ray.training.workers import Hooks, Workers, fit
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What a fine-tuning made.
+    """Result of a fine-tuning.
 
     Attributes:
-        native: its folder.
-        fingerprint: of it.
-        figures: `steps` trained; with evaluations the best `AR`, and the `best_step` it is of.
-        dropped: bad rows that were left out.
-        problem: of the first of them.
+        native: Folder of the fine-tuned native model.
+        fingerprint: Fingerprint of that model.
+        figures: `steps` trained. With evaluations also the best `AR` and its `best_step`.
+        dropped: Number of invalid rows that were dropped.
+        problem: Problem of the first dropped row; empty if there is none.
 
     """
 
@@ -63,26 +64,30 @@ def finetune(
     skip_invalid: bool = False,
     hooks: Hooks = Hooks(),
 ) -> Finetuned:
-    """Fine-tune a native on the English captions of a table. The caller has started Ray.
+    """Fine-tune a native model on the English captions of a table.
+
+    The caller starts Ray first, unless `workers.count` is 0.
 
     Args:
-        native_name: as `Native.load` takes it, on every node.
-        captions: caption table; its split `train` is learned from, `validation` evaluated on.
-        config: settings.
-        run: the run folder, made here.
-        workers: how many train.
-        resume: go on with the run in `run`. Without it an existing run is refused.
-        skip_invalid: leave bad rows out instead of refusing the table.
-        hooks: how it speaks with the caller.
+        native_name: Name of the native model, as `Native.load` takes it. Every node must have it.
+        captions: Caption table. Split `train` is for training, split `validation` for evaluation.
+        config: Settings.
+        run: Run folder. It is created if it does not exist.
+        workers: Training workers. With a count of 0, everything runs in this process without Ray.
+        resume: Continue the run in `run`. If False, an existing run is an error.
+        skip_invalid: Drop invalid rows instead of rejecting the table.
+        hooks: Callbacks to the caller.
 
     Raises:
-        Diverged: the loss is no longer a number.
-        BlockingIOError: another run is at work in `run`.
-        FileExistsError: `run` exists and `resume` is off.
-        InvalidTable: the table has bad rows, or none of a split that is needed.
-        ValueError: the run in `run` is of other data or settings, or the batch is smaller than the
+        Diverged: The loss is not finite.
+        MemoryError: The training does not fit into the memory of its only worker.
+        BlockingIOError: Another run is active in `run`.
+        FileExistsError: `run` contains a run and `resume` is False.
+        InvalidTable: The table has invalid rows and `skip_invalid` is False, or a split that is
+            needed has no valid row.
+        ValueError: The run in `run` has other data or settings, or the batch is smaller than the
             number of workers.
-        Stopped: as asked.
+        Stopped: A stop request ended the training after it saved a checkpoint.
 
     """
     run = as_path(run)
@@ -98,11 +103,14 @@ def finetune(
         if not check_goes_on(run, spec, native, resume):
             write_json(run / RUN, spec)
         read = _decode(native, captions, config, run, skip_invalid, hooks.report)
-        if not is_file(run / DONE):  # written as the very last
+        if not is_file(run / DONE):  # `train` writes it last
             spec["rows"] = {split: each.rows for split, each in read.items()}
             fit(train, DecodedRun(str(run), spec), workers, hooks.named(run.name))
             if not is_file(run / DONE):
-                raise Stopped(f"{run}: stopped with a checkpoint; the same again goes on")
+                raise Stopped(
+                    f"{run}: stopped after saving a checkpoint; "
+                    "run the same command again to continue"
+                )
     done = read_json(run / DONE)
     problems = [problem for each in read.values() for problem in each.problems]
     return Finetuned(
@@ -122,7 +130,7 @@ def _decode(
     skip_invalid: bool,
     report: Report,
 ) -> dict[str, Decoded]:
-    """Both splits of the table, or one if nothing is evaluated."""
+    """Decode both splits of the table, or only `train` if there are no evaluations."""
     advance = counting(report, "decoding images", None)
     read: dict[str, Decoded] = {}
     try:
@@ -132,7 +140,7 @@ def _decode(
                 native, captions, split, folder, skip_invalid=skip_invalid, progress=advance
             )
     except InvalidTable:
-        remove(run / "data")  # so that the mended table may be run the same way
+        remove(run / "data")  # the user can fix the table and run again
         remove(run / RUN)
         raise
     return read

@@ -1,9 +1,9 @@
-"""Both towers of a native on English captions, as the training loop trains them.
+"""Learner that fine-tunes both towers of a native model on English captions.
 
-By CLIP's loss, the symmetric InfoNCE that Language Exposure has, too. The paper's code was read for
-what follows: a fixed temperature, no augmentation, all weights. Dropout is off, and the running
-statistics of a ResNet's norms stay as they are: no row depends on the rows beside it, nor the
-result on the number of workers (but for the order of sums).
+The loss is CLIP's symmetric InfoNCE, as in Language Exposure. As in the paper's code, the
+temperature is fixed, images are not augmented, and all weights train. Dropout is off, and the
+running statistics of a ResNet's norms do not change. So a row does not depend on other rows of its
+batch, and the result does not depend on the number of workers, except for the order of sums.
 
 Shapes: B batch of this worker, G batch of all workers, L tokens, E joint embedding size, S pixels
 of a side.
@@ -39,21 +39,37 @@ TRAIN, VALIDATION = "train", "validation"
 
 @dataclass(frozen=True)
 class DecodedRun:
-    """A run whose table is decoded: its folder, and its run.json with the rows of each split."""
+    """Job of the workers of a run whose table is decoded.
+
+    Attributes:
+        run: Run folder.
+        spec: Content of `run.json`, and the number of rows of each split.
+
+    """
 
     run: str
     spec: dict[str, Any]
 
     @property
     def config(self) -> FinetuneConfig:
+        """Settings of the run."""
         return FinetuneConfig.model_validate(self.spec["config"])
 
 
 def train(job: DecodedRun, driver: Driver = Driver(), *, cpu: bool = True) -> bool:
-    """Train from the last sound checkpoint on; False if it was stopped on the way.
+    """Train, starting from the last valid checkpoint.
+
+    Args:
+        job: Run whose table is decoded.
+        driver: Callbacks to the process that started the training.
+        cpu: Train on the CPU even if there is a GPU.
+
+    Returns:
+        False if a stop request ended the training early.
 
     Raises:
-        Diverged: the loss is not finite; on all workers at the same step.
+        Diverged: The loss is not finite. All workers raise it at the same step.
+        ValueError: The native model is not the one that the run began with.
 
     """
     accelerator = accelerator_for(job.config, cpu)
@@ -62,7 +78,7 @@ def train(job: DecodedRun, driver: Driver = Driver(), *, cpu: bool = True) -> bo
 
 
 class ShuffledRows:
-    """The rows of every batch [G]: shuffled epochs of `rows` rows, without end."""
+    """Row numbers `[G]` of each batch by step, from endless shuffled epochs of `rows` rows."""
 
     def __init__(self, rows: int, batch: int, seed: int) -> None:
         self.rows, self.batch, self.seed = rows, batch, seed
@@ -78,11 +94,14 @@ class ShuffledRows:
 
 
 class FinetuningLearner(Learner[Ints]):
-    """A native in training.
+    """Learner that fine-tunes a native model.
 
     Args:
-        job: a run whose table is decoded.
-        native: the run's; trained in place.
+        job: Run whose table is decoded.
+        native: Native model of the run. It is trained in place.
+
+    Raises:
+        ValueError: The native model is not the one that the run began with.
 
     """
 
@@ -107,19 +126,23 @@ class FinetuningLearner(Learner[Ints]):
     # -- batches and losses --
 
     def settings(self, stage: str) -> Stage:
+        """Return the settings of the only stage."""
         return self.config
 
     @property
     def lr_setting(self) -> str:
+        """Name of the learning rate in the settings."""
         return "lr"
 
     def batches(self, stage: str) -> Batches[Ints]:
+        """Return the row numbers of each batch, by step."""
         return ShuffledRows(len(self.decoded), self.config.batch, self.config.seed)
 
     def loss(self, batch: Ints) -> Tensor:
-        """The loss of the whole batch, on every worker.
+        """Return the loss of the whole batch, on every worker.
 
-        Each differentiates by its own rows only, so that summed gradients are the whole's.
+        Gradients flow only to this worker's own rows. Their sum over the workers is the gradient of
+        the whole batch.
         """
         shares = [batch[worker :: world_size()] for worker in range(world_size())]
         sizes = [len(share) for share in shares]
@@ -136,19 +159,21 @@ class FinetuningLearner(Learner[Ints]):
         )
 
     def loss_of_all_workers(self, loss: Tensor) -> float:
+        """Return the loss of the whole batch, which every worker already has."""
         return float(loss.detach())
 
     def language(self, batch: Ints) -> str:
+        """Return the language of every batch, which is English."""
         return LANGUAGE
 
     def _tokens(self, rows: Ints) -> Tensor:
-        """Native token ids [B, L], cut at the longest text where that changes nothing."""
+        """Return native token ids `[B, L]`, cut at the longest text if that changes no feature."""
         ids_BL = self.native.tokenize([self.decoded.caption[row] for row in rows])
         return self.native.text.trim(ids_BL)
 
     @torch.inference_mode()
     def held_out_ar(self) -> float:
-        """On the split `validation`."""
+        """Return AR in percent on the split `validation`."""
         decoded = DecodedTable(self.run / "data" / VALIDATION, self.native)
         order = np.random.default_rng(self.config.seed).permutation(len(decoded))
         rows = np.sort(order[: self.held_out.size])
@@ -163,13 +188,14 @@ class FinetuningLearner(Learner[Ints]):
     # -- the stage --
 
     def begin(self) -> None:
-        pass  # nothing is kept of a native as it was
+        """Do nothing. The untrained model is not saved."""
 
     def end_stage(self) -> None:
+        """End the only stage."""
         self.stage_index += 1
 
     def finish(self) -> None:
-        """Write the native."""
+        """Write the fine-tuned native model, then `done.json`."""
         figures = self.figures()
         trained: dict[str, Any] = {"settings": self.config.model_dump()}
         trained |= {"figures": figures}
@@ -180,10 +206,11 @@ class FinetuningLearner(Learner[Ints]):
     # -- saving --
 
     def weights(self) -> dict[str, Tensor]:
+        """Return the model's weights and buffers by name."""
         return dict(self.model.state_dict())
 
     def figures(self) -> Figures:
-        """Steps trained; with evaluations the best AR, and the step that it is of."""
+        """Return the steps trained and, after an evaluation, the best AR and its step."""
         figures: Figures = {"steps": self.step}
         best = self.early_stopping
         if best.best_weights:
@@ -191,20 +218,23 @@ class FinetuningLearner(Learner[Ints]):
         return figures
 
     def params(self) -> dict[str, Any]:
+        """Return the native model's name and the settings, for MLflow."""
         return {"native": self.job.spec["native"], **self.config.model_dump()}
 
     def save(self) -> UPath:
+        """Write a checkpoint and return its folder."""
         tensors = {f"model/{name}": weight for name, weight in self.weights().items()}
         tensors |= {f"kept/{n}": w for n, w in self.early_stopping.best_weights.items()}
         tensors |= {f"optimizer/{n}": t for n, t in self.optimizer.state_dict().items()}
         return self.checkpoints.save(self.step, tensors, self.early_stopping.state_dict())
 
     def resume(self) -> bool:
+        """Load the newest valid checkpoint. Return False if there is none."""
         checkpoint = self.checkpoints.load(str(self.device))
         if checkpoint is None:
             return False
         self.model.load_state_dict(checkpoint.part("model"))
-        # A checkpoint of 0.1.0 holds weights to keep before there is a best.
+        # A checkpoint of mla-ray 0.1.0 has `kept` weights even before the first evaluation.
         best_weights = checkpoint.part("kept") if checkpoint.state["ar"] >= 0 else {}
         self.early_stopping.load_state_dict(checkpoint.state, best_weights)
         if optimizer := checkpoint.part("optimizer"):

@@ -1,4 +1,4 @@
-"""Held-out rows: which rows of a run's tables are kept away from training, and AR on them.
+"""Held-out rows: their selection from a run's tables, and AR on them.
 
 Shapes: E joint embedding size.
 """
@@ -29,14 +29,25 @@ HELD_OUT = "held-out"
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """Rows that are kept away from training, and the images that are of them alone."""
+    """Rows that are held out of training.
+
+    Attributes:
+        rows: Rows in the schema `drafts.ROWS`.
+        contents: Images of held-out captions, in the schema `drafts.CONTENTS`. None for pairs.
+
+    """
 
     rows: pa.Table
     contents: pa.Table | None
 
 
 def check_held_out(corpora: Sequence[Corpus], config: HeldOut) -> None:
-    """ValueError if a language has nothing of which rows may be held out."""
+    """Check that each language has a table from which rows can be held out.
+
+    Raises:
+        ValueError: A language lacks the table, or the table lacks the split `validation`.
+
+    """
     if not config.every:
         return
     for corpus in corpora:
@@ -64,21 +75,28 @@ def check_held_out(corpora: Sequence[Corpus], config: HeldOut) -> None:
 def hold_out(
     corpus: Corpus, drafts: Sequence[Draft], config: HeldOut, scratch: Path, skip_invalid: bool
 ) -> HeldOutRows:
-    """Choose a language's held-out rows.
+    """Choose the held-out rows of a language.
 
-    Captions are of the table's split `validation`. Pairs are of the first translation table, and
-    every pair of the same English text is taken out of all `drafts`.
+    Captions come from the table's split `validation`. Pairs come from the first translation table.
+    All pairs with the same English texts are then removed from the language's drafts.
+
+    Args:
+        corpus: Corpus of the language.
+        drafts: Drafts of all languages. The language's translation tables are changed in place.
+        config: Settings of the held-out rows.
+        scratch: Local folder for temporary files.
+        skip_invalid: Drop invalid rows instead of rejecting the table.
 
     Raises:
-        InvalidTable: the split has bad rows.
-        ValueError: a table would have no row left.
+        InvalidTable: The split has invalid rows and `skip_invalid` is False, or no valid row.
+        ValueError: A translation table would have no row left.
 
     """
     if config.of == "captions":
         return _validation_captions(corpus, config, scratch, skip_invalid)
     ours = [draft for draft in drafts if draft.stage == "nlt" and draft.language == corpus.language]
     rows, key_of_text = _one_key_a_text(ours[0].sample(config.size))
-    for draft in ours:  # a dictionary may hold the same text
+    for draft in ours:  # another table may contain the same text
         for place, (prefix, block) in enumerate(draft.blocks):
             table = block.read()
             texts = (identity(text) for text in table["source"].to_pylist())
@@ -113,9 +131,13 @@ def _validation_captions(
 
 
 def _one_key_a_text(rows: pa.Table) -> tuple[pa.Table, dict[str, str]]:
-    """Held-out pairs, those of "dog" and "Dog." with one key: neither is wrong for the other.
+    """Give held-out pairs of the same English text the same key, so both count as correct.
 
-    And the keys by the texts' identities: no pair of such a text is trained on.
+    "dog" and "Dog." are the same text (`identity`).
+
+    Returns:
+        The pairs, and the key of each text by its identity. No pair of such a text is trained on.
+
     """
     key_of_text: dict[str, str] = {}
     columns = (rows[name].to_pylist() for name in ("key", "source"))
@@ -130,13 +152,15 @@ def write_held_out(
     used: npt.NDArray[np.bool_],
     folder: UPath,
 ) -> None:
-    """Write rows with embedding rows for ids, as the language's pack will have them.
+    """Write held-out rows, with the embedding rows of their tokens as ids.
+
+    As in the language's pack, tokens that its tables do not contain are dropped.
 
     Args:
-        held_out: of one language.
-        tokenizer: of the run.
-        used: of the tokenizer's tokens, those of the language's tables. Others have no row.
-        folder: of the language.
+        held_out: Held-out rows of one language.
+        tokenizer: Tokenizer of the run.
+        used: Mask of the tokens that the language's tables contain.
+        folder: Folder of the language.
 
     """
     own = LanguageTokenizer.with_tokens(tokenizer.tokenizer, used, tokenizer.context_length)
@@ -154,19 +178,22 @@ def write_held_out(
 def held_out_ar(
     encoder: LanguageEncoder, folder: UPath, store: FeatureStore, device: torch.device
 ) -> float:
-    """AR, in per cent, of a language's held-out texts against their frozen features.
+    """Return AR in percent of a language's held-out texts against their frozen features.
 
     Args:
-        encoder: on `device`.
-        folder: of the language, as `write_held_out` had it.
-        store: of the English texts or the images.
-        device: of the weights.
+        encoder: Encoder of the language, on `device`.
+        folder: Folder of the language, as in `write_held_out`.
+        store: Feature store of the English texts or the images.
+        device: Device of the weights.
+
+    Raises:
+        ValueError: No held-out row has a feature.
 
     """
     table = read_parquet(folder / HELD_OUT / "rows.parquet")
     keys, of = np.unique(np.array(table["key"].to_pylist()), return_inverse=True)
     frozen = store.read(keys.tolist())
-    sound = np.flatnonzero(np.isfinite(frozen[of, 0]))  # a broken image is no image
+    sound = np.flatnonzero(np.isfinite(frozen[of, 0]))  # a broken image has no feature
     if not len(sound):
         raise ValueError(f"{folder.name!r}: no held-out row has a feature")
     column = table["ids"].to_pylist()

@@ -1,7 +1,7 @@
-"""What the training loop trains, and how far it is: the part that all trainings have in common.
+"""Base class of the learners: what the training loop trains, and its position in the stages.
 
-`acquisition_learner` trains languages in the two stages of MLA, `finetuning_learner` both towers of
-a native in one.
+`acquisition_learner` trains languages in the two stages of MLA. `finetuning_learner` trains both
+towers of a native model in one stage.
 """
 
 from abc import ABC, abstractmethod
@@ -24,26 +24,29 @@ Batch_co = TypeVar("Batch_co", covariant=True)
 
 
 class Batches(Protocol[Batch_co]):
-    """The batches of a stage: a pure function of the step, so that nothing is saved to resume."""
+    """Batches of a stage, by step.
+
+    A batch depends only on the step, so a checkpoint needs no state of the sampler.
+    """
 
     def __getitem__(self, step: int) -> Batch_co: ...
 
 
 class Learner(ABC, Generic[Batch]):
-    """Weights in training, their optimizer, where in the stages they are, and the best they were.
+    """Base class of a learner: weights, optimizer, position in the stages, and best weights.
 
     Args:
-        run: the run folder.
-        config: settings.
-        held_out: settings of the evaluations.
-        device: of the weights.
+        run: Run folder.
+        config: Settings.
+        held_out: Settings of the evaluations.
+        device: Device of the weights.
 
     Attributes:
-        stages: names of all stages, in their order.
-        optimizer: of the stage under way.
-        stage_index: number of that stage; the number of all where the training is done.
-        step: steps done of it.
-        steps_before: steps of the stages before it.
+        stages: Names of all stages, in order.
+        optimizer: Optimizer of the current stage.
+        stage_index: Index of the current stage; the number of stages when the training is done.
+        step: Steps done in the current stage.
+        steps_before: Configured steps of the stages before it.
 
     """
 
@@ -58,96 +61,97 @@ class Learner(ABC, Generic[Batch]):
         self.early_stopping = EarlyStopping(held_out.patience)
         self.stage_index = self.step = self.steps_before = 0
 
-    # -- what a kind of training is --
+    # -- to be implemented --
 
     @abstractmethod
     def settings(self, stage: str) -> Stage:
-        """Steps, batch and learning rate of a stage."""
+        """Return the steps, batch size and learning rate of a stage."""
 
     @abstractmethod
     def batches(self, stage: str) -> Batches[Batch]:
-        """The batches of a stage, of all workers together."""
+        """Return the batches of a stage. A batch has the rows of all workers."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch, with graph: this worker differentiates by its own rows alone.
+        """Return the loss of a batch, with its autograd graph.
 
-        Summed over workers the gradients are those of the whole batch.
+        Gradients flow only to this worker's own rows. Their sum over the workers is the gradient of
+        the whole batch.
         """
 
     @abstractmethod
     def loss_of_all_workers(self, loss: Tensor) -> float:
-        """The loss of the whole batch; every worker comes here."""
+        """Return the loss of the whole batch. Every worker calls this method."""
 
     @abstractmethod
     def language(self, batch: Batch) -> str:
-        """The language of a batch."""
+        """Return the language of a batch."""
 
     @abstractmethod
     def held_out_ar(self) -> float:
-        """AR on held-out rows, in per cent; rank 0 alone comes here."""
+        """Return AR in percent on held-out rows. Only rank 0 calls this method."""
 
     @abstractmethod
     def weights(self) -> Mapping[str, Tensor]:
-        """Every weight that trains, by name; what is written into them trains on."""
+        """Return the weights by name. They are not copies: writing to them changes the model."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Before the first step of a training that has no checkpoint; on rank 0."""
+        """Begin a training that has no checkpoint. Only rank 0 calls this method."""
 
     @abstractmethod
     def end_stage(self) -> None:
-        """After the last step of a stage, with its best weights in place; on every worker."""
+        """End a stage. Every worker calls this method, after the best weights are restored."""
 
     @abstractmethod
     def finish(self) -> None:
-        """After the last stage: write what the training is for; on rank 0."""
+        """Write the result of the training. Only rank 0 calls this method, after the last stage."""
 
     @abstractmethod
     def figures(self) -> Figures:
-        """Where it is, for whoever schedules it."""
+        """Return figures on the position and quality of the training, for its scheduler."""
 
     @abstractmethod
     def save(self) -> UPath:
-        """Write a checkpoint; on rank 0. Returns its folder."""
+        """Write a checkpoint and return its folder. Only rank 0 calls this method."""
 
     @abstractmethod
     def resume(self) -> bool:
-        """Go to the newest sound checkpoint; False if there is none."""
+        """Load the newest valid checkpoint. Return False if there is none."""
 
     @abstractmethod
     def params(self) -> dict[str, Any]:
-        """Native and settings, nested as they like, for MLflow."""
+        """Return the native model's name and the settings, nested to any depth, for MLflow."""
 
-    # -- where it is --
+    # -- position --
 
     @property
     def lr_setting(self) -> str:
-        """What the learning rate of the stage under way is called in the settings."""
+        """Key of the current stage's learning rate in the settings."""
         return f"{self.stage}.lr"
 
     @property
     def stage(self) -> str | None:
-        """Name of the stage under way; None where the training is done."""
+        """Name of the current stage; None when the training is done."""
         return self.stages[self.stage_index] if self.stage_index < len(self.stages) else None
 
     @property
     def stage_is_over(self) -> bool:
-        """Whether all its steps are done, or the last evaluations brought no gain."""
+        """Whether all steps of the stage are done, or early stopping ends it."""
         stage = self.stage
         done = stage is None or self.step >= self.settings(stage).steps
         return done or self.early_stopping.should_stop
 
     def last_step(self) -> tuple[str, int]:
-        """Stage and step that were done last."""
+        """Return the stage and the number of its step that were done last."""
         if stage := self.stage:
             return stage, self.step
         return self.stages[-1], self.settings(self.stages[-1]).steps
 
     def evaluate(self) -> Figures:
-        """AR on held-out rows; its weights are kept if they are the best.
+        """Compute AR on held-out rows, and keep a copy of the weights if it is the best.
 
-        Rank 0 does it, and all workers go on from the same figure.
+        Rank 0 computes the figure and broadcasts it to all workers.
         """
         ar = broadcast_figure(self.held_out_ar() if rank() == 0 else 0.0, self.device)
         self.early_stopping.update(ar, self.steps_before + self.step, self.weights)

@@ -1,8 +1,8 @@
-"""The training loop, step by step: what every worker of every training runs.
+"""Training loop that every worker of every training runs.
 
-Knows torch.distributed and the run folder, but not Ray: `mla_ray.training.workers` runs it on a
-cluster, and a script may run it alone. Same seed, data and number of workers: same bytes, however
-often it was interrupted.
+It uses torch.distributed and the run folder, but not Ray. `mla_ray.training.workers` runs it on a
+cluster, and a script can run it alone. The same seed, data and number of workers give the same
+bytes, also after interruptions.
 """
 
 import math
@@ -18,20 +18,23 @@ from mla_ray.training.metrics import MetricsLogger, Row
 from mla_ray.training.optimizer import learning_rate
 
 LOG_EVERY = 10
-"""Steps between two rows of metrics; the driver is asked as often."""
+"""Steps between two rows of metrics, and between two calls of `Driver.control`."""
 DONE = "done.json"
-"""In a run folder: what came of it; written last."""
+"""Result of a run, in its folder. It is written last."""
 
 
 class Diverged(ValueError):
-    """The loss is no longer a number. Training goes wrong the same way however often it is run."""
+    """Exception for a loss that is not finite. A retry would fail in the same way."""
 
 
 def train(learner: Learner[Batch], accelerator: Accelerator, driver: Driver) -> bool:
-    """All stages from the last sound checkpoint on; False if it was stopped on the way.
+    """Run all stages, starting from the last valid checkpoint.
+
+    Returns:
+        False if a stop request ended the training early.
 
     Raises:
-        Diverged: the loss is not finite; on all workers at the same step.
+        Diverged: The loss is not finite. All workers raise it at the same step.
 
     """
     resumed = learner.resume()
@@ -61,7 +64,21 @@ def run_stages(
     driver: Driver,
     metrics: MetricsLogger | None = None,
 ) -> bool:
-    """The loop itself; without `metrics`, as on all ranks but 0, nothing is logged or saved."""
+    """Run the steps of all stages.
+
+    Args:
+        learner: Learner with the weights and their position in the stages.
+        accelerator: Accelerator with the precision of the settings.
+        driver: Callbacks to the process that started the training.
+        metrics: Logger on rank 0. Without it, as on other ranks, nothing is logged or saved.
+
+    Returns:
+        False if a stop request ended the training early.
+
+    Raises:
+        Diverged: The loss is not finite. All workers raise it at the same step.
+
+    """
     config, meter = learner.config, _Throughput()
     while stage := learner.stage:
         settings, batches = learner.settings(stage), learner.batches(stage)
@@ -117,7 +134,7 @@ def run_stages(
 
 
 def accelerator_for(config: Training, cpu: bool) -> Accelerator:
-    """Accelerate in the precision of the settings."""
+    """Create an Accelerator with the precision of the settings."""
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported()
     )
@@ -125,7 +142,7 @@ def accelerator_for(config: Training, cpu: bool) -> Accelerator:
 
 
 def _save(learner: Learner[Batch], driver: Driver, metrics: MetricsLogger | None) -> None:
-    """A checkpoint; every worker comes here, rank 0 writes it."""
+    """Save a checkpoint on rank 0 and report it. Every worker calls this function."""
     folder = None
     if metrics:
         metrics.flush()
@@ -134,7 +151,7 @@ def _save(learner: Learner[Batch], driver: Driver, metrics: MetricsLogger | None
 
 
 class _Throughput:
-    """Texts a second since it was last read; what is between two steps does not count."""
+    """Texts per second since the last read, without the time of evaluations and checkpoints."""
 
     def __init__(self) -> None:
         self.restart()

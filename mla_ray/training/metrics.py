@@ -1,16 +1,16 @@
-"""What a training tells the outside world while it runs, from its process of rank 0.
+"""Metrics of a running training, logged by the process of rank 0.
 
 Every row of figures goes to
 
-    run/metrics.jsonl     one JSON object a line: stage, step, language and the figures
+    run/metrics.jsonl     one JSON object per line: stage, step, language and the figures
     run/tensorboard/      tags <stage>/<figure>
     Ray's metrics         mla_loss and others, at the Prometheus endpoint of the node; if Ray runs
     MLflow                if MLFLOW_TRACKING_URI is set
-    `send`                whoever started the training
+    `send`                callback to the process that started the training
 
-A training that goes on from a checkpoint does some steps again: what was told of them is taken
-back, so each step is told once. Steps count from 1 in each stage; TensorBoard and MLflow, where
-one axis holds both stages, count on through them.
+A training that resumes from a checkpoint repeats some steps. Rows after the checkpoint are dropped,
+so each step is logged once. Steps count from 1 in each stage. In TensorBoard and MLflow all stages
+share one axis, so the count continues through them.
 
 """
 
@@ -41,11 +41,11 @@ from mla_ray.runtime.storage import (
 
 STAGES = ("nlt", "le")
 PLACE = ("stage", "step", "language")
-"""What a line of metrics.jsonl holds beside figures."""
+"""Keys of a line of metrics.jsonl that are not figures."""
 PUT_EVERY = 10.0
-"""Seconds between two copies of metrics.jsonl to a remote run folder, at least."""
+"""Minimum seconds between two uploads of metrics.jsonl to a remote run folder."""
 MLFLOW_EVERY = 2.0
-"""Seconds for which figures are gathered before MLflow is given them."""
+"""Seconds between two batches of figures for MLflow."""
 MLFLOW_GOODBYE = 10.0
 """Seconds that the end of a training waits for MLflow."""
 
@@ -57,12 +57,13 @@ class Row:
     """Figures of one step.
 
     Attributes:
-        stage: nlt, le or finetune.
-        step: of the stage, from 1.
-        steps: how many the stage has.
-        language: of the step's batch; empty where the figures are of all languages.
-        figures: `loss`, `lr`, `gradient_norm`, `texts/s`, `eta_s`; of an evaluation `AR` and such.
-        texts: trained on since the last row that said so.
+        stage: `nlt`, `le` or `finetune`.
+        step: Step of the stage, from 1.
+        steps: Number of steps of the stage.
+        language: Language of the step's batch; empty if the figures are of all languages.
+        figures: `loss`, `lr`, `gradient_norm`, `texts/s` and `eta_s`, or `AR` and `best_AR` of an
+            evaluation.
+        texts: Number of texts trained on since the last row with such a number.
 
     """
 
@@ -75,16 +76,19 @@ class Row:
 
 
 class MetricsLogger:
-    """Writes every row of metrics to all these places.
+    """Logger that writes every row of metrics to all destinations.
 
     Args:
-        run: the run folder.
-        labels: of the training, as `run` (its name), `native`, `job`.
-        send: given each row as a dict, its figures beside stage, step, steps and language.
-        resume_at: stage and step of the checkpoint the training goes on from; None if it begins
-            at the beginning, and then nothing that was told before it counts.
-        params: settings, nested as they like, for MLflow.
-        stages: of the training, in their order.
+        run: Run folder.
+        labels: Labels of the training, such as `run` (its name), `native` and `job`.
+        send: Called with each row as a dict of stage, step, steps, language and the figures.
+        resume_at: Stage and step of the checkpoint from which the training resumes. With None it
+            starts from the beginning, and all earlier rows are dropped.
+        params: Settings for MLflow, nested to any depth.
+        stages: Names of the stages, in order.
+
+    Raises:
+        ModuleNotFoundError: `MLFLOW_TRACKING_URI` is set, but MLflow is not installed.
 
     """
 
@@ -110,12 +114,13 @@ class MetricsLogger:
         self._tensorboard = _TensorBoard(run / "tensorboard", self._global_step(*resume_at) + 1)
         self._ray = _RayMetrics(name) if _ray_runs() else None
         self._mlflow = mlflow
-        if mlflow:  # it takes what it has not got: a server may have been away
+        if mlflow:  # send earlier rows again, in case the server was unreachable
             for number, row in logged:
                 figures = {k: v for k, v in row.items() if k not in PLACE and v is not None}
                 mlflow.add(row["stage"], number, figures)
 
     def log(self, row: Row) -> None:
+        """Write a row to all destinations."""
         number = self._global_step(row.stage, row.step)
         self._json_lines.add(row)
         self._tensorboard.add(row, number)
@@ -128,12 +133,20 @@ class MetricsLogger:
             self._send({**place, "language": row.language, **row.figures})
 
     def flush(self) -> None:
-        """Before every checkpoint: a training that goes on from it finds all rows up to it."""
+        """Write all rows to storage, before every checkpoint.
+
+        A training that resumes from the checkpoint then finds all rows up to it.
+        """
         self._json_lines.put()
         self._tensorboard.put()
 
     def close(self, finished: bool = True) -> None:
-        """Flush and let go; MLflow learns whether the training came to its end."""
+        """Flush and close all destinations.
+
+        Args:
+            finished: Whether the training completed. It sets the status of the MLflow run.
+
+        """
         self._json_lines.close()
         self._tensorboard.close()
         if self._mlflow:
@@ -141,7 +154,7 @@ class MetricsLogger:
 
 
 class _GlobalStep:
-    """Steps over all stages. A stage is as long as it was: it may have stopped early."""
+    """Step number over all stages. A stage counts with its logged steps, as it may stop early."""
 
     def __init__(self, stages: Sequence[str]) -> None:
         self.last = dict.fromkeys(stages, 0)
@@ -153,7 +166,7 @@ class _GlobalStep:
 
 
 class _WarnOnce:
-    """A warning that is given once, however often there is cause for it."""
+    """Warning that is logged only the first time."""
 
     def __init__(self, message: str) -> None:
         self.message, self.given = message, False
@@ -165,15 +178,16 @@ class _WarnOnce:
 
 
 def _away(path: UPath) -> _WarnOnce:
-    """Figures are not worth a training's end: if storage stays away, checkpoints will tell."""
-    return _WarnOnce(f"{path} could not be written, the training goes on: %s")
+    """Return the warning for a failed upload of metrics, which does not end the training."""
+    return _WarnOnce(f"{path} could not be written; the training continues: %s")
 
 
 class _JsonLines:
-    """metrics.jsonl. Object stores cannot append: for those a copy here is put there as a whole."""
+    """Writer of metrics.jsonl. Object stores cannot append, so they get a whole local copy."""
 
     def __init__(self, path: UPath, resume_at: tuple[str, int], stages: Sequence[str]) -> None:
-        lines = path.read_bytes().split(b"\n")[:-1] if is_file(path) else []  # the last is torn
+        # The last part is empty, or a line that was not written completely.
+        lines = path.read_bytes().split(b"\n")[:-1] if is_file(path) else []
         rows = [json.loads(line) for line in lines]
         order = {stage: number for number, stage in enumerate(stages)}
         end = order[resume_at[0]], resume_at[1]
@@ -193,7 +207,7 @@ class _JsonLines:
         self.put_at = time.monotonic()
 
     def add(self, row: Row) -> None:
-        # JSON knows no NaN, and a loss may be one
+        # A loss can be NaN, which JSON does not have.
         figures = {k: v if math.isfinite(v) else None for k, v in row.figures.items()}
         line = {"stage": row.stage, "step": row.step, "language": row.language, **figures}
         self.file.write(json.dumps(line) + "\n")
@@ -218,7 +232,7 @@ class _JsonLines:
 
 
 class _TensorBoard:
-    """TensorBoard's events. It hides those from `start` on that are in the folder already."""
+    """Writer of TensorBoard events. Existing events from step `start` on are hidden."""
 
     def __init__(self, folder: UPath, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -231,7 +245,7 @@ class _TensorBoard:
             self.remote = folder
             self.scratch = tempfile.TemporaryDirectory(prefix="mla-tensorboard-")
             self.local = Path(self.scratch.name)
-        # One start for all tags: so the stages must not count their steps each from 1.
+        # `purge_step` applies to all tags, so the step must increase over all stages.
         self.writer = SummaryWriter(str(self.local), purge_step=start)
 
     def add(self, row: Row, number: int) -> None:
@@ -255,20 +269,20 @@ class _TensorBoard:
 
 
 def _ray_runs() -> bool:
-    """In this process. Where nobody imported Ray it does not, and importing it takes a second."""
+    """Return whether Ray runs in this process, without importing Ray, which takes a second."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 GAUGES = {
     "loss": ("mla_loss", "Loss of the last batch."),
-    "AR": ("mla_ar", "Average recall on held-out data, in per cent."),
-    "texts/s": ("mla_texts_per_second", "Texts trained on a second, by all workers."),
-    "eta_s": ("mla_eta_seconds", "Seconds to the end of the stage."),
+    "AR": ("mla_ar", "Average recall on held-out data, in percent."),
+    "texts/s": ("mla_texts_per_second", "Training texts per second, over all workers."),
+    "eta_s": ("mla_eta_seconds", "Estimated seconds to the end of the stage."),
 }
 
 
 class _RayMetrics:
-    """Gauges and a counter; Ray shows them as `ray_mla_…` some seconds later, by process."""
+    """Gauges and a counter. Ray exports them per process as `ray_mla_…`, some seconds later."""
 
     def __init__(self, run: str) -> None:
         from ray.util.metrics import Counter, Gauge
@@ -280,7 +294,7 @@ class _RayMetrics:
 
         self.gauges = {figure: gauge(*about) for figure, about in GAUGES.items()}
         self.step = gauge("mla_step", "Step of the stage.")
-        self.texts = Counter("mla_texts_total", "Texts trained on.", keys).set_default_tags(run_tag)
+        self.texts = Counter("mla_texts_total", "Training texts.", keys).set_default_tags(run_tag)
 
     def add(self, row: Row) -> None:
         tags = {"stage": row.stage, "language": row.language}
@@ -292,10 +306,11 @@ class _RayMetrics:
 
 
 class _MLflow:
-    """One MLflow run for a training, however often that is resumed: its id is kept in `record`.
+    """Writer of one MLflow run per training. `record` keeps the run's id for later resumes.
 
-    A thread speaks with the server, which may be slow or away: the training never waits for it,
-    but for `MLFLOW_GOODBYE` seconds at its end. What the server missed it is given later.
+    A thread talks to the server, because the server may be slow or unreachable. The training waits
+    for it only at the end, for at most `MLFLOW_GOODBYE` seconds. What the server missed is sent
+    later.
     """
 
     def __init__(self, record: UPath, labels: Mapping[str, str], params: Mapping[str, Any]) -> None:
@@ -304,7 +319,7 @@ class _MLflow:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"MLFLOW_TRACKING_URI is set, but there is no module {error.name!r}: "
-                "pip install mla-ray[mlflow], or unset it",
+                "pip install mlflow-skinny, or unset it",
                 name=error.name,
             ) from error
         self.record, self.labels = record, dict(labels)
@@ -313,7 +328,7 @@ class _MLflow:
         self.run_id: str | None = None
         self.had: dict[str, int] = {}
         self.finished = False
-        self.warn = _WarnOnce("MLflow cannot be told, the training goes on: %s")
+        self.warn = _WarnOnce("figures cannot be sent to MLflow; the training continues: %s")
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self.thread.start()
@@ -336,7 +351,7 @@ class _MLflow:
             ended = self.ending.wait(MLFLOW_EVERY)
             try:
                 self._send_pending(ended)
-            except Exception as error:  # of any kind: the server, the network, the record
+            except Exception as error:  # from the server, the network or the record file
                 self.warn(error)
 
     def _send_pending(self, ended: bool) -> None:
@@ -351,13 +366,13 @@ class _MLflow:
             batch = [self.pending[index] for index in range(count)]
             new = [Metric(*each) for each in batch if each[3] > self.had.get(each[0], 0)]
             client.log_batch(self.run_id, metrics=new)
-            for _ in range(count):  # not before the server has them
+            for _ in range(count):  # only after the server has them
                 self.pending.popleft()
         if ended:
             client.set_terminated(self.run_id, "FINISHED" if self.finished else "KILLED")
 
     def _open(self, client: Any) -> str:
-        """The run's id; what the server has of it already is not told again."""
+        """Open or create the run, note which steps the server already has, and return its id."""
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
@@ -387,7 +402,7 @@ class _MLflow:
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"nlt": {"steps": 1}}` as `nlt.steps`: 1."""
+    """Flatten nested settings: `{"nlt": {"steps": 1}}` becomes `nlt.steps`: 1."""
     for key, value in params.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

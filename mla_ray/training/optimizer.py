@@ -1,8 +1,8 @@
-"""The paper's optimizer, for dense weights and for sparse embedding rows, over any workers.
+"""The paper's optimizer for dense weights and sparse embedding rows, over any number of workers.
 
-Adam, decoupled weight decay (none on biases), 10 % linear warm-up then cosine, gradients clipped by
-norm. Rows are updated lazily: Adam's moments of a row move only when a batch holds its token, and
-so does its decay.
+It is Adam with decoupled weight decay (none on biases), 10 % linear warm-up then cosine decay, and
+clipping of the gradient norm. Rows are updated lazily: the moments and the weight decay of a row
+apply only in steps whose batch contains its token.
 """
 
 import math
@@ -18,7 +18,14 @@ BETAS, EPS = (0.9, 0.98), 1e-6
 
 
 def learning_rate(stage: Stage, warmup: float, step: int) -> float:
-    """Linear up over the first `warmup` of the steps, then cosine down to zero."""
+    """Return the learning rate of a step: linear warm-up, then cosine decay to zero.
+
+    Args:
+        stage: Stage with its number of steps and its peak learning rate.
+        warmup: Share of the steps with warm-up, from 0 to 1.
+        step: Step of the stage, from 0.
+
+    """
     rise = max(1, round(warmup * stage.steps))
     if step < rise:
         return stage.lr * (step + 1) / rise
@@ -26,10 +33,15 @@ def learning_rate(stage: Stage, warmup: float, step: int) -> float:
 
 
 class LazyAdamW:
-    """AdamW on the rows of an embedding that a batch touches; all other rows keep their bytes.
+    """AdamW for the embedding rows that a batch touches. All other rows do not change.
 
-    torch's SparseAdam would do, but it adds eps before it corrects the bias, which at eps 1e-6 and
-    the small gradients of a mean squared error is another optimizer.
+    torch's SparseAdam is not used because it adds eps before the bias correction. With eps 1e-6 and
+    the small gradients of a mean squared error, it is a different optimizer.
+
+    Args:
+        rows: Weight of the embedding, which is updated in place.
+        weight_decay: Decoupled weight decay of the rows.
+
     """
 
     def __init__(self, rows: Tensor, weight_decay: float) -> None:
@@ -39,7 +51,14 @@ class LazyAdamW:
 
     @torch.no_grad()
     def step(self, index: Tensor, gradient: Tensor, lr: float) -> None:
-        """One update of `rows[index]`; `index` [n] int64 without repeats, `gradient` [n, W]."""
+        """Update `rows[index]` once.
+
+        Args:
+            index: Row numbers `[n]` int64, without duplicates.
+            gradient: Gradient of each row, `[n, row width]`.
+            lr: Learning rate.
+
+        """
         self.step_count += 1
         first = self.first[index].lerp_(gradient, 1 - BETAS[0])
         second = self.second[index].lerp_(gradient.square(), 1 - BETAS[1])
@@ -51,14 +70,14 @@ class LazyAdamW:
 
 
 class Optimizer:
-    """AdamW for dense weights and, where there are any, lazy AdamW for `rows`, stepped together.
+    """AdamW for dense weights, together with lazy AdamW for embedding rows if there are any.
 
-    A step of a training is `all_reduce`, `clip_grad_norm_`, `step`, `zero_grad`.
+    A training step calls `all_reduce`, `clip_grad_norm_`, `step` and `zero_grad`.
 
     Args:
-        dense: weights; those without a gradient in a step stay as they are.
-        weight_decay: of matrices; vectors and numbers have none.
-        rows: weight of an embedding with sparse gradients.
+        dense: Dense weights. A weight without a gradient does not change in that step.
+        weight_decay: Weight decay of matrices. Vectors and scalars have none.
+        rows: Weight of an embedding with sparse gradients.
 
     """
 
@@ -76,33 +95,33 @@ class Optimizer:
         )
         self.lazy = None if rows is None else LazyAdamW(rows, weight_decay)
         self._index = torch.empty(0, dtype=torch.int64)
-        self._touched: list[Tensor] = []  # the rows of a step, as torch's clipping takes a weight
+        self._touched: list[Tensor] = []  # rows of a step, with `grad` as torch's clipping needs
 
     @torch.no_grad()
     def all_reduce(self) -> None:
-        """Sum gradients over all workers, once a step; dense in one call, rows sparsely.
+        """Sum gradients over all workers, once per step: dense ones in one call, rows sparsely.
 
-        A weight that no worker used (another language's acquirers) has no gradient anywhere: one
-        language a batch makes the workers agree on that.
+        A weight that no worker used, such as another language's acquirers, has no gradient on any
+        worker. The workers agree on these weights because a batch contains a single language.
         """
         all_reduce([weight.grad for weight in self.dense if weight.grad is not None])
         if self.lazy is None:
             return
         assert self.lazy.rows.grad is not None  # noqa: S101  (every batch has tokens)
         gradient = all_reduce_sparse(self.lazy.rows.grad.coalesce())
-        # Clipping would leave a sparse gradient uncoalesced, so it is given the values alone.
+        # Clipping would leave a sparse gradient uncoalesced, so it gets only the values.
         values = gradient.values()
         touched = values.detach()
         touched.grad = values
         self._index, self._touched = gradient.indices()[0], [touched]
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Scale all gradients to this norm if theirs is larger; returns what it was."""
+        """Clip gradients in place to a total norm of `max_norm`. Return the norm before."""
         return nn.utils.clip_grad_norm_([*self.dense, *self._touched], max_norm)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One update at this learning rate."""
+        """Update all weights once, at this learning rate."""
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
@@ -118,7 +137,7 @@ class Optimizer:
         self._touched = []
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything to go on from, as tensors by name: a checkpoint holds no pickle."""
+        """Return the state as tensors by name, since a checkpoint contains no pickle."""
         dense = {
             f"{self._prefix}{index}.{field}": torch.as_tensor(value)
             for index, fields in self.adamw.state_dict()["state"].items()
@@ -133,7 +152,7 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         fields_of: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():
             if not name.startswith("rows."):

@@ -1,13 +1,13 @@
-"""From a user's tables to what training reads: blocks of token ids, a vocabulary, initial rows.
+"""Preparation of a user's tables for training: blocks of token ids, a vocabulary, initial rows.
 
-    run/run.json                                    what the run is made of; written first
-    run/data/tokenizer.json, init.safetensors       vocabulary, and where its rows start
-    run/data/<language>/nlt-0000/, le-0000/         tables as `mla_ray.data.blocks` has them
-    run/data/<language>/held-out/                   rows kept away from training
-    run/data/prepared.json                          what was read; written last
+    run/run.json                                    native, data and settings; written first
+    run/data/tokenizer.json, init.safetensors       vocabulary and its initial rows
+    run/data/<language>/nlt-0000/, le-0000/         tables in the format of `mla_ray.data.blocks`
+    run/data/<language>/held-out/                   rows that are held out of training
+    run/data/prepared.json                          result of `prepare`; written last
 
-Memory is bounded by a block of a table and by the sample that the vocabulary is learned from,
-whatever the number of rows.
+Memory is bounded by one block of a table and by the sample from which the vocabulary is learned,
+for any number of rows.
 """
 
 import tempfile
@@ -47,11 +47,12 @@ NAMED_PROBLEMS = 100
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` made.
+    """Result of `prepare`.
 
     Attributes:
-        rows: of every table, by language and table name.
-        problems: of rows that were left out; the first of them, `dropped` counts all.
+        rows: Number of rows of each table, by language and table name.
+        dropped: Number of rows that were dropped.
+        problems: Problems of the first `NAMED_PROBLEMS` dropped rows.
 
     """
 
@@ -61,7 +62,12 @@ class Prepared:
 
 
 def read_prepared(run: str | Path | UPath) -> Prepared:
-    """What was made in a run folder; FileNotFoundError if it is not prepared."""
+    """Read the result of `prepare` in a run folder.
+
+    Raises:
+        FileNotFoundError: The run is not prepared.
+
+    """
     return Prepared(**read_json(as_path(run) / "data" / PREPARED))
 
 
@@ -75,14 +81,24 @@ def prepare(
     skip_invalid: bool = False,
     progress: PhaseProgress = lambda phase, rows: None,
 ) -> Prepared:
-    """Read, check, tokenise and cut the tables of a run; one vocabulary for all its languages.
+    """Read, validate, tokenize and cut the tables of a run, with one vocabulary for all languages.
 
-    `spec` is the run's `spec_of`; without it the tables are read once more, for their sums.
+    A run that is already prepared is not prepared again.
+
+    Args:
+        native: Native model of the run.
+        corpora: One corpus per language.
+        config: Settings of both stages.
+        run: Run folder, or a folder of prepared tables that several runs share.
+        spec: The run's `spec_of`. Without it the table files are read once more for it.
+        skip_invalid: Drop invalid rows instead of rejecting their tables.
+        progress: Called with a phase and the number of rows done so far.
 
     Raises:
-        InvalidTable: rows are bad (unless `skip_invalid`), or a table has none. All problems of
-            all tables are told, and nothing was written.
-        ValueError: rows are to be held out, and there are none or no others.
+        InvalidTable: A table has invalid rows and `skip_invalid` is False, or it has no valid row.
+            The error contains the problems of all tables, and nothing is written.
+        ValueError: A language has no rows to hold out, or no others to train on. Or the pack to
+            start from does not fit the run.
 
     """
     data = run / "data"
@@ -119,7 +135,7 @@ def prepare(
 
 
 def contents(run: UPath, corpora: Sequence[Corpus]) -> list[Contents]:
-    """What `encode_features.fill` has to encode for a prepared run, texts first."""
+    """Return what `encode_features.fill` has to encode for a prepared run, texts first."""
     needed: list[Contents] = []
     for corpus in corpora:
         data = run / "data" / corpus.language
@@ -128,17 +144,18 @@ def contents(run: UPath, corpora: Sequence[Corpus]) -> list[Contents]:
             files = [str(file) for file in stream_of(corpus, stage, table).files]
             needed.append(Contents(folder, KIND[stage], read_index(folder), files))
         held_out = data / HELD_OUT / "contents"
-        if is_file(held_out / "index.json"):  # captions; pairs are among those of their table
+        # Only captions have this index. The texts of held-out pairs are in their table's contents.
+        if is_file(held_out / "index.json"):
             needed.append(Contents(held_out, "image", read_index(held_out), files))
     return sorted(needed, key=lambda each: each.kind == "image")
 
 
 def _start(native: Native, corpora: Sequence[Corpus]) -> LanguagePack | None:
-    """The pack that a run goes on from, if it does."""
+    """Return the pack that a run starts from, or None."""
     if all(corpus.start is None for corpus in corpora):
         return None
     if len(corpora) > 1:
-        raise ValueError("a run that starts from a pack is of one language; give each its own run")
+        raise ValueError("a run that starts from a pack has one language; give each its own run")
     corpus = corpora[0]
     assert corpus.start is not None  # noqa: S101  (there is one, and it has a start)
     pack = LanguagePack.load(corpus.start, native)
@@ -152,7 +169,7 @@ def _start(native: Native, corpora: Sequence[Corpus]) -> LanguagePack | None:
 def _write_blocks(
     draft: Draft, folder: UPath, vocabulary: Vocabulary, progress: PhaseProgress
 ) -> None:
-    """The table's blocks; the vocabulary learns which tokens they hold."""
+    """Write a table's blocks, and mark their tokens as used in the vocabulary."""
     done = 0
     for prefix, block in draft.blocks:
         table = block.read()

@@ -1,8 +1,8 @@
-"""Train a small English image-text model on emoji: how the bundled native `emoji-clip` is made.
+"""Training of `emoji-clip`, the bundled native model: a small English image-text model of emoji.
 
-It stands where CLIP stands in the paper: a model that knows English before any language is
-acquired. English names and keywords of *all* emoji are seen, in three drawing styles; Twemoji never
-is. One process, no Ray.
+It takes the place of CLIP in the paper: a model that knows English before any language is acquired.
+It trains on the English names and keywords of *all* emoji, in three drawing styles. It never sees
+Twemoji. Training uses one process and no Ray.
 
 Shapes: B batch, L tokens, D text width, E joint embedding size, S pixels of a side.
 """
@@ -33,33 +33,42 @@ from mla_ray.training.checkpoints import Checkpoints
 from mla_ray.training.optimizer import Optimizer
 
 CLIP = 1.0
-"""Largest norm of the gradient."""
+"""Maximum norm of the gradient."""
 OnStep = Callable[[str, int, int, dict[str, float]], None]
-"""(phase, done, total, figures)"""
+"""Called with phase, done, total and figures."""
 
 
 class PretrainConfig(BaseModel):
-    """Settings of the training; `model` is open_clip's own configuration."""
+    """Settings of the training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: dict[str, Any]
+    """Model configuration of open_clip."""
     steps: int = Field(default=1150, ge=1)
     batch: int = Field(default=512, ge=2)
     lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
     warmup: int = Field(default=100, ge=1)
-    """Steps."""
+    """Number of warm-up steps."""
     weight_decay: float = 0.2
     average: float = Field(default=0.997, ge=0, lt=1)
-    """Momentum of the running average of the weights, which is what is saved."""
+    """Momentum of the running average of the weights. The saved model has the averaged weights."""
     vocab_size: int = 8192
     checkpoint_every: int = 100
-    """Steps; the held-out drawings are ranked as often."""
+    """Steps between checkpoints, and between evaluations on the held-out drawings."""
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class Drawings:
-    """All training drawings in memory, and their augmentation."""
+    """All training drawings, in memory, with their augmentation.
+
+    Args:
+        emoji: Emoji data set.
+        size: Pixels of a side of the augmented images.
+        progress: Called with the number of concepts done, and their total.
+
+    """
 
     def __init__(self, emoji: Emoji, size: int, progress: Callable[[int, int], None]) -> None:
         self.size = size
@@ -80,13 +89,18 @@ class Drawings:
         rng: np.random.Generator,
         noise: torch.Generator,
     ) -> Tensor:
-        """One drawing of each concept in a random style, moved, coloured, on a random ground.
+        """Return a drawing of each concept, in a random style and augmented.
 
-        Returns [B, 3, S, S] float32 in 0..1. No mirroring: 'left arrow' must stay left.
+        Position, shape and color change, and the background is random. Images are not mirrored,
+        because a 'left arrow' must stay left.
+
+        Returns:
+            Pixels `[B, 3, S, S]` float32, from 0 to 1.
+
         """
         rows = [int(rng.choice(self.of_concept[concept])) for concept in concepts]
         x = self.images[rows].float() / 255
-        x = torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], 1)  # premultiplied: edges stay clean
+        x = torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], 1)  # premultiplied alpha keeps edges clean
 
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return torch.rand(len(x), *shape, generator=noise) * (high - low) + low
@@ -107,7 +121,7 @@ class Drawings:
         ground = uniform(0, 1, 3, 1, 1)
         ground = ground + uniform(-0.3, 0.3, 3, 1, 1) * ramp[:, None]
         ground = ground + uniform(-0.3, 0.3, 3, 1, 1) * ramp
-        # A third stand on plain white, as the drawings of a caption table do.
+        # About a third have a white background, like the drawings of a caption table.
         white = torch.rand(len(x), 1, 1, 1, generator=noise) < 0.35
         ground = torch.where(white, torch.ones(()), ground.clamp(0, 1))
         return (colour + ground * (1 - alpha)).clamp(0, 1)
@@ -116,7 +130,7 @@ class Drawings:
 def make_tokenizer(
     labels: Sequence[Label], vocab_size: int, context_length: int
 ) -> PreTrainedTokenizerFast:
-    """An English vocabulary learned from names and keywords, as Hugging Face's tokenizer class."""
+    """Learn an English vocabulary from names and keywords, as a Hugging Face tokenizer."""
     texts = [text for label in labels for text in (label.name, *label.keywords)]
     return PreTrainedTokenizerFast(
         tokenizer_object=learn(texts, vocab_size),
@@ -128,9 +142,11 @@ def make_tokenizer(
 
 
 def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: OnStep) -> dict[str, float]:
-    """Train, going on in `run` if it was begun there; leaves the native in `run/native`.
+    """Train the model, resuming in `run` if it has a checkpoint. Write it to `run/native`.
 
-    Returns the recall of the test concepts' English names against their held-out drawings.
+    Returns:
+        Recall of the test concepts' English names against their held-out drawings, in percent.
+
     """
     torch.manual_seed(config.seed)
     named = emoji.labels("en")
@@ -155,7 +171,7 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: OnStep) ->
     for step in range(start, config.steps):
         rng = np.random.default_rng([config.seed, step])
         noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        # Distinct concepts: the same one twice in a batch would be a false negative.
+        # Concepts are distinct: a repeated one would be a false negative in its batch.
         concepts = rng.permutation(len(labels))[: config.batch]
         images = _normalise(drawings.batch(concepts, rng, noise))
         texts = _texts(labels, concepts, rng)
@@ -178,9 +194,16 @@ def pretrain(config: PretrainConfig, emoji: Emoji, run: Path, report: OnStep) ->
 
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, momentum: float) -> None:
-    """Move a running average of a model's weights towards it; it keeps this share of itself.
+    """Move a running average of weights towards the model's weights.
 
-    torch's AveragedModel has one momentum for all steps, and begins with a copy of the first.
+    torch's AveragedModel is not used: it has one momentum for all steps, and begins with a copy of
+    the first weights.
+
+    Args:
+        average: Model with the averaged weights, updated in place.
+        model: Model in training.
+        momentum: Share of the average that stays.
+
     """
     pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
     for kept, new in pairs:
@@ -191,7 +214,7 @@ def follow(average: nn.Module, model: nn.Module, momentum: float) -> None:
 
 
 def _tensors(model: nn.Module, average: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Everything to go on from, by name."""
+    """Return the tensors of a checkpoint by name."""
     parts = {
         "model": model.state_dict(),
         "kept": average.state_dict(),
@@ -208,7 +231,7 @@ def _learning_rate(config: PretrainConfig, step: int) -> float:
 def _texts(
     labels: Sequence[Label], concepts: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> list[str]:
-    """The name half the time, one to four keywords otherwise."""
+    """Return a text for each concept: its name with probability 0.5, else one to four keywords."""
     texts = []
     for concept in concepts:
         label = labels[concept]
@@ -233,18 +256,21 @@ def _normalise(pixels_B3SS: Tensor) -> Tensor:
 
 
 def _loss(model: Any, pixels_B3SS: Tensor, ids_BL: Tensor) -> Tensor:
-    """CLIP's symmetric InfoNCE with a learned temperature."""
+    """Return CLIP's symmetric InfoNCE, with a learned temperature."""
     with torch.no_grad():
         model.logit_scale.clamp_(0, math.log(100))
     with torch.autocast("cpu", torch.bfloat16):
         image_BE = model.encode_image(pixels_B3SS)
         text_BE = _encode_text(model, ids_BL)
-    # No two rows are of one concept.
+    # All rows have different concepts, so no two are positives of each other.
     return le_loss(text_BE, image_BE, torch.arange(len(ids_BL)), model.logit_scale.exp())
 
 
 def _encode_text(model: Any, ids_BL: Tensor) -> Tensor:
-    """`encode_text` without the padding that open_clip's needs: the tower is causal."""
+    """Encode texts without the padding to full length that open_clip's `encode_text` needs.
+
+    The text tower is causal, so the features are the same.
+    """
     length = ids_BL.shape[1]
     x_BLD = model.token_embedding(ids_BL) + model.positional_embedding[:length]
     x_BLD = model.transformer(x_BLD, attn_mask=model.attn_mask[:length, :length])
@@ -256,7 +282,12 @@ def _encode_text(model: Any, ids_BL: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def held_out(model: Any, tokenizer: PreTrainedTokenizerFast, emoji: Emoji) -> dict[str, float]:
-    """Recall of the test concepts' English names against their held-out drawings."""
+    """Return recall of the test concepts' English names against their held-out drawings.
+
+    Returns:
+        R@k of both directions, and AR, in percent.
+
+    """
     named, size = emoji.labels("en"), int(np.max(model.visual.image_size))
     keys = [concept.key for concept in emoji.concepts if concept.split == "test"]
     pixels = np.stack([emoji.pixels(TEST_STYLE, key, size) for key in keys])
@@ -274,7 +305,7 @@ def held_out(model: Any, tokenizer: PreTrainedTokenizerFast, emoji: Emoji) -> di
 def save_native(
     folder: Path, model: nn.Module, model_config: dict[str, Any], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Write open_clip's folder layout: config, float16 safetensors, tokenizer."""
+    """Write a model in open_clip's folder layout: config, float16 safetensors, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     model_config = deepcopy(model_config)
     model_config["text_cfg"]["vocab_size"] = len(tokenizer)
@@ -294,5 +325,5 @@ def save_native(
     }
     path = folder / "open_clip_model.safetensors"
     save_file(weights, path)
-    path.chmod(0o644)  # safetensors writes private files
+    path.chmod(0o644)  # safetensors creates files that only their owner can read
     tokenizer.save_pretrained(folder)

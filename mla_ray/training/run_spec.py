@@ -1,4 +1,4 @@
-"""What a run is made of: `run.json`. A run goes on only with the same data and settings."""
+"""Specification of a run, `run.json`. A run resumes only with the same data and settings."""
 
 import hashlib
 import json
@@ -20,31 +20,31 @@ from mla_ray.runtime.storage import is_file, is_local, read_json
 from mla_ray.training.config import AcquireConfig
 
 KIND: dict[str, Kind] = {"nlt": "text", "le": "image"}
-"""Of the frozen features that a stage's texts are to meet."""
+"""Kind of the frozen features on which a stage trains its texts."""
 OF_TABLES = ("vocabulary", "vocab_size", "sample", "rows", "seed")
 """Settings that prepared tables depend on."""
-GOES_ON = "The run goes on, and what it saves has the fingerprint of today."
-"""What to do about a run with a fingerprint of the rule of before: nothing."""
+GOES_ON = "The run continues, and what it saves has the current fingerprint."
+"""Remedy for a run that has its native model's fingerprint by mla-ray 0.1.0: nothing to do."""
 RUN = "run.json"
 
 
 class RunSpec(TypedDict, total=False):
-    """`run.json` of an acquisition, and what its workers are given."""
+    """Content of an acquisition's `run.json`, and the form of it that the workers receive."""
 
     native: str
     fingerprint: str
     config: dict[str, Any]
-    """An AcquireConfig."""
+    """Settings, as `AcquireConfig.model_dump` returns them."""
     sources: dict[str, dict[str, list[str]]]
-    """By language and table: what tells its files from other files."""
+    """Fingerprints of the files of each table, by language and table name."""
     start: dict[str, dict[str, Any]] | None
-    """By language: of the card of the pack that it starts from."""
+    """Part of the card of the pack from which a language starts, by language."""
     tables: dict[str, dict[str, dict[str, Any]]]
-    """By language and table: rows and files. For workers alone."""
+    """Rows and files of each table, by language and table name. Only workers receive it."""
 
 
 def spec_of(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) -> RunSpec:
-    """What a run is made of; it goes on only with the same."""
+    """Return the spec of a run. The run resumes only with the same spec."""
     starts = {c.language: _start_card(c.start) for c in corpora if c.start is not None}
     return {
         "native": native.name,
@@ -56,13 +56,13 @@ def spec_of(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) ->
 
 
 def _start_card(pack: str | Path) -> dict[str, Any]:
-    """Which pack a run starts from, and how that was made."""
+    """Return the part of a pack's card that identifies it and says how it was made."""
     card = read_card(pack)
     return card.model_dump(include={"sha256", "stages", "acquired_on", "started_from"})
 
 
 def sources(corpora: Sequence[Corpus]) -> dict[str, dict[str, list[str]]]:
-    """What tells the tables of a run from other tables."""
+    """Return the fingerprints of the table files, by language and table name."""
     return {
         corpus.language: {
             name: [fingerprint(file) for file in stream_of(corpus, stage, table).files]
@@ -73,14 +73,17 @@ def sources(corpora: Sequence[Corpus]) -> dict[str, dict[str, list[str]]]:
 
 
 def stream_of(corpus: Corpus, stage: Stage, table: str | Path, split: str = "train") -> Stream:
-    """The rows of a corpus's table that are of its language and split."""
+    """Return a stream of the rows of a corpus's table, in its language and this split."""
     if stage == "nlt":
         return Stream.pairs([table], corpus.language)
     return Stream.captions([table], corpus.language, split)
 
 
 def tables_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a `spec_of` prepared tables depend on; runs that differ in the rest share them."""
+    """Return the part of a spec on which prepared tables depend.
+
+    Runs that differ only in other parts can share prepared tables.
+    """
     config = {name: spec["config"][name] for name in OF_TABLES}
     held = spec["config"]["held_out"]
     config["held_out"] = (held["of"], held["size"]) if held["every"] else None
@@ -89,7 +92,7 @@ def tables_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tables_key(spec: Mapping[str, Any]) -> str:
-    """A name for a folder of prepared tables: the same for runs that may share them."""
+    """Return a folder name for prepared tables. Runs that can share tables have the same name."""
     document = json.dumps(tables_spec(spec), sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
@@ -97,7 +100,16 @@ def tables_key(spec: Mapping[str, Any]) -> str:
 def with_todays_fingerprint(
     spec: Mapping[str, Any], native: Native, run: UPath
 ) -> Mapping[str, Any]:
-    """A spec as it was written, with today's fingerprint if it has the native's of before."""
+    """Return a stored spec, with the current fingerprint if it has the one by mla-ray 0.1.0.
+
+    The spec of another native model is returned unchanged.
+
+    Args:
+        spec: Spec that was read.
+        native: Native model with both fingerprints.
+        run: Folder of the spec, for the log.
+
+    """
     if native.goes_by(spec.get("fingerprint", ""), run, GOES_ON):
         return {**spec, "fingerprint": native.fingerprint}
     return spec
@@ -105,9 +117,11 @@ def with_todays_fingerprint(
 
 @contextmanager
 def only_run_in(run: UPath) -> Iterator[None]:
-    """Keep a run folder of this machine's file systems for this run, in the body of a `with`.
+    """Lock a local run folder in the body of a `with` statement. A folder at a URL is not locked.
 
-    BlockingIOError if another run is at work there. A URL has no locks.
+    Raises:
+        BlockingIOError: Another run is active in the folder.
+
     """
     with ExitStack() as held:
         if is_local(run):
@@ -123,18 +137,18 @@ def only_run_in(run: UPath) -> Iterator[None]:
 def check_goes_on(
     run: UPath, spec: Mapping[str, Any], native: Native, resume: bool, begun: bool = True
 ) -> bool:
-    """See that there is no run in a folder yet, or one of this spec; returns whether there is one.
+    """Check that a folder has no run, or one that can resume. Return whether it has one.
 
     Args:
-        run: the run folder.
-        spec: what the run would be made of.
-        native: of it.
-        resume: whether to go on with a run that is there.
-        begun: whether anything was made of that run; if not, its spec may change.
+        run: Run folder.
+        spec: Spec of the run that would start or resume.
+        native: Native model of the run.
+        resume: Whether to continue an existing run.
+        begun: Whether the existing run has results. If not, its spec may differ.
 
     Raises:
-        FileExistsError: there is a run, and `resume` is off.
-        ValueError: the run there is of another spec.
+        FileExistsError: There is a run and `resume` is False.
+        ValueError: The existing run has another spec.
 
     """
     path = run / RUN

@@ -1,7 +1,7 @@
-"""The vocabulary of a run: its tokenizer, which tokens its languages use, and their initial rows.
+"""Vocabulary of a run: its tokenizer, the tokens that its languages use, and their initial rows.
 
-It is learned from a sample of the tables, taken from a Hugging Face BERT, or that of a pack that
-the run goes on from. One vocabulary serves all languages of a run.
+It is learned from a sample of the tables, or comes from a Hugging Face BERT or from the pack that
+the run starts from. All languages of a run share one vocabulary.
 
 Shapes: V embedding rows, W row width.
 """
@@ -34,14 +34,14 @@ from mla_ray.training.config import AcquireConfig
 
 @dataclass
 class Vocabulary:
-    """A tokenizer, and which of its tokens are met in each language's tables.
+    """Tokenizer of a run, with the tokens that occur in each language's tables.
 
     Attributes:
-        tokenizer: text to tokens of the whole vocabulary.
-        context_length: the native's.
-        embeddings: a row for each token [V, W], where the tokenizer came with some.
-        start: the pack that the run goes on from; tokens without a row in it are left out.
-        used: by language, a mask of the tokens that its tables hold.
+        tokenizer: Tokenizer with the whole vocabulary.
+        context_length: Context length of the native model, in tokens.
+        embeddings: Embeddings of all tokens `[tokens, W]` if the tokenizer came with some.
+        start: Pack that the run starts from. Tokens without a row in it are dropped.
+        used: Mask of the tokens that occur in a language's tables, by language.
 
     """
 
@@ -60,14 +60,14 @@ class Vocabulary:
         start: LanguagePack | None,
         config: AcquireConfig,
     ) -> "Vocabulary":
-        """The vocabulary that a run begins with; no token is used yet.
+        """Create the vocabulary of a run. No token is marked as used yet.
 
         Args:
-            native: gives the context length.
-            languages: of the run.
-            samples: of its tables, whose texts (`target`) it is learned from.
-            start: a pack whose vocabulary it is instead.
-            config: `vocabulary` and `vocab_size`.
+            native: Native model, for its context length.
+            languages: Languages of the run.
+            samples: Samples of the tables. A vocabulary is learned from their column `target`.
+            start: Pack whose vocabulary is used instead, or None.
+            config: Settings `vocabulary` and `vocab_size`.
 
         """
         embeddings = None
@@ -75,7 +75,8 @@ class Vocabulary:
             tokenizer = start.tokenizer.tokenizer
         elif config.vocabulary == "learned":
             texts = chain.from_iterable(sample["target"].to_pylist() for sample in samples)
-            # What is one letter in a language may be two in another.
+            # Several languages get only the common spelling rules, because one letter of a
+            # language can be two letters of another.
             language = languages[0] if len(languages) == 1 else "und"
             tokenizer = learn(texts, config.vocab_size, language)
         else:
@@ -85,24 +86,27 @@ class Vocabulary:
         return cls(tokenizer, native.text.context_length, embeddings, start, used)
 
     def encode(self, language: str, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of texts, cut at the context length; all tokens that they hold are now used."""
+        """Tokenize texts, cut the ids at the context length, and mark all tokens as used."""
         uncut = token_ids(self.tokenizer, texts)
         if self.start is not None:
             row_of = self.start.tokenizer.row_of
             uncut = [ids[row_of[ids] >= 0] for ids in uncut]
-        # Before the cut: a query may begin with what stands past it here.
+        # Tokens past the cut count, too: a query may begin with them.
         self.used[language][np.concatenate(uncut)] = True
         return [shorten(ids, self.context_length) for ids in uncut]
 
     def language_tokenizer(self) -> LanguageTokenizer:
-        """Text to embedding rows, of all tokens that any language uses."""
+        """Return the tokenizer to embedding rows, with a row for each token that is used."""
         if self.start is not None:
             return self.start.tokenizer
         used = np.logical_or.reduce(list(self.used.values()))
         return LanguageTokenizer.with_tokens(self.tokenizer, used, self.context_length)
 
     def used_by(self, language: str) -> npt.NDArray[np.bool_]:
-        """A mask of the tokens that are the language's own; of a pack to start from all its."""
+        """Return a mask of the tokens that the language uses.
+
+        If the run starts from a pack, these are all tokens of the pack.
+        """
         if self.start is not None:
             mask: npt.NDArray[np.bool_] = self.start.tokenizer.row_of >= 0
             return mask
@@ -111,16 +115,17 @@ class Vocabulary:
     def initial_tensors(
         self, native: Native, pairs: Sequence[pa.Table], config: AcquireConfig
     ) -> dict[str, Tensor]:
-        """Where training starts, as `acquisition_learner.initial_encoders` takes it.
+        """Return the initial tensors for `acquisition_learner.initial_encoders`.
 
         Args:
-            native: whose embeddings rows may be aligned with.
-            pairs: samples of the translation tables.
-            config: `rows` and `seed`.
+            native: Native model, with whose token embeddings rows may be aligned.
+            pairs: Samples of the translation tables.
+            config: Settings `rows` and `seed`.
 
         Returns:
-            `rows` [V, W], `tokens` [V] that they are of, `own/<language>`: which rows are the
-            language's own, and `start/...`: the other weights of a pack to start from.
+            `rows` `[V, W]` float32; `tokens` `[V]` int32, the token id of each row;
+            `own/<language>` int64, the rows that the language uses; and `start/...`, the other
+            weights of a start pack.
 
         """
         tokenizer = self.language_tokenizer()

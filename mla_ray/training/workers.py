@@ -1,7 +1,7 @@
-"""Ray Train workers: how many, on what part of a cluster, and how a driver speaks with them.
+"""Ray Train workers: their number and resources, and their communication with the driver.
 
-`fit` runs a training on workers and shows its progress; the driver may stop it. A worker that is
-lost is replaced, and the training goes on from its last checkpoint.
+`fit` runs a training on workers and reports its progress. The driver can stop it. Ray replaces a
+lost worker, and the training resumes from its last checkpoint.
 """
 
 import logging
@@ -27,21 +27,24 @@ from mla_ray.training.monitor import Monitor
 log = logging.getLogger(__name__)
 
 SHOW_EVERY_S = 0.5
-"""Seconds between two looks of the driver at the metrics."""
+"""Seconds between two polls of the metrics by the driver."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Ray Train workers. Batches and learning rates do not depend on how many there are.
+    """Number and resources of Ray Train workers.
+
+    Batches and learning rates do not depend on the number of workers.
 
     Attributes:
-        count: workers, or the fewest that training goes on with; none: it trains in this process,
-            and needs no Ray.
-        most: the training grows up to as many when the cluster has room (elastic), if given.
-        cpus: of each; if not given as many as leave every worker its share, on the nodes there are.
-        gpus: of each; one if not given and the cluster has enough of them now. A cluster whose
-            GPU nodes have yet to appear has to be asked for them.
-        resources: other Ray resources that a worker has to be placed on.
+        count: Number of workers, or their minimum if `most` is set. With 0 the training runs in
+            this process without Ray.
+        most: Maximum number of workers for elastic training, which grows when the cluster has
+            free resources. None disables it.
+        cpus: CPU cores per worker. By default as many as each worker can have on the present nodes.
+        gpus: GPUs per worker. By default 1 if the cluster has enough GPUs now, otherwise 0. Set it
+            if the GPU nodes of an autoscaling cluster do not run yet.
+        resources: Other Ray resources that each worker requires.
 
     """
 
@@ -53,18 +56,35 @@ class Workers:
 
     @classmethod
     def parse(cls, text: str) -> "Workers":
-        """`2`, `1:4` for at least one and at most four, or `0` for this process alone."""
+        """Parse a number of workers or a range.
+
+        Args:
+            text: `2`, `1:4` for at least one and at most four, or `0` for this process alone.
+
+        Raises:
+            ValueError: The text is neither, or the maximum is less than the minimum.
+
+        """
         count, colon, most = text.partition(":")
         if not count.isdecimal() or (colon and not (most.isdecimal() and int(count))):
             raise ValueError(
                 f"workers are a number such as 2, or a range such as 1:4, not {text!r}"
             )
         if colon and int(most) < int(count):
-            raise ValueError(f"workers {text!r}: the most is less than the fewest")
+            raise ValueError(f"workers {text!r}: the maximum is less than the minimum")
         return cls(int(count), int(most) if colon else None)
 
     def check_batch(self, name: str, batch: int) -> None:
-        """Refuse a batch of which some worker would get no row, with a ValueError."""
+        """Check that a batch has at least one row for each worker.
+
+        Args:
+            name: Name of the setting, for the message.
+            batch: Rows of a step, over all workers.
+
+        Raises:
+            ValueError: The batch is smaller than the maximum number of workers.
+
+        """
         most = max(self.count, self.most or 0)
         if batch < most:
             raise ValueError(f"{name} is {batch}, too small for {most} workers")
@@ -72,14 +92,14 @@ class Workers:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a run speaks with whoever started it.
+    """Callbacks from a run to the process that started it.
 
     Attributes:
-        report: called with progress, for bars.
-        stop: once set, a checkpoint is saved and `Stopped` raised.
-        labels: of the metrics, beside the run's name.
-        callbacks: of Ray Train's, to hear of every checkpoint of its workers.
-        on_checkpoint: called after each checkpoint of a training in this process.
+        report: Called with progress, for example to show progress bars.
+        stop: Event that requests a stop. The run then saves a checkpoint and raises `Stopped`.
+        labels: Labels of the metrics, in addition to the run's name.
+        callbacks: Ray Train callbacks, which receive every checkpoint report of its workers.
+        on_checkpoint: Called after each checkpoint if the training runs in this process.
 
     """
 
@@ -90,37 +110,41 @@ class Hooks:
     on_checkpoint: OnCheckpoint = lambda figures, folder: None
 
     def named(self, run: str) -> "Hooks":
-        """The same for a run of this name, which becomes a label if there is none."""
+        """Return a copy with the run's name as label `run`, unless there is one already."""
         return replace(self, labels={"run": run, **self.labels})
 
 
 class InFolder(Protocol):
-    """What workers are given: of a run, which has a folder."""
+    """Job of the workers, with the folder of its run."""
 
     @property
-    def run(self) -> str: ...
+    def run(self) -> str:
+        """Run folder."""
+        ...
 
 
 Train = Callable[..., bool]
-"""Given an `InFolder`, a `Driver`, and `cpu=`, whether to stay on the CPU."""
+"""Called with an `InFolder`, a `Driver` and `cpu=`, whether to stay on the CPU. Returns False if
+a stop request ended the training early."""
 
 
 def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
-    """Run `train` on Ray Train workers, or in this process if there are to be none.
+    """Run `train` on Ray Train workers, or in this process if `workers.count` is 0.
 
     Args:
-        train: what every worker runs.
-        job: what all workers are given.
-        workers: how many train.
-        hooks: how the run speaks with the caller.
+        train: Function that every worker runs.
+        job: Job that all workers receive.
+        workers: Number and resources of the workers.
+        hooks: Callbacks to the caller.
 
     Raises:
-        Diverged, MemoryError: as `train` says, on a worker.
+        Diverged: The loss is not finite.
+        MemoryError: The training does not fit into the memory of its only worker.
 
     """
     in_main = threading.current_thread() is threading.main_thread()
     if isinstance(hooks.stop, StopEvent) and in_main and not hooks.stop.is_set():
-        hooks.stop.listen()  # from now on there is something to save
+        hooks.stop.listen()  # from here on, a stop has something to save
     if not workers.count:
         if fault := run_in_process(train, job, _driver_here(hooks)):
             raise fault
@@ -133,9 +157,9 @@ def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = workers.cpus or cpus_per_worker(workers, nodes)
     monitor = ray.remote(num_cpus=0)(Monitor).remote()
-    remove(as_path(job.run) / "train")  # what Ray noted of an earlier try; where to go on, we know
-    # Not as `train_loop_config`: Train's controller reads that, and would import all of this
-    # package and open_clip for it, which takes many seconds.
+    remove(as_path(job.run) / "train")  # Ray's state of an earlier try; our checkpoints replace it
+    # The job is not a `train_loop_config`, because Ray Train's controller reads that. It would
+    # import this package and open_clip for it, which takes many seconds.
     trainer = TorchTrainer(
         partial(_work, train, job, monitor, dict(hooks.labels)),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -160,14 +184,17 @@ def fit(train: Train, job: InFolder, workers: Workers, hooks: Hooks) -> None:
 
 
 def gpus_per_worker(workers: Workers, resources: Mapping[str, float]) -> float:
-    """Of each worker on a cluster of these resources."""
+    """Return the GPUs of each worker on a cluster with these resources."""
     if workers.gpus is not None:
         return workers.gpus
     return 1.0 if resources.get("GPU", 0) >= max(1, workers.count) else 0.0
 
 
 def cpus_per_worker(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> int:
-    """The most cores that each worker can have on nodes of these resources: it must fit on one."""
+    """Return the most CPU cores that each worker can have on nodes with these resources.
+
+    A worker must fit on a single node.
+    """
     wanted = workers.resources.items()
     fit = [node for node in nodes if all(node.get(name, 0) >= n for name, n in wanted)]
     cores = [int(node.get("CPU", 0)) for node in fit]
@@ -178,7 +205,7 @@ def cpus_per_worker(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> i
 
 
 def _progress(row: Figures) -> Progress:
-    """A row of metrics, as bars show it."""
+    """Convert a row of metrics to progress."""
     if "loss" in row:
         note = f"loss {row['loss']:.4f}, {row['texts/s']:,.0f} texts/s"
     else:
@@ -187,7 +214,7 @@ def _progress(row: Figures) -> Progress:
 
 
 def _driver_here(hooks: Hooks) -> Driver:
-    """The driver of a training in this process."""
+    """Return the driver of a training in this process."""
 
     def control() -> Control:
         stopping = hooks.stop is not None and hooks.stop.is_set()
@@ -202,16 +229,16 @@ def _driver_here(hooks: Hooks) -> Driver:
 
 
 def _fit_beside(trainer: Any) -> Any:
-    """What `trainer.fit` returns; run in a thread, for in the main one it takes SIGINT for itself.
+    """Run `trainer.fit` in a thread and return its result.
 
-    Ray Train would then end the workers with nothing saved.
+    In the main thread, Ray Train handles SIGINT itself and ends the workers without a checkpoint.
     """
     result: Future[Any] = Future()
 
     def fit() -> None:
         try:
             result.set_result(trainer.fit())
-        except BaseException as fault:  # to be raised where it is waited for
+        except BaseException as fault:  # `result.result()` raises it in the caller's thread
             result.set_exception(fault)
 
     threading.Thread(target=fit, daemon=True).start()
@@ -219,7 +246,7 @@ def _fit_beside(trainer: Any) -> Any:
 
 
 class _ProgressThread:
-    """Reports the workers' progress while `fit` blocks, and tells them to stop."""
+    """Thread that reports the workers' progress while `fit` blocks, and relays a stop request."""
 
     def __init__(self, monitor: Any, report: Report, stop: threading.Event | None) -> None:
         self.monitor, self.report, self.stop = monitor, report, stop
@@ -251,9 +278,10 @@ class _ProgressThread:
 
 
 def _work(train: Train, job: InFolder, monitor: Any, labels: Mapping[str, str]) -> Exception | None:
-    """What every Ray Train worker runs; returns what went wrong if it would again.
+    """Run a training on a Ray Train worker.
 
-    What is raised here Ray tries again, from the last checkpoint.
+    Returns an error that a retry would repeat. If this function raises an error, Ray retries from
+    the last checkpoint.
     """
     import ray.train
 
@@ -270,10 +298,21 @@ def _work(train: Train, job: InFolder, monitor: Any, labels: Mapping[str, str]) 
 def run_in_process(
     train: Train, job: InFolder, driver: Driver, alone: bool = True
 ) -> Exception | None:
-    """Train in this process, on its GPU if it has one; returns what would go wrong again."""
+    """Train in this process, on its GPU if it has one.
+
+    Args:
+        train: Function to run.
+        job: Job of the run.
+        driver: Callbacks to the process that started the training.
+        alone: Whether this is the only worker. Only then a lack of memory is returned, not raised.
+
+    Returns:
+        Error that a retry would repeat, or None.
+
+    """
     try:
         train(job, driver, cpu=not _has_gpu())
-    except Diverged as fault:  # on all workers
+    except Diverged as fault:  # all workers return it
         return fault
     except (MemoryError, RuntimeError) as fault:
         if not alone or not _too_large(fault):
@@ -283,7 +322,7 @@ def run_in_process(
 
 
 def _has_gpu() -> bool:
-    """Whether this process has a GPU: one that Ray gave it, if it is Ray's."""
+    """Return whether this process has a GPU. In a process of Ray, only Ray's assignment counts."""
     import torch
 
     ray = sys.modules.get("ray")
@@ -296,14 +335,14 @@ def _too_large(fault: Exception) -> bool:
     import torch
 
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(fault, kinds) or "can't allocate memory" in str(fault)  # of the CPU's
+    return isinstance(fault, kinds) or "can't allocate memory" in str(fault)  # torch on the CPU
 
 
 def _report_checkpoint(figures: Figures, folder: UPath | None) -> None:
-    """Tell Ray Train, and whoever schedules its runs, of a checkpoint; a barrier.
+    """Report a checkpoint to Ray Train and to the scheduler of its runs. The call is a barrier.
 
-    The checkpoint is not handed over: Ray's own come back as the latest or not at all, where ours
-    go back past a damaged one.
+    The checkpoint itself is not passed to Ray. Ray restores its latest checkpoint or none, while
+    `Checkpoints.load` skips a damaged one and loads the one before.
     """
     from ray import train
 
@@ -311,14 +350,17 @@ def _report_checkpoint(figures: Figures, folder: UPath | None) -> None:
 
 
 ASK_EVERY_S = 0.5
+"""Seconds between two polls of a single worker."""
 ASK_EVERY_CALLS = 5
+"""Calls of `_Controls.ask` between two polls of several workers."""
 
 
 class _Controls:
-    """What Ray and the driver ask, the same on every worker.
+    """Requests of Ray and the driver, the same on every worker.
 
-    Asking takes messages between processes. A worker alone asks every `ASK_EVERY_S` seconds;
-    several, which have to ask at the same step, every `ASK_EVERY_CALLS` calls.
+    Polling needs messages between processes, so it is limited. A single worker polls every
+    `ASK_EVERY_S` seconds. Several workers must poll at the same step, so they poll every
+    `ASK_EVERY_CALLS` calls.
     """
 
     def __init__(self, monitor: Any) -> None:
@@ -354,16 +396,16 @@ class _Controls:
         nodes = set(info.preempted_node_ids) if info else set()
         if nodes - self.seen:
             self.seen |= nodes
-            return Control.SAVE  # once: the node goes on until it is taken
+            return Control.SAVE  # only once per node, which runs until it is taken away
         return Control.CONTINUE
 
     def _ask_monitor(self) -> None:
-        """Ask the driver's monitor without waiting for it."""
+        """Poll the driver's monitor without waiting for it."""
         import ray
 
         if self.answer is None:
             self.answer = self.monitor.should_stop.remote()
         elif ray.wait([self.answer], timeout=0)[0]:
-            with suppress(ray.exceptions.RayError):  # its driver is gone
+            with suppress(ray.exceptions.RayError):  # the driver is gone
                 self.stopping = ray.get(self.answer)
             self.answer = None

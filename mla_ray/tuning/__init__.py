@@ -1,1 +1,1 @@
-"""Hyperparameters for a language, found by Ray Tune."""
+"""Hyperparameter search for one or more languages, with Ray Tune and Optuna."""

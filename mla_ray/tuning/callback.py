@@ -1,7 +1,7 @@
-"""A callback of Ray Tune's: the ends of trials, for progress and for room on the disk.
+"""Ray Tune callback that reports finished trials and deletes their checkpoints.
 
-Tune keeps its callbacks in a pickle and takes them from there when it goes on, so what a
-`SweepCallback` reports to is looked up where it runs.
+Ray Tune pickles its callbacks and loads them from the pickle when a sweep resumes. `SweepCallback`
+therefore holds only the sweep's folder and looks up its listener when a trial ends.
 """
 
 import logging
@@ -17,7 +17,7 @@ from mla_ray.tuning.trial import ENDED, METRIC
 if TYPE_CHECKING:
 
     class Callback:
-        """Of Ray Tune, which has no types."""
+        """Stand-in for Ray Tune's `Callback`, which has no type annotations."""
 else:
     from ray.tune import Callback
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Listener:
-    """Who hears of the trials of a sweep."""
+    """Receiver of the progress of one sweep."""
 
     phase: str
     trials: int
@@ -34,17 +34,28 @@ class _Listener:
 
 
 _listeners: dict[str, _Listener] = {}
-"""By the sweep's folder."""
+"""Listeners by the folder of their sweep."""
 
 
 @contextmanager
 def trials_reported(root: str, phase: str, trials: int, report: Report) -> Iterator[None]:
-    """Progress of the sweep in `root` goes to `report`; a line for each failure to the log."""
+    """Report the progress of the sweep in `root` while the context is active.
+
+    Each failed trial writes one line to the log. The logger of Ray Tune itself is limited to
+    critical messages in the meantime.
+
+    Args:
+        root: Folder of the sweep.
+        phase: Name of the phase in the progress.
+        trials: Number of trials of the sweep.
+        report: Receives the progress after each trial.
+
+    """
     _listeners[root] = _Listener(phase, trials, report)
     report(Progress(phase, 0, trials))
     tune = logging.getLogger("ray.tune")
     level = tune.level
-    tune.setLevel(logging.CRITICAL)  # it has a traceback of its own machinery for each failure
+    tune.setLevel(logging.CRITICAL)  # it logs a traceback of Ray Tune's internals per failure
     try:
         yield
     finally:
@@ -53,22 +64,25 @@ def trials_reported(root: str, phase: str, trials: int, report: Report) -> Itera
 
 
 class SweepCallback(Callback):
-    """Of the sweep in `root`."""
+    """Ray Tune callback for the sweep in `root`."""
 
     def __init__(self, root: str) -> None:
         self.root = root
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Report a finished trial and delete its checkpoints and packs."""
         self._ended(trials, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        log.warning("trial %s failed; the report says why", trial.trial_id)
+        """Log a failed trial, report it, and delete its checkpoints and packs."""
+        log.warning("trial %s failed; the sweep's report.html will show the error", trial.trial_id)
         self._ended(trials, trial)
 
     def _ended(self, trials: list[Any], trial: Any) -> None:
         run = as_path(self.root) / "trials" / trial.trial_id
         write_bytes(run / ENDED, b"")
-        remove(run / "checkpoints")  # the best settings are trained anew, on all rows
+        # The best settings are trained again on all rows, so no checkpoint of a trial is needed.
+        remove(run / "checkpoints")
         remove(run / "packs")
         if listener := _listeners.get(self.root):
             ended = [t for t in trials if t is trial or t.is_finished()]

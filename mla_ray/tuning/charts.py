@@ -1,4 +1,8 @@
-"""The pictures of a sweep: each function draws one in the colours of a theme, or says why not."""
+"""Charts of a sweep.
+
+Each function draws one chart in the colors of a theme. If the sweep has too little data for the
+chart, the function returns the reason as a string.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,18 +21,18 @@ from mla_ray.tuning.theme import WIDTH, Theme, add_legend, new_figure
 
 AR = "validation AR, %"
 MANY = 60
-"""Trials from which on each is drawn smaller or fainter."""
+"""Number of trials above which charts use smaller markers and fainter lines."""
 MARKERS: dict[Status, str] = {"done": "o", "stopped": "v", "diverged": "X", "failed": "x"}
 
 Draw = Callable[[Outcome, Theme], "Figure | str"]
-"""The figure, or why there is none."""
+"""Function that returns the figure of a chart, or the reason why there is none."""
 
 
 def draw_trials(outcome: Outcome, theme: Theme) -> Figure | str:
-    """AR of each trial in the order they were begun, and the best until then."""
+    """Draw the AR of each trial in start order, and the best AR so far."""
     trials = sorted(outcome.trials, key=lambda trial: trial.number)
     if not any(_finite(trial) for trial in trials):
-        return "no trial came to an AR"
+        return "no trial reported an AR"
     figure, axes = new_figure(theme)
     last = trials[-1].number
     defaults = _defaults(outcome)
@@ -53,14 +57,14 @@ def draw_trials(outcome: Outcome, theme: Theme) -> Figure | str:
     axes.margins(y=0.14)
     axes.set_xlim(trials[0].number - 0.7, last + 0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("trial, in the order begun")
+    axes.set_xlabel("trial, in start order")
     axes.set_ylabel(AR)
     add_legend(figure, axes, theme)
     return figure
 
 
 def _step_best_so_far(axes: Axes, theme: Theme, trials: Sequence[Trial], last: int) -> None:
-    """A line of the best AR until each trial, up to trial number `last`."""
+    """Draw a step line of the best AR so far, up to trial number `last`."""
     if len(trials) < 2:
         return
     steps = list(accumulate(map(_number, trials), max))
@@ -78,9 +82,9 @@ def _step_best_so_far(axes: Axes, theme: Theme, trials: Sequence[Trial], last: i
 def _scatter_trials(
     axes: Axes, theme: Theme, status: Status, trials: Sequence[Trial], size: int
 ) -> None:
-    """Markers of trials of one status; those without an AR are at the foot.
+    """Draw markers for the trials of one status.
 
-    They have no height, but their turn is worth seeing.
+    Trials without an AR are drawn at the bottom edge, so that their place in the order is visible.
     """
     marker = MARKERS[status]
     for at_foot in (False, True):
@@ -93,7 +97,7 @@ def _scatter_trials(
             s=size,
             marker=marker,
             color=theme.status[status],
-            # A line of the ground's colour keeps neighbours apart; "x" is a line itself.
+            # An edge in the background color separates neighbors. "x" consists of lines only.
             edgecolors=None if marker == "x" else theme.ground,
             linewidths=1.6 if marker == "x" else 0.8,
             transform=axes.get_xaxis_transform() if at_foot else axes.transData,
@@ -103,7 +107,10 @@ def _scatter_trials(
 
 
 def draw_parallel(outcome: Outcome, theme: Theme) -> Figure | str:
-    """A line a trial over an axis a parameter, coloured by AR; trials without AR are left out."""
+    """Draw parallel axes: one line per trial and one axis per parameter, colored by AR.
+
+    Trials without an AR and parameters with only one value are left out.
+    """
     trials = sorted(measured(outcome.trials), key=_number)  # the best is drawn last, on top
     if len(trials) < 2:
         return "parallel axes need at least 2 trials with an AR"
@@ -143,7 +150,7 @@ def draw_parallel(outcome: Outcome, theme: Theme) -> Figure | str:
 def _draw_axis(
     axes: Axes, theme: Theme, place: int, name: str, scale: Scale, *, is_ar: bool
 ) -> None:
-    """One of the parallel axes, with its ticks and its name; that of AR shows the colours."""
+    """Draw one of the parallel axes with its ticks and name. The AR axis shows the colors."""
     if is_ar:
         strip = [[(place, n / 64), (place, min(1, (n + 1.5) / 64))] for n in range(64)]
         colours = [theme.ramp(n / 63) for n in range(64)]
@@ -170,13 +177,13 @@ def _draw_axis(
 
 
 def draw_importance(outcome: Outcome, theme: Theme) -> Figure | str:
-    """A bar a parameter, the most important on top."""
+    """Draw one bar per parameter, the most important parameter on top."""
     counted = measured(outcome.trials)
     if len(counted) < FEWEST or all(len(some) == 1 for some in values(counted).values()):
         return f"importance needs at least {FEWEST} trials with an AR and different settings"
     shares = importance(outcome.trials)
     if not shares:
-        return "importance needs different AR, and all trials have the same"
+        return "importance needs different AR values, but all trials have the same AR"
     names = list(shares)
     figure, axes = new_figure(theme, WIDTH, 0.34 * len(names) + 1.0)
     parts = [100 * shares[name] for name in names]
@@ -195,13 +202,13 @@ def draw_importance(outcome: Outcome, theme: Theme) -> Figure | str:
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xticks([])  # each bar has its number
+    axes.set_xticks([])  # each bar is labeled with its value
     axes.set_xlabel("share of importance, %")
     return figure
 
 
 def draw_curves(outcome: Outcome, theme: Theme) -> Figure | str:
-    """Best AR so far of each trial over the share of its steps."""
+    """Draw the best AR so far of each trial over the percentage of its steps."""
     curves = {
         trial.number: points
         for trial in outcome.trials
@@ -212,7 +219,7 @@ def draw_curves(outcome: Outcome, theme: Theme) -> Figure | str:
     figure, axes = new_figure(theme)
     defaults = _defaults(outcome)
     labelled = set()
-    # The defaults, then the best, over all others.
+    # The defaults and then the best trial are drawn last, on top of the others.
     special = (defaults.number if defaults else -1, outcome.best)
     order = sorted(outcome.trials, key=lambda t: (t.number == special[1], t.number == special[0]))
     for trial in order:
@@ -231,7 +238,7 @@ def draw_curves(outcome: Outcome, theme: Theme) -> Figure | str:
             lw=3 if best else 1.4 if first or len(curves) <= MANY else 0.8,
             ls=(0, (4, 2)) if first else "-",
             alpha=1.0 if best or first else 0.65 if trial.status == "done" else 0.35,
-            # Where it ended, if early; one point alone would not be seen otherwise.
+            # Marks where a trial ended early. A curve of one point needs a marker to be visible.
             marker=MARKERS[trial.status] if trial.status != "done" or len(points) == 1 else None,
             markevery=[-1],
             markersize=5,
@@ -261,7 +268,7 @@ def _number(trial: Trial) -> float:
 
 
 def _broken(name: str) -> str:
-    """A long name in two lines, at a dot or an underscore near its middle."""
+    """Break a long name into two lines at a dot or an underscore near its middle."""
     places = [n + 1 for n, letter in enumerate(name[:-1]) if letter in "._"]
     if len(name) <= 12 or not places:
         return name

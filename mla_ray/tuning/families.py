@@ -1,4 +1,4 @@
-"""Which languages are related: same branch before same family."""
+"""Relatedness of languages by family and branch, from `families.yaml`."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -9,7 +9,7 @@ import yaml
 
 @lru_cache(maxsize=1)
 def _places() -> dict[str, tuple[str, str]]:
-    """Family and branch by code."""
+    """Load the family and branch of each language code."""
     text = (Path(__file__).parent / "families.yaml").read_text()
     families: dict[str, dict[str, list[str]]] = yaml.safe_load(text)
     return {
@@ -21,12 +21,15 @@ def _places() -> dict[str, tuple[str, str]]:
 
 
 def family(language: str) -> tuple[str, str] | None:
-    """Family and branch of a BCP-47 code, or None for one that is not in `families.yaml`."""
+    """Return the family and branch of a BCP-47 code, or None if `families.yaml` lacks it."""
     return _places().get(language) or _places().get(language.partition("-")[0])
 
 
 def related(language: str, others: Iterable[str]) -> list[str]:
-    """Those of `others` in the same family or language, the closest first."""
+    """Return the related languages among `others`, the closest first.
+
+    Variants of the same language come first, then the same branch, then the same family.
+    """
     ours = family(language)
 
     def closeness(other: str) -> int:

@@ -1,4 +1,7 @@
-"""What settings are worth: two acquisitions side by side on test rows that chose neither."""
+"""Gain of a sweep: test AR of the best settings compared with that of the default settings.
+
+The split `test` plays no part in choosing the settings.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,6 +19,7 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.tuning.outcome import Gain, Interval
 
 DRAWS = 2000
+"""Number of bootstrap samples."""
 
 
 def ranks_of_packs(
@@ -25,7 +29,19 @@ def ranks_of_packs(
     captions: str | Path,
     skip_invalid: bool,
 ) -> dict[str, Ranks]:
-    """Ranks of packs of one language, by name, on the split `test` of a caption table."""
+    """Evaluate packs of one language on the split `test` of a caption table.
+
+    Args:
+        folders: Pack folders by name.
+        language: BCP-47 code.
+        native: The native of the packs.
+        captions: The caption table.
+        skip_invalid: Whether to skip invalid rows instead of raising.
+
+    Returns:
+        The ranks of each pack, by name.
+
+    """
     table = CaptionTable.read(captions, [language], skip_invalid=skip_invalid)
     gallery = table.gallery(native)
     ranks = {}
@@ -37,7 +53,14 @@ def ranks_of_packs(
 
 
 def gain(default: Ranks, swept: Ranks, seed: int = 0) -> Gain:
-    """Of the same captions and images, ranked by packs of the default and of the best settings."""
+    """Return the test AR of both settings and their difference, with 95 % bootstrap intervals.
+
+    Args:
+        default: Ranks by the pack of the default settings.
+        swept: Ranks of the same captions and images by the pack of the best settings.
+        seed: Seed of the bootstrap samples, which are the same for both packs.
+
+    """
     before, after = default.resampled(DRAWS, seed), swept.resampled(DRAWS, seed)
     was, now = default.recall().ar, swept.recall().ar
     return Gain(
@@ -50,6 +73,6 @@ def gain(default: Ranks, swept: Ranks, seed: int = 0) -> Gain:
 
 
 def _interval(value: float, drawn: npt.NDArray[np.float64]) -> Interval:
-    """95 %, by percentiles."""
+    """Return a value with its 95 % percentile interval, rounded to three decimals."""
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(value=round(value, 3), low=round(float(low), 3), high=round(float(high), 3))

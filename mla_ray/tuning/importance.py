@@ -1,7 +1,8 @@
-"""Which parameters of a sweep mattered.
+"""Importance of the parameters of a sweep, by PED-ANOVA.
 
-By PED-ANOVA: how far the distribution of a parameter's values among the best third of the trials is
-from that among all (Watanabe, Bansal and Hutter, 2023, https://arxiv.org/abs/2304.10255).
+PED-ANOVA measures how far the distribution of a parameter's values among the best trials is from
+its distribution among all trials (Watanabe, Bansal and Hutter, 2023,
+https://arxiv.org/abs/2304.10255). The best trials are the best third here.
 """
 
 import math
@@ -21,21 +22,22 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from mla_ray.tuning.outcome import Trial, Value
 
 FEWEST = 4
-"""Trials below which a share would say nothing."""
+"""Minimum number of trials for which importance is computed."""
 
 TOP = 1 / 3
 """Share of the trials that count as the best.
 
-Optuna's tenth is two of twenty trials, and it asks for five. Of 40 random sweeps of 20 trials, each
-with one parameter that decides and four of noise, a third finds it in 35, a tenth in 19.
+Optuna's default is a tenth, which is two of twenty trials. Optuna recommends at least five. In 40
+random sweeps of 20 trials, each with one decisive parameter and four noise parameters, a third
+identified the decisive parameter in 35 sweeps and a tenth in 19.
 """
 
 WIDE = 30
-"""Largest over smallest value from which a scale of positive numbers is logarithmic."""
+"""Ratio of largest to smallest value from which positive numbers get a logarithmic scale."""
 
 
 def measured(trials: Sequence[Trial]) -> list[Trial]:
-    """Those whose AR counts: trained until the end or stopped, and not lost to a NaN."""
+    """Return the trials whose AR counts: status `done` or `stopped`, and a finite AR."""
     return [
         trial
         for trial in trials
@@ -44,7 +46,7 @@ def measured(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def values(trials: Sequence[Trial]) -> dict[str, list[Value]]:
-    """Distinct values of each parameter, in their order: numbers, then strings."""
+    """Return the distinct values of each parameter, sorted: numbers first, then strings."""
     distinct: dict[str, set[Value]] = {}
     for trial in trials:
         for name, value in trial.settings.items():
@@ -53,21 +55,25 @@ def values(trials: Sequence[Trial]) -> dict[str, list[Value]]:
 
 
 def numeric(some: Sequence[Value]) -> list[float] | None:
-    """The values as numbers, or None if one of them is a string."""
+    """Return the values as numbers, or None if one of them is a string."""
     numbers = [float(value) for value in some if not isinstance(value, str)]
     return numbers if len(numbers) == len(some) else None
 
 
 def logarithmic(low: float, high: float) -> bool:
-    """Whether a range is read better in orders of magnitude."""
+    """Return whether a range should have a logarithmic scale."""
     return low > 0 and high / low >= WIDE
 
 
 def importance(trials: Sequence[Trial]) -> dict[str, float]:
-    """Share of each parameter in what sets the best trials apart; they sum to 1, largest first.
+    """Return the share of importance of each parameter, the largest first.
 
-    Of trials that are done or stopped and have an AR. A parameter with one value has 0, so all have
-    0 where nothing varied. Empty if there are fewer than `FEWEST` such trials, or all have one AR.
+    Only trials with status `done` or `stopped` and a finite AR count. The shares sum to 1. A
+    parameter with one value has the share 0. If no parameter varied, all shares are 0.
+
+    Returns:
+        Shares by parameter. Empty if fewer than `FEWEST` trials count or all have the same AR.
+
     """
     trials = measured(trials)
     if len(trials) < FEWEST or len({trial.ar for trial in trials}) == 1:
@@ -109,7 +115,7 @@ def _distribution(some: Sequence[Value]) -> BaseDistribution:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing on the console about a study that the user knows nothing of."""
+    """Silence Optuna's log and warnings about this internal study."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -1,15 +1,17 @@
-"""The sweep of one language: a search, its result as a configuration, and what that is worth.
+"""Sweep of one language: search, resulting configuration, and gain on the test split.
 
-run/<language>/spec.json      what the sweep is of; it goes on only with the same
-run/<language>/first.json     the points that the search begins with, and where they are from
-run/<language>/prepared/      tables, once for all trials of the same vocabulary
-run/<language>/tune/          Ray Tune's state and figures
-run/<language>/default, best  acquisitions by the default and the best settings
-run/<language>/pack/          the pack of the best settings
-run/<language>/sweep.json     the outcome; written last
-run/<language>/report.html
-results/<language>.yaml       what `mla acquire --config` takes
-results/<language>.json       the outcome again: where sweeps of related languages begin
+Files of a sweep:
+
+    run/<language>/spec.json      data and settings of the sweep; it resumes only with the same
+    run/<language>/first.json     the first points of the search, and the origin of each
+    run/<language>/prepared/      tables, shared by all trials with the same vocabulary
+    run/<language>/tune/          state and metrics of Ray Tune
+    run/<language>/default, best  acquisitions with the default and the best settings
+    run/<language>/pack/          the pack of the best settings
+    run/<language>/sweep.json     the outcome; written last
+    run/<language>/report.html    the report
+    results/<language>.yaml       the best settings, for `mla acquire --config`
+    results/<language>.json       a copy of the outcome; sweeps of related languages start from it
 """
 
 import itertools
@@ -50,27 +52,28 @@ from mla_ray.tuning.trial import Point, TrialSpec
 log = logging.getLogger(__name__)
 
 LOW_RESOURCE = 2000
-"""Pairs below which a language is swept in the space `low-resource`, unless told otherwise."""
+"""Number of pairs below which the space `auto` is `low-resource`."""
 HELD_OUT = 1000
+"""Maximum number of validation rows."""
 
 
 @dataclass(frozen=True)
 class LanguageSweep:
-    """The sweep of one language, whose tables are there.
+    """Sweep of one language whose tables exist.
 
     Attributes:
-        plan: whose language it is.
-        language: BCP-47.
-        native: the plan's.
-        corpus: what the language is acquired from.
-        splits: how many captions each split has.
-        run_spec: of an acquisition of the corpus, whatever its settings: the tables' fingerprints
-            among others, which take reading all of them.
-        space_name: of a preset, or of a file.
-        space: what is searched.
-        trials: how many.
-        report: told of progress.
-        stop: once set, the sweep ends as soon as it can be gone on with.
+        plan: Plan that contains the language.
+        language: BCP-47 code.
+        native: Native of the plan.
+        corpus: Tables that the language is acquired from.
+        splits: Number of captions in each split.
+        run_spec: Spec of an acquisition of the corpus with default settings. It contains the
+            fingerprints of the tables, which require reading all of them.
+        space_name: Name of the preset or of the file.
+        space: Search space.
+        trials: Number of trials.
+        report: Receives the progress.
+        stop: Stop request. Once set, the sweep saves its state and ends. It can be resumed.
 
     """
 
@@ -96,7 +99,17 @@ class LanguageSweep:
         stop: threading.Event,
         most_trials: int | None = None,
     ) -> Self:
-        """Make or find the language's tables, and read of them what the sweep depends on."""
+        """Make or find the language's tables, and read what the sweep needs from them.
+
+        Args:
+            plan: Plan that contains the language.
+            language: BCP-47 code.
+            native: Native of the plan.
+            report: Receives the progress.
+            stop: Stop request.
+            most_trials: Maximum number of trials, if the plan has a budget.
+
+        """
         corpus = plan.corpus(
             language, of_language(report, language), as_path(plan.run) / language / "spec.json"
         )
@@ -118,14 +131,23 @@ class LanguageSweep:
 
     @property
     def root(self) -> UPath:
+        """Folder of the sweep."""
         return as_path(self.plan.run) / self.language
 
     @property
     def store(self) -> UPath:
+        """Root of the feature stores."""
         return as_path(self.plan.data) / "features"
 
     def sweep(self) -> Outcome:
-        """All of it; what was done before is read."""
+        """Run the whole sweep, or resume it. A finished sweep only returns its stored outcome.
+
+        Raises:
+            Stopped: The stop request was set. The same call resumes the sweep.
+            ValueError: The folder contains a sweep of other data or settings, or no trial
+                reported an AR.
+
+        """
         done = self.root / "sweep.json"
         spec = self.trial_spec()
         self.begin(spec.held_out)
@@ -155,7 +177,7 @@ class LanguageSweep:
         return outcome
 
     def trial_spec(self) -> TrialSpec:
-        """What the trials share."""
+        """Return what all trials share."""
         return TrialSpec(
             run_spec=self.run_spec,
             corpus=self.corpus,
@@ -169,14 +191,19 @@ class LanguageSweep:
     # -- before the search --
 
     def _held_out(self) -> HeldOut:
-        """Rows that settings are chosen by: the captions' split `validation`, else some pairs."""
+        """Return the validation rows: the captions' split `validation`, or else some pairs."""
         if self.splits["validation"]:
             return HeldOut(of="captions", size=HELD_OUT)
         rows = _rows(self.corpus.pairs[0], self.language, 6 * HELD_OUT)
         return HeldOut(of="pairs", size=max(2, min(HELD_OUT, rows // 6)))
 
     def begin(self, held_out: HeldOut) -> None:
-        """See that the folder is of this sweep, or of none yet."""
+        """Write `spec.json`, or check that an existing one describes this sweep.
+
+        Raises:
+            ValueError: The folder contains a sweep of other data or settings.
+
+        """
         spec = {
             "fingerprint": self.native.fingerprint,
             "sources": self.run_spec["sources"],
@@ -197,7 +224,7 @@ class LanguageSweep:
             )
 
     def _prepare(self, spec: TrialSpec) -> None:
-        """Tables for every vocabulary that the space has, and features, once for all trials."""
+        """Make the tables for every vocabulary of the space, and the features, for all trials."""
         report = of_language(self.report, self.language)
         choices = {
             name: domain.choices
@@ -232,7 +259,12 @@ class LanguageSweep:
     # -- the search --
 
     def search(self, spec: TrialSpec) -> list[Trial]:
-        """The trials, in the order they were begun."""
+        """Run the trials, or resume them.
+
+        Returns:
+            The trials in start order.
+
+        """
         import ray
 
         self._prepare(spec)
@@ -248,7 +280,10 @@ class LanguageSweep:
         )
 
     def first_points(self) -> list[tuple[str, Point]]:
-        """The points that the search begins with: those of when the sweep was begun."""
+        """Return the first points of the search and the origin of each.
+
+        They are stored in `first.json` when the sweep starts, so a resumed sweep uses the same.
+        """
         path = self.root / "first.json"
         if is_file(path):
             return [(origin, point) for origin, point in read_json(path)]
@@ -257,19 +292,27 @@ class LanguageSweep:
         write_json(path, points)
         return points
 
-    # -- what it is worth --
+    # -- the gain --
 
     def _config(self, point: Point | None) -> AcquireConfig:
-        """The settings of a point, or the defaults, as the tables that there are allow."""
+        """Return the settings of a point, or the defaults for None.
+
+        If the corpus has no captions, the settings have no LE stage.
+        """
         captions = self.corpus.captions is not None
         if point is not None:
             return self.space.config(point, captions=captions)
         return AcquireConfig() if captions else AcquireConfig().text_only()
 
     def _gain(self, spec: TrialSpec, best: AcquireConfig) -> Gain | None:
-        """Acquire by the best settings; what they gain on the split `test`.
+        """Acquire with the best and the default settings, and compare them on the split `test`.
 
-        Nothing before looked at that split. None if there is none: then only `best` is acquired.
+        No earlier step reads that split.
+
+        Returns:
+            The gain, or None if there is no such split. In that case, only the best settings are
+            acquired.
+
         """
         hidden = self.native.text.width // 2
 
@@ -280,12 +323,12 @@ class LanguageSweep:
         configs = {"best": best}
         if has_test and resolved(default) != resolved(best):
             configs["default"] = default
-        with ThreadPoolExecutor(len(configs)) as pool:  # side by side, as trials are
+        with ThreadPoolExecutor(len(configs)) as pool:  # concurrently, like trials
             folders = pool.map(lambda name: self._acquire(name, spec, configs[name]), configs)
             packs = dict(zip(configs, folders, strict=True))
         copy_pack(packs["best"], self.root / "pack")
         if not has_test or self.corpus.captions is None:
-            rows = f"rows found: {named(self.splits)}" if self.corpus.captions else "there are none"
+            rows = f"rows found: {named(self.splits)}" if self.corpus.captions else "none given"
             log.warning(
                 "%s: the gain is not measured: captions have no split %r; %s",
                 *(self.language, TEST, rows),
@@ -297,7 +340,7 @@ class LanguageSweep:
         return gain(ranks.get("default", ranks["best"]), ranks["best"], self.plan.seed)
 
     def _acquire(self, name: str, spec: TrialSpec, config: AcquireConfig) -> UPath:
-        """A pack trained on all rows, those for validation too if they were pairs."""
+        """Train a pack on all rows, including validation rows that are pairs."""
         report = of_language(self.report, self.language)
         packs = acquire(
             self.plan.native,
@@ -320,7 +363,7 @@ class LanguageSweep:
 
 
 def _space(plan: SweepPlan, corpus: Corpus) -> tuple[str, Space]:
-    """The plan's space, or one by how many pairs there are, and its name."""
+    """Return the name and content of the plan's space. `auto` depends on the number of pairs."""
     if plan.space != "auto":
         return load_space(plan.space)
     few = sum(_rows(table, corpus.language, LOW_RESOURCE) for table in corpus.pairs)
@@ -328,17 +371,20 @@ def _space(plan: SweepPlan, corpus: Corpus) -> tuple[str, Space]:
 
 
 def _best(trials: Sequence[Trial]) -> Trial:
-    """The highest validation AR; of equal ones the first. One trained in full if there is any."""
+    """Return the trial with the highest validation AR, the first one of equals.
+
+    Only trials that were trained to the end count, if there are any. Diverged trials never count.
+    """
     scored = [trial for trial in trials if trial.ar is not None and trial.status != "diverged"]
     candidates = [trial for trial in scored if trial.status == "done"] or scored
     if not candidates:
         errors = [trial.error for trial in trials if trial.error]
-        raise ValueError(f"no trial came to an AR; the first error: {errors[0] if errors else '?'}")
+        raise ValueError(f"no trial reported an AR; first error: {errors[0] if errors else '?'}")
     return max(candidates, key=lambda trial: (trial.ar, -trial.number))
 
 
 def _rows(table: str | Path, language: str, enough: int) -> int:
-    """Rows of a translation table, counted no further than `enough`."""
+    """Count the rows of a translation table, and stop counting at `enough`."""
     rows = 0
     for piece in Stream.pairs([table], language):
         rows += piece.num_rows

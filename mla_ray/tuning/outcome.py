@@ -1,4 +1,4 @@
-"""What a sweep found: its trials, the best of them, and what that is worth on the test split."""
+"""Result of a sweep: its trials, the best trial, and the gain on the test split."""
 
 from typing import Any, Literal
 
@@ -6,39 +6,40 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Value = int | float | str
 Settings = dict[str, Any]
-"""Of an acquisition, nested as a configuration file has them."""
+"""Settings of an acquisition, nested as in a configuration file."""
 Status = Literal["done", "stopped", "diverged", "failed"]
 
 
 class Trial(BaseModel):
-    """One setting that was tried."""
+    """One trial of a sweep."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     id: str
     number: int
-    """In the order they were begun, from 0."""
+    """Position in start order, from 0."""
     origin: str
-    """`defaults`, `best for <language>` of an earlier sweep, or `search`."""
+    """`defaults`, `best for <language>` (from an earlier sweep), or `search`."""
     status: Status
-    """`done`: trained in full. `stopped`: no better than others at the same point, by ASHA.
-    `diverged`: its loss was no longer a number. `failed`: raised an error."""
+    """`done`: trained to the end. `stopped`: stopped early by ASHA, because other trials had a
+    better AR at the same percentage. `diverged`: the loss was NaN or infinite. `failed`: raised an
+    error."""
     settings: dict[str, Value]
     """Values of the space's parameters, by name."""
     ar: float | None
-    """The best AR on the validation rows, %; None if it never got to one."""
+    """Best AR on the validation rows, in percent. None if the trial reported no AR."""
     percent: int
-    """How much of its steps it trained."""
+    """Percentage of its steps that the trial trained."""
     seconds: float
-    """Wall clock."""
+    """Wall-clock time in seconds."""
     curve: list[tuple[int, float]] = []
-    """Percent of its steps, best AR so far."""
+    """Pairs of the percentage of steps and the best AR so far."""
     error: str | None = None
-    """The last line of what was raised."""
+    """Last line of the error that the trial raised."""
 
 
 class Interval(BaseModel):
-    """A figure and its 95 % bootstrap interval over test images."""
+    """A value and its 95 % bootstrap interval over test images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,30 +52,30 @@ class Interval(BaseModel):
 
 
 def format_setting(value: Value) -> str:
-    """`3e-5`, `0.001`, `native`."""
+    """Format a value of a parameter, such as `3e-5`, `0.001` or `native`."""
     return f"{value:.4g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
 
 
 def signed(interval: Interval) -> str:
-    """A difference: `+1.6 [+0.9, +2.3]`."""
+    """Format a difference with signs, such as `+1.6 [+0.9, +2.3]`."""
     return f"{interval.value:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
 
 
 class Gain(BaseModel):
-    """Test AR of the default and of the best settings, trained alike; the test was seen once."""
+    """Test AR of the default and of the best settings, trained in the same way."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     default: Interval
     swept: Interval
     difference: Interval
-    """Of the same resampled images, so it is narrower than the two apart."""
+    """Difference on the same resampled images, so its interval is narrower than either side's."""
     images: int
     captions: int
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves chance out."""
+        """Whether the whole interval of the difference is above zero."""
         return self.difference.low > 0
 
     def __str__(self) -> str:
@@ -84,37 +85,38 @@ class Gain(BaseModel):
 
 
 class Outcome(BaseModel):
-    """A finished sweep of one language; kept as `sweep.json`."""
+    """Result of a finished sweep of one language, stored as `sweep.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     language: str
     native: str
     space: str
-    """Name of the preset, or the file."""
+    """Name of the preset or of the file."""
     validation: Literal["pairs", "captions"]
-    """Which rows settings were chosen by: translations held out, or the split `validation`."""
+    """Validation rows: held-out translation pairs, or the captions' split `validation`."""
     seed: int
     trials: list[Trial]
     best: int = Field(ge=0)
-    """Number of the trial."""
+    """Number of the best trial."""
     config: Settings
-    """Settings of an acquisition that differ from the defaults; the result file."""
+    """Settings that differ from the defaults, as in the result file."""
     gain: Gain | None = None
     """None if the captions have no split `test`."""
     seconds: float
-    """Wall clock of all trials, added up; those side by side count twice."""
+    """Sum of the wall-clock times of all trials in seconds. Concurrent trials are each counted."""
 
     @property
     def best_trial(self) -> Trial:
+        """The best trial."""
         return next(trial for trial in self.trials if trial.number == self.best)
 
     @property
     def line(self) -> str:
-        """The sweep in one line."""
+        """Summary of the sweep in one line."""
         best = self.best_trial
         first = next((trial for trial in self.trials if trial.origin == "defaults"), None)
         line = f"{self.language}: validation AR {best.ar:.1f} by trial {best.number}"
         if first and first.ar is not None:
             line += f" ({first.ar:.1f} by the defaults)"
-        return f"{line}; {self.gain or 'gain not measured, for want of captions of split test'}"
+        return f"{line}; {self.gain or 'gain not measured: there are no captions of split test'}"

@@ -1,4 +1,4 @@
-"""What a sweep is of: languages, a space, how many trials, and where everything goes."""
+"""Plan of a sweep: languages, search space, number of trials, and output folders."""
 
 from pathlib import Path
 
@@ -13,29 +13,36 @@ ALL = "all"
 
 
 class SweepPlan(BasePlan):
-    """What is to be swept, how long, and where everything goes."""
+    """Plan of a sweep over one or more languages."""
 
     languages: list[Language] = Field(min_length=1)
-    """BCP-47 codes, or `all` of the tables or the data set."""
+    """BCP-47 codes, or `all` for every language of the tables or of the data set."""
     space: str = "auto"
-    """`quick`, `standard`, `low-resource`, a YAML file, or `auto`: by the number of pairs."""
+    """`quick`, `standard`, `low-resource`, a YAML file, or `auto`, which depends on the number of
+    pairs."""
     trials: int | None = Field(default=None, ge=1)
-    """Of each language; the space says how many if not given."""
+    """Number of trials for each language. The default is that of the space."""
     budget: int | None = Field(default=None, ge=1)
-    """Most trials of all languages together, shared out evenly."""
+    """Maximum number of trials for all languages together, divided evenly."""
     concurrent: int | None = Field(default=None, ge=1)
-    """Trials at a time; as many as the cluster has room for if not given."""
+    """Number of concurrent trials. The default is as many as fit on the cluster."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the search and of the bootstrap samples."""
     run: str = "runs/sweep"
-    """A run folder for each language."""
+    """Folder for the run folders, one per language."""
     results: str = "tuning/results"
-    """Best settings by language; what is there of related languages is tried first."""
+    """Folder of the best settings by language. A sweep first tries those of related languages."""
     worker_cpus: float | None = Field(default=1.0, gt=0)
-    """Of each worker of a trial."""
+    """CPUs for each worker of a trial."""
 
 
 def languages_of(plan: SweepPlan, report: Report) -> list[str]:
-    """The plan's languages, or all there are."""
+    """Return the languages of the plan, or every language of its data for `all`.
+
+    Raises:
+        ValueError: `all` is combined with `{language}` in a table name.
+
+    """
     if plan.languages != [ALL]:
         return plan.languages
     if plan.dataset == "emoji":
@@ -43,7 +50,7 @@ def languages_of(plan: SweepPlan, report: Report) -> list[str]:
 
         return [code for code in Emoji(Path(plan.data) / "emoji").languages if code != ENGLISH]
     if any("{language}" in name for name in plan.pairs):
-        raise ValueError("languages 'all' cannot be read off names with {language}; list them")
+        raise ValueError("languages 'all' does not work with {language} in table names; list them")
     codes: set[str] = set()
     for piece in Stream.pairs(plan.pairs):
         codes.update(piece["language"].unique().to_pylist())

@@ -1,4 +1,4 @@
-"""A sweep as a page that holds its pictures."""
+"""HTML report of a sweep, with the charts embedded in the page."""
 
 import base64
 import math
@@ -23,7 +23,7 @@ from mla_ray.tuning.theme import DARK, LIGHT, WIDTH, notice, png
 
 @dataclass(frozen=True)
 class Chart:
-    """What the page shows of a sweep, and how it is drawn."""
+    """Definition of a chart: file name, drawing function and texts."""
 
     file: str
     draw: Draw
@@ -37,64 +37,69 @@ CHARTS = (
         "trials.png",
         draw_trials,
         "Trials over time",
-        "AR of each trial, and the best until then. Trials without AR are at the foot.",
-        "Validation AR of each trial in the order they were begun",
+        "AR of each trial in start order, and the best AR so far. Trials without an AR are drawn "
+        "at the bottom edge.",
+        "Validation AR of each trial in start order",
     ),
     Chart(
         "parallel.png",
         draw_parallel,
         "Settings and AR",
-        "A line is a trial, its colour is its AR, and the thick one is the best. A stopped "
-        "trial has the AR of where it stopped; one without AR is left out, and so is a "
-        "parameter with one value.",
+        "Each line is one trial, colored by its AR. The thick line is the best trial. A stopped "
+        "trial is shown with the AR at which it stopped. Trials without an AR and parameters with "
+        "only one value are left out.",
         "Parallel axes, one for each parameter and one for AR",
     ),
     Chart(
         "importance.png",
         draw_importance,
         "Importance",
-        "How far the values of the best third of the trials differ from those of all, by "
-        "PED-ANOVA. With few trials it is a hint, not a finding.",
+        "PED-ANOVA measures how far the values of the best third of the trials differ from those "
+        "of all trials. With few trials, the result is only an indication.",
         "Share of importance of each parameter",
     ),
     Chart(
         "curves.png",
         draw_curves,
         "Learning curves",
-        "Best AR so far of each trial while it trained. Faint: not trained in full.",
-        "Validation AR of each trial over the share of its steps",
+        "Best AR so far of each trial during training. Faint lines are trials that were not "
+        "trained to the end.",
+        "Validation AR of each trial over the percentage of its steps",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart as it is in the page."""
+    """A chart as the page shows it."""
 
     title: str
     note: str
     alt: str
     reason: str = ""
-    """Why it cannot be drawn; the rest is empty then."""
+    """Reason why the chart cannot be drawn. The fields below are empty in that case."""
     light: str = ""
     dark: str = ""
     width: int = 0
     height: int = 0
     least: int = 0
-    """Width in rem below which it is scrolled, not made smaller."""
+    """Minimum width in rem. A narrower page scrolls the chart instead of shrinking it."""
 
 
 def write(outcome: Outcome, folder: UPath) -> UPath:
-    """`report.html` in `folder`, which is returned, and the pictures that it holds beside it.
+    """Write `report.html` and its charts as PNG files to `folder`.
 
-    These are trials.png, parallel.png, importance.png and curves.png; one that this sweep is too
-    small for says so in words. Each file is replaced whole.
+    The charts are `trials.png`, `parallel.png`, `importance.png` and `curves.png`. If the sweep has
+    too little data for a chart, its file contains the reason as text. Existing files are replaced.
+
+    Returns:
+        The path of `report.html`.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
 
     """
-    # All escaped: jinja2's own choice goes by the last suffix, which is .jinja.
+    # Jinja's automatic choice depends on the last suffix, which is .jinja, so it would not escape.
     environment = Environment(
         loader=PackageLoader("mla_ray.tuning"),
         autoescape=True,
@@ -130,13 +135,13 @@ def write(outcome: Outcome, folder: UPath) -> UPath:
 
 
 def _picture(outcome: Outcome, chart: Chart, folder: UPath) -> Picture:
-    """Draw for both themes; the file beside the page is the light one."""
+    """Draw a chart in both themes, and write the light one as a PNG file."""
     title, note, alt, file = chart.title, chart.note, chart.alt, folder / chart.file
     light, dark = chart.draw(outcome, LIGHT), chart.draw(outcome, DARK)
     if isinstance(light, str):
         write_bytes(file, png(notice(light, LIGHT)))
         return Picture(title, note, alt, reason=light)
-    assert not isinstance(dark, str)  # noqa: S101  (colours decide nothing)
+    assert not isinstance(dark, str)  # noqa: S101  (colors do not affect the result)
     width, height = light.get_size_inches()
     picture = png(light)
     write_bytes(file, picture)
@@ -148,7 +153,7 @@ def _picture(outcome: Outcome, chart: Chart, folder: UPath) -> Picture:
         dark=_data_uri(png(dark)),
         width=round(width * 96),
         height=round(height * 96),
-        least=round(width * 4.2) if width > WIDTH else 0,  # many axes keep their letters
+        least=round(width * 4.2) if width > WIDTH else 0,  # keeps text of wide charts legible
     )
 
 

@@ -1,4 +1,4 @@
-"""Ray Tune's `ResultGrid` as the trials of an outcome."""
+"""Conversion of Ray Tune's `ResultGrid` to the trials of an outcome."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -9,16 +9,16 @@ from mla_ray.tuning.trial import METRIC, TIME, Point
 
 
 def trials_of(results: Any, origins: Sequence[str]) -> list[Trial]:
-    """The trials of a `ResultGrid`, in the order they were begun.
+    """Return the trials of a `ResultGrid` in start order.
 
     Args:
-        results: what `Tuner.fit` returned.
-        origins: where the settings of the first trials are from.
+        results: Return value of `Tuner.fit`.
+        origins: Origins of the settings of the first trials. All others have the origin `search`.
 
     """
     from ray import tune
 
-    # A result has the settings only if its trial reported something before its end.
+    # A result contains its settings only if the trial reported metrics before it ended.
     settings: Mapping[str, Point] = tune.ExperimentAnalysis(
         results.experiment_path, storage_filesystem=results.filesystem
     ).get_all_configs()
@@ -55,9 +55,9 @@ def _trial(result: Any, name: str, settings: Point, number: int, origin: str) ->
 
 
 def _curve(frame: Any) -> list[tuple[int, float]]:
-    """Percent of the steps and best AR, from what a trial reported (a DataFrame or None).
+    """Return pairs of percentage of steps and best AR from a trial's metrics (DataFrame or None).
 
-    A trial that went on after a crash reported some points twice.
+    A trial that resumed after a crash reported some points twice. Only the last report counts.
     """
     if frame is None or METRIC not in frame:
         return []

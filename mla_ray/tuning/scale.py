@@ -1,4 +1,4 @@
-"""Where the values of a parameter stand on an axis, and which of them it names."""
+"""Positions and tick labels of a parameter's values on an axis."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from mla_ray.tuning.outcome import Value, format_setting
 
 
 class Scale:
-    """Where values are on an axis from 0 to 1: numbers by size, what holds a string by rank."""
+    """Axis from 0 to 1. Numbers are placed by size, and lists that contain a string by rank."""
 
     def __init__(self, some: Sequence[Value]) -> None:
-        """Of distinct values in their order, two or more, or one that is put in the middle."""
+        """Create an axis for sorted distinct values. A single value is placed in the middle."""
         self.values = list(some)
         self.numbers = numeric(some)
         self.log = self.numbers is not None and logarithmic(self.numbers[0], self.numbers[-1])
 
     def place(self, value: Value) -> float:
-        """From 0, the smallest, to 1."""
+        """Return the position of a value, from 0 (smallest) to 1 (largest)."""
         if len(self.values) == 1:
             return 0.5
         if self.numbers is None or isinstance(value, str):
@@ -30,7 +30,7 @@ class Scale:
         return (number - low) / (high - low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Heights and labels, none so close to another that they would touch."""
+        """Return positions and labels of the ticks, far enough apart not to overlap."""
         some: Sequence[Value] = self.values
         if self.numbers is not None and len(some) > 6:
             low, high = self.numbers[0], self.numbers[-1]

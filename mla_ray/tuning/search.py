@@ -1,7 +1,8 @@
-"""Ray Tune for one language: Optuna's TPE proposes settings, ASHA stops the poor ones.
+"""Search for the settings of one language with Ray Tune.
 
-May be killed: the same call goes on with the trials that were under way and repeats none. What
-Tune keeps for that is pickled in the run folder, so a run folder is to be trusted like a program.
+Optuna's TPE proposes settings, and ASHA stops poor trials early. After a kill, the same call
+resumes the running trials and repeats no finished trial. Ray Tune pickles its state for this in the
+run folder. Unpickling can run code, so use only run folders that you trust.
 """
 
 import logging
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AWAITED_S = 60.0
+"""Maximum time in seconds to wait for the cores of the last trials."""
 
 
 def search(
@@ -39,25 +41,31 @@ def search(
     report: Report,
     stop: threading.Event,
 ) -> list[Trial]:
-    """Try settings; returns the trials in the order they were begun.
+    """Run the trials of one language, or resume them.
 
     Args:
-        spec: what all of them share.
-        trials: how many.
-        first: points to begin with, and where they are from.
-        concurrent: most at a time.
-        seed: of the proposals. Which come first to an end decides what is proposed next, so that
-            only one trial at a time gives the same sweep again.
-        report: told of every end of a trial.
-        stop: once set, `Stopped` is raised; the same call goes on.
+        spec: What all trials share.
+        trials: Number of trials.
+        first: First points of the search and the origin of each.
+        concurrent: Maximum number of concurrent trials.
+        seed: Seed of the proposals. The proposals also depend on the order in which trials end.
+            Only `concurrent=1` is therefore reproducible.
+        report: Receives the progress after each trial.
+        stop: Stop request.
+
+    Returns:
+        The trials in start order.
+
+    Raises:
+        Stopped: The stop request was set. The same call resumes the search.
 
     """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one talks, whatever `verbose` says
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output ignores `verbose`
     from mla_ray.tuning.callback import trials_reported
 
     if is_local(
         as_path(spec.root)
-    ):  # else every 10 s: a sweep goes on from where it was saved last
+    ):  # a sweep resumes from its last save, and the default interval is 10 seconds
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     points = [point for _, point in first[:trials]]
     tuner = _tuner(spec, _searcher(spec.space, points, trials, seed), trials, concurrent)
@@ -73,7 +81,7 @@ def search(
 
 
 def _tuner(spec: TrialSpec, searcher: Any, trials: int, concurrent: int) -> Any:
-    """Tune's `Tuner` of a sweep: that in its folder if it has begun, which keeps its searcher."""
+    """Return the `Tuner` of a sweep. A started sweep is restored with its own searcher."""
     import ray
     from ray import tune
 
@@ -95,7 +103,7 @@ def _tuner(spec: TrialSpec, searcher: Any, trials: int, concurrent: int) -> Any:
             search_alg=searcher,
             scheduler=_scheduler(spec.space),
             trial_dirname_creator=_trial_id,
-            # A process keeps the precision that Accelerate was set up with first.
+            # Accelerate keeps its first precision in a process, so a varying one forbids reuse.
             reuse_actors="precision" not in spec.space.parameters,
         ),
         run_config=tune.RunConfig(
@@ -109,7 +117,7 @@ def _tuner(spec: TrialSpec, searcher: Any, trials: int, concurrent: int) -> Any:
 
 
 def _searcher(space: Space, points: Sequence[Point], trials: int, seed: int) -> Any:
-    """Optuna's TPE; the first third of the trials, or four, are random."""
+    """Return Optuna's TPE. A third of the trials, but at least four, are random first."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -126,7 +134,7 @@ def _searcher(space: Space, points: Sequence[Point], trials: int, seed: int) -> 
 
 
 def _scheduler(space: Space) -> Any:
-    """ASHA, over the percentage of a trial's steps."""
+    """Return an ASHA scheduler whose time is the percentage of a trial's steps."""
     from ray.tune.schedulers import AsyncHyperBandScheduler
 
     return AsyncHyperBandScheduler(
@@ -139,7 +147,7 @@ def _scheduler(space: Space) -> Any:
 
 
 def distributions(space: Space) -> dict[str, "BaseDistribution"]:
-    """The space in Optuna's words."""
+    """Return the parameters of a space as Optuna distributions, by name."""
     from optuna.distributions import (
         CategoricalDistribution,
         FloatDistribution,
@@ -157,9 +165,14 @@ def distributions(space: Space) -> dict[str, "BaseDistribution"]:
 
 
 def concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> int:
-    """Trials of so many workers each that a cluster of these resources has room for; at least one.
+    """Return how many trials fit on a cluster at the same time; at least one.
 
-    One that is to grow has to be told with `concurrent`.
+    Only the current resources count. For an autoscaling cluster, set the plan's `concurrent`.
+
+    Args:
+        workers: Workers of each trial.
+        resources: Resources of the cluster, as from `ray.cluster_resources`.
+
     """
     trials = resources.get("CPU", 1) / ((workers.cpus or 1) * max(1, workers.count))
     if gpus := gpus_per_worker(workers, resources):
@@ -168,32 +181,36 @@ def concurrent_trials(workers: Workers, resources: Mapping[str, float]) -> int:
 
 
 def free_cores() -> float:
+    """Return the number of free CPUs of the Ray cluster."""
     import ray
 
     return float(ray.available_resources().get("CPU", 0.0))
 
 
 def _await_cores(count: float) -> None:
-    """Until the last trials have given theirs back; on a busy cluster others may take them."""
+    """Wait until as many cores are free as before the trials, for at most `AWAITED_S` seconds.
+
+    On a shared cluster, other jobs may have taken the cores.
+    """
     end = time.monotonic() + AWAITED_S
     while free_cores() < count:
         if time.monotonic() > end:
-            log.warning("fewer cores are free than before the trials")
+            log.warning("fewer CPU cores are free than before the trials")
             return
         time.sleep(0.5)
 
 
 def _trial_id(trial: Any) -> str:
-    """Folders by trial, not by settings: those may be long."""
+    """Name a trial's folder by its id. Ray Tune's default contains the settings and may be long."""
     name: str = trial.trial_id
     return name
 
 
 @contextmanager
 def _interrupted(stop: threading.Event) -> Iterator[None]:
-    """Interrupts Tune once `stop` is set: as by Ctrl-C, on which it saves its state.
+    """Send SIGINT to this process once `stop` is set, so that Ray Tune saves its state and ends.
 
-    A `Stopper` of Tune's does not do: it ends trials for good, and none would go on later.
+    A Ray Tune `Stopper` is unsuitable: it terminates trials for good, and they cannot resume.
     """
     over = threading.Event()
 

@@ -1,12 +1,12 @@
-"""Search spaces as data: which settings of an acquisition a sweep varies, and how.
+"""Search spaces: the settings of an acquisition that a sweep varies, and their values.
 
 A parameter is a key of `AcquireConfig` (`nlt.lr`, `weight_decay`), or one of
 
-    steps      of both stages together
-    le_share   the part of `steps` that LE has
-    batch      of both stages
+    steps      steps of both stages together
+    le_share   share of `steps` for LE
+    batch      batch size of both stages
 
-The presets beside this file show the form.
+The presets in `tuning/presets/` are examples.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ OF_BOTH = ("steps", "le_share", "batch")
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`; whole ones if both are."""
+    """Range of numbers from `low` to `high`, on a log scale if `log`; integers if both ends are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,9 +44,11 @@ class Range(BaseModel):
 
     @property
     def ends(self) -> list[Value]:
+        """Smallest and largest value."""
         return [self.low, self.high]
 
     def nearest(self, value: Value) -> Value:
+        """Return the value in the range nearest to `value`, or `low` for a string."""
         if isinstance(value, str):
             return self.low
         near = min(max(value, self.low), self.high)
@@ -54,7 +56,7 @@ class Range(BaseModel):
 
 
 class Choices(BaseModel):
-    """One of a few values."""
+    """List of possible values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,9 +64,11 @@ class Choices(BaseModel):
 
     @property
     def ends(self) -> list[Value]:
+        """All choices."""
         return self.choices
 
     def nearest(self, value: Value) -> Value:
+        """Return the choice nearest to `value`, or the first one if nothing is comparable."""
         if value in self.choices or isinstance(value, str):
             return value if value in self.choices else self.choices[0]
         numbers = [choice for choice in self.choices if not isinstance(choice, str)]
@@ -72,30 +76,34 @@ class Choices(BaseModel):
 
 
 class Space(BaseModel):
-    """What a sweep tries, and how long."""
+    """Search space of a sweep: parameters, number of trials, and early stopping."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     about: str = ""
-    """For whom it is."""
+    """Description of the purpose of the space."""
     trials: int = Field(ge=1)
-    """Of a language, if the command does not say."""
+    """Default number of trials for a language."""
     evaluations: int = Field(default=5, ge=2, le=50)
-    """Looks at a trial's validation AR, evenly over its steps."""
+    """Number of evaluations of a trial's validation AR, evenly spaced over its steps."""
     grace: int = Field(default=20, ge=1, le=100)
-    """Percent of its steps before a trial may be stopped."""
+    """Percentage of its steps before a trial may be stopped."""
     reduction: float = Field(default=3, gt=1)
-    """One trial in so many goes on past `grace`, and past each of its multiples by this factor."""
+    """ASHA's reduction factor: one trial in `reduction` continues after `grace` percent, and again
+    after each further multiple of that percentage by `reduction`."""
     settings: Settings = {}
-    """Of all trials, as in the configuration of an acquisition."""
+    """Fixed settings of all trials, as in the configuration of an acquisition."""
     parameters: dict[str, Range | Choices] = Field(min_length=1)
+    """Values of each parameter, by name."""
 
     @model_validator(mode="after")
     def _is_of_an_acquisition(self) -> "Space":
         AcquireConfig.model_validate(self.settings)
         for name, domain in self.parameters.items():
             if name in OF_TABLES and isinstance(domain, Range):
-                raise ValueError(f"{name}: give choices; tables are made for each beforehand")
+                raise ValueError(
+                    f"{name}: give choices, not a range; each value needs its own prepared tables"
+                )
             for value in domain.ends:
                 try:
                     self.config({name: value}, captions=True)
@@ -105,7 +113,17 @@ class Space(BaseModel):
         return self
 
     def config(self, point: Mapping[str, Value], *, captions: bool) -> AcquireConfig:
-        """The settings of a point. Without captions there is no LE, and NLT has all steps."""
+        """Return the settings of a point.
+
+        Args:
+            point: Values by parameter name.
+            captions: Whether the corpus has captions. Without captions, LE has no steps and NLT
+                has all of them.
+
+        Raises:
+            ValueError: The name or value of a parameter is invalid.
+
+        """
         settings = AcquireConfig.model_validate(self.settings).model_dump()
         for name, value in point.items():
             if name == "batch":
@@ -122,7 +140,7 @@ class Space(BaseModel):
         return AcquireConfig.model_validate(settings)
 
     def point(self, config: AcquireConfig) -> dict[str, Value]:
-        """The point of this space that is nearest to some settings, whose `hidden` is given."""
+        """Return the point of this space nearest to `config`, in which `hidden` must be set."""
         settings = config.model_dump()
         steps, share = budget(settings)
         known = {"steps": steps, "le_share": share, "batch": settings["nlt"]["batch"]}
@@ -134,7 +152,10 @@ class Space(BaseModel):
     def trial(
         self, point: Mapping[str, Value], *, captions: bool, held_out: HeldOut
     ) -> AcquireConfig:
-        """The settings of a point with looks at validation rows, a checkpoint at each."""
+        """Return the settings of a point with evaluations on validation rows.
+
+        The evaluations and checkpoints are at the same steps.
+        """
         config = self.config(point, captions=captions)
         every = max(1, -(-(config.nlt.steps + config.le.steps) // self.evaluations))
         held_out = held_out.model_copy(update={"every": every})
@@ -142,7 +163,19 @@ class Space(BaseModel):
 
 
 def load_space(name: str) -> tuple[str, Space]:
-    """A preset by name, or a YAML file; its name, and what is in it."""
+    """Load a preset or a YAML file.
+
+    Args:
+        name: Name of a preset, or path of a file.
+
+    Returns:
+        The name of the space (for a file, without folder and suffix) and the space.
+
+    Raises:
+        FileNotFoundError: There is no such preset or file.
+        ValueError: The file is not valid YAML or not a valid space.
+
+    """
     path = PRESETS / f"{name}.yaml"
     if not path.exists():
         path = Path(name)
@@ -156,14 +189,14 @@ def load_space(name: str) -> tuple[str, Space]:
 
 
 def differing(config: AcquireConfig) -> Settings:
-    """Settings that are not the defaults, nested as a configuration file has them."""
+    """Return the settings that differ from the defaults, nested as in a configuration file."""
 
     def changed(ours: Settings, default: Settings) -> Settings:
         differing_settings: Settings = {}
         for name, value in ours.items():
             if isinstance(value, dict):
                 if inner := changed(value, default[name]):
-                    # Whole stages: those of a file replace the default ones.
+                    # Stages are kept whole, because a stage in a file replaces the default stage.
                     differing_settings[name] = value if name in ("nlt", "le") else inner
             elif value != default[name]:
                 differing_settings[name] = value
@@ -173,7 +206,7 @@ def differing(config: AcquireConfig) -> Settings:
 
 
 def budget(settings: Mapping[str, Any]) -> tuple[int, float]:
-    """Steps of both stages, and the part of them that LE has."""
+    """Return the number of steps of both stages together, and the share of LE from 0 to 1."""
     steps = settings["nlt"]["steps"] + settings["le"]["steps"]
     return steps, settings["le"]["steps"] / steps if steps else 0.0
 

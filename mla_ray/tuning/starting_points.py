@@ -1,4 +1,4 @@
-"""Where a search begins: the default settings, and what was best for related languages."""
+"""First points of a search: the default settings and the best settings of related languages."""
 
 import logging
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ from mla_ray.tuning.trial import Point
 log = logging.getLogger(__name__)
 
 RELATED = 2
-"""Best settings of so many related languages are tried first."""
+"""Maximum number of related languages whose best settings are tried first."""
 
 
 def starting_points(
     language: str, space: Space, hidden: int, known: Mapping[str, Outcome]
 ) -> list[tuple[str, Point]]:
-    """Points to begin a search with, and where each is from; none twice.
+    """Return the first points of a search with the origin of each, without duplicates.
 
     Args:
-        language: BCP-47.
-        space: what the points are of.
-        hidden: of the acquirers, where settings do not say.
-        known: outcomes of sweeps on the same native, by language.
+        language: BCP-47 code.
+        space: Search space of the points.
+        hidden: Hidden size of the acquirers if the settings do not give one.
+        known: Outcomes of earlier sweeps on the same native, by language.
 
     """
     default = space.point(AcquireConfig(hidden=AcquireConfig().hidden or hidden))
@@ -45,7 +45,10 @@ def starting_points(
 
 
 def known_outcomes(results: UPath, native: str) -> dict[str, Outcome]:
-    """Sweeps for a native, by language; a file that is none is passed over with a warning."""
+    """Read the outcomes of earlier sweeps on a native, by language.
+
+    A JSON file that is not an outcome is skipped with a warning.
+    """
     outcomes: dict[str, Outcome] = {}
     for name in names_in(results):
         if not name.endswith(".json"):

@@ -1,4 +1,4 @@
-"""Sweeps of several languages, one after another."""
+"""Sequential sweeps of several languages."""
 
 import logging
 import threading
@@ -13,16 +13,23 @@ log = logging.getLogger(__name__)
 
 
 def sweep(plan: SweepPlan, report: Report, stop: threading.Event) -> list[Outcome]:
-    """Sweep languages one after another; the caller has started Ray. What is done stays done.
+    """Sweep languages one after another. The caller must have started Ray.
+
+    The same call resumes an interrupted sweep and does not repeat finished languages. An error in
+    one language does not stop the others.
 
     Raises:
-        Stopped: as asked.
-        ExceptionGroup: of the languages that failed, when the others are done.
+        Stopped: The stop request was set.
+        ValueError: The budget has less than one trial per language.
+        ExceptionGroup: Some of several languages failed. Raised after the other languages are
+            done. The error of a single language is raised as it is.
 
     """
     languages = languages_of(plan, report)
     if plan.budget is not None and plan.budget < len(languages):
-        raise ValueError(f"a budget of {plan.budget} trials is not one for each of {languages}")
+        raise ValueError(
+            f"a budget of {plan.budget} trials is less than one per language: {languages}"
+        )
     native = Native.load(plan.native)
     trials = None if plan.budget is None else plan.budget // len(languages)
     outcomes: list[Outcome] = []

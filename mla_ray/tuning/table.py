@@ -1,4 +1,4 @@
-"""Sweeps of many languages, side by side."""
+"""Table of the sweeps of several languages."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,11 @@ from mla_ray.tuning.outcome import Outcome, signed
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    """A row for each language: trials, validation AR, test AR and gain with their intervals."""
+    """Return a table with one row per language.
+
+    The columns are the trials by status, validation AR, test AR and gain with their intervals, and
+    the time of all trials. The caption has the mean gain.
+    """
     shown = Table(title="Sweeps (AR, %, with 95 % intervals)")
     shown.add_column("language")
     for column in ("trials", "validation", "test, defaults", "test, best", "gain", "trial time"):
@@ -28,5 +32,5 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     if gains := [outcome.gain.difference.value for outcome in outcomes if outcome.gain]:
         mean = sum(gains) / len(gains)
         significant = sum(bool(outcome.gain and outcome.gain.significant) for outcome in outcomes)
-        shown.caption = f"mean gain {mean:+.2f}; more than chance in {significant} of {len(gains)}"
+        shown.caption = f"mean gain {mean:+.2f}; interval above 0 in {significant} of {len(gains)}"
     return shown

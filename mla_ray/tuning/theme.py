@@ -1,6 +1,6 @@
-"""The look of a sweep's pictures: two themes, an empty figure in the colours of one, its PNG.
+"""Style of the charts of a sweep: light and dark theme, empty figures, and PNG output.
 
-Drawn without pyplot, whose figures are global and would stay in memory.
+The module does not use pyplot, because pyplot keeps all figures in global memory.
 """
 
 from dataclasses import dataclass
@@ -18,20 +18,24 @@ from mla_ray.tuning.outcome import Status
 
 DPI = 160
 WIDTH = 6.6
-"""Inches. With text of 10 points a phone that shows all of it still shows it legibly."""
+"""Width of a figure in inches. Text of 10 points stays legible when a phone shows all of it."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of Okabe and Ito, which colour-blind readers can tell apart, and viridis."""
+    """Colors of a theme.
+
+    The status colors are those of Okabe and Ito, which color-blind readers can distinguish. The
+    color scale of AR is viridis.
+    """
 
     ground: str
     ink: str
     soft: str
-    """Of axes and of what is not to be looked at first."""
+    """Color of axes and of secondary elements."""
     status: dict[Status, str]
     ramp: Colormap
-    """From the worst AR, near the ground, to the best, far from it."""
+    """Color scale of AR. The worst AR is close to the background color and the best far from it."""
 
 
 def _colormap(*colours: str) -> Colormap:
@@ -55,7 +59,7 @@ DARK = Theme(
 
 
 def new_figure(theme: Theme, width: float = WIDTH, height: float = 3.7) -> tuple[Figure, Axes]:
-    """An empty figure of so many inches, and its axes."""
+    """Return an empty figure and its axes. Sizes are in inches."""
     figure = Figure(
         (width, height),
         dpi=DPI,
@@ -75,7 +79,7 @@ def new_figure(theme: Theme, width: float = WIDTH, height: float = 3.7) -> tuple
 
 
 def add_legend(figure: Figure, axes: Axes, theme: Theme) -> None:
-    """Over the axes, where it hides no trial."""
+    """Add a legend above the axes, where it does not cover a trial."""
     handles, labels = axes.get_legend_handles_labels()
     legend = figure.legend(
         handles,
@@ -94,7 +98,7 @@ def add_legend(figure: Figure, axes: Axes, theme: Theme) -> None:
 
 
 def notice(reason: str, theme: Theme) -> Figure:
-    """A figure that says in words why there is no other."""
+    """Return a figure with the reason why a chart cannot be drawn."""
     figure = Figure((WIDTH, 1.1), dpi=DPI, facecolor=theme.ground)
     FigureCanvasAgg(figure)
     words = f"Not drawn: {reason}."
@@ -103,13 +107,14 @@ def notice(reason: str, theme: Theme) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
+    """Return a figure as PNG with a palette of 256 colors."""
     for text in figure.findobj(Text):
         if isinstance(text, Text):
-            text.set_parse_math(False)  # a "$" in a name is no formula
+            text.set_parse_math(False)  # a "$" in a name does not start a formula
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    # 256 colours are far fewer bytes, and the page holds each picture twice. They are chosen so
-    # that a rare one, as of the only trial that diverged, is not merged with another.
+    # A palette makes the file much smaller, and the page contains each chart twice. MAXCOVERAGE
+    # keeps rare colors, such as that of the only diverged trial.
     picture = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
     small = BytesIO()
     picture.save(small, "PNG", optimize=True)

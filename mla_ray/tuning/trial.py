@@ -1,13 +1,13 @@
-"""One trial: an acquisition inside a trial of Ray Tune.
+"""One trial of a sweep: an acquisition inside a Ray Tune trial.
 
-A trial of one worker trains in its own process, which has the CPUs and GPUs and serves one trial
-after another, so that torch is imported once. One of several workers only waits for those that Ray
-Train places. What is reported at each checkpoint goes to Tune, which may stop the trial there.
-After a crash of the driver the acquisition goes on from its own checkpoint, in the run folder that
-bears the trial's id.
+A trial with one worker trains in the process of the Ray Tune trial, which holds the CPUs and GPUs.
+The process is reused for the next trials, so torch is imported only once. A trial with several
+workers waits for the workers that Ray Train places. Ray Tune receives the metrics of each
+checkpoint and may stop the trial there. After a crash of the driver, the acquisition resumes from
+its own checkpoint in the run folder named after the trial's id.
 
-Tables are prepared and features are encoded before the first trial, so a trial reads no input
-table, and loads the native where it trains and nowhere else.
+Tables are prepared and features are encoded before the first trial. A trial therefore reads no
+input table and loads the native only in the processes that train.
 """
 
 import threading
@@ -33,7 +33,7 @@ from mla_ray.tuning.space import Space
 METRIC = "best_AR"
 TIME = "percent"
 ENDED = "ended"
-"""A file in the run folder of a trial that Tune has done with."""
+"""Name of the file that marks a trial as ended by Ray Tune, in the trial's run folder."""
 
 Point = Mapping[str, Value]
 """Values of a space's parameters, by name."""
@@ -41,16 +41,16 @@ Point = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What all trials of a language share.
+    """Data and settings that all trials of a language share.
 
     Attributes:
-        run_spec: of an acquisition of the corpus; each trial has settings of its own in it.
-        corpus: what the language is acquired from.
-        space: what the trials vary.
-        held_out: rows that settings are chosen by.
-        root: the sweep's folder.
-        store: root of the feature stores.
-        workers: of a trial.
+        run_spec: Spec of an acquisition of the corpus. Each trial replaces the settings in it.
+        corpus: Tables that the language is acquired from.
+        space: Search space.
+        held_out: Validation rows.
+        root: Folder of the sweep.
+        store: Root of the feature stores.
+        workers: Workers of each trial.
 
     """
 
@@ -64,37 +64,40 @@ class TrialSpec:
 
     @property
     def in_process(self) -> bool:
-        """Whether a trial has one worker, and always will."""
+        """Whether a trial trains in its own process: one worker at most, and no elastic growth."""
         return self.workers.count < 2 and not self.workers.most
 
     def resources(self, cluster: Mapping[str, float]) -> dict[str, float]:
-        """What Ray Tune sets aside for a trial on a cluster of these resources."""
-        if not self.in_process:  # it waits for its workers, which have the cores
+        """Return the resources that Ray Tune reserves for a trial on the given cluster."""
+        if not self.in_process:  # the trial only waits, and its workers hold the cores
             return {"CPU": 0, "memory": 5e8}
         gpus = gpus_per_worker(self.workers, cluster)
         cores = {"CPU": self.workers.cpus or 1, **self.workers.resources}
         return cores | ({"GPU": gpus} if gpus else {})
 
     def config(self, point: Point) -> AcquireConfig:
-        """The settings of a trial."""
+        """Return the settings of a trial."""
         captions = self.corpus.captions is not None
         return self.space.trial(point, captions=captions, held_out=self.held_out)
 
     def spec_of(self, config: AcquireConfig) -> RunSpec:
-        """The run.json of an acquisition of the corpus by these settings."""
+        """Return the content of `run.json` for an acquisition with these settings."""
         return {**self.run_spec, "config": config.model_dump()}
 
     def tables(self, config: AcquireConfig) -> UPath:
-        """Where the tables of these settings are: trials that differ in the rest share them."""
+        """Return the folder of the prepared tables for these settings.
+
+        Trials that differ only in settings that do not affect the tables share a folder.
+        """
         return as_path(self.root) / "prepared" / tables_key(self.spec_of(config))
 
 
 def run_trial(point: dict[str, Value], spec: TrialSpec) -> None:
-    """Ray Tune's trainable."""
+    """Run or resume one trial. This is the trainable for Ray Tune."""
     from ray import tune
 
     run = as_path(spec.root) / "trials" / tune.get_context().get_trial_id()
-    if is_file(run / DONE):  # it had ended, but the driver was killed before Tune noted it
+    if is_file(run / DONE):  # the driver was killed after the trial's end, before Tune saved it
         figures = read_json(run / DONE)
         tune.report({METRIC: figures[METRIC], TIME: figures[TIME]})
         return
@@ -103,7 +106,7 @@ def run_trial(point: dict[str, Value], spec: TrialSpec) -> None:
 
 
 def _train(spec: TrialSpec, config: AcquireConfig, run: UPath, stop: threading.Event) -> None:
-    """Both stages on tables that are prepared, and features that are there."""
+    """Train both stages on the prepared tables and the stored features."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -114,23 +117,23 @@ def _train(spec: TrialSpec, config: AcquireConfig, run: UPath, stop: threading.E
     if spec.in_process:
         hooks = Hooks(stop=stop, on_checkpoint=lambda figures, folder: tune.report(figures))
         workers = Workers(0)
-    else:  # the callback starts a process
+    else:  # only here, because the callback starts a process
         hooks, workers = Hooks(stop=stop, callbacks=[TuneReportCallback()]), spec.workers
     fit(train, job, workers, hooks.named(run.name))
 
 
 @contextmanager
 def ended_by_tune(run: UPath) -> Iterator[threading.Event]:
-    """An event that is set once Tune has done with the trial of this run folder.
+    """Yield an event that is set once Ray Tune has ended the trial of this run folder.
 
-    Tune may leave the process of a trial that it stopped alone, and then nobody tells Ray Train's
-    controller and workers, which hold cores.
+    Ray Tune may leave the process of a stopped trial running. Without this event, Ray Train's
+    controller and workers would not notice the end and would keep their cores.
     """
     stop, over = threading.Event(), threading.Event()
 
     def watch() -> None:
         while not over.wait(1.0):
-            if (run / ENDED).exists():  # not waited for, if storage is away: it is asked again
+            if (run / ENDED).exists():  # without retries: the next poll asks again
                 stop.set()
                 return
 

@@ -44,7 +44,7 @@ def test_ctrl_c_saves_says_where_and_leaves_nothing_else(
         assert not [path for path in Path(scratch).iterdir() if path.name.startswith("mla-ray")]
     (run,) = (tmp_path / "runs").iterdir()
     assert list((run / "checkpoints").iterdir())
-    remedy = f"saved in runs/{run.name}, and the same command goes on there"
+    remedy = f"saved in runs/{run.name}; run the same command again to continue"
     assert remedy in said[-1]
     ours = ("reading", "tokenising", "text features", "nlt ", "still working", "mla: ")
     assert [line for line in said if not line.startswith(ours)] == []

@@ -461,7 +461,7 @@ def test_heic_without_its_extra_is_named_with_the_remedy(
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1heic" + bytes(100)
     for policy in (STRANGER, OWN_TABLE):
-        with pytest.raises(BadImage, match=r"^is HEIC, .*pip install 'mla-ray\[heic\]'"):
+        with pytest.raises(BadImage, match=r"^is HEIC, .*pip install pillow-heif"):
             decode_image(data, policy)
     with pytest.raises(BadImage, match=r"^is HEIC"):
         frames_of(data)

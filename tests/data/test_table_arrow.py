@@ -64,7 +64,7 @@ def test_what_datasets_saved_is_one_table(tmp_path: Path) -> None:
     assert read_pairs(saved(tmp_path / "de-en", *tables)).table.to_pylist() == PAIRS
     broken = tmp_path / "de-en" / "data-00001-of-00002.arrow"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(InvalidTable, match=r"data-00001-of-00002\.arrow: not a sound Arrow file"):
+    with pytest.raises(InvalidTable, match=r"data-00001-of-00002\.arrow: not a valid Arrow file"):
         read_pairs(tmp_path / "de-en")
 
 

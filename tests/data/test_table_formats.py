@@ -114,7 +114,7 @@ def test_a_quote_that_never_closes_is_refused_where_it_opens(tmp_path: Path) -> 
 
 def test_a_parquet_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (message,) = refusal(read_pairs, text(tmp_path / "p.parquet", "source,target,language\n"))
-    assert message.startswith("p.parquet: not a sound Parquet file: ")
+    assert message.startswith("p.parquet: not a valid Parquet file: ")
 
 
 def test_a_parquet_column_of_numbers_is_refused(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_line_numbers_are_those_of_an_editor(tmp_path: Path) -> None:
 def test_a_row_with_the_wrong_number_of_fields_is_refused(tmp_path: Path) -> None:
     path = text(tmp_path / "p.csv", "source,target,language\na, b,c,de\nd,e,de\n")
     assert refusal(read_pairs, path) == [
-        "p.csv line 2: 4 fields where the header has 3; mend the separators, "
+        "p.csv line 2: 4 fields where the header has 3; fix the separators, "
         "drop the row or pass --skip-invalid"
     ]
 
@@ -217,7 +217,7 @@ def test_packed_text_that_breaks_off_is_refused(tmp_path: Path, cut: int) -> Non
     path = tmp_path / "p.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row) for row in PAIRS).encode())[:cut])
     (message,) = refusal(read_pairs, path, skip_invalid=True)
-    assert message.startswith("p.jsonl.gz: not sound gzip, or broken off (")
+    assert message.startswith("p.jsonl.gz: not valid gzip, or truncated (")
 
 
 def test_packed_text_is_refused_by_its_lines(tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def test_half_a_character_is_refused_and_none_becomes_another(tmp_path: Path) ->
 @pytest.mark.parametrize("content", ['[{"source": "a"', '[{"source": "a"} {}]', "[{}] x", "[NaN]"])
 def test_an_array_that_is_broken_is_refused(tmp_path: Path, content: str) -> None:
     (said,) = refusal(read_pairs, text(tmp_path / "p.json", content), skip_invalid=True)
-    assert said.startswith("p.json: not JSON, or broken off, after row ")
+    assert said.startswith("p.json: not JSON, or truncated, after row ")
 
 
 def test_an_object_around_the_rows_is_told_how_to_be_without(tmp_path: Path) -> None:
     content = json.dumps({"data": PAIRS}, indent=1)
     (said,) = refusal(read_pairs, text(tmp_path / "p.json", content))
-    assert "neither an array of rows nor a row a line; `jq -c '.data[]'`" in said
+    assert "neither an array of rows nor one row per line; `jq -c '.data[]'`" in said
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])

@@ -152,7 +152,7 @@ def test_a_long_refusal_shows_ten_problems_and_the_remedy(tmp_path: Path) -> Non
     assert lines[9].startswith(f"{path} line 11: 'target' is empty")
     assert lines[10:] == [
         "… and 3 more",
-        "Mend the rows, or pass --skip-invalid to leave out 13.",
+        "Fix the rows, or pass --skip-invalid to leave out 13.",
     ]
     assert len(caught.value.problems) == 13
 

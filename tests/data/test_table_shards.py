@@ -94,8 +94,8 @@ def test_what_is_no_shard_is_refused(tmp_path: Path, pngs: list[bytes]) -> None:
     with pytest.raises(InvalidTable, match="no column 'source'"):
         read_pairs(path)
     path.write_bytes(path.read_bytes()[:1700])
-    with pytest.raises(InvalidTable, match=r"0\.tar: not a tar file, or broken off"):
+    with pytest.raises(InvalidTable, match=r"0\.tar: not a tar file, or truncated"):
         read_captions(path, language="de")
     path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(InvalidTable, match=r"0\.tar: not a tar file, or broken off"):
+    with pytest.raises(InvalidTable, match=r"0\.tar: not a tar file, or truncated"):
         read_captions(path, language="de")

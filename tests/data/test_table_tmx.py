@@ -47,10 +47,10 @@ def test_units_that_are_none_are_refused_by_their_number(tmp_path: Path) -> None
 
 def test_what_breaks_off_and_what_grows_without_bound_is_refused(tmp_path: Path) -> None:
     (said,) = refusal(read_pairs, text(tmp_path / "p.tmx", HEAD + unit(en="dog", de="Hund")))
-    assert said.startswith("p.tmx: not XML, or broken off")
+    assert said.startswith("p.tmx: not XML, or truncated")
     entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 20}">' for n in range(1, 12))
     bomb = f'<!DOCTYPE tmx [<!ENTITY e0 "lol">{entities}]><tmx><body><tu>&e11;</tu></body></tmx>'
     (said,) = refusal(read_pairs, text(tmp_path / "p.tmx", bomb))
-    assert said.startswith("p.tmx: not XML, or broken off")
+    assert said.startswith("p.tmx: not XML, or truncated")
     with pytest.raises(ValueError, match="no column 'image_id'"):
         read_captions(tmx(tmp_path, unit(en="dog", de="Hund")), language="de")

@@ -158,7 +158,7 @@ def test_a_table_that_changed_is_not_measured(
 ) -> None:
     table = CaptionTable.read(as_parquet(tmp_path, rows_of(pngs)), ["de"])
     as_parquet(tmp_path, rows_of(pngs)[:3])
-    with pytest.raises(ValueError, match="3 images came where 6 were"):
+    with pytest.raises(ValueError, match="found 3 images, expected 6"):
         table.gallery(native)
 
 

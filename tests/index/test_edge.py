@@ -62,7 +62,7 @@ def test_of_an_entry_twice_in_one_call_the_last_stays(tmp_path: Path) -> None:
 
 
 def test_a_folder_written_again_and_again_stays_within_its_bound(tmp_path: Path) -> None:
-    """Of docs/index.md: twice as much as written once, and 32 MB; also while it is written."""
+    """Of docs/indexing.md: twice as much as written once, and 32 MB; also while it is written."""
     with CaptionIndex.open(f"edge:{tmp_path}", SPACE) as index:
         for seed in range(45):  # 33 MB of log
             index.upsert(ENTRIES, vectors(seed))

@@ -62,7 +62,7 @@ def test_a_hub_name_is_the_folder_it_was_made_from(
         with pytest.raises(FileNotFoundError, match="cannot be fetched") as error:
             Native.load(name)
         assert repr(name) in str(error.value)
-        assert "give its folder" in str(error.value)
+        assert "pass its folder" in str(error.value)
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:

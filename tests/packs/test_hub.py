@@ -317,12 +317,12 @@ def test_a_folder_has_neither_privacy_nor_revisions(
     saved: Path, native: Native, tmp_path: Path
 ) -> None:
     repo = str(tmp_path / "shared")
-    with pytest.raises(ValueError, match="private and revision are of hf-hub:owner/name"):
+    with pytest.raises(ValueError, match="private and revision need hf-hub:owner/name"):
         push(saved, repo, native, private=True)
     with pytest.raises(ValueError, match="private and revision"):
         push(saved, repo, native, revision="v2")
     push(saved, repo, native)
-    with pytest.raises(ValueError, match="revision is of hf-hub:owner/name"):
+    with pytest.raises(ValueError, match="revision needs hf-hub:owner/name"):
         pull(repo, tmp_path / "pulled", native, revision="v2")
 
 
@@ -382,7 +382,7 @@ def test_the_model_card_tells_people_what_card_json_says(saved: Path) -> None:
     text = ModelCard(model_card(card)).text
     for part in (
         "# de for tiny-clip",
-        "all that German adds",
+        "This language pack adds German",
         card.fingerprint,
         f"{card.rows:,} embedding rows of 32",
         "| nlt-0000 | 44,216 | " + "acd5d007" * 8,
@@ -391,7 +391,7 @@ def test_the_model_card_tells_people_what_card_json_says(saved: Path) -> None:
         "| t2i R@1 | 52.1 |",
         "| step | 180 |",
         f"torch {card.libraries['torch']}",
-        "Not given by whoever shared this pack.",
+        "The author of this pack gave no license.",
     ):
         assert part in text, part
 
@@ -425,7 +425,7 @@ def test_a_fresh_pack_without_anything_has_a_card(make_pack: MakePack) -> None:
     made = ModelCard(model_card(bare))
     assert made.data.eval_results is None
     assert "model-index" not in made.data.to_dict()
-    for part in ("Not recorded.", "a fresh pack", "None were measured"):
+    for part in ("Not recorded.", "not trained", "No metrics were measured"):
         assert part in made.text
 
 

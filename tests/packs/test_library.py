@@ -143,7 +143,7 @@ def test_a_card_that_cannot_be_read_leaves_the_version_before_in_service(
         listing = library.refresh()
         assert listing.languages == ["de", "en", "hi"]
         assert listing.packs["de"].version == version
-        assert listing.broken["de"].endswith("the version before it is served")
+        assert listing.broken["de"].endswith("the previous version is served")
         assert library.get("de") is old
     # Another store, which knows of no version before, has none to serve.
     fresh = PackStore(str(store), library.native.fingerprint).scan()

@@ -236,7 +236,7 @@ def test_a_missing_package_says_what_to_install(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n: None if n == "onnxscript" else real(n)
     )
-    with pytest.raises(ValueError, match=r"needs onnxscript; pip install mla-ray\[onnx\]"):
+    with pytest.raises(ValueError, match=r"needs onnxscript; pip install onnxscript"):
         export_onnx(german, clip, tmp_path)
 
 

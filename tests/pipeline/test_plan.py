@@ -32,7 +32,7 @@ def plan(**settings: Any) -> Plan:
         ({"dataset": "flickr"}, "dataset\n  Input should be 'emoji'"),
         ({"workers": "four"}, "workers are a number such as 2"),
         ({"workers": "0"}, "workers are a number such as 2"),
-        ({"workers": "4:1"}, "the most is less than the fewest"),
+        ({"workers": "4:1"}, "the maximum is less than the minimum"),
         ({"workers": "1:"}, "workers are a number such as 2"),
         ({"worker_cpus": 0}, "worker_cpus\n  Input should be greater than 0"),
         ({"parallel": 0}, "parallel\n  Input should be greater than"),

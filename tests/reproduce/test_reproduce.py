@@ -193,7 +193,7 @@ def test_the_page_says_what_was_run(
     monkeypatch.setattr(ab, "TABLES", {"some": TABLE})
     made = page.write(results, [TABLE], tmp_path, "mla reproduce some")
     text = (tmp_path / "results.md").read_text()
-    assert "`mla reproduce some` remakes this page" in text
+    assert "`mla reproduce some` generates this page" in text
     assert "| a half | 2 |" in text
     assert made["tables"]["some"][0]["variant"] == "both"
     assert "English" in made["tables"]["some"][4], "what became of it is told of a tuned tower"

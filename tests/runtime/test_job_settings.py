@@ -108,6 +108,12 @@ def test_other_values_of_flags() -> None:
     assert toy.sources == (Source(path="p"), Source(path="q"))
 
 
+def test_flags_have_hyphens_and_may_have_underscores() -> None:
+    for flag in ("--train.vocab-size", "--train.vocab_size"):
+        assert load(Toy, ["--out", "a_b", flag, "700"]).train.vocab_size == 700
+        assert load(Toy, ["--out=a_b", f"{flag}=700"]).out == Path("a_b")
+
+
 def test_the_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESUME", "1")
     monkeypatch.setenv("OUT", "from-environment")
@@ -155,6 +161,11 @@ def test_the_fault_is_laid_to_what_set_the_value(file: Path) -> None:
     ("argv", "said"),
     [
         (["--nlt.stepz", "3"], "unknown flag --nlt.stepz; did you mean --nlt.steps?"),
+        (
+            ["--train.vocab_sise=3"],
+            "unknown flag --train.vocab-sise; did you mean --train.vocab-size?",
+        ),
+        (["--train.vocab-size", "0"], "--train.vocab-size: Input should be greater than or equal"),
         (["--ou=3"], "unknown flag --ou; did you mean --out?"),
         (["--quux"], "unknown flag --quux"),
         (["quux"], "unexpected argument 'quux'"),

@@ -106,7 +106,7 @@ def test_a_url_nobody_can_read_is_refused_with_the_remedy(tmp_path: Path) -> Non
         "as_path('s3://b/x')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "ValueError: s3://b/x: s3:// needs a driver; pip install mla-ray[s3]" in run.stderr
+    assert "ValueError: s3://b/x: s3:// needs a driver; pip install s3fs" in run.stderr
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_every_operation_refuses_what_its_schema_does_not_tell(
         answer = case.call(headers=TOKEN_HEADER)
         assert answer.status_code == 422, operation.label
         detail = answer.json()["detail"]
-        assert detail.startswith("query/surprise: no parameter of this endpoint")
+        assert detail.startswith("query/surprise: not a parameter of this endpoint")
         for parameter in operation.query:
             assert parameter.name in detail, operation.label
 

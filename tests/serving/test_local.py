@@ -293,7 +293,7 @@ def test_a_taken_port_is_named(place: Place) -> None:
     flags = ["--packs", str(place.packs), "--index", place.index, "--port", port, "--no-open"]
     run = subprocess.run([MLA, "serve", *flags], capture_output=True, text=True)
     assert run.returncode == 1
-    assert f"127.0.0.1:{port} cannot be had" in run.stderr
+    assert f"cannot bind 127.0.0.1:{port}" in run.stderr
 
 
 def test_another_address_needs_a_token(place: Place) -> None:

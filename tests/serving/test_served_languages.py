@@ -42,7 +42,7 @@ def test_a_pack_that_was_refused_is_told(ill: Server, tmp_path: Path) -> None:
             break
         threading.Event().wait(0.1)
     assert "acquirers.0.up.bias" in broken["sv"]
-    assert broken["sv"].endswith("the version before it is served")
+    assert broken["sv"].endswith("the previous version is served")
     assert ill.get("/v1/search", q="en hund", language="sv").status_code == 200
 
 

@@ -23,14 +23,14 @@ class Served:
 
 
 @contextmanager
-def serving(*flags: str, **environment: str) -> Iterator[Served]:
-    """`mla serve` on a free port for the body of a `with`."""
+def serving(*flags: str, folder: Path = ROOT, **environment: str) -> Iterator[Served]:
+    """`mla serve` in a folder and on a free port, for the body of a `with`."""
     command = [str(Path(sys.executable).parent / "mla"), "serve", "--json", "--no-open"]
     with subprocess.Popen(
         [*command, "--port", str(free_port()), *flags],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
+        cwd=folder,
         env=os.environ | environment,
     ) as process:
         try:

@@ -175,7 +175,7 @@ def test_without_workers_a_run_is_stopped_and_goes_on_to_the_same_bytes(
     stop = threading.Event()
     stop.set()
     folder = tmp_path / "run"
-    with pytest.raises(Stopped, match="the same again goes on"):
+    with pytest.raises(Stopped, match="run the same command again to continue"):
         run_of(folder, [corpora["de"]], workers=Workers(0), hooks=Hooks(stop=stop))
     packs = run_of(folder, [corpora["de"]], workers=Workers(0), resume=True)
     assert same(packs["de"], german / "packs" / "le" / "de")

@@ -123,7 +123,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(
     resumed = Checkpoints(folder)
     assert_is(resumed.load(), 10)
     (line,) = warnings
-    assert line.startswith(f"{folder}/0000000020 passed over: ")
+    assert line.startswith(f"{folder}/0000000020 skipped: ")
     assert file in line
     resumed.save(15, tensors(15), state(15))
     assert names(folder) == ["10", "15"]  # the damaged one, later than the new one, is gone
@@ -134,7 +134,7 @@ def test_when_all_are_damaged_nobody_starts_anew_by_mistake(folder: UPath) -> No
     save(folder, 10, 20)
     flip(folder / "0000000010" / TENSORS)
     cut(folder / "0000000020" / TENSORS)
-    with pytest.raises(ValueError, match=r"no checkpoint is sound .*delete this folder") as raised:
+    with pytest.raises(ValueError, match=r"no checkpoint is valid .*delete this folder") as raised:
         Checkpoints(folder).load()
     assert str(raised.value).startswith(f"{folder}: ")
     for number in (10, 20):
@@ -145,7 +145,7 @@ def test_a_run_killed_in_its_first_save_starts_anew(folder: UPath, warnings: lis
     write_bytes(folder / "0000000010" / TENSORS, b"half")
     resumed = Checkpoints(folder)
     assert resumed.load() is None
-    assert "broken off" in warnings[0]
+    assert "interrupted" in warnings[0]
     resumed.save(5, tensors(5), state(5))
     assert names(folder) == ["5"]
     assert_is(load(folder), 5)
@@ -210,7 +210,7 @@ def test_tensors_outlive_the_checkpoint_they_came_from(folder: UPath) -> None:
 def test_a_checkpoint_that_was_moved_to_another_number_is_not_believed(tmp_path: Path) -> None:
     save(as_path(tmp_path), 10)
     (tmp_path / "0000000010").rename(tmp_path / "0000000099")
-    with pytest.raises(ValueError, match="not as it was written"):
+    with pytest.raises(ValueError, match="was changed or moved after it was written"):
         Checkpoints(as_path(tmp_path)).load()
 
 
@@ -303,7 +303,7 @@ def test_old_ones_that_cannot_be_removed_do_not_stop_a_training(
     monkeypatch.setattr(storage, "_remove", refuse)
     monkeypatch.setattr(storage, "PAUSES", (0,))
     made.save(30, tensors(30), state(30))
-    assert "old checkpoints stay" in warnings[0]
+    assert "old checkpoints could not be deleted" in warnings[0]
     assert_is(load(as_path(tmp_path)), 30)
 
 

@@ -709,7 +709,7 @@ def test_with_all_checkpoints_damaged_nothing_is_begun_anew(
         flip(checkpoint)
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
     before = {file: file.read_bytes() for file in files}
-    with pytest.raises(ValueError, match=r"no checkpoint is sound .* delete this folder"):
+    with pytest.raises(ValueError, match=r"no checkpoint is valid .* delete this folder"):
         train(job)
     assert {file: file.read_bytes() for file in files} == before
 

@@ -308,7 +308,7 @@ def test_without_mlflow_the_error_says_what_to_install(
     tmp_path: Path, mlflow_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install mla-ray\[mlflow\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install mlflow-skinny"):
         MetricsLogger(as_path(str(tmp_path)), LABELS)
 
 

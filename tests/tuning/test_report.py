@@ -220,7 +220,7 @@ def test_the_one_line_result_the_settings_and_the_gain_are_told(tmp_path: Path) 
         ["difference", "+2.9", "+1.8", "+4.1"],
     ]
     assert "1,000 images and 5,000 captions" in page.text
-    assert "leaves chance out" in page.text
+    assert "The whole interval of the difference is above zero." in page.text
     text = re.search(r'<pre id="config">(.*?)</pre>', file.read_text(), re.DOTALL)
     assert text
     assert yaml.safe_load(text[1]) == found.config
@@ -229,7 +229,7 @@ def test_the_one_line_result_the_settings_and_the_gain_are_told(tmp_path: Path) 
 def test_a_difference_that_may_be_chance_is_called_no_gain(tmp_path: Path) -> None:
     page = read(write(outcome(searched(), gain=gain(-0.2)), as_path(tmp_path)))
     assert "No gain:" in page.text
-    assert "leaves chance out" not in page.text
+    assert "The whole interval" not in page.text
     assert page.tables["gain"][-1] == ["difference", "+2.9", "-0.2", "+4.1"]
 
 
@@ -246,7 +246,7 @@ def test_one_trial_is_a_page_that_says_what_cannot_be_drawn(tmp_path: Path) -> N
     assert "parallel axes need at least 2 trials with an AR" in page.text
     assert "importance needs at least 4 trials with an AR and different settings" in page.text
     assert len(page.pictures) == 2
-    assert "Trial 0, which is the defaults." in page.text
+    assert "Trial 0, which has the default settings." in page.text
     assert len(page.tables["trials"]) == 2
     for name in PICTURES:  # a reader of the folder alone is told as well
         assert opened(as_path(tmp_path) / f"{name}.png").width > 900

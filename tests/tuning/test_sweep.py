@@ -299,7 +299,7 @@ def test_all_languages_are_those_of_the_tables(plan_of: PlanOf) -> None:
 
 
 def test_a_budget_is_shared_out(plan_of: PlanOf) -> None:
-    with pytest.raises(ValueError, match="a budget of 1 trials is not one for each"):
+    with pytest.raises(ValueError, match="a budget of 1 trials is less than one per language"):
         run(plan_of(languages=["de", "hi"], budget=1))
 
 

@@ -1,8 +1,8 @@
-"""`mla job`: what `ray job submit` runs, with a job's settings, log lines and exit codes.
+"""Commands `mla job`: jobs for `ray job submit`, with typed settings, log lines and exit codes.
 
     ray job submit --working-dir . -- mla job pipeline --config jobs/configs/emoji.yaml
 
-The folder `jobs/` of a checkout has the same programs as modules, `python -m jobs.pipeline`.
+The folder `jobs/` of a checkout has the same programs as modules: `python -m jobs.pipeline`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 import typer
 
 Main = Callable[[Sequence[str]], None]
-"""Does a job with these arguments, and exits."""
+"""Runs a job with the given arguments and exits."""
 
 job_app = typer.Typer(
-    no_args_is_help=True, help="Run a job of a cluster; `mla job NAME --help` lists its settings."
+    no_args_is_help=True, help="Run a job on a cluster. `mla job NAME --help` lists its settings."
 )
 
 
@@ -46,19 +46,22 @@ def _pretrain_native(argv: Sequence[str]) -> None:
 
 
 JOBS: dict[str, tuple[Main, str]] = {
-    "pipeline": (_pipeline, "Do all steps for every language of a plan."),
-    "prepare": (_steps("prepare"), "Read, check and tokenise the tables of a plan."),
-    "encode": (_steps("encode"), "Compute the frozen features that a plan's languages need."),
-    "acquire": (_steps("acquire"), "Train both stages, and what is missing of the two above."),
+    "pipeline": (_pipeline, "Run all steps for every language of a plan."),
+    "prepare": (_steps("prepare"), "Read, check and tokenize the tables of a plan."),
+    "encode": (_steps("encode"), "Compute the frozen features that the languages of a plan need."),
+    "acquire": (
+        _steps("acquire"),
+        "Train both stages. The missing parts of `prepare` and `encode` run first.",
+    ),
     "evaluate": (_steps("evaluate"), "Measure the packs of a plan on the split `test`."),
-    "index": (_steps("index"), "Embed a plan's images and captions into its collections."),
-    "sweep": (_sweep, "Find settings for languages."),
-    "pretrain_native": (_pretrain_native, "Make a native on emoji."),
+    "index": (_steps("index"), "Write the images and captions of a plan to its index."),
+    "sweep": (_sweep, "Find the best training settings for languages."),
+    "pretrain_native": (_pretrain_native, "Train an English native on emoji."),
 }
 
 
 def _add(name: str, main: Main, text: str) -> None:
-    # A job reads its own flags, `--help` included: they are named as the keys of its settings.
+    # A job parses its own flags, `--help` included. They have the names of its settings.
     own_flags = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
     @job_app.command(name, help=text, context_settings=own_flags)

@@ -1,4 +1,4 @@
-"""The jobs of a plan: what is in `mla_ray.pipeline`, with a job's settings, log and exit codes."""
+"""Jobs of a plan: the steps of `mla_ray.pipeline` with a job's settings, log and exit codes."""
 
 import sys
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from mla_ray.runtime.job_settings import JobSettings
 
 
 class PlanSettings(JobSettings, Plan):
-    """A plan; every job of one takes the same file."""
+    """Settings of a plan. All jobs of a plan accept the same file."""
 
     model_config = JobSettings.model_config
 
 
 def run_steps(*steps: str, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run these steps of the plan that flags and file give, for all its languages, and exit."""
+    """Run steps of a plan for all its languages and exit. Flags and a file give the plan."""
 
     def main(settings: PlanSettings, job: Job) -> object:
         plan = Plan.model_validate(settings.model_dump())

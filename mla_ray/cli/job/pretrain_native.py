@@ -1,8 +1,9 @@
-"""Make a native on emoji:
+"""Job that trains an English native on emoji.
 
     mla job pretrain_native --config jobs/configs/emoji-clip.yaml --out models/emoji-clip
 
-Goes on where it was killed, from its last checkpoint. About an hour on two idle cores.
+If the job was killed, it continues from its last checkpoint. It takes about an hour on two idle
+cores.
 """
 
 import shutil
@@ -19,19 +20,26 @@ from mla_ray.training.pretraining import PretrainConfig, pretrain
 
 
 class PretrainSettings(JobSettings, PretrainConfig):
-    """Train an English native on emoji, then copy it into `out`; returns its held-out recall."""
+    """Train an English native on emoji and copy it to `out`. The result is its held-out recall."""
 
     model_config = JobSettings.model_config
 
     out: Path
     """Folder for the native, in open_clip's layout."""
     run: Path = Path("runs/pretrain")
-    """Checkpoint and metrics."""
+    """Run folder with the checkpoint and the metrics."""
     data: Path = Path("data")
-    """Where data sets are kept."""
+    """Folder of the data sets."""
 
 
 def main(settings: PretrainSettings, job: Job) -> object:
+    """Train the native, copy it to `settings.out` and return its held-out recall.
+
+    Raises:
+        Stopped: The job received a stop request.
+
+    """
+
     def show(phase: str, done: int, total: int, figures: dict[str, float]) -> None:
         note = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
         job.report(Progress(phase, done, total, note))
@@ -44,7 +52,7 @@ def main(settings: PretrainSettings, job: Job) -> object:
 
 
 def run_pretraining(argv: Sequence[str] | None = None) -> NoReturn:
-    """Make the native that flags and file describe, and exit."""
+    """Train the native and exit. Flags and a file give its settings."""
     sys.exit(
         run(
             PretrainSettings,

@@ -104,7 +104,7 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen() -> None:
 
 def test_no_redirect_is_followed(ask: Ask, server: Server) -> None:
     server.faults.append(Fault(307, "", {"location": "http://elsewhere.example/v1/languages"}))
-    with pytest.raises(ApiError, match=r"307 Temporary Redirect: it sends on to http://elsewhere"):
+    with pytest.raises(ApiError, match=r"307 Temporary Redirect: it redirects to http://elsewhere"):
         ask("languages", token=TOKEN)
     assert len(server.seen) == 1
 

@@ -36,7 +36,7 @@ def test_search_asks_a_server(mla: Mla, server: Server, monkeypatch: pytest.Monk
 
 
 def test_search_says_how_much_of_the_query_is_unknown(mla: Mla, server: Server) -> None:
-    for query, share, said in (("犬犬aa", 0.5, "50% of the query"), ("犬", 1, "say nothing of it")):
+    for query, share, said in (("犬犬aa", 0.5, "50% of the query"), ("犬", 1, "ignore the query")):
         run = mla("search", query, "--url", server.url, "-k", 2, "--json")
         assert [row["unknown_tokens"] for row in json.loads(run.out)] == [share, share]
         assert said in run.err
