@@ -27,8 +27,8 @@ def pairs_of_captions(
 
     The n-th caption of an image is paired with its n-th English caption. If an image has fewer
     English captions, these are reused in order. In a table without a `split` column, all rows are
-    training rows. The file name contains a hash of the caption files. If this file exists, it is
-    not written again.
+    training rows. The file name contains a hash of the caption files and of `skip_invalid`. If this
+    file exists, it is not written again.
 
     Args:
         captions: Caption table, a path or URL.
@@ -46,7 +46,8 @@ def pairs_of_captions(
     """
     language = canonical(language)
     stream = Stream([captions], COLUMNS, {"split": TRAIN}, {}, [ENGLISH, language])
-    digests = json.dumps([fingerprint(file) for file in stream.files])  # one per part
+    # One per part. A file that was written with `skip_invalid` is not valid without it.
+    digests = json.dumps([*map(fingerprint, stream.files), *(["skip"] if skip_invalid else [])])
     digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
     path = as_path(folder) / f"{language}-{digest}.parquet"
     if path.exists():

@@ -117,9 +117,8 @@ class PackStore:
         """
         self._fs.invalidate_cache()
         names = patiently(self._names, NO_PAUSES, f"listing {self.url}")
-        for name in names:
-            self._read(name)
-        for name in [name for name in self._cards if name not in names]:
+        there = {name for name in names if self._read(name)}
+        for name in [name for name in self._cards if name not in there]:
             self._missed[name] = self._missed.get(name, 0) + 1
             if self._missed[name] >= GRACE:
                 del self._cards[name], self._missed[name]
@@ -184,7 +183,8 @@ class PackStore:
         folders = (entry["name"] for entry in entries if entry["type"] == "directory")
         return {folder.rstrip("/").rpartition("/")[2] for folder in folders}
 
-    def _read(self, name: str) -> None:
+    def _read(self, name: str) -> bool:
+        """Read a card if it may have changed. Return False if the folder has none."""
         path = f"{self._root}/{name}/card.json"
         seen = self._cards.get(name)
         key, version = "", None
@@ -194,7 +194,7 @@ class PackStore:
                 key = self._fs.ukey(path)
                 if seen and seen.key == key and not seen.fault:
                     self._missed.pop(name, None)
-                    return
+                    return True
             limit = MAX_FILE_BYTES["card.json"]
             read = partial(self._fs.cat_file, path, end=limit + 1)
             data = patiently(read, NO_PAUSES, f"reading {path}")
@@ -206,11 +206,12 @@ class PackStore:
                     raise PackError(f"{path}: larger than {limit} bytes")
                 self._cards[name] = _Seen(key, version, self._listed(name, data, path))
         except FileNotFoundError:
-            return  # not a pack, or one that is being replaced: keep what was known
+            return False  # not a pack, or one that is being replaced
         except (ValueError, OSError) as error:
             before = seen.listed if seen else None
             self._cards[name] = _Seen(key, version, before, str(error))
         self._missed.pop(name, None)
+        return True
 
     def _listed(self, name: str, data: bytes, path: str) -> Listed:
         card = parse_card(data, path)

@@ -207,7 +207,7 @@ class LanguageSweep:
         spec = {
             "fingerprint": self.native.fingerprint,
             "sources": self.run_spec["sources"],
-            "space": self.space.model_dump(),
+            "space": _without_about(self.space.model_dump()),
             "trials": self.trials,
             "seed": self.plan.seed,
             "held_out": held_out.model_dump(),
@@ -216,7 +216,8 @@ class LanguageSweep:
         if not is_file(path):
             write_json(path, spec)
             return
-        before = with_todays_fingerprint(read_json(path), self.native, self.root)
+        before = dict(with_todays_fingerprint(read_json(path), self.native, self.root))
+        before["space"] = _without_about(before.get("space", {}))  # version 0.1.0 stored it
         if changed := [key for key in spec if before.get(key) != spec[key]]:
             raise ValueError(
                 f"{self.root}: {' and '.join(changed)} differ from the sweep begun there; "
@@ -391,3 +392,8 @@ def _rows(table: str | Path, language: str, enough: int) -> int:
         if rows >= enough:
             break
     return rows
+
+
+def _without_about(space: dict[str, object]) -> dict[str, object]:
+    """Return a space without its description, which changes nothing."""
+    return {key: value for key, value in space.items() if key != "about"}

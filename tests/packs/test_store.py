@@ -80,6 +80,16 @@ def test_a_store_that_is_not_there_is_empty(tmp_path: Path, native: Native) -> N
     assert PackStore(str(tmp_path / "none"), native.fingerprint).scan().languages == ["en"]
 
 
+def test_a_folder_whose_card_is_deleted_is_dropped_after_two_scans(
+    store: Path, native: Native
+) -> None:
+    packs = PackStore(str(store), native.fingerprint)
+    assert packs.scan().languages == ["de", "en", "hi"]
+    (store / "de" / "card.json").unlink()
+    assert packs.scan().languages == ["de", "en", "hi"]  # it may be in replacement
+    assert packs.scan().languages == ["en", "hi"]
+
+
 @pytest.mark.parametrize("first", ["garbage", "whole"])
 def test_what_a_card_says_holds_for_its_bytes_alone(
     store: Path, native: Native, first: str, monkeypatch: pytest.MonkeyPatch

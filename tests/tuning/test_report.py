@@ -235,7 +235,7 @@ def test_a_difference_that_may_be_chance_is_called_no_gain(tmp_path: Path) -> No
 
 def test_a_sweep_without_a_test_split_says_that_gain_was_not_measured(tmp_path: Path) -> None:
     page = read(write(outcome(searched()), as_path(tmp_path)))
-    assert "Not measured: the captions have no split test." in page.text
+    assert "Not measured: there are no captions with the split test." in page.text
     assert "gain" not in page.tables
 
 
