@@ -175,7 +175,7 @@ def test_by_the_command_line(
 @pytest.mark.parametrize(
     "name",
     [
-        "parts",
+        pytest.param("parts", marks=pytest.mark.slow),
         pytest.param("captions.parquet", marks=pytest.mark.slow),
         pytest.param("captions.csv", marks=pytest.mark.slow),
         pytest.param("captions.tsv", marks=pytest.mark.slow),

@@ -299,6 +299,7 @@ def contents_of(folder: Path, kind: Kind, contents: list[bytes], limit: int) -> 
     return Contents(UPath(folder), kind, blocks, ["captions.parquet"])
 
 
+@pytest.mark.slow
 def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
     ray_cluster: None, native_folder: Path, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_its_points_are_those_of_index_captions(
         assert (seen[-1].done, seen[-1].total) == (24, 24)
 
 
+@pytest.mark.slow
 def test_tasks_that_write_through_the_sink_write_the_same(
     native: Native,
     native_folder: Path,
@@ -223,6 +224,7 @@ def test_a_bad_image_or_row_costs_its_rows_alone_and_is_reported(
         assert sum(named in reason for reason in done.reasons) == 1, done.reasons
 
 
+@pytest.mark.slow
 def test_an_image_is_looked_for_beside_its_table_whose_language_is_said(
     native: Native,
     native_folder: Path,

@@ -177,7 +177,7 @@ def test_too_little_space_is_said_before_anything_is_written(
         assert set(index.entries()) == set(ENTRIES)
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=[pytest.param("disk", marks=pytest.mark.slow), "memory"])
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A disk of 60 MB, or a tmpfs of 200 MB, on which holes in files are filled by reading."""
     at, image = tmp_path / "disk", tmp_path / "image"

@@ -240,6 +240,7 @@ def test_a_missing_package_says_what_to_install(
         export_onnx(german, clip, tmp_path)
 
 
+@pytest.mark.slow
 def test_export_from_the_command_line(
     mla: Mla,
     build_model: BuildModel,

@@ -524,6 +524,7 @@ copy_pack(sys.argv[1], sys.argv[2])
     assert sorted(path.name for path in saved.parent.iterdir()) == ["de", "new"]
 
 
+@pytest.mark.slow
 def test_two_save_and_one_loads_and_none_fails(
     make_pack: MakePack, native_folder: Path, corpus: dict[str, list[str]], tmp_path: Path
 ) -> None:

@@ -217,6 +217,7 @@ def captioned(
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_table_without_a_split_test_is_indexed_and_the_evaluation_says_why_it_is_none(
     local: Callable[..., Pipeline], make_pack: MakePack, pngs: list[bytes], tmp_path: Path

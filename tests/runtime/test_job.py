@@ -196,6 +196,7 @@ def test_a_second_signal_ends_a_job_that_does_not_listen(toy: Path) -> None:
     assert ended(process)[0] == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_the_job_that_makes_the_native_tells_of_its_keys() -> None:
     made = subprocess.run(
         [sys.executable, "-m", "jobs.pretrain_native", "--help"],

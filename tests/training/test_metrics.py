@@ -315,6 +315,7 @@ def test_without_mlflow_the_error_says_what_to_install(
 # --- Ray ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_endpoint_of_the_node_shows_what_a_worker_told(
     ray_cluster: None, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def test_images_with_unlike_numbers_of_captions_keep_their_weight() -> None:
     assert drawn.tolist() == pytest.approx([0.0, both, 100.0])
 
 
+@pytest.mark.slow
 def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     """Each image is found with a chance of 0.4: the truth is an AR of 40."""
     covered = 0
