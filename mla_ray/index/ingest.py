@@ -19,9 +19,9 @@ from mla_ray.index.collection import (
     IMAGES,
     RULE,
     CaptionIndex,
-    Entry,
     open_collections,
 )
+from mla_ray.index.entry import Entry
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.native import Native

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar
 
-from mla_ray.index.collection import Entry
+from mla_ray.index.entry import Entry
 from mla_ray.serving.engines import (
     Encoded,
     Identity,

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from mla_ray.index.collection import Entry
+from mla_ray.index.entry import Entry
 from mla_ray.model.native import Native
 from mla_ray.serving.app import create_app
 from mla_ray.serving.coalescing import Overloaded

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 
 from mla_ray.data.images import STRANGER, BadImage, decode_image
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, ScoredEntry
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
+from mla_ray.index.entry import Entry, ScoredEntry
 from mla_ray.index.ingest import space_of
 from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units

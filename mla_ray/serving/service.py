@@ -13,6 +13,7 @@ import orjson
 
 from mla_ray.data.images import STRANGER, decode_image
 from mla_ray.index import collection
+from mla_ray.index.entry import Entry, ScoredEntry
 from mla_ray.index.ingest import image_entry, owner
 from mla_ray.index.limits import MAX_OFFSET
 from mla_ray.index.picture_store import PictureStore
@@ -149,7 +150,7 @@ class Service:
     async def put_captions(self, body: AsyncIterator[bytes]) -> IngestResult:
         """Encode caption records and write them to the index while the NDJSON body arrives."""
 
-        async def upsert(entries: list[collection.Entry], vectors: Vectors) -> int:
+        async def upsert(entries: list[Entry], vectors: Vectors) -> int:
             return await self._backend.upsert(collection.CAPTIONS, entries, vectors)
 
         return await CaptionIngest(self._languages, self._texts, upsert).run(body)
@@ -282,7 +283,7 @@ class Service:
             next_offset=next_offset if more else None,
         )
 
-    def _hit(self, hit: collection.ScoredEntry) -> Hit:
+    def _hit(self, hit: ScoredEntry) -> Hit:
         entry = hit.entry
         return Hit.model_construct(  # these values need no validation
             id=entry.id,
