@@ -25,7 +25,13 @@ from mla_ray.serving.detection import candidates, likeliest
 from mla_ray.serving.engines import Encoded, Identity, Query, QueryResult, Text, Vectors
 from mla_ray.serving.ingest import CaptionIngest
 from mla_ray.serving.metrics import Metrics
-from mla_ray.serving.problems import FieldError, ProblemError, invalid, of_fault
+from mla_ray.serving.problems import (
+    FieldError,
+    ProblemError,
+    invalid,
+    of_fault,
+    several_sources,
+)
 from mla_ray.serving.schemas import (
     AUTO,
     IMAGES_PATH,
@@ -86,11 +92,17 @@ class Service:
     Methods raise `ProblemError` for requests that cannot be answered.
     """
 
-    def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: Settings,
+        metrics: Metrics,
+        pictures: PictureStore | None,
+    ) -> None:
         self._backend = backend
         self._settings = settings
         self._metrics = metrics
-        self._pictures = PictureStore(settings.pictures) if settings.pictures else None
+        self._pictures = pictures
         self._identity: Identity
         self._languages: ServedLanguages
         self._texts: Coalescer[Text, Encoded] = Coalescer(
@@ -310,9 +322,7 @@ class Service:
             return picture
         sources = await self._backend.sources(image_id)
         if source is None and len(sources) > 1:
-            names = ", ".join(sorted(sources))
-            detail = f"query/source: several sources have that id ({names}); set one of them"
-            raise ProblemError(422, ProblemKind.INVALID_REQUEST, detail)
+            raise several_sources(sources)
         if source not in sources and len(sources) == 1:
             source = next(iter(sources))
             picture = await asyncio.to_thread(pictures.get, image_id, source)
