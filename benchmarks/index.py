@@ -36,7 +36,8 @@ from rich.table import Table
 from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets.emoji import Emoji
 from mla_ray.index.backend import HNSW_EF, Quantization, VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stdout
 from mla_ray.runtime.progress import Progress, Report

@@ -1,21 +1,23 @@
-"""Command `mla index`, which writes a caption table to the collections of an index."""
+"""Command `mla index`, which writes a caption table to an index, or removes what is in it."""
 
 from pathlib import PurePosixPath
 from typing import Annotated
 
 import typer
 
-from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit, one_language, pictures_of
+from mla_ray.cli.options import Json, NativeName, Skip, emit, one_language, pictures_of
 
 
 def index_command(
-    captions: Captions,
     index: Annotated[
         str,
         typer.Option(
             help="Index to write: http(s)://host:port of a Qdrant server, or edge:folder."
         ),
     ],
+    captions: Annotated[
+        str | None, typer.Option(help="Caption table to write (Parquet, CSV, TSV, JSONL, …).")
+    ] = None,
     pack: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,10 +66,55 @@ def index_command(
             help="Remove entries of the source that are in the index but not in the table.",
         ),
     ] = False,
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete",
+            help="Instead of writing a table, remove what meets all of --source, --language and "
+            "--image-id: images, captions and pictures; with --language captions only.",
+        ),
+    ] = False,
+    image_id: Annotated[
+        str | None, typer.Option(help="With --delete: remove only this image and its captions.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --delete: only count what would be removed.")
+    ] = False,
+    optimize: Annotated[
+        bool,
+        typer.Option(
+            "--optimize",
+            help="Instead of writing a table, or after --delete, build the search graph and free "
+            "the disk space of removed entries.",
+        ),
+    ] = False,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
-    """Write the images and captions of a table to the collections `images` and `captions`."""
+    """Write the images and captions of a table to the collections `images` and `captions`.
+
+    With --delete or --optimize, remove entries or free space instead.
+    """
+    if not delete and (image_id or dry_run):
+        raise typer.BadParameter("--image-id and --dry-run go with --delete")
+    if delete or optimize:
+        from mla_ray.cli.index_upkeep import upkeep
+        from mla_ray.index.entry import Conditions
+
+        _refuse({"--captions": captions, "--pack": pack, "--int8": int8, "--sync": sync})
+        found = Conditions(image_id=image_id, language=language, source=source)
+        upkeep(
+            index,
+            native,
+            None if no_pictures else pictures or pictures_of(index),
+            conditions=found if delete else None,
+            dry_run=dry_run,
+            optimize=optimize,
+            as_json=as_json,
+        )
+        return
+    if captions is None:
+        raise typer.BadParameter("give --captions, or --delete, or --optimize")
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
@@ -117,3 +164,9 @@ def index_command(
         result["removed"] = removed
         text += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())
     emit(result, as_json, text)
+
+
+def _refuse(options: dict[str, object]) -> None:
+    for option, value in options.items():
+        if value:
+            raise typer.BadParameter(f"{option} does not go with --delete or --optimize")

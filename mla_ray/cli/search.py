@@ -9,7 +9,7 @@ from mla_ray.cli.options import Json, emit, one_language
 from mla_ray.index.limits import MAX_K
 
 if TYPE_CHECKING:
-    from mla_ray.index.collection import Entry
+    from mla_ray.index.entry import Entry
     from mla_ray.serving.schemas import Collection, Hit
 
 

@@ -4,7 +4,7 @@ Shapes: N entries, E joint embedding size.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
@@ -181,19 +181,23 @@ def payloads_and_scores(points: Iterable[ScoredPoint]) -> list[tuple[Payload, fl
     return [(point.payload or {}, point.score) for point in points]
 
 
-def scrolled(page_from: Callable[[Any], tuple[Sequence[FoundPoint], Any]]) -> Iterator[Payload]:
-    """Yield the payloads of all pages.
+def payloads_and_next(
+    points: Iterable[FoundPoint], following: object
+) -> tuple[list[Payload], str | None]:
+    """Return the payload of each point and the next page's start, as `CollectionBackend.page`."""
+    payloads = [point.payload or {} for point in points]
+    return payloads, None if following is None else str(following)
 
-    Args:
-        page_from: Takes the engine's offset (None for the first page). Returns the points of that
-            page and the offset of the next page (None after the last page).
 
-    """
-    offset: Any = None
+def scrolled(
+    page_from: Callable[[str | None], tuple[list[Payload], str | None]],
+) -> Iterator[Payload]:
+    """Yield the payloads of all pages. `page_from` takes the start of a page."""
+    start: str | None = None
     while True:
-        points, offset = page_from(offset)
-        yield from (point.payload or {} for point in points)
-        if offset is None:
+        payloads, start = page_from(start)
+        yield from payloads
+        if start is None:
             return
 
 
@@ -214,13 +218,30 @@ class CollectionBackend(Protocol):
         """Write points; replace those with the same ids."""
         ...
 
-    def delete(self, ids: list[str], where: PayloadFilter) -> None:
-        """Remove the points in `ids` that match `where`."""
+    def delete(self, where: PayloadFilter, ids: list[str] | None = None) -> int:
+        """Remove the points that match, or those of `ids` that match. Return how many."""
+        ...
 
     def search(
         self, vector: list[float], limit: int, where: PayloadFilter
     ) -> list[tuple[Payload, float]]:
         """Return payloads and cosines, best first, equal scores in any order."""
+
+    def page(
+        self, where: PayloadFilter, limit: int, start: str | None
+    ) -> tuple[list[Payload], str | None]:
+        """Return payloads of points that match, in the order of point ids.
+
+        Args:
+            where: Required values.
+            limit: Most points to return.
+            start: Smallest id to return; None for the first page.
+
+        Returns:
+            The payloads, and `start` of the next page, which is None after the last page.
+
+        """
+        ...
 
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
         """Yield the payloads of all points that match, in the order of point ids."""
@@ -243,8 +264,11 @@ class CollectionBackend(Protocol):
         """Raise an error if the collection cannot be reached."""
         ...
 
-    def optimize(self) -> None:
-        """Build the search graph, if the backend does not do so by itself."""
+    def optimize(self, reclaim: bool = False) -> None:
+        """Build the search graph, if the backend does not do so by itself.
+
+        With `reclaim`, also free the disk space of all removed points.
+        """
         ...
 
     def flush(self) -> None:

@@ -29,7 +29,8 @@ from mla_ray.data.table_images import image_fault, read_image
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import encode_query
 from mla_ray.index.backend import Quantization
-from mla_ray.index.collection import CAPTIONS, IMAGES, Entry, open_collections
+from mla_ray.index.collection import CAPTIONS, IMAGES, open_collections
+from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import caption_entry, image_entry, keys_of, require_packs, space_of
 from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore

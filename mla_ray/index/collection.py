@@ -11,11 +11,6 @@ Searches use a name that refers to the current version: an alias on a server, th
 a folder. A rebuild fills the next version and then moves the name, so no search sees a partial
 collection.
 
-A point's id is computed from source, id and language of its entry (rule 2, stored in the payload).
-In mla-ray 0.1.0 it was computed from native, id and language (rule 1), so tables with the same
-image ids overwrote each other's points. Collections of 0.1.0 can be read. A write replaces the
-points of its entries by points of rule 2.
-
 Shapes: N entries, E joint embedding size.
 """
 
@@ -25,10 +20,10 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +33,24 @@ from mla_ray.index.backend import (
     MIXED_SCHEMA,
     CollectionBackend,
     CollectionConfig,
-    Payload,
     PayloadFilter,
     Point,
     Quantization,
     VectorSpace,
 )
 from mla_ray.index.edge import EdgeBackend
-from mla_ray.index.limits import MAX_K, MAX_OFFSET
+from mla_ray.index.entry import (
+    NAMESPACE,
+    Conditions,
+    Contents,
+    Entry,
+    EntryPage,
+    ScoredEntry,
+    entry_of,
+    id_of,
+    point_id,
+)
+from mla_ray.index.limits import MAX_K, MAX_OFFSET, MAX_PAGE
 from mla_ray.index.server import ServerBackend, connect
 from mla_ray.model.directions import faults, norms
 
@@ -59,34 +64,6 @@ BATCH = 256
 """Points per request. At E = 1024 they are about 5 MB of JSON; a server accepts 32 MB."""
 DECIMALS = 6
 """Decimals of a score. Finer differences are float32 noise and would order ties at random."""
-NAMESPACE = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")
-"""UUID namespace of the point ids. It must never change."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One caption or one image."""
-
-    id: str  # id of the caption or the image
-    image_id: str
-    language: str  # BCP-47; "" for an image
-    caption: str  # "" for an image
-    source: str  # data set or collection it came from
-
-    @property
-    def key(self) -> bytes:
-        """Hash (16 bytes) of source, id and language. As a UUID it is the point's id."""
-        # JSON keeps the three parts apart; joined strings could be equal for different entries.
-        name = json.dumps([self.source, self.id, self.language])
-        return uuid.uuid5(NAMESPACE, name).bytes
-
-
-@dataclass(frozen=True)
-class ScoredEntry:
-    """Entry found by a search, with its score."""
-
-    entry: Entry
-    score: float  # cosine, rounded to DECIMALS
 
 
 class CaptionIndex:
@@ -190,7 +167,7 @@ class CaptionIndex:
             units = (vectors[rows] / lengths[rows, None]).astype(np.float32)
             self._backend.upsert(
                 [
-                    Point(_point_id(entry), unit.tolist(), asdict(entry) | {"rule": RULE})
+                    Point(point_id(entry), unit.tolist(), asdict(entry) | {"rule": RULE})
                     for entry, unit in zip(entries[rows], units, strict=True)
                 ]
             )
@@ -198,11 +175,32 @@ class CaptionIndex:
                 self._remove(entries[rows], self._former_point_id)
         return len(entries)
 
-    def delete(self, entries: Sequence[Entry]) -> None:
-        """Remove entries by source, id and language; ignore those that do not exist."""
-        self._remove(entries, _point_id)
+    def delete(self, entries: Sequence[Entry]) -> int:
+        """Remove entries by source, id and language. Return how many existed.
+
+        No search that starts afterwards finds them. Their data stays on disk until
+        `optimize(reclaim=True)`. An entry that is written again is there again. A running `rebuild`
+        does not see the removal.
+        """
+        removed = self._remove(entries, point_id)
         if self._is_mixed():
-            self._remove(entries, self._former_point_id)
+            removed += self._remove(entries, self._former_point_id)
+        return removed
+
+    def delete_matching(self, **conditions: Unpack[Conditions]) -> int:
+        """Remove all entries that meet every condition, as `delete` does. See `Conditions`.
+
+        Returns:
+            The number of entries removed. On a server they are counted just before.
+
+        Raises:
+            ValueError: There is no condition.
+
+        """
+        where = _where(**conditions)
+        if not where:
+            raise ValueError("no condition is given; give id, image_id, language or source")
+        return self._backend.delete(where)
 
     def search(
         self,
@@ -246,7 +244,7 @@ class CaptionIndex:
         limit = end + 1
         while True:
             hits = [
-                ScoredEntry(_entry(payload), round(score, DECIMALS))
+                ScoredEntry(entry_of(payload), round(score, DECIMALS))
                 for payload, score in self._backend.search(unit, limit, where)
             ]
             tie_is_cut = len(hits) == limit and hits[-1].score == hits[end - 1].score
@@ -258,10 +256,33 @@ class CaptionIndex:
         # `min_score` would then be returned or not at random.
         return [hit for hit in hits[offset:end] if min_score is None or hit.score >= min_score]
 
-    def entries(self, *, language: str | None = None, source: str | None = None) -> Iterator[Entry]:
-        """Yield all entries, or all of a language or source, in arbitrary order."""
-        for payload in self._backend.scroll(_where(language=language, source=source)):
-            yield _entry(payload)
+    def entries(self, **conditions: Unpack[Conditions]) -> Iterator[Entry]:
+        """Yield all entries, or all that meet the conditions, in arbitrary order."""
+        for payload in self._backend.scroll(_where(**conditions)):
+            yield entry_of(payload)
+
+    def page(
+        self, limit: int, cursor: str | None = None, **conditions: Unpack[Conditions]
+    ) -> EntryPage:
+        """Return one page of the entries that meet the conditions.
+
+        The order is that of point ids, which look random and never change. So an entry that exists
+        during the whole listing is on exactly one page, whatever is written or removed meanwhile.
+
+        Args:
+            limit: Most entries of the page, 1 to `MAX_PAGE`.
+            cursor: `next_cursor` of the previous page. None for the first page.
+            conditions: Values that the entries must have.
+
+        Raises:
+            ValueError: `limit` or `cursor` is invalid.
+
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise ValueError(f"limit is {limit}, must be 1 to {MAX_PAGE}; use cursor for more")
+        start = None if cursor is None else id_of(cursor)
+        payloads, following = self._backend.page(_where(**conditions), limit, start)
+        return EntryPage.of([entry_of(payload) for payload in payloads], following)
 
     def sources(self, image_id: str) -> dict[str, int]:
         """Return the sources that have entries of an image, with the rule of their point ids.
@@ -274,14 +295,26 @@ class CaptionIndex:
             rules[payload["source"]] = max(rule, rules.get(payload["source"], rule))
         return rules
 
-    def count(self, *, language: str | None = None) -> int:
-        """Return the number of entries, or of those in a language."""
-        return self._backend.count(_where(language=language))
+    def count(self, **conditions: Unpack[Conditions]) -> int:
+        """Return the number of entries, or of those that meet the conditions."""
+        return self._backend.count(_where(**conditions))
 
     def languages(self) -> dict[str, int]:
         """Return the number of captions by language. Images have no language and do not count."""
         counts = self._backend.facet("language")
         return {language: counts[language] for language in sorted(counts) if language}
+
+    def contents(self) -> Contents:
+        """Return what the collection holds: numbers of entries, and whose vectors they have."""
+        config = self._backend.config
+        return Contents(
+            entries=self.count(),
+            languages=self.languages(),
+            sources=dict(sorted(self._backend.facet("source").items())),
+            space=config.space,
+            quantization=config.quantization,
+            schema=config.schema,
+        )
 
     def ping(self) -> None:
         """Check that the collection can be reached. Fast; raises the same errors as `open`."""
@@ -305,16 +338,25 @@ class CaptionIndex:
             yield CaptionIndex(fresh, self.space)
         self._mixed = None
 
-    def optimize(self) -> None:
+    def optimize(self, *, reclaim: bool = False) -> None:
         """Build the search graph (HNSW) of the embedded engine, after a bulk upsert.
 
         A server builds its graph by itself. Without a graph the embedded engine scans all vectors.
-        The call also frees the disk space of entries that were replaced or removed.
 
         The embedded engine holds Python's GIL during the call, about 7 s for 24,000 vectors of 128
         dimensions on two busy cores. Call it from a job, not from a process that serves requests.
+
+        Args:
+            reclaim: Free the disk space of all entries that were removed. Otherwise an engine may
+                keep 1,000 of them, or a fifth of a segment. The embedded engine copies the
+                remaining entries to a next version, so it needs space for both. A server rewrites
+                its segments, and the call waits for it.
+
+        Raises:
+            TimeoutError: A server has not finished within an hour. It continues by itself.
+
         """
-        self._backend.optimize()
+        self._backend.optimize(reclaim)
 
     def flush(self) -> None:
         """Wait until all writes are on disk. A killed process loses no writes even without it."""
@@ -342,14 +384,16 @@ class CaptionIndex:
             self._mixed = may_be and self._backend.count({"rule": None}) > 0
         return self._mixed
 
-    def _remove(self, entries: Sequence[Entry], point_id: Callable[[Entry], str]) -> None:
-        ids = defaultdict(list)
+    def _remove(self, entries: Sequence[Entry], id_by_rule: Callable[[Entry], str]) -> int:
+        ids, removed = defaultdict(list), 0
         for entry in entries:
-            ids[entry.source].append(point_id(entry))
+            ids[entry.source].append(id_by_rule(entry))
         for source, of_source in ids.items():
             for start in range(0, len(of_source), BATCH):
                 # An id of the former rule may belong to another source, so filter by source.
-                self._backend.delete(of_source[start : start + BATCH], {"source": source})
+                chosen = of_source[start : start + BATCH]
+                removed += self._backend.delete({"source": source}, chosen)
+        return removed
 
     def _former_point_id(self, entry: Entry) -> str:
         # the fingerprint that the collection was created with
@@ -400,17 +444,3 @@ def open_collections(
 def _where(**fields: str | None) -> PayloadFilter:
     """Return a filter of the fields that are not None."""
     return {field: value for field, value in fields.items() if value is not None}
-
-
-def _point_id(entry: Entry) -> str:
-    return str(uuid.UUID(bytes=entry.key))
-
-
-def _entry(payload: Payload) -> Entry:
-    return Entry(
-        id=payload["id"],
-        image_id=payload["image_id"],
-        language=payload["language"],
-        caption=payload["caption"],
-        source=payload["source"],
-    )

@@ -30,6 +30,7 @@ from mla_ray.index.backend import (
     counts_by_value,
     next_version,
     no_such_collection,
+    payloads_and_next,
     payloads_and_scores,
     scrolled,
     version,
@@ -56,6 +57,8 @@ FLUSH = 16 * 2**20
 """Bytes written before the next flush. Unflushed data takes space twice: it is in the log, too."""
 LOG = {"segment_capacity": 4 * 2**20, "segment_queue_len": 0, "retain_closed": 1}
 """The engine's settings for the log of a shard. After a flush the log has at most two segments."""
+REMOVED = "removed"
+"""File in a collection's folder. It exists if points were removed since the last copy."""
 LOG_LIMIT = 16 * 2**20
 """Bytes that a log may always have, even if there are few points."""
 
@@ -130,14 +133,18 @@ class EdgeBackend:
                 rows = [edge.Point(p.id, {VECTOR: p.vector}, p.payload) for p in changed]
                 self._update(edge.UpdateOperation.upsert_points(rows), size)
 
-    def delete(self, ids: list[str], where: PayloadFilter) -> None:
-        """Remove the points in `ids` that match `where`."""
+    def delete(self, where: PayloadFilter, ids: list[str] | None = None) -> int:
+        """Remove the points that match, or those of `ids` that match. Return how many."""
         self.check_writable()
+        chosen = self._filter(where, ids)
         with self._writing:
-            self._require(0, "removing points")
-            chosen = self._filter(where, ids)
-            operation = edge.UpdateOperation.delete_points_by_filter(chosen)
-            self._update(operation, 64 * len(ids))
+            matching = int(self.shard.count(edge.CountRequest(exact=True, filter=chosen)))
+            if matching:
+                self._require(0, "removing points")
+                (self.folder / REMOVED).touch()
+                operation = edge.UpdateOperation.delete_points_by_filter(chosen)
+                self._update(operation, 64 * matching)
+        return matching
 
     def _require(self, size: int, purpose: str) -> None:
         filled = holes(self.folder) if self._fills_holes else 0
@@ -179,15 +186,18 @@ class EdgeBackend:
         )
         return payloads_and_scores(points)
 
+    def page(
+        self, where: PayloadFilter, limit: int, start: str | None
+    ) -> tuple[list[Payload], str | None]:
+        """Return payloads of points that match, and the id of the point after them."""
+        request = edge.ScrollRequest(
+            offset=start, limit=limit, filter=self._filter(where), with_payload=True
+        )
+        return payloads_and_next(*self.shard.scroll(request))
+
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
         """Yield the payloads of all points that match, in the order of point ids."""
-        return scrolled(
-            lambda offset: self.shard.scroll(
-                edge.ScrollRequest(
-                    offset=offset, limit=SCROLL, filter=self._filter(where), with_payload=True
-                )
-            )
-        )
+        return scrolled(lambda start: self.page(where, SCROLL, start))
 
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""
@@ -238,13 +248,21 @@ class EdgeBackend:
         except Exception as error:  # the engine raises plain Exceptions
             raise RuntimeError(f"{self.folder} does not answer: {error}") from error
 
-    def optimize(self) -> None:
-        """Build the search graph, flush, and shorten a log that is too long."""
+    def optimize(self, reclaim: bool = False) -> None:
+        """Build the search graph and flush. Copy all points if that frees much space.
+
+        With `reclaim`, also copy them if any were removed.
+        """
         self.check_writable()
         with self._writing:
-            self._build_graph()
-            self.flush()
-            self._shorten_log()
+            if reclaim and (self.folder / REMOVED).exists():
+                self._require(4 * occupied(self._version() / "segments"), "a copy of an index")
+                self._copy()
+                (self.folder / REMOVED).unlink()
+            else:
+                self._build_graph()
+                self.flush()
+                self._shorten_log()
 
     def _build_graph(self) -> None:
         segments = occupied(self._version() / "segments")
@@ -265,6 +283,10 @@ class EdgeBackend:
             return
         if shutil.disk_usage(self.folder).free < 4 * segments + RESERVE:
             return  # keep the long log until there is enough space for a copy
+        self._copy()
+
+    def _copy(self) -> None:
+        """Copy all points to a next version and build its graph."""
         with self._next_version(self.config) as fresh:
             offset = None
             while True:

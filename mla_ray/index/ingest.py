@@ -19,9 +19,9 @@ from mla_ray.index.collection import (
     IMAGES,
     RULE,
     CaptionIndex,
-    Entry,
     open_collections,
 )
+from mla_ray.index.entry import Entry
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.native import Native
@@ -203,7 +203,8 @@ def sync(
             # Pictures first: if the run is interrupted, the next run still finds the entries.
             if pictures and name == IMAGES:
                 for entry in gone.values():
-                    removed[PICTURES] += _forget(pictures, index, entry)
+                    sources = index.sources(entry.id)
+                    removed[PICTURES] += forget_picture(pictures, entry.id, source, sources)
             index.delete(list(gone.values()))
             if gone:
                 index.optimize()  # frees their disk space
@@ -226,11 +227,21 @@ def owner(sources: Mapping[str, int]) -> str | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _forget(pictures: PictureStore, images: CaptionIndex, image: Entry) -> bool:
-    """Remove the picture of an image that is still in the collection; return whether it existed."""
-    removed = pictures.remove(image.id, image.source)
-    if owner(images.sources(image.id)) == image.source:
-        removed |= pictures.remove_former(image.id)
+def forget_picture(
+    pictures: PictureStore, image_id: str, source: str, sources: Mapping[str, int]
+) -> bool:
+    """Remove the picture of an image; return whether it existed.
+
+    Args:
+        pictures: Store of small copies.
+        image_id: Id of the image.
+        source: Source of the image.
+        sources: Result of `CaptionIndex.sources` before the image is removed.
+
+    """
+    removed = pictures.remove(image_id, source)
+    if owner(sources) == source:
+        removed |= pictures.remove_former(image_id)
     return removed
 
 

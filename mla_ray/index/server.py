@@ -1,9 +1,9 @@
 """Collections on a Qdrant server, through HTTP or gRPC, or in qdrant-client's local mode."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -28,6 +28,7 @@ from mla_ray.index.backend import (
     counts_by_value,
     next_version,
     no_such_collection,
+    payloads_and_next,
     payloads_and_scores,
     scrolled,
     version,
@@ -40,6 +41,11 @@ _ERRORS = (
     UnexpectedResponse,
     grpc.RpcError,
 )
+VACUUM_S = 3600
+"""Seconds in which a server must have freed the space of removed points."""
+VACUUM_POLL_S = 0.5
+"""Seconds between two questions whether it has."""
+_AT_WORK = (models.CollectionStatus.YELLOW, models.CollectionStatus.GREY)
 
 
 class ServerBackend:
@@ -92,11 +98,14 @@ class ServerBackend:
         with self._reaching():
             self.client.upsert(self.name, rows, wait=True)
 
-    def delete(self, ids: list[str], where: PayloadFilter) -> None:
-        """Remove the points in `ids` that match `where`."""
-        chosen = models.FilterSelector(filter=self._filter(where, ids))
+    def delete(self, where: PayloadFilter, ids: list[str] | None = None) -> int:
+        """Remove the points that match, or those of `ids` that match. Return how many."""
+        chosen = self._filter(where, ids)
         with self._reaching():
-            self.client.delete(self.name, chosen, wait=True)
+            matching = self.client.count(self.name, count_filter=chosen, exact=True).count
+            if matching:
+                self.client.delete(self.name, models.FilterSelector(filter=chosen), wait=True)
+        return matching
 
     def search(
         self, vector: list[float], limit: int, where: PayloadFilter
@@ -118,16 +127,19 @@ class ServerBackend:
             )
         return payloads_and_scores(response.points)
 
+    def page(
+        self, where: PayloadFilter, limit: int, start: str | None
+    ) -> tuple[list[Payload], str | None]:
+        """Return payloads of points that match, and the id of the point after them."""
+        with self._reaching():
+            points, following = self.client.scroll(
+                self.name, scroll_filter=self._filter(where), limit=limit, offset=start
+            )
+        return payloads_and_next(points, following)
+
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
         """Yield the payloads of all points that match, in the order of point ids."""
-
-        def page_from(offset: Any) -> tuple[list[models.Record], Any]:
-            with self._reaching():
-                return self.client.scroll(
-                    self.name, scroll_filter=self._filter(where), limit=SCROLL, offset=offset
-                )
-
-        return scrolled(page_from)
+        return scrolled(lambda start: self.page(where, SCROLL, start))
 
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""
@@ -173,8 +185,46 @@ class ServerBackend:
         with self._reaching():
             self.client.get_collection(self.name)
 
-    def optimize(self) -> None:
-        """Do nothing: a server builds the graph in the background, and local mode has no graph."""
+    def optimize(self, reclaim: bool = False) -> None:
+        """Have the server free the space of removed points, and wait for it, if `reclaim` is set.
+
+        Otherwise do nothing: a server builds the graph in the background, and local mode has none.
+        """
+        if reclaim and not self.local:
+            with self._reaching():
+                self._vacuum()
+
+    def _vacuum(self) -> None:
+        """Lower the limits of removed points until every segment is free of them."""
+        aliases = self.client.get_aliases().aliases
+        name = {alias.alias_name: alias.collection_name for alias in aliases}.get(
+            self.name, self.name
+        )
+        usual = self.client.get_collection(name).config.optimizer_config
+        eager = models.OptimizersConfigDiff(deleted_threshold=0, vacuum_min_vector_number=100)
+        self.client.update_collection(name, optimizers_config=eager)
+        try:
+            deadline = time.monotonic() + VACUUM_S
+            while (state := self.client.get_collection(name)).status in _AT_WORK:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"the Qdrant server at {self.url} has not rewritten {name} within "
+                        f"{VACUUM_S} s; it continues by itself"
+                    )
+                time.sleep(VACUUM_POLL_S)
+        finally:
+            self.client.update_collection(
+                name,
+                optimizers_config=models.OptimizersConfigDiff(
+                    deleted_threshold=usual.deleted_threshold,
+                    vacuum_min_vector_number=usual.vacuum_min_vector_number,
+                ),
+            )
+        if state.status == models.CollectionStatus.RED:
+            raise RuntimeError(
+                f"the Qdrant server at {self.url} cannot rewrite {name}: {state.optimizer_status}; "
+                "see its log"
+            )
 
     def flush(self) -> None:
         """Do nothing: every write waits for the server."""

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from ray.data.datasource import Datasink, WriteResult
 
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, open_collections
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, open_collections
+from mla_ray.index.entry import Entry
 from mla_ray.runtime.storage import patiently
 
 FIELDS = tuple(field.name for field in fields(Entry))

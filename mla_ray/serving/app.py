@@ -11,8 +11,10 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Lifespan
 
-from mla_ray.serving import problems, routes
+from mla_ray.index.picture_store import PictureStore
+from mla_ray.serving import collection_routes, problems, routes
 from mla_ray.serving.backend import Backend
+from mla_ray.serving.collection_service import CollectionService
 from mla_ray.serving.guard import Guard
 from mla_ray.serving.head import HeadAsGet
 from mla_ray.serving.metrics import Metrics
@@ -34,7 +36,8 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
 
     """
     metrics = Metrics(replica)
-    service = Service(backend, settings, metrics)
+    pictures = PictureStore(settings.pictures) if settings.pictures else None
+    service = Service(backend, settings, metrics, pictures)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,6 +51,7 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
     app = _documented_app(lifespan)
     app.needs_token = settings.token() is not None
     app.state.service, app.state.metrics = service, metrics
+    app.state.collections = CollectionService(backend, pictures)
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     app.add_middleware(HeadAsGet)
     # The middleware that is added last runs first.
@@ -78,6 +82,7 @@ def _documented_app(lifespan: Lifespan[DocumentedApp] | None = None) -> Document
         generate_unique_id_function=lambda route: route.name,
     )
     app.include_router(routes.router)
+    app.include_router(collection_routes.router)
     return app
 
 

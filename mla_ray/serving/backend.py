@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar
 
-from mla_ray.index.collection import Entry
+from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
 from mla_ray.serving.engines import (
     Encoded,
     Identity,
@@ -19,6 +19,7 @@ from mla_ray.serving.engines import (
     Vectors,
     torch_thread,
 )
+from mla_ray.serving.schemas import Collection
 from mla_ray.serving.settings import Settings
 
 T = TypeVar("T")
@@ -51,6 +52,20 @@ class Backend(Protocol):
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
         """Write entries and their vectors `[N, E]` to a collection. Return their number."""
+        ...
+
+    async def delete(self, collection: str, conditions: Conditions) -> int:
+        """Remove the entries of a collection that meet every condition. Return their number."""
+        ...
+
+    async def page(
+        self, collection: str, conditions: Conditions, limit: int, cursor: str | None
+    ) -> EntryPage:
+        """Return a page of the entries of a collection that meet every condition."""
+        ...
+
+    async def contents(self) -> dict[Collection, Contents]:
+        """Return what each collection holds."""
         ...
 
     async def languages(self) -> dict[str, int]:
@@ -116,6 +131,22 @@ class LocalBackend:
         return await self._in(
             self._index_thread, lambda: self._index.upsert(collection, entries, vectors)
         )
+
+    async def delete(self, collection: str, conditions: Conditions) -> int:
+        """Remove the entries of a collection that meet every condition. Return their number."""
+        delete = partial(self._index.delete, collection, conditions)
+        return await self._in(self._index_thread, delete)
+
+    async def page(
+        self, collection: str, conditions: Conditions, limit: int, cursor: str | None
+    ) -> EntryPage:
+        """Return a page of the entries of a collection that meet every condition."""
+        page = partial(self._index.page, collection, conditions, limit, cursor)
+        return await self._in(self._index_thread, page)
+
+    async def contents(self) -> dict[Collection, Contents]:
+        """Return what each collection holds."""
+        return await self._in(self._index_thread, self._index.contents)
 
     async def languages(self) -> dict[str, int]:
         """Return the number of captions in the index by language."""

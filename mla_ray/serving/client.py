@@ -24,6 +24,7 @@ from typing import Generic, ParamSpec, Self, TypeVar, overload
 import httpx2
 
 from mla_ray.serving import client_calls as calls
+from mla_ray.serving import client_collection_calls as collection_calls
 from mla_ray.serving.client_calls import Call, Embedded, Texts, Vectors
 from mla_ray.serving.client_errors import Unreachable, api_error, printable
 from mla_ray.serving.client_ingest import CHUNK, IngestStream, Record
@@ -77,6 +78,11 @@ class Api(ABC):
     embed_image = Endpoint(calls.embed_image)
     put_image = Endpoint(calls.put_image)
     get_image = Endpoint(calls.get_image)
+    list_images = Endpoint(collection_calls.list_images)
+    list_captions = Endpoint(collection_calls.list_captions)
+    delete_image = Endpoint(collection_calls.delete_image)
+    delete_captions = Endpoint(collection_calls.delete_captions)
+    collections = Endpoint(collection_calls.collections)
     languages = Endpoint(calls.languages)
     health = Endpoint(calls.health)
 

@@ -141,7 +141,7 @@ def search(
 
     """
     params = _page(find, k, offset, in_language, source, min_score)
-    return _get(SEARCH_PATH, SearchResult, {"q": query, "language": language} | params)
+    return get(SEARCH_PATH, SearchResult, {"q": query, "language": language} | params)
 
 
 def search_image(
@@ -163,7 +163,7 @@ def search_image(
 
     """
     params = _page(find, k, offset, in_language, source, min_score)
-    return _send_image("POST", SEARCH_IMAGE_PATH, image, _as(SearchResult), params)
+    return _send_image("POST", SEARCH_IMAGE_PATH, image, parsed_as(SearchResult), params)
 
 
 def embed_image(image: bytes) -> Call[Vectors]:
@@ -190,8 +190,8 @@ def put_image(image_id: str, image: bytes, *, source: str = DEFAULT_SOURCE) -> C
         ValueError: The file format is not supported, or `image_id` is empty.
 
     """
-    path, params = _image_path(image_id), {"source": source}
-    return _send_image("PUT", path, image, _as(ImageWritten), params)
+    path, params = image_path(image_id), {"source": source}
+    return _send_image("PUT", path, image, parsed_as(ImageWritten), params)
 
 
 def get_image(image_id: str, *, source: str | None = None) -> Call[bytes]:
@@ -204,17 +204,17 @@ def get_image(image_id: str, *, source: str | None = None) -> Call[bytes]:
 
     """
     params = {} if source is None else {"source": source}
-    return Call("GET", _image_path(image_id), lambda response: response.content, params)
+    return Call("GET", image_path(image_id), lambda response: response.content, params)
 
 
 def languages() -> Call[Languages]:
     """Return the languages of the server, and the name and fingerprint of its native."""
-    return _get(LANGUAGES_PATH, Languages)
+    return get(LANGUAGES_PATH, Languages)
 
 
 def health() -> Call[Health]:
     """Return the state of every part of the server. A part that fails raises no error."""
-    return Call("GET", HEALTH_PATH, _as(Health), accepted_status=503)
+    return Call("GET", HEALTH_PATH, parsed_as(Health), accepted_status=503)
 
 
 def put_captions(lines: Sequence[bytes]) -> Call[IngestResult]:
@@ -222,7 +222,7 @@ def put_captions(lines: Sequence[bytes]) -> Call[IngestResult]:
     return Call(
         "POST",
         CAPTIONS_PATH,
-        _as(IngestResult),
+        parsed_as(IngestResult),
         body=b"".join(lines),
         content_type=NDJSON,
         read_timeouts=INGEST_READ_TIMEOUTS,
@@ -306,8 +306,9 @@ def _read_rows(response: httpx2.Response, count: int) -> Rows:
     return Rows(answer.fingerprint, vectors, answer.unknown_tokens)
 
 
-def _get(path: str, model: type[Model], params: Params | None = None) -> Call[Model]:
-    return Call("GET", path, _as(model), params or {})
+def get(path: str, model: type[Model], params: Params | None = None) -> Call[Model]:
+    """Return a GET request whose answer is parsed as `model`."""
+    return Call("GET", path, parsed_as(model), params or {})
 
 
 def _send_image(
@@ -320,7 +321,7 @@ def _send_image(
     return Call(method, path, read, params, image, _image_type(image))
 
 
-def _as(model: type[Model]) -> Callable[[httpx2.Response], Model]:
+def parsed_as(model: type[Model]) -> Callable[[httpx2.Response], Model]:
     """Return a function that parses an answer as `model`."""
     return lambda response: model.model_validate_json(response.content)
 
@@ -338,7 +339,13 @@ def _page(
     return {"find": find, "k": k, "offset": offset, **given}
 
 
-def _image_path(image_id: str) -> str:
+def image_path(image_id: str) -> str:
+    """Return the path of an image.
+
+    Raises:
+        ValueError: The id is empty.
+
+    """
     if not image_id:
         raise ValueError("image_id is empty")
     name = quote(image_id, safe="")

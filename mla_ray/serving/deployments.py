@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from mla_ray.index.collection import Entry
+from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
 from mla_ray.model.native import Native
 from mla_ray.serving.app import create_app
 from mla_ray.serving.coalescing import Overloaded
@@ -33,6 +33,7 @@ from mla_ray.serving.engines import (
     Vectors,
     torch_thread,
 )
+from mla_ray.serving.schemas import Collection
 from mla_ray.serving.settings import Settings
 
 T = TypeVar("T")
@@ -196,6 +197,20 @@ class Index:
         """Write entries and their vectors `[N, E]` to a collection. Return their number."""
         return await asyncio.to_thread(self._engine.upsert, collection, entries, vectors)
 
+    async def delete(self, collection: str, conditions: Conditions) -> int:
+        """Remove the entries of a collection that meet every condition. Return their number."""
+        return await asyncio.to_thread(self._engine.delete, collection, conditions)
+
+    async def page(
+        self, collection: str, conditions: Conditions, limit: int, cursor: str | None
+    ) -> EntryPage:
+        """Return a page of the entries of a collection that meet every condition."""
+        return await asyncio.to_thread(self._engine.page, collection, conditions, limit, cursor)
+
+    async def contents(self) -> dict[Collection, Contents]:
+        """Return what each collection holds."""
+        return await asyncio.to_thread(self._engine.contents)
+
     async def languages(self) -> dict[str, int]:
         """Return the number of captions in the index by language."""
         return await asyncio.to_thread(self._engine.languages)
@@ -261,6 +276,22 @@ class HandleBackend:
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
         """Write entries and their vectors with `Index`. Return their number."""
         return await self._call(lambda: self._index.upsert.remote(collection, entries, vectors))
+
+    async def delete(self, collection: str, conditions: Conditions) -> int:
+        """Remove entries with `Index`. Return the number of the last attempt."""
+        return await self._call(lambda: self._index.delete.remote(collection, conditions))
+
+    async def page(
+        self, collection: str, conditions: Conditions, limit: int, cursor: str | None
+    ) -> EntryPage:
+        """Return a page of a listing with `Index`."""
+        return await self._call(
+            lambda: self._index.page.remote(collection, conditions, limit, cursor)
+        )
+
+    async def contents(self) -> dict[Collection, Contents]:
+        """Return what each collection holds with `Index`."""
+        return await self._call(lambda: self._index.contents.remote())
 
     async def languages(self) -> dict[str, int]:
         """Return the number of captions in the index by language."""

@@ -9,8 +9,9 @@ Shapes: N rows, E joint embedding size.
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -19,7 +20,8 @@ import numpy.typing as npt
 import torch
 
 from mla_ray.data.images import STRANGER, BadImage, decode_image
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, ScoredEntry
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
+from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage, ScoredEntry
 from mla_ray.index.ingest import space_of
 from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
@@ -30,7 +32,7 @@ from mla_ray.packs.library import PackLibrary
 from mla_ray.packs.mixed_batch import read_mixed
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.store import PackStore
-from mla_ray.serving.schemas import ProblemKind
+from mla_ray.serving.schemas import Collection, ProblemKind
 
 # Rows of one forward pass. The activations of a small batch stay in the cache of a CPU: 2,600 texts
 # a second with 32 rows, 2,150 with 128 (emoji-clip, two cores). A GPU needs large batches.
@@ -313,13 +315,31 @@ class IndexEngine:
             IndexNotWritable: The disk is full, or the folder is read-only.
 
         """
-        try:
+        with _writing():
             return self.collections[collection].upsert(entries, vectors)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-                raise
-            log.error("%s", error)  # logged here only: the text names a folder of the server
-            raise IndexNotWritable(error.strerror) from error
+
+    def delete(self, collection: str, conditions: Conditions) -> int:
+        """Remove the entries that meet every condition. Return their number.
+
+        Raises:
+            IndexNotWritable: The disk is full, or the folder is read-only.
+
+        """
+        with _writing():
+            return self.collections[collection].delete_matching(**conditions)
+
+    def page(
+        self, collection: str, conditions: Conditions, limit: int, cursor: str | None
+    ) -> EntryPage:
+        """Return a page of the entries that meet every condition."""
+        return self.collections[collection].page(limit, cursor, **conditions)
+
+    def contents(self) -> dict[Collection, Contents]:
+        """Return what each collection holds."""
+        return {
+            "images": self.collections[IMAGES].contents(),
+            "captions": self.collections[CAPTIONS].contents(),
+        }
 
     def languages(self) -> dict[str, int]:
         """Return the number of captions by language."""
@@ -338,6 +358,18 @@ class IndexEngine:
         """Close the collections."""
         for index in self.collections.values():
             index.close()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Convert errors of writes in the `with` block to `IndexNotWritable`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        log.error("%s", error)  # logged here only: the text names a folder of the server
+        raise IndexNotWritable(error.strerror) from error
 
 
 def torch_thread() -> ThreadPoolExecutor:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from mla_ray.index.collection import Entry
+from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import caption_entry
 from mla_ray.model.text import fault_of, normalized
 from mla_ray.packs.store import Listing

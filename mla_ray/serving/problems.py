@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import TypedDict
 
@@ -88,6 +88,12 @@ def invalid(location: Sequence[str], message: str) -> ProblemError:
     """
     error = FieldError(loc=list(location), msg=message)
     return _malformed([error])
+
+
+def several_sources(sources: Iterable[str]) -> ProblemError:
+    """Return a problem with status 422: an image id without a source is ambiguous."""
+    names = ", ".join(sorted(sources))
+    return invalid(("query", "source"), f"several sources have that id ({names}); set one of them")
 
 
 def of_fault(fault: Fault, errors: Sequence[FieldError] | None = None) -> ProblemError:

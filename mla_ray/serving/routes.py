@@ -234,7 +234,7 @@ async def put_image(
 
     An image of the same source and id is replaced.
     """
-    image_id = _given_id(image_id)
+    image_id = given_id(image_id)
     written = await service.put_image(image_id, source, await _image(request))
     written.image_url = _public_url(request, written.image_url)
     return written
@@ -258,7 +258,7 @@ async def get_image(
     ] = None,
 ) -> Response:
     """Return the stored small copy of an image, at most 256 x 256 pixels, as WebP."""
-    image_id = _given_id(image_id)
+    image_id = given_id(image_id)
     picture = await service.get_image(image_id, source)
     headers = {"Cache-Control": "private, max-age=300"}
     return Response(picture, media_type="image/webp", headers=headers)
@@ -321,7 +321,7 @@ def _public_url(request: Request, path: str | None) -> str | None:
     return path and request.scope.get("root_path", "") + path
 
 
-def _given_id(image_id: str) -> str:
+def given_id(image_id: str) -> str:
     """Normalize an image id as tables do and check its length."""
     image_id = normalized(image_id)
     if not 1 <= len(image_id) <= MAX_ID:

@@ -13,6 +13,7 @@ import orjson
 
 from mla_ray.data.images import STRANGER, decode_image
 from mla_ray.index import collection
+from mla_ray.index.entry import Entry, ScoredEntry
 from mla_ray.index.ingest import image_entry, owner
 from mla_ray.index.limits import MAX_OFFSET
 from mla_ray.index.picture_store import PictureStore
@@ -24,7 +25,13 @@ from mla_ray.serving.detection import candidates, likeliest
 from mla_ray.serving.engines import Encoded, Identity, Query, QueryResult, Text, Vectors
 from mla_ray.serving.ingest import CaptionIngest
 from mla_ray.serving.metrics import Metrics
-from mla_ray.serving.problems import FieldError, ProblemError, invalid, of_fault
+from mla_ray.serving.problems import (
+    FieldError,
+    ProblemError,
+    invalid,
+    of_fault,
+    several_sources,
+)
 from mla_ray.serving.schemas import (
     AUTO,
     IMAGES_PATH,
@@ -85,11 +92,17 @@ class Service:
     Methods raise `ProblemError` for requests that cannot be answered.
     """
 
-    def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: Settings,
+        metrics: Metrics,
+        pictures: PictureStore | None,
+    ) -> None:
         self._backend = backend
         self._settings = settings
         self._metrics = metrics
-        self._pictures = PictureStore(settings.pictures) if settings.pictures else None
+        self._pictures = pictures
         self._identity: Identity
         self._languages: ServedLanguages
         self._texts: Coalescer[Text, Encoded] = Coalescer(
@@ -149,7 +162,7 @@ class Service:
     async def put_captions(self, body: AsyncIterator[bytes]) -> IngestResult:
         """Encode caption records and write them to the index while the NDJSON body arrives."""
 
-        async def upsert(entries: list[collection.Entry], vectors: Vectors) -> int:
+        async def upsert(entries: list[Entry], vectors: Vectors) -> int:
             return await self._backend.upsert(collection.CAPTIONS, entries, vectors)
 
         return await CaptionIngest(self._languages, self._texts, upsert).run(body)
@@ -282,7 +295,7 @@ class Service:
             next_offset=next_offset if more else None,
         )
 
-    def _hit(self, hit: collection.ScoredEntry) -> Hit:
+    def _hit(self, hit: ScoredEntry) -> Hit:
         entry = hit.entry
         return Hit.model_construct(  # these values need no validation
             id=entry.id,
@@ -309,9 +322,7 @@ class Service:
             return picture
         sources = await self._backend.sources(image_id)
         if source is None and len(sources) > 1:
-            names = ", ".join(sorted(sources))
-            detail = f"query/source: several sources have that id ({names}); set one of them"
-            raise ProblemError(422, ProblemKind.INVALID_REQUEST, detail)
+            raise several_sources(sources)
         if source not in sources and len(sources) == 1:
             source = next(iter(sources))
             picture = await asyncio.to_thread(pictures.get, image_id, source)

@@ -328,6 +328,58 @@ def test_sync_makes_the_index_equal_to_the_table(
     assert len(list(pictures.rglob("*.webp"))) == 23
 
 
+def test_entries_are_removed_by_their_source_language_and_image(
+    mla: Mla, files: Files, german_pack: Path, native_folder: Path, tmp_path: Path
+) -> None:
+    url = f"edge:{tmp_path / 'index'}"
+    common = ["--native", native_folder, "--index", url]
+    for source in ("ours", "theirs"):
+        table = ["--captions", files.captions, "--pack", german_pack, "--source", source]
+        assert mla("index", *table, *common).code == 0
+    delete = ["index", "--delete", *common, "--source", "ours", "--json"]
+
+    def left(find: str) -> int:
+        hits = mla("search", "a dog", "--find", find, "-k", 100, *common, "--json").json
+        return len(hits)
+
+    counted = mla(*delete, "--dry-run")
+    assert counted.json == {"would_remove": {"images": 12, "captions": 24}}, counted.err
+    assert (left("images"), left("captions")) == (24, 48)
+    german = mla(*delete, "--language", "de")
+    assert german.json == {"removed": {"captions": 12}}, german.err
+    one = mla(*delete, "--image-id", "photo 3")
+    assert one.json == {"removed": {"images": 1, "captions": 1, "pictures": 1}}
+    rest = mla(*delete[:-1], "--optimize")
+    assert rest.out.splitlines() == ["removed: 11 captions, 11 pictures, 11 images", "optimized"]
+    assert (left("images"), left("captions")) == (12, 24)
+    assert len(list((tmp_path / "index" / "pictures").rglob("*.webp"))) == 12
+    stored = [path.read_bytes() for path in (tmp_path / "index").rglob("*") if path.is_file()]
+    assert any(b"theirs" in data for data in stored)
+    assert not any(b"ours" in data for data in stored)
+    assert mla("index", "--optimize", *common, "--json").json == {"optimized": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --captions, or --delete, or --optimize"),
+        (["--delete"], "--delete needs --source, --language or --image-id"),
+        (["--delete", "--source", "a", "--captions", "a.csv"], "--captions does not go with"),
+        (["--optimize", "--sync"], "--sync does not go with --delete or --optimize"),
+        (["--captions", "a.csv", "--dry-run"], "--dry-run go with --delete"),
+        (["--optimize", "--image-id", "a"], "--dry-run go with --delete"),
+        (["--delete", "--source", "a", "--dry-run", "--optimize"], "does not go with --optimize"),
+    ],
+)
+def test_what_does_not_go_with_a_removal_is_refused(
+    mla: Mla, tmp_path: Path, options: list[str], message: str
+) -> None:
+    run = mla("index", "--index", f"edge:{tmp_path / 'index'}", *options)
+    assert run.code == 2
+    assert message in " ".join(run.err.replace("│", " ").split())
+    assert not (tmp_path / "index").exists()
+
+
 def test_sync_compares_with_the_whole_table_whatever_is_indexed_of_it(
     mla: Mla, files: Files, native_folder: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from mla_ray.data.problems import InvalidTable
 from mla_ray.index.bulk import BLOCK, PointEncoder, _encode, index_table
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, ScoredEntry
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
+from mla_ray.index.entry import ScoredEntry
 from mla_ray.index.ingest import (
     index_captions,
     keep_pictures,

@@ -1,119 +1,25 @@
 """Promises of mla_ray.index.collection, each kept by every backend there is."""
 
 import json
-import os
 import secrets
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
-from mla_ray.index.backend import CollectionConfig, Point, Quantization, VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry, ScoredEntry
-from mla_ray.index.server import ServerBackend, connect
-
-Vectors = npt.NDArray[np.float32]
-
-SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 16)
-OTHER = VectorSpace("ViT-B-32/openai", "fedcba9876543210", 16)
-
-
-class Place(Protocol):
-    """Somewhere to open collections, several times over in one test."""
-
-    def open(
-        self,
-        space: VectorSpace = SPACE,
-        collection: str = "captions",
-        *,
-        create: bool = True,
-        quantization: Quantization | None = None,
-    ) -> CaptionIndex: ...
-
-    def leave(self, index: CaptionIndex) -> None:
-        """Be done with `index`, its data staying in place."""
-
-
-class Memory:
-    """One local store shared by all that is opened: closing it would lose the data."""
-
-    def __init__(self) -> None:
-        self.client = QdrantClient(":memory:")
-
-    def open(
-        self,
-        space: VectorSpace = SPACE,
-        collection: str = "captions",
-        *,
-        create: bool = True,
-        quantization: Quantization | None = None,
-    ) -> CaptionIndex:
-        config = CollectionConfig(space, quantization)
-        backend = ServerBackend.open(self.client, ":memory:", config, collection, create)
-        return CaptionIndex(backend, backend.config.space)
-
-    def leave(self, index: CaptionIndex) -> None:
-        pass
-
-
-class Url:
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def open(
-        self,
-        space: VectorSpace = SPACE,
-        collection: str = "captions",
-        *,
-        create: bool = True,
-        quantization: Quantization | None = None,
-    ) -> CaptionIndex:
-        return CaptionIndex.open(
-            self.url, space, collection, create=create, quantization=quantization
-        )
-
-    def leave(self, index: CaptionIndex) -> None:
-        index.close()
-
-
-def forget(client: QdrantClient) -> None:
-    """Delete what these tests make on a server: only names with a test fingerprint."""
-    for collection in client.get_collections().collections:
-        if any(f"-{space.fingerprint[:12]}-v" in collection.name for space in (SPACE, OTHER)):
-            client.delete_collection(collection.name)
-
-
-SERVERS = {"http": "MLA_TEST_QDRANT_URL", "grpc": "MLA_TEST_QDRANT_GRPC_URL"}
-
-
-@pytest.fixture(
-    params=["memory", "edge", *(pytest.param(s, marks=pytest.mark.server) for s in SERVERS)]
-)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    match request.param:
-        case "memory":
-            yield Memory()
-        case "edge":
-            yield Url(f"edge:{tmp_path}")
-        case scheme:
-            url = os.environ.get(SERVERS[scheme])
-            if not url:
-                pytest.skip(f"{SERVERS[scheme]} is not set")
-            client = connect(url)
-            forget(client)
-            yield Url(url)
-            forget(client)
+from mla_ray.index.backend import CollectionConfig, Point, VectorSpace
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry, ScoredEntry
+from tests.index.places import OTHER, SPACE, Memory, Place, Vectors
 
 
 def captions(n: int) -> list[Entry]:
@@ -649,7 +555,8 @@ def test_a_killed_owner_loses_nothing_and_frees_its_folder(tmp_path: Path) -> No
     script = (
         "import os, numpy as np\n"
         "from mla_ray.index.backend import VectorSpace\n"
-        "from mla_ray.index.collection import CaptionIndex, Entry\n"
+        "from mla_ray.index.collection import CaptionIndex\n"
+        "from mla_ray.index.entry import Entry\n"
         f"index = CaptionIndex.open({url!r}, {SPACE!r})\n"
         "index.upsert([Entry('c', 'i', 'de', 'Katze', 'a')], np.ones((1, 16), np.float32))\n"
         "index.rebuild().__enter__()\n"

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import qdrant_edge as edge
 
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 
 MB = 1e6
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 512)

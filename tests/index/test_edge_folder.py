@@ -17,7 +17,8 @@ import pytest
 from mla_ray.evaluation import evaluation
 from mla_ray.index import edge_folder, ingest
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, open_collections
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, open_collections
+from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import index_captions, space_of
 from mla_ray.model.native import Native
 
@@ -86,7 +87,8 @@ READER = f"""
 import os, sys
 import numpy as np
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry, open_collections
+from mla_ray.index.collection import CaptionIndex, open_collections
+from mla_ray.index.entry import Entry
 folder = sys.argv[1]
 CaptionIndex.open(f"edge:{{sys.argv[2]}}", {SPACE!r}).close()  # all that is loaded when first used
 if os.getuid() == 0:
@@ -204,7 +206,8 @@ FILLER = """
 import sys
 import numpy as np
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 space = VectorSpace("emoji-clip", "0123456789abcdef", 512)
 written = 0
 try:

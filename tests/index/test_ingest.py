@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from mla_ray.data.problems import InvalidTable
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import (
     caption_entry,
     entries_of,

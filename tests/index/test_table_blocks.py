@@ -15,7 +15,8 @@ from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_reader import Stream, read_captions
 from mla_ray.evaluation.captions import CaptionTable
 from mla_ray.index.bulk import PointEncoder
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import index_captions, keys_of, space_of
 from mla_ray.index.table_blocks import BlockRow, _rows_of, survey
 from mla_ray.model.native import Native

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import space_of
 from mla_ray.model.native import Native
 from tests.serving.app_server import Server, Start, problem

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mla_ray.data.feature_store import encode_images
-from mla_ray.index.collection import Entry
+from mla_ray.index.entry import Entry
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mla_ray.index.collection import Entry
+from mla_ray.index.entry import Entry
 from mla_ray.model.native import Native
 from mla_ray.serving.schemas import MAX_HITS, MAX_TEXT
 from tests.serving.app_server import NDJSON, PNG, Server, ingest, problem

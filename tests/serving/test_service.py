@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from mla_ray.index.backend import CollectionConfig, Point
-from mla_ray.index.collection import Entry
 from mla_ray.index.edge import EdgeBackend
+from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import space_of
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.native import Native
