@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from mla_ray.index.backend import CollectionConfig, Point, Record
+from mla_ray.index.batches import batched
 from mla_ray.index.collection import BATCH, CaptionIndex
 from mla_ray.index.existing import configs_at
-from mla_ray.index.transfer import Transferred, batches, transfer_all
+from mla_ray.index.transfer import Transferred, transfer_all
 from mla_ray.runtime.progress import Report, counting
 from mla_ray.runtime.storage import as_path, is_file, read_bytes, read_json, write_bytes, write_json
 
@@ -64,7 +65,7 @@ def write_snapshot(
             advance = counting(report, name, index.count())
             parts: list[Record] = []
             tables: list[pa.Table] = []
-            for batch in batches(index.points()):
+            for batch in batched(index.points(), BATCH):
                 tables.append(_table(batch, config.space.dim))
                 advance(len(batch))
                 if len(tables) == PART:

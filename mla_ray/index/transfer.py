@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Protocol
 
-import numpy as np
-
 from mla_ray.index.backend import CollectionConfig, Point, are_equal
+from mla_ray.index.batches import Reservoir, batched
 from mla_ray.index.collection import BATCH, CaptionIndex
 from mla_ray.index.existing import configs_at, open_like
 from mla_ray.runtime.progress import Report, counting
@@ -95,29 +93,25 @@ def transfer_all(
         return {name: _transfer(sources[name][0], opened[name], name, report) for name in opened}
 
 
-def batches(points: Iterator[Point]) -> Iterator[list[Point]]:
-    """Yield the points in lists of at most `BATCH`."""
-    while batch := list(islice(points, BATCH)):
-        yield batch
-
-
 def _transfer(source: PointSource, target: CaptionIndex, name: str, report: Report) -> Transferred:
     advance = counting(report, name, source.count())
-    before, sample = target.count(), _Sample()
+    before = target.count()
+    sample: Reservoir[Point] = Reservoir(SAMPLE)
     points = written = new = 0
-    for batch in batches(source.points()):
+    for batch in batched(source.points(), BATCH):
         there = patiently(partial(target.stored, batch), what=f"reading {name}")
         changed = [p for p in batch if p.id not in there or not are_equal(p, there[p.id])]
         if changed:
             patiently(partial(target.write, changed), what=f"writing {name}")
-        sample.offer(batch)
+        for point in batch:
+            sample.offer(point)
         points += len(batch)
         written += len(changed)
         new += len(batch) - len(there)
         advance(len(batch))
     target.optimize()
-    _check(target, name, before + new, sample.points)
-    return Transferred(points, written, len(sample.points))
+    _check(target, name, before + new, sample.items)
+    return Transferred(points, written, len(sample.items))
 
 
 def _check(target: CaptionIndex, name: str, expected: int, sample: list[Point]) -> None:
@@ -125,7 +119,7 @@ def _check(target: CaptionIndex, name: str, expected: int, sample: list[Point]) 
     again = "if nothing else writes to it, run the same command again"
     if (found := target.count()) != expected:
         raise RuntimeError(f"{name} has {found:,} points, expected {expected:,}; {again}")
-    for batch in batches(iter(sample)):
+    for batch in batched(sample, BATCH):
         there = target.stored(batch)
         for point in batch:
             if point.id not in there:
@@ -135,20 +129,3 @@ def _check(target: CaptionIndex, name: str, expected: int, sample: list[Point]) 
                     f"point {point.id} of {name} has another vector or payload than the one that "
                     f"was written; {again}"
                 )
-
-
-class _Sample:
-    """At most `SAMPLE` points of a stream, each with the same probability (reservoir sampling)."""
-
-    def __init__(self) -> None:
-        self.points: list[Point] = []
-        self._seen = 0
-        self._rng = np.random.default_rng()
-
-    def offer(self, batch: list[Point]) -> None:
-        for point in batch:
-            self._seen += 1
-            if len(self.points) < SAMPLE:
-                self.points.append(point)
-            elif (place := int(self._rng.integers(self._seen))) < SAMPLE:
-                self.points[place] = point

@@ -12,6 +12,7 @@ import pytest
 
 from mla_ray.index import transfer
 from mla_ray.index.backend import CollectionConfig, Point, VectorSpace
+from mla_ray.index.batches import Reservoir
 from mla_ray.index.collection import CaptionIndex, Entry
 from mla_ray.index.existing import config_at
 from mla_ray.index.server import connect
@@ -174,11 +175,11 @@ def test_the_sample_is_drawn_from_all_points(
 ) -> None:
     monkeypatch.setattr(transfer, "SAMPLE", 50)
     assert copy_index(source, f"edge:{tmp_path}/target", NAMES[1:], silent)[NAMES[1]].checked == 50
-    sample = transfer._Sample()
-    rows = sorted(points(source).values())
-    sample.offer(rows)
-    assert len({row.id for row in sample.points}) == 50
-    assert not {row.id for row in sample.points} <= {row.id for row in rows[:50]}
+    sample: Reservoir[int] = Reservoir(50)
+    for number in range(N):
+        sample.offer(number)
+    assert len(set(sample.items)) == 50
+    assert max(sample.items) >= 350 > min(sample.items)
 
 
 def written_by_0_1_0(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
