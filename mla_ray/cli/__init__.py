@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from mla_ray.cli.collection import collection_app
 from mla_ray.cli.config import config
 from mla_ray.cli.data import data_app
 from mla_ray.cli.evaluate import evaluate
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(pack_app, name="pack")
+app.add_typer(collection_app, name="collection")
 app.add_typer(job_app, name="job")
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,

@@ -4,10 +4,12 @@ Shapes: N entries, E joint embedding size.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
 
 from mla_ray.model.recognition import recognised
 
@@ -19,6 +21,8 @@ VECTOR = "joint"
 """Name of a point's vector."""
 SCROLL = 1000
 """Payloads per scroll request."""
+SCROLL_VECTORS = 256
+"""Points per scroll request with vectors. At E = 1024 they are about 5 MB of JSON."""
 HNSW_EF = 256
 """Candidates kept during a search of the graph. 256 found 99.7 % of the true top 10, 128 found
 99 %."""
@@ -28,6 +32,11 @@ OVERSAMPLING = 2.0
 """Candidates from int8 vectors per requested hit. Float32 vectors rank these candidates."""
 INDEXED = ("language", "source", "image_id")
 """Payload fields that searches filter by."""
+SAME = 1e-6
+"""Largest distance at which a unit vector counts as equal to the stored one.
+
+Scores then differ by at most this, which is the precision to which they are rounded.
+"""
 MAX_LANGUAGES = 10_000
 """Most values that a facet returns."""
 
@@ -35,6 +44,8 @@ STAYS = (
     "The collection keeps it; index again under another collection name for today's fingerprint."
 )
 """Remedy in the warning about a collection whose fingerprint was computed by the first rule."""
+
+P = TypeVar("P")
 
 Quantization = Literal["int8"]
 Payload = dict[str, Any]
@@ -70,6 +81,14 @@ class Point(NamedTuple):
     payload: Payload
 
 
+def are_equal(one: Point, other: Point) -> bool:
+    """Return whether two points have the same payload and, to `SAME`, the same vector."""
+    if one.payload != other.payload or len(one.vector) != len(other.vector):
+        return False
+    away = np.asarray(one.vector, np.float64) - np.asarray(other.vector, np.float64)
+    return bool(np.linalg.norm(away) <= SAME)
+
+
 Record = dict[str, Any]
 """`CollectionConfig` as JSON."""
 
@@ -90,6 +109,23 @@ class CollectionConfig:
         """Return the configuration of the next version, with the current schema."""
         return replace(self, schema=SCHEMA)
 
+    @classmethod
+    def read(cls, record: Any, where: str) -> "CollectionConfig":
+        """Return the configuration of an existing collection of any native, by its record.
+
+        Args:
+            record: The record stored with the points.
+            where: The collection's name or folder, for messages.
+
+        Raises:
+            ValueError: The record is not one of mla-ray, or has another schema.
+
+        """
+        if not _is_ours(record):
+            raise _not_ours(record, where)
+        space = VectorSpace(str(record["native"]), str(record["fingerprint"]), int(record["dim"]))
+        return cls(space, None).of_record(record, where)
+
     def of_record(self, record: Any, where: str) -> "CollectionConfig":
         """Return the configuration of an existing collection with this record.
 
@@ -107,12 +143,8 @@ class CollectionConfig:
 
         """
         space = self.space
-        if not isinstance(record, dict) or not {"schema", *_owner(space)} <= record.keys():
-            raise ValueError(
-                f"{where} does not say whose vectors it holds (found {record!r}); it was made by "
-                "other software or on a server older than Qdrant 1.16: choose another collection "
-                "name"
-            )
+        if not _is_ours(record):
+            raise _not_ours(record, where)
         if record["schema"] not in (MIXED_SCHEMA, SCHEMA):
             raise ValueError(
                 f"{where} has schema {record['schema']}, this version reads {MIXED_SCHEMA} and "
@@ -144,12 +176,38 @@ def _owner(space: VectorSpace) -> Record:
     return {"native": space.native, "fingerprint": space.fingerprint, "dim": space.dim}
 
 
+def _is_ours(record: Any) -> bool:
+    keys = {"schema", "native", "fingerprint", "dim"}
+    return isinstance(record, dict) and keys <= record.keys()
+
+
+def _not_ours(record: Any, where: str) -> ValueError:
+    return ValueError(
+        f"{where} does not say whose vectors it holds (found {record!r}); it was made by other "
+        "software or on a server older than Qdrant 1.16: choose another collection name"
+    )
+
+
 class FoundPoint(Protocol):
     """Point as returned by the embedded engine or by a server."""
 
     @property
     def payload(self) -> Payload | None:
         """Payload of the point."""
+        ...
+
+
+class StoredPoint(FoundPoint, Protocol):
+    """Point as returned with its id and its vectors."""
+
+    @property
+    def id(self) -> object:
+        """Id of the point: a UUID, or its text."""
+        ...
+
+    @property
+    def vector(self) -> Any:
+        """Vectors of the point by name."""
         ...
 
 
@@ -189,14 +247,24 @@ def payloads_and_next(
     return payloads, None if following is None else str(following)
 
 
-def scrolled(
-    page_from: Callable[[str | None], tuple[list[Payload], str | None]],
-) -> Iterator[Payload]:
-    """Yield the payloads of all pages. `page_from` takes the start of a page."""
-    start: str | None = None
+def whole_points(points: Iterable[StoredPoint]) -> Iterator[Point]:
+    """Yield each point with its vector, as `CollectionBackend.points` does."""
+    for point in points:
+        yield Point(str(point.id), list(point.vector[VECTOR]), point.payload or {})
+
+
+def scrolled(page_from: Callable[[Any], tuple[Sequence[P], Any]]) -> Iterator[P]:
+    """Yield the items of all pages.
+
+    Args:
+        page_from: Takes the start of a page (None for the first one). Returns the items of that
+            page and the start of the next one (None after the last page).
+
+    """
+    start: Any = None
     while True:
-        payloads, start = page_from(start)
-        yield from payloads
+        items, start = page_from(start)
+        yield from items
         if start is None:
             return
 
@@ -245,6 +313,13 @@ class CollectionBackend(Protocol):
 
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
         """Yield the payloads of all points that match, in the order of point ids."""
+
+    def points(self) -> Iterator[Point]:
+        """Yield all points with their vectors, in the order of point ids."""
+
+    def retrieve(self, ids: list[str]) -> list[Point]:
+        """Return the points with these ids and their vectors, in any order; skip missing ones."""
+        ...
 
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""

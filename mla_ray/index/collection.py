@@ -165,15 +165,32 @@ class CaptionIndex:
         for start in range(0, len(entries), BATCH):
             rows = slice(start, start + BATCH)
             units = (vectors[rows] / lengths[rows, None]).astype(np.float32)
-            self._backend.upsert(
+            self.write(
                 [
                     Point(point_id(entry), unit.tolist(), asdict(entry) | {"rule": RULE})
                     for entry, unit in zip(entries[rows], units, strict=True)
                 ]
             )
-            if self._is_mixed():  # remove the old point last, so that every search finds the entry
-                self._remove(entries[rows], self._former_point_id)
         return len(entries)
+
+    def write(self, points: Sequence[Point]) -> None:
+        """Write points of `points()` of another collection of the same native, at most `BATCH`."""
+        self._backend.upsert(list(points))
+        if self._is_mixed():  # remove the old point last, so that every search finds the entry
+            self._remove([entry_of(point.payload) for point in points], self._former_point_id)
+
+    def points(self) -> Iterator[Point]:
+        """Yield all points with their vectors. Points of `FORMER_RULE` get the id of `RULE`."""
+        return map(_of_rule, self._backend.points())
+
+    def stored(self, points: Sequence[Point]) -> dict[str, Point]:
+        """Return those of these points that are in this collection, by id, as stored here."""
+        found = {point.id: point for point in self._backend.retrieve([p.id for p in points])}
+        if self._is_mixed():
+            entries = [entry_of(point.payload) for point in points if point.id not in found]
+            former = self._backend.retrieve([self._former_point_id(entry) for entry in entries])
+            found |= {point.id: point for point in map(_of_rule, former)}
+        return found
 
     def delete(self, entries: Sequence[Entry]) -> int:
         """Remove entries by source, id and language. Return how many existed.
@@ -444,3 +461,10 @@ def open_collections(
 def _where(**fields: str | None) -> PayloadFilter:
     """Return a filter of the fields that are not None."""
     return {field: value for field, value in fields.items() if value is not None}
+
+
+def _of_rule(point: Point) -> Point:
+    """Return a point as it is written today: with id and payload of `RULE`."""
+    if "rule" in point.payload:
+        return point
+    return Point(point_id(entry_of(point.payload)), point.vector, point.payload | {"rule": RULE})

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import qdrant_edge as edge
 
 from mla_ray.index.backend import (
@@ -20,12 +19,14 @@ from mla_ray.index.backend import (
     OVERSAMPLING,
     QUANTILE,
     SCROLL,
+    SCROLL_VECTORS,
     VECTOR,
     CollectionBackend,
     CollectionConfig,
     Payload,
     PayloadFilter,
     Point,
+    are_equal,
     check_kept,
     counts_by_value,
     next_version,
@@ -35,6 +36,7 @@ from mla_ray.index.backend import (
     scrolled,
     version,
     versions,
+    whole_points,
 )
 from mla_ray.index.edge_folder import (
     RESERVE,
@@ -48,11 +50,6 @@ from mla_ray.index.edge_folder import (
 )
 from mla_ray.runtime.atomic import replacing_file
 
-SAME = 1e-6
-"""Largest distance at which a unit vector counts as equal to the stored one.
-
-Scores then differ by at most this, which is the precision to which they are rounded.
-"""
 FLUSH = 16 * 2**20
 """Bytes written before the next flush. Unflushed data takes space twice: it is in the log, too."""
 LOG = {"segment_capacity": 4 * 2**20, "segment_queue_len": 0, "retain_closed": 1}
@@ -159,13 +156,9 @@ class EdgeBackend:
     def _changed(self, points: list[Point]) -> list[Point]:
         """Return the points that differ from the stored ones; of several with one id the last."""
         last = {point.id: point for point in points}
-        for stored in self.shard.retrieve(list(last), with_payload=True, with_vector=True):
-            point, vectors = last[str(stored.id)], stored.vector
-            old = vectors.get(VECTOR) if isinstance(vectors, dict) else None
-            if stored.payload == point.payload and old is not None:
-                away = np.asarray(old, np.float64) - np.asarray(point.vector, np.float64)
-                if np.linalg.norm(away) <= SAME:
-                    del last[point.id]
+        for stored in self.retrieve(list(last)):
+            if are_equal(stored, last[stored.id]):
+                del last[stored.id]
         return list(last.values())
 
     def search(
@@ -198,6 +191,22 @@ class EdgeBackend:
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
         """Yield the payloads of all points that match, in the order of point ids."""
         return scrolled(lambda start: self.page(where, SCROLL, start))
+
+    def points(self) -> Iterator[Point]:
+        """Yield all points with their vectors, in the order of point ids."""
+        return whole_points(
+            scrolled(
+                lambda offset: self.shard.scroll(
+                    edge.ScrollRequest(
+                        offset=offset, limit=SCROLL_VECTORS, with_payload=True, with_vector=True
+                    )
+                )
+            )
+        )
+
+    def retrieve(self, ids: list[str]) -> list[Point]:
+        """Return the points with these ids and their vectors, in any order; skip missing ones."""
+        return list(whole_points(self.shard.retrieve(ids, with_payload=True, with_vector=True)))
 
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""

@@ -3,7 +3,8 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -18,6 +19,7 @@ from mla_ray.index.backend import (
     OVERSAMPLING,
     QUANTILE,
     SCROLL,
+    SCROLL_VECTORS,
     VECTOR,
     CollectionBackend,
     CollectionConfig,
@@ -33,6 +35,7 @@ from mla_ray.index.backend import (
     scrolled,
     version,
     versions,
+    whole_points,
 )
 
 _ERRORS = (
@@ -140,6 +143,19 @@ class ServerBackend:
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
         """Yield the payloads of all points that match, in the order of point ids."""
         return scrolled(lambda start: self.page(where, SCROLL, start))
+
+    def points(self) -> Iterator[Point]:
+        """Yield all points with their vectors, in the order of point ids."""
+        return whole_points(
+            scroll_records(
+                self.client, self.url, self.name, limit=SCROLL_VECTORS, with_vectors=[VECTOR]
+            )
+        )
+
+    def retrieve(self, ids: list[str]) -> list[Point]:
+        """Return the points with these ids and their vectors, in any order; skip missing ones."""
+        with self._reaching():
+            return list(whole_points(self.client.retrieve(self.name, ids, with_vectors=[VECTOR])))
 
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""
@@ -254,26 +270,8 @@ class ServerBackend:
             for field in INDEXED:
                 self.client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD)
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Convert errors of the client in the `with` block.
-
-        Raises:
-            ConnectionError: The server does not answer, or the request may succeed later.
-            RuntimeError: The server refuses the request.
-
-        """
-        try:
-            yield
-        except _ERRORS as error:
-            if _is_passing(error):
-                raise ConnectionError(
-                    f"no Qdrant server answers at {self.url}: {_said(error)}; start one, or use "
-                    "edge:folder"
-                ) from error
-            raise RuntimeError(
-                f"the Qdrant server at {self.url} refuses: {_said(error)}"
-            ) from error
+    def _reaching(self) -> AbstractContextManager[None]:
+        return reaching(self.url)
 
     def _names(self) -> list[str]:
         return [collection.name for collection in self.client.get_collections().collections]
@@ -289,6 +287,40 @@ class ServerBackend:
         if ids is not None:
             must.append(models.HasIdCondition(has_id=list(ids)))
         return models.Filter(must=must)
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Convert errors of the client of the server at `url` in the `with` block.
+
+    Raises:
+        ConnectionError: The server does not answer, or the request may succeed later.
+        RuntimeError: The server refuses the request.
+
+    """
+    try:
+        yield
+    except _ERRORS as error:
+        if _is_passing(error):
+            raise ConnectionError(
+                f"no Qdrant server answers at {url}: {_said(error)}; start one, or use edge:folder"
+            ) from error
+        raise RuntimeError(f"the Qdrant server at {url} refuses: {_said(error)}") from error
+
+
+def scroll_records(
+    client: QdrantClient, url: str, name: str, **options: Any
+) -> Iterator[models.Record]:
+    """Yield the points of a collection in the order of their ids, page by page.
+
+    `options` are those of `QdrantClient.scroll`.
+    """
+
+    def page_from(offset: Any) -> tuple[list[models.Record], Any]:
+        with reaching(url):
+            return client.scroll(name, offset=offset, **options)
+
+    return scrolled(page_from)
 
 
 def _point_alias(alias: str, name: str) -> models.CreateAliasOperation:
