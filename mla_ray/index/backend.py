@@ -70,6 +70,14 @@ class Point(NamedTuple):
     payload: Payload
 
 
+class Nearest(NamedTuple):
+    """Search of one vector in a collection."""
+
+    vector: list[float]  # [E], unit length
+    limit: int
+    where: PayloadFilter
+
+
 Record = dict[str, Any]
 """`CollectionConfig` as JSON."""
 
@@ -217,10 +225,9 @@ class CollectionBackend(Protocol):
     def delete(self, ids: list[str], where: PayloadFilter) -> None:
         """Remove the points in `ids` that match `where`."""
 
-    def search(
-        self, vector: list[float], limit: int, where: PayloadFilter
-    ) -> list[tuple[Payload, float]]:
-        """Return payloads and cosines, best first, equal scores in any order."""
+    def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
+        """Return payloads and cosines of each query, best first, equal scores in any order."""
+        ...
 
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
         """Yield the payloads of all points that match, in the order of point ids."""

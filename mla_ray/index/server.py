@@ -1,7 +1,7 @@
 """Collections on a Qdrant server, through HTTP or gRPC, or in qdrant-client's local mode."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from mla_ray.index.backend import (
     VECTOR,
     CollectionBackend,
     CollectionConfig,
+    Nearest,
     Payload,
     PayloadFilter,
     Point,
@@ -40,6 +41,9 @@ _ERRORS = (
     UnexpectedResponse,
     grpc.RpcError,
 )
+
+MAX_HITS = 10_000
+"""Most hits of one response. They are about 5 MB of JSON."""
 
 
 class ServerBackend:
@@ -98,25 +102,33 @@ class ServerBackend:
         with self._reaching():
             self.client.delete(self.name, chosen, wait=True)
 
-    def search(
-        self, vector: list[float], limit: int, where: PayloadFilter
-    ) -> list[tuple[Payload, float]]:
-        """Return payloads and cosines, best first, equal scores in any order."""
+    def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
+        """Return payloads and cosines of each query, best first, equal scores in any order.
+
+        Queries share requests, because a request costs more than a search.
+        """
         params = models.SearchParams(hnsw_ef=HNSW_EF)
         if self.config.quantization:
             params.quantization = models.QuantizationSearchParams(
                 rescore=True, oversampling=OVERSAMPLING
             )
-        with self._reaching():
-            response = self.client.query_points(
-                self.name,
-                query=vector,
-                using=VECTOR,
-                limit=limit,
-                query_filter=self._filter(where),
-                search_params=None if self.local else params,
-            )
-        return payloads_and_scores(response.points)
+        results = []
+        for batch in _in_requests(queries):
+            requests = [
+                models.QueryRequest(
+                    query=query.vector,
+                    using=VECTOR,
+                    limit=query.limit,
+                    filter=self._filter(query.where),
+                    params=None if self.local else params,
+                    with_payload=True,
+                )
+                for query in batch
+            ]
+            with self._reaching():
+                responses = self.client.query_batch_points(self.name, requests)
+            results += [payloads_and_scores(response.points) for response in responses]
+        return results
 
     def scroll(self, where: PayloadFilter) -> Iterator[Payload]:
         """Yield the payloads of all points that match, in the order of point ids."""
@@ -239,6 +251,20 @@ class ServerBackend:
         if ids is not None:
             must.append(models.HasIdCondition(has_id=list(ids)))
         return models.Filter(must=must)
+
+
+def _in_requests(queries: Sequence[Nearest]) -> Iterator[list[Nearest]]:
+    """Yield the queries in batches with at most `MAX_HITS` hits, or of one query."""
+    batch: list[Nearest] = []
+    hits = 0
+    for query in queries:
+        if batch and hits + query.limit > MAX_HITS:
+            yield batch
+            batch, hits = [], 0
+        batch.append(query)
+        hits += query.limit
+    if batch:
+        yield batch
 
 
 def _point_alias(alias: str, name: str) -> models.CreateAliasOperation:

@@ -21,6 +21,7 @@ import torch
 from mla_ray.data.images import STRANGER, BadImage, decode_image
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry, ScoredEntry
 from mla_ray.index.ingest import space_of
+from mla_ray.index.search import Search
 from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
 from mla_ray.model.language import ENGLISH
@@ -287,22 +288,28 @@ class IndexEngine:
             raise
 
     def search(self, queries: Sequence[Query]) -> list[QueryResult]:
-        """Run the queries one after another. A malformed query fails alone."""
-        return [self._search(query) for query in queries]
+        """Run the queries of a collection together. A malformed query fails alone."""
+        results: dict[int, QueryResult] = {}
+        for name in self.collections:
+            rows = [row for row, query in enumerate(queries) if query.collection == name]
+            found = self._search(name, [queries[row] for row in rows])
+            results.update(zip(rows, found, strict=True))
+        return [results[row] for row in range(len(queries))]
 
-    def _search(self, query: Query) -> QueryResult:
+    def _search(self, collection: str, queries: Sequence[Query]) -> list[QueryResult]:
+        """Search one collection. If a query is malformed, run each half, so that it fails alone."""
+        searches = [
+            Search(q.vector, q.k, q.language, q.source, q.offset, q.min_score) for q in queries
+        ]
         try:
-            hits = self.collections[query.collection].search(
-                query.vector,
-                query.k,
-                offset=query.offset,
-                language=query.language,
-                source=query.source,
-                min_score=query.min_score,
+            return [QueryResult(hits) for hits in self.collections[collection].search_all(searches)]
+        except ValueError as error:  # the arguments of a query
+            if len(queries) == 1:
+                return [QueryResult([], Fault(ProblemKind.INVALID_REQUEST, str(error)))]
+            half = len(queries) // 2
+            return self._search(collection, queries[:half]) + self._search(
+                collection, queries[half:]
             )
-        except ValueError as error:  # the arguments of this query only
-            return QueryResult([], Fault(ProblemKind.INVALID_REQUEST, str(error)))
-        return QueryResult(hits)
 
     def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
         """Write entries and their vectors `[N, E]`. Return N.
