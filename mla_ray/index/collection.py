@@ -105,6 +105,7 @@ class CaptionIndex:
         *,
         create: bool = True,
         quantization: Quantization | None = None,
+        timeout_s: int | None = None,
     ) -> "CaptionIndex":
         """Open a collection.
 
@@ -119,6 +120,7 @@ class CaptionIndex:
             quantization: With "int8", graph search and scan use vectors of a quarter of the size,
                 and float32 vectors rank the candidates. A collection keeps its quantization, even
                 after rebuilds. None accepts any existing quantization.
+            timeout_s: Time limit of one request to a server in seconds.
 
         Raises:
             ValueError: The collection holds vectors of another native, it has another
@@ -144,7 +146,7 @@ class CaptionIndex:
             folder = Path(rest).expanduser().resolve() / collection
             backend = EdgeBackend.open(folder, config, create)
             return cls(backend, backend.config.space)
-        client = connect(url)
+        client = connect(url, timeout_s)
         with ExitStack() as undo:
             undo.callback(client.close)
             backend = ServerBackend.open(client, url, config, collection, create)

@@ -42,6 +42,8 @@ _ERRORS = (
     grpc.RpcError,
 )
 
+RECONNECTION = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 1000}
+"""Options of gRPC. By default it tries a server that was away again after up to two minutes."""
 MAX_HITS = 10_000
 """Most hits of one response. They are about 5 MB of JSON."""
 
@@ -295,10 +297,11 @@ def _said(error: Exception) -> str:
     )
 
 
-def connect(url: str) -> QdrantClient:
+def connect(url: str, timeout_s: int | None = None) -> QdrantClient:
     """Return a client for the server at `url`, which connects at the first request.
 
-    The API key is `QDRANT_API_KEY`.
+    The API key is `QDRANT_API_KEY`. `timeout_s` is the time limit of one request in seconds, by
+    default the 5 of qdrant-client.
 
     Raises:
         ValueError: The URL is malformed, or it contains a user or password.
@@ -317,11 +320,13 @@ def connect(url: str) -> QdrantClient:
         )
     key = os.environ.get("QDRANT_API_KEY")
     if address.scheme.startswith("http"):
-        return QdrantClient(url, api_key=key)
+        return QdrantClient(url, api_key=key, timeout=timeout_s)
     return QdrantClient(
         f"http{address.scheme.removeprefix('grpc')}://{address.hostname}",
         grpc_port=address.port or 6334,
         prefer_grpc=True,
         api_key=key,
+        timeout=timeout_s,
+        grpc_options=dict(RECONNECTION),  # the client adds to it
         check_compatibility=False,  # the check uses the HTTP port, which may be closed
     )

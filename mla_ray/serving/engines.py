@@ -31,6 +31,7 @@ from mla_ray.packs.library import PackLibrary
 from mla_ray.packs.mixed_batch import read_mixed
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.store import PackStore
+from mla_ray.serving.breaker import Breaker
 from mla_ray.serving.schemas import ProblemKind
 
 # Rows of one forward pass. The activations of a small batch stay in the cache of a CPU: 2,600 texts
@@ -275,14 +276,24 @@ class ImageEngine:
 
 
 class IndexEngine:
-    """Collections `images` and `captions` of one native."""
+    """Collections `images` and `captions` of one native.
 
-    def __init__(self, url: str, native: Native) -> None:
+    All methods but `close` raise `IndexUnavailable` if the index is on a server that is away.
+
+    Args:
+        url: URL of the index, as for `CaptionIndex.open`.
+        native: The native whose vectors the index holds.
+        timeout_s: Time limit of one request to a Qdrant server in seconds.
+
+    """
+
+    def __init__(self, url: str, native: Native, timeout_s: int | None = None) -> None:
         self.collections: dict[str, CaptionIndex] = {}
+        self._breaker = Breaker(self._ping)
         space = space_of(native)
         try:
             for name in (IMAGES, CAPTIONS):
-                self.collections[name] = CaptionIndex.open(url, space, name)
+                self.collections[name] = CaptionIndex.open(url, space, name, timeout_s=timeout_s)
         except BaseException:
             self.close()
             raise
@@ -292,7 +303,8 @@ class IndexEngine:
         results: dict[int, QueryResult] = {}
         for name in self.collections:
             rows = [row for row, query in enumerate(queries) if query.collection == name]
-            found = self._search(name, [queries[row] for row in rows])
+            with self._breaker.guarding():
+                found = self._search(name, [queries[row] for row in rows])
             results.update(zip(rows, found, strict=True))
         return [results[row] for row in range(len(queries))]
 
@@ -321,7 +333,8 @@ class IndexEngine:
 
         """
         try:
-            return self.collections[collection].upsert(entries, vectors)
+            with self._breaker.guarding():
+                return self.collections[collection].upsert(entries, vectors)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
                 raise
@@ -330,19 +343,26 @@ class IndexEngine:
 
     def languages(self) -> dict[str, int]:
         """Return the number of captions by language."""
-        return self.collections[CAPTIONS].languages()
+        with self._breaker.guarding():
+            return self.collections[CAPTIONS].languages()
 
     def sources(self, image_id: str) -> dict[str, int]:
         """Return the sources that have an image with this id, as `CaptionIndex.sources` does."""
-        return self.collections[IMAGES].sources(image_id)
+        with self._breaker.guarding():
+            return self.collections[IMAGES].sources(image_id)
 
     def check(self) -> None:
         """Raise an error if a collection is unreachable."""
+        with self._breaker.guarding():
+            self._ping()
+
+    def _ping(self) -> None:
         for index in self.collections.values():
             index.ping()
 
     def close(self) -> None:
         """Close the collections."""
+        self._breaker.close()
         for index in self.collections.values():
             index.close()
 
