@@ -89,6 +89,14 @@ def are_equal(one: Point, other: Point) -> bool:
     return bool(np.linalg.norm(away) <= SAME)
 
 
+class Nearest(NamedTuple):
+    """Search of one vector in a collection."""
+
+    vector: list[float]  # [E], unit length
+    limit: int
+    where: PayloadFilter
+
+
 Record = dict[str, Any]
 """`CollectionConfig` as JSON."""
 
@@ -290,10 +298,9 @@ class CollectionBackend(Protocol):
         """Remove the points that match, or those of `ids` that match. Return how many."""
         ...
 
-    def search(
-        self, vector: list[float], limit: int, where: PayloadFilter
-    ) -> list[tuple[Payload, float]]:
-        """Return payloads and cosines, best first, equal scores in any order."""
+    def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
+        """Return payloads and cosines of each query, best first, equal scores in any order."""
+        ...
 
     def page(
         self, where: PayloadFilter, limit: int, start: str | None

@@ -50,7 +50,8 @@ from mla_ray.index.entry import (
     id_of,
     point_id,
 )
-from mla_ray.index.limits import MAX_K, MAX_OFFSET, MAX_PAGE
+from mla_ray.index.limits import MAX_PAGE
+from mla_ray.index.search import Search, check, pages
 from mla_ray.index.server import ServerBackend, connect
 from mla_ray.model.directions import faults, norms
 
@@ -58,12 +59,8 @@ IMAGES, CAPTIONS = "images", "captions"
 """Names of collections."""
 RULE, FORMER_RULE = 2, 1
 """Rules of point ids. Rule 2: source, id, language. Rule 1: native, id, language."""
-MAX_TIES = 10_000
-"""Most entries with equal scores that are read beyond a page to order them by id."""
 BATCH = 256
 """Points per request. At E = 1024 they are about 5 MB of JSON; a server accepts 32 MB."""
-DECIMALS = 6
-"""Decimals of a score. Finer differences are float32 noise and would order ties at random."""
 
 
 class CaptionIndex:
@@ -86,6 +83,7 @@ class CaptionIndex:
         *,
         create: bool = True,
         quantization: Quantization | None = None,
+        timeout_s: int | None = None,
     ) -> "CaptionIndex":
         """Open a collection.
 
@@ -100,6 +98,7 @@ class CaptionIndex:
             quantization: With "int8", graph search and scan use vectors of a quarter of the size,
                 and float32 vectors rank the candidates. A collection keeps its quantization, even
                 after rebuilds. None accepts any existing quantization.
+            timeout_s: Time limit of one request to a server in seconds.
 
         Raises:
             ValueError: The collection holds vectors of another native, it has another
@@ -125,7 +124,7 @@ class CaptionIndex:
             folder = Path(rest).expanduser().resolve() / collection
             backend = EdgeBackend.open(folder, config, create)
             return cls(backend, backend.config.space)
-        client = connect(url)
+        client = connect(url, timeout_s)
         with ExitStack() as undo:
             undo.callback(client.close)
             backend = ServerBackend.open(client, url, config, collection, create)
@@ -235,43 +234,33 @@ class CaptionIndex:
 
         Args:
             vector: `[E]` float32, of any length but zero.
-            k: Most entries to return, 1 to `MAX_K`.
+            k: Most entries to return, 1 to `limits.MAX_K`.
             language: Return only entries of exactly this language; "" for images.
             source: Return only entries of exactly this source.
-            offset: Number of best entries to skip, at most `MAX_OFFSET`.
+            offset: Number of best entries to skip, at most
+                `limits.MAX_OFFSET`.
             min_score: Return only entries with at least this cosine, -1 to 1.
 
         Raises:
             ValueError: `vector`, `k`, `offset` or `min_score` is invalid.
 
         """
-        if not 1 <= k <= MAX_K:
-            raise ValueError(f"k is {k}, must be 1 to {MAX_K}; page with offset for more")
-        if not 0 <= offset <= MAX_OFFSET:
-            raise ValueError(f"offset is {offset}, must be 0 to {MAX_OFFSET}; narrow the search")
-        if min_score is not None and not -1 <= min_score <= 1:
-            raise ValueError(f"min_score is {min_score}, must be -1 to 1, as cosines are")
-        if vector.ndim != 1:
-            raise ValueError(f"query has shape {list(vector.shape)}, must be [{self.space.dim}]")
-        unit = (vector / self._norms(vector[None])).astype(np.float32).tolist()
-        where = _where(language=language, source=source)
-        # Engines order equal scores arbitrarily. One more entry than requested shows whether the
-        # page ends inside a tie. If so, read on until the tie is complete and can be ordered.
-        end = offset + k
-        limit = end + 1
-        while True:
-            hits = [
-                ScoredEntry(entry_of(payload), round(score, DECIMALS))
-                for payload, score in self._backend.search(unit, limit, where)
-            ]
-            tie_is_cut = len(hits) == limit and hits[-1].score == hits[end - 1].score
-            if not tie_is_cut or limit >= end + MAX_TIES:
-                break
-            limit = min(2 * limit, end + MAX_TIES)
-        hits.sort(key=lambda hit: (-hit.score, hit.entry.id, hit.entry.language, hit.entry.source))
-        # An engine's own threshold compares unrounded scores. A hit whose rounded score equals
-        # `min_score` would then be returned or not at random.
-        return [hit for hit in hits[offset:end] if min_score is None or hit.score >= min_score]
+        return self.search_all([Search(vector, k, language, source, offset, min_score)])[0]
+
+    def search_all(self, searches: Sequence[Search]) -> list[list[ScoredEntry]]:
+        """Return for each search what `search` returns. A server gets them in one request.
+
+        Raises:
+            ValueError: A search is invalid. None has run.
+
+        """
+        for search in searches:
+            check(search)
+        units = [self._unit(search.vector) for search in searches]
+        return [
+            [ScoredEntry(entry_of(payload), score) for payload, score in page]
+            for page in pages(self._backend, searches, units)
+        ]
 
     def entries(self, **conditions: Unpack[Conditions]) -> Iterator[Entry]:
         """Yield all entries, or all that meet the conditions, in arbitrary order."""
@@ -393,6 +382,14 @@ class CaptionIndex:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _unit(self, vector: npt.NDArray[np.float32]) -> list[float]:
+        """Return a vector `[E]` at unit length; raise a ValueError if it has none."""
+        if vector.ndim != 1:
+            shape = list(vector.shape)
+            raise ValueError(f"query has shape {shape}, must be [{self.space.dim}]")
+        unit: list[float] = (vector / self._norms(vector[None])).astype(np.float32).tolist()
+        return unit
 
     def _is_mixed(self) -> bool:
         """Return whether there are points of `FORMER_RULE`. Older collections are queried once."""

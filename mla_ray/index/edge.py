@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mla_ray.index.backend import (
     VECTOR,
     CollectionBackend,
     CollectionConfig,
+    Nearest,
     Payload,
     PayloadFilter,
     Point,
@@ -161,16 +162,17 @@ class EdgeBackend:
                 del last[stored.id]
         return list(last.values())
 
-    def search(
-        self, vector: list[float], limit: int, where: PayloadFilter
-    ) -> list[tuple[Payload, float]]:
-        """Return payloads and cosines, best first, equal scores in any order."""
+    def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
+        """Return payloads and cosines of each query, best first, equal scores in any order."""
+        return [self._search(query) for query in queries]
+
+    def _search(self, query: Nearest) -> list[tuple[Payload, float]]:
         rescored = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
         points = self.shard.query(
             edge.QueryRequest(
-                limit=limit,
-                query=edge.Query.Nearest(vector, VECTOR),
-                filter=self._filter(where),
+                limit=query.limit,
+                query=edge.Query.Nearest(query.vector, VECTOR),
+                filter=self._filter(query.where),
                 with_payload=True,
                 params=edge.SearchParams(
                     hnsw_ef=HNSW_EF, quantization=rescored if self.config.quantization else None

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from mla_ray.index.backend import (
     VECTOR,
     CollectionBackend,
     CollectionConfig,
+    Nearest,
     Payload,
     PayloadFilter,
     Point,
@@ -49,6 +50,11 @@ VACUUM_S = 3600
 VACUUM_POLL_S = 0.5
 """Seconds between two questions whether it has."""
 _AT_WORK = (models.CollectionStatus.YELLOW, models.CollectionStatus.GREY)
+
+RECONNECTION = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 1000}
+"""Options of gRPC. By default it tries a server that was away again after up to two minutes."""
+MAX_HITS = 10_000
+"""Most hits of one response. They are about 5 MB of JSON."""
 
 
 class ServerBackend:
@@ -110,25 +116,33 @@ class ServerBackend:
                 self.client.delete(self.name, models.FilterSelector(filter=chosen), wait=True)
         return matching
 
-    def search(
-        self, vector: list[float], limit: int, where: PayloadFilter
-    ) -> list[tuple[Payload, float]]:
-        """Return payloads and cosines, best first, equal scores in any order."""
+    def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
+        """Return payloads and cosines of each query, best first, equal scores in any order.
+
+        Queries share requests, because a request costs more than a search.
+        """
         params = models.SearchParams(hnsw_ef=HNSW_EF)
         if self.config.quantization:
             params.quantization = models.QuantizationSearchParams(
                 rescore=True, oversampling=OVERSAMPLING
             )
-        with self._reaching():
-            response = self.client.query_points(
-                self.name,
-                query=vector,
-                using=VECTOR,
-                limit=limit,
-                query_filter=self._filter(where),
-                search_params=None if self.local else params,
-            )
-        return payloads_and_scores(response.points)
+        results = []
+        for batch in _in_requests(queries):
+            requests = [
+                models.QueryRequest(
+                    query=query.vector,
+                    using=VECTOR,
+                    limit=query.limit,
+                    filter=self._filter(query.where),
+                    params=None if self.local else params,
+                    with_payload=True,
+                )
+                for query in batch
+            ]
+            with self._reaching():
+                responses = self.client.query_batch_points(self.name, requests)
+            results += [payloads_and_scores(response.points) for response in responses]
+        return results
 
     def page(
         self, where: PayloadFilter, limit: int, start: str | None
@@ -323,6 +337,20 @@ def scroll_records(
     return scrolled(page_from)
 
 
+def _in_requests(queries: Sequence[Nearest]) -> Iterator[list[Nearest]]:
+    """Yield the queries in batches with at most `MAX_HITS` hits, or of one query."""
+    batch: list[Nearest] = []
+    hits = 0
+    for query in queries:
+        if batch and hits + query.limit > MAX_HITS:
+            yield batch
+            batch, hits = [], 0
+        batch.append(query)
+        hits += query.limit
+    if batch:
+        yield batch
+
+
 def _point_alias(alias: str, name: str) -> models.CreateAliasOperation:
     return models.CreateAliasOperation(
         create_alias=models.CreateAlias(collection_name=name, alias_name=alias)
@@ -351,10 +379,11 @@ def _said(error: Exception) -> str:
     )
 
 
-def connect(url: str) -> QdrantClient:
+def connect(url: str, timeout_s: int | None = None) -> QdrantClient:
     """Return a client for the server at `url`, which connects at the first request.
 
-    The API key is `QDRANT_API_KEY`.
+    The API key is `QDRANT_API_KEY`. `timeout_s` is the time limit of one request in seconds, by
+    default the 5 of qdrant-client.
 
     Raises:
         ValueError: The URL is malformed, or it contains a user or password.
@@ -373,11 +402,13 @@ def connect(url: str) -> QdrantClient:
         )
     key = os.environ.get("QDRANT_API_KEY")
     if address.scheme.startswith("http"):
-        return QdrantClient(url, api_key=key)
+        return QdrantClient(url, api_key=key, timeout=timeout_s)
     return QdrantClient(
         f"http{address.scheme.removeprefix('grpc')}://{address.hostname}",
         grpc_port=address.port or 6334,
         prefer_grpc=True,
         api_key=key,
+        timeout=timeout_s,
+        grpc_options=dict(RECONNECTION),  # the client adds to it
         check_compatibility=False,  # the check uses the HTTP port, which may be closed
     )

@@ -29,6 +29,7 @@ class Backend(Protocol):
     """Interface between the HTTP app and the encoders and index.
 
     A method raises `Overloaded` if a queue is full and `TimeoutError` if no result arrives in time.
+    Methods that use the index raise `IndexUnavailable` if its server is away.
     """
 
     async def identity(self) -> Identity:
@@ -101,7 +102,7 @@ class LocalBackend:
         self._image = self._torch_thread.submit(
             ImageEngine, settings.native, settings.threads
         ).result()
-        self._index = IndexEngine(settings.index, self._text.native)
+        self._index = IndexEngine(settings.index, self._text.native, settings.index_timeout_s)
 
     async def identity(self) -> Identity:
         """Return the identity of the native."""

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TypedDict, TypeVar
 
 import ray
@@ -20,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
 from mla_ray.model.native import Native
 from mla_ray.serving.app import create_app
+from mla_ray.serving.breaker import IndexUnavailable
 from mla_ray.serving.coalescing import Overloaded
 from mla_ray.serving.engines import (
     Encoded,
@@ -182,7 +184,7 @@ class Index:
         deadline = time.monotonic() + OPEN_FOR_S
         while True:
             try:
-                self._engine = IndexEngine(settings.index, native)
+                self._engine = IndexEngine(settings.index, native, settings.index_timeout_s)
                 break
             except RuntimeError:  # the previous replica still owns the folder
                 if time.monotonic() > deadline:
@@ -219,9 +221,17 @@ class Index:
         """Return the sources that have an image with this id."""
         return await asyncio.to_thread(self._engine.sources, image_id)
 
-    async def check_health(self) -> None:
+    async def check(self) -> None:
         """Raise an error if a collection is unreachable."""
         await asyncio.to_thread(self._engine.check)
+
+    async def check_health(self) -> None:
+        """Raise an error if another replica may answer better. Ray Serve then starts one.
+
+        A server that is away is no reason: it is away from every replica.
+        """
+        with suppress(IndexUnavailable):
+            await self.check()
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
@@ -307,17 +317,21 @@ class HandleBackend:
 
     async def health(self) -> dict[str, str]:
         """Check one replica of each deployment. Return `ok` or the type of the error by part."""
-        handles = {"text": self._text, "image": self._image, "index": self._index}
+        checks = {
+            "text": self._text.check_health,
+            "image": self._image.check_health,
+            "index": self._index.check,
+        }
 
-        async def state(handle: DeploymentHandle) -> str:
+        async def state(check: DeploymentHandle) -> str:
             try:
-                await self._call(lambda: handle.check_health.remote(), 5)
+                await self._call(lambda: check.remote(), 5)
                 return "ok"
             except Exception as error:  # any error marks this part unhealthy
-                return type(error).__name__
+                return type(getattr(error, "cause", error)).__name__  # Ray's own has a cause
 
-        states = await asyncio.gather(*(state(handle) for handle in handles.values()))
-        return dict(zip(handles, states, strict=True))
+        states = await asyncio.gather(*(state(check) for check in checks.values()))
+        return dict(zip(checks, states, strict=True))
 
     async def refresh(self) -> None:
         """Do nothing, as the encoders watch the pack store themselves."""

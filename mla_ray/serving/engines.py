@@ -23,6 +23,7 @@ from mla_ray.data.images import STRANGER, BadImage, decode_image
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage, ScoredEntry
 from mla_ray.index.ingest import space_of
+from mla_ray.index.search import Search
 from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
 from mla_ray.model.language import ENGLISH
@@ -32,6 +33,7 @@ from mla_ray.packs.library import PackLibrary
 from mla_ray.packs.mixed_batch import read_mixed
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.store import PackStore
+from mla_ray.serving.breaker import Breaker
 from mla_ray.serving.schemas import Collection, ProblemKind
 
 # Rows of one forward pass. The activations of a small batch stay in the cache of a CPU: 2,600 texts
@@ -276,35 +278,52 @@ class ImageEngine:
 
 
 class IndexEngine:
-    """Collections `images` and `captions` of one native."""
+    """Collections `images` and `captions` of one native.
 
-    def __init__(self, url: str, native: Native) -> None:
+    All methods but `close` raise `IndexUnavailable` if the index is on a server that is away.
+
+    Args:
+        url: URL of the index, as for `CaptionIndex.open`.
+        native: The native whose vectors the index holds.
+        timeout_s: Time limit of one request to a Qdrant server in seconds.
+
+    """
+
+    def __init__(self, url: str, native: Native, timeout_s: int | None = None) -> None:
         self.collections: dict[str, CaptionIndex] = {}
+        self._breaker = Breaker(self._ping)
         space = space_of(native)
         try:
             for name in (IMAGES, CAPTIONS):
-                self.collections[name] = CaptionIndex.open(url, space, name)
+                self.collections[name] = CaptionIndex.open(url, space, name, timeout_s=timeout_s)
         except BaseException:
             self.close()
             raise
 
     def search(self, queries: Sequence[Query]) -> list[QueryResult]:
-        """Run the queries one after another. A malformed query fails alone."""
-        return [self._search(query) for query in queries]
+        """Run the queries of a collection together. A malformed query fails alone."""
+        results: dict[int, QueryResult] = {}
+        for name in self.collections:
+            rows = [row for row, query in enumerate(queries) if query.collection == name]
+            with self._breaker.guarding():
+                found = self._search(name, [queries[row] for row in rows])
+            results.update(zip(rows, found, strict=True))
+        return [results[row] for row in range(len(queries))]
 
-    def _search(self, query: Query) -> QueryResult:
+    def _search(self, collection: str, queries: Sequence[Query]) -> list[QueryResult]:
+        """Search one collection. If a query is malformed, run each half, so that it fails alone."""
+        searches = [
+            Search(q.vector, q.k, q.language, q.source, q.offset, q.min_score) for q in queries
+        ]
         try:
-            hits = self.collections[query.collection].search(
-                query.vector,
-                query.k,
-                offset=query.offset,
-                language=query.language,
-                source=query.source,
-                min_score=query.min_score,
+            return [QueryResult(hits) for hits in self.collections[collection].search_all(searches)]
+        except ValueError as error:  # the arguments of a query
+            if len(queries) == 1:
+                return [QueryResult([], Fault(ProblemKind.INVALID_REQUEST, str(error)))]
+            half = len(queries) // 2
+            return self._search(collection, queries[:half]) + self._search(
+                collection, queries[half:]
             )
-        except ValueError as error:  # the arguments of this query only
-            return QueryResult([], Fault(ProblemKind.INVALID_REQUEST, str(error)))
-        return QueryResult(hits)
 
     def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
         """Write entries and their vectors `[N, E]`. Return N.
@@ -315,7 +334,7 @@ class IndexEngine:
             IndexNotWritable: The disk is full, or the folder is read-only.
 
         """
-        with _writing():
+        with self._breaker.guarding(), _writing():
             return self.collections[collection].upsert(entries, vectors)
 
     def delete(self, collection: str, conditions: Conditions) -> int:
@@ -325,37 +344,46 @@ class IndexEngine:
             IndexNotWritable: The disk is full, or the folder is read-only.
 
         """
-        with _writing():
+        with self._breaker.guarding(), _writing():
             return self.collections[collection].delete_matching(**conditions)
 
     def page(
         self, collection: str, conditions: Conditions, limit: int, cursor: str | None
     ) -> EntryPage:
         """Return a page of the entries that meet every condition."""
-        return self.collections[collection].page(limit, cursor, **conditions)
+        with self._breaker.guarding():
+            return self.collections[collection].page(limit, cursor, **conditions)
 
     def contents(self) -> dict[Collection, Contents]:
         """Return what each collection holds."""
-        return {
-            "images": self.collections[IMAGES].contents(),
-            "captions": self.collections[CAPTIONS].contents(),
-        }
+        with self._breaker.guarding():
+            return {
+                "images": self.collections[IMAGES].contents(),
+                "captions": self.collections[CAPTIONS].contents(),
+            }
 
     def languages(self) -> dict[str, int]:
         """Return the number of captions by language."""
-        return self.collections[CAPTIONS].languages()
+        with self._breaker.guarding():
+            return self.collections[CAPTIONS].languages()
 
     def sources(self, image_id: str) -> dict[str, int]:
         """Return the sources that have an image with this id, as `CaptionIndex.sources` does."""
-        return self.collections[IMAGES].sources(image_id)
+        with self._breaker.guarding():
+            return self.collections[IMAGES].sources(image_id)
 
     def check(self) -> None:
         """Raise an error if a collection is unreachable."""
+        with self._breaker.guarding():
+            self._ping()
+
+    def _ping(self) -> None:
         for index in self.collections.values():
             index.ping()
 
     def close(self) -> None:
         """Close the collections."""
+        self._breaker.close()
         for index in self.collections.values():
             index.close()
 

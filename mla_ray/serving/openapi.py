@@ -16,7 +16,7 @@ MEANINGS = {
     422: "The request is malformed, or the image cannot be read.",
     429: "The client sent too many requests. The header Retry-After says when to try again.",
     500: "The server failed.",
-    503: "The server is overloaded, or a language pack is not available. The header Retry-After "
+    503: "The server is overloaded, or a language pack or the index is not available. Retry-After "
     "says when to try again.",
     504: "The server did not finish the request in time.",
     507: "The index cannot be written: its disk is full, or it is read-only.",

@@ -11,11 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from mla_ray.serving.breaker import IndexUnavailable
 from mla_ray.serving.coalescing import Overloaded
 from mla_ray.serving.engines import Fault, IndexNotWritable
 from mla_ray.serving.schemas import PROBLEM_JSON, Problem, ProblemKind
 
 RETRY_AFTER_S = 1
+INDEX_RETRY_AFTER_S = 2  # enough for the next probe of a server that is back
 PACK_RETRY_AFTER_S = 2  # enough for the replacement of a pack to complete
 STATUS_OF_FAULT = {
     ProblemKind.PACK_UNAVAILABLE: 503,
@@ -146,6 +148,13 @@ def install(app: FastAPI) -> None:
         detail = f"the index cannot be written now: {cause}"
         return ProblemError(507, ProblemKind.INDEX_NOT_WRITABLE, detail).response()
 
+    async def on_unavailable(request: Request, error: Exception) -> Response:
+        # The text of the error is not used: it names an address inside the network of the server.
+        detail = "the server of the index does not answer; try again"
+        headers = retry_after(INDEX_RETRY_AFTER_S)
+        kind = ProblemKind.INDEX_UNAVAILABLE
+        return ProblemError(503, kind, detail, headers=headers).response()
+
     async def on_timeout(request: Request, error: Exception) -> Response:
         detail = "no answer in time; try again, or send less at a time"
         return ProblemError(504, ProblemKind.TIMEOUT, detail).response()
@@ -162,6 +171,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Overloaded, on_overload)
     app.add_exception_handler(IndexNotWritable, on_not_writable)
+    app.add_exception_handler(IndexUnavailable, on_unavailable)
     app.add_exception_handler(TimeoutError, on_timeout)
     app.add_exception_handler(Exception, on_fault)
 

@@ -102,6 +102,7 @@ class ProblemKind(StrEnum):
     BAD_IMAGE = "bad-image"
     INTERNAL_ERROR = "internal-error"
     INDEX_NOT_WRITABLE = "index-not-writable"
+    INDEX_UNAVAILABLE = "index-unavailable"
     INVALID_REQUEST = "invalid-request"
     NOT_ENCODED = "not-encoded"
     OVERLOADED = "overloaded"

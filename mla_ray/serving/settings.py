@@ -29,6 +29,13 @@ class Settings(BaseModel):
         default="edge:index",
         description="Index: edge:FOLDER, http(s)://HOST:PORT or grpc://HOST.",
     )
+    index_timeout_s: int = Field(
+        default=5,
+        ge=1,
+        le=60,
+        description="Time limit of one request to the Qdrant server of the index in seconds. The "
+        "server then answers 503 until the index answers again.",
+    )
     pictures: str | None = Field(
         default=None, description="Picture store of the search page: a folder or fsspec URL."
     )

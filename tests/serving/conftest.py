@@ -38,9 +38,13 @@ def start(
         given = Settings(
             native=str(native_folder),
             packs=str(tmp_path / "packs"),
-            index=f"edge:{tmp_path / 'index'}",
             pictures=str(tmp_path / "pictures"),
-            **{"scan_every_s": 0.1, "hosts": ["127.0.0.1", "testserver"], **settings},
+            **{
+                "index": f"edge:{tmp_path / 'index'}",
+                "scan_every_s": 0.1,
+                "hosts": ["127.0.0.1", "testserver"],
+                **settings,
+            },
         )
         backend = LocalBackend(given)
         try:
