@@ -1,21 +1,30 @@
 """Command `mla index`, which writes a caption table to the collections of an index."""
 
-from pathlib import PurePosixPath
-from typing import Annotated
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mla_ray.cli.options import Captions, Json, NativeName, Skip, emit, one_language, pictures_of
+from mla_ray.cli.options import Json, NativeName, Skip, emit, one_language, pictures_of
+
+if TYPE_CHECKING:
+    from mla_ray.index.settings import IndexSettings
 
 
 def index_command(
-    captions: Captions,
     index: Annotated[
         str,
         typer.Option(
-            help="Index to write: http(s)://host:port of a Qdrant server, or edge:folder."
+            help="Index to write: http(s)://host:port of a Qdrant server, or edge:folder. "
+            "?prefix=NAME after the port keeps projects on one server apart."
         ),
     ],
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            help="Caption table (Parquet, CSV, TSV, JSONL, …). Required unless --status is set."
+        ),
+    ] = None,
     pack: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,6 +53,14 @@ def index_command(
             "--int8", help="Quantize the vectors of new collections to int8, to save memory."
         ),
     ] = False,
+    index_settings: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with the settings of new collections: quantization, shard_number, "
+            "replication_factor, write_consistency_factor, on_disk_vectors, on_disk_payload, "
+            "hnsw_m, hnsw_ef_construct."
+        ),
+    ] = None,
     pictures: Annotated[
         str | None,
         typer.Option(
@@ -64,10 +81,24 @@ def index_command(
             help="Remove entries of the source that are in the index but not in the table.",
         ),
     ] = False,
+    status: Annotated[
+        bool,
+        typer.Option(
+            "--status", help="Only print what the index has: collections, points, settings, state."
+        ),
+    ] = False,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
     """Write the images and captions of a table to the collections `images` and `captions`."""
+    if status:
+        from mla_ray.index.status import status_of
+
+        found = status_of(index)
+        emit(found.model_dump(), as_json, found.text())
+        return
+    if captions is None:
+        raise typer.BadParameter("--captions is missing: the table to index; or give --status")
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
@@ -79,6 +110,7 @@ def index_command(
 
     if pictures and no_pictures:
         raise typer.BadParameter("--pictures does not go with --no-pictures")
+    settings = _settings(index_settings, int8=int8)
     known = [ENGLISH, *(read_card(folder).language for folder in pack or [])]
     read = read_captions(
         captions,
@@ -100,7 +132,7 @@ def index_command(
             read.table,
             source,
             report,
-            quantization="int8" if int8 else None,
+            settings=settings,
             reject=rejected.append,
         )
         if store:
@@ -117,3 +149,12 @@ def index_command(
         result["removed"] = removed
         text += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())
     emit(result, as_json, text)
+
+
+def _settings(file: Path | None, *, int8: bool) -> "IndexSettings":
+    """Return the settings of new collections; `--int8` goes before the file."""
+    from mla_ray.index.settings import IndexSettings
+    from mla_ray.runtime.settings_file import load_settings
+
+    settings = load_settings(file, IndexSettings) if file else IndexSettings()
+    return IndexSettings(quantization="int8").over(settings) if int8 else settings
