@@ -433,6 +433,7 @@ def test_an_alias_without_fingerprint_goes_on_for_its_native_alone(place: Place)
         fresh.upsert(captions(6), random_vectors(6))
     assert place.open(OTHER).count() == 0
     assert place.open(create=False).count() == 6
+    client = vars(again._backend)["client"]  # that of `first` is closed
     aliases = {alias.alias_name for alias in client.get_aliases().aliases}
     assert plain in aliases  # programs that have not been upgraded find it
     assert of_today not in aliases
