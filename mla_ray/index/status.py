@@ -147,11 +147,12 @@ def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[Collecti
         space = VectorSpace(record["native"], record["fingerprint"], record["dim"])
         config = CollectionConfig(space, settings_of(info.config), record["schema"])
         cluster = client.collection_cluster_info(version)
-        shards = [(shard, cluster.peer_id) for shard in cluster.local_shards]
-        others = [(shard, shard.peer_id) for shard in cluster.remote_shards]
         replicas = [
-            Replica(shard=shard.shard_id, peer=peer, state=shard.state.value)
-            for shard, peer in (*shards, *others)
+            Replica(shard=shard.shard_id, peer=cluster.peer_id, state=shard.state.value)
+            for shard in cluster.local_shards
+        ] + [
+            Replica(shard=shard.shard_id, peer=shard.peer_id, state=shard.state.value)
+            for shard in cluster.remote_shards
         ]
         optimizer = info.optimizer_status
         yield _status(

@@ -104,3 +104,6 @@ def test_a_node_that_is_killed_costs_no_answer_and_no_acknowledged_point(nodes: 
             stop.set()
             writer.join()
         assert set(index.entries()) >= set(acknowledged)
+        dead = [copy for copy in status_of(url).collections[0].replicas if copy.state != "Active"]
+        assert {copy.state for copy in dead} == {"Dead"}
+        assert len({copy.peer for copy in dead}) == 1
