@@ -35,9 +35,10 @@ from rich.table import Table
 
 from mla_ray.data.feature_store import encode_texts
 from mla_ray.datasets.emoji import Emoji
-from mla_ray.index.backend import HNSW_EF, Quantization, VectorSpace
+from mla_ray.index.backend import HNSW_EF, VectorSpace
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.entry import Entry
+from mla_ray.index.settings import IndexSettings, Quantization
 from mla_ray.model.native import Native
 from mla_ray.runtime.console import bars, stdout
 from mla_ray.runtime.progress import Progress, Report
@@ -224,7 +225,8 @@ def run(args: argparse.Namespace, report: Report) -> Figures:
     queries_QE = corpus.query_vectors()
     truth = exact(corpus, queries_QE, report)
     space = VectorSpace(native.name, native.fingerprint, DIM)
-    with CaptionIndex.open(f"edge:{made}", space, quantization=args.quantization) as index:
+    settings = IndexSettings(quantization=args.quantization)
+    with CaptionIndex.open(f"edge:{made}", space, settings=settings) as index:
         result["edge"] = remember(
             made / "upsert.json", lambda: write(index, corpus, "edge: upsert", report)
         )

@@ -158,6 +158,7 @@ def collection_adopt(
     from contextlib import closing
 
     from mla_ray.index.adopt import adopt
+    from mla_ray.index.settings import IndexSettings
     from mla_ray.model.native import Native
     from mla_ray.runtime.console import bars, print_dropped
 
@@ -172,7 +173,7 @@ def collection_adopt(
                 source or foreign.name,
                 images,
                 report,
-                quantization="int8" if int8 else None,
+                settings=IndexSettings(quantization="int8" if int8 else None),
                 reject=rejected.append,
             )
     print_dropped(len(rejected), rejected)

@@ -1,18 +1,22 @@
 """Command `mla index`, which writes a caption table to an index, or removes what is in it."""
 
-from pathlib import PurePosixPath
-from typing import Annotated
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mla_ray.cli.options import Json, NativeName, Skip, emit, one_language, pictures_of
+
+if TYPE_CHECKING:
+    from mla_ray.index.settings import IndexSettings
 
 
 def index_command(
     index: Annotated[
         str,
         typer.Option(
-            help="Index to write: http(s)://host:port of a Qdrant server, or edge:folder."
+            help="Index to write: http(s)://host:port of a Qdrant server, or edge:folder. "
+            "?prefix=NAME after the port keeps projects on one server apart."
         ),
     ],
     captions: Annotated[
@@ -46,6 +50,14 @@ def index_command(
             "--int8", help="Quantize the vectors of new collections to int8, to save memory."
         ),
     ] = False,
+    index_settings: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with the settings of new collections: quantization, shard_number, "
+            "replication_factor, write_consistency_factor, on_disk_vectors, on_disk_payload, "
+            "hnsw_m, hnsw_ef_construct."
+        ),
+    ] = None,
     pictures: Annotated[
         str | None,
         typer.Option(
@@ -88,13 +100,26 @@ def index_command(
             "the disk space of removed entries.",
         ),
     ] = False,
+    status: Annotated[
+        bool,
+        typer.Option(
+            "--status", help="Only print what the index has: collections, points, settings, state."
+        ),
+    ] = False,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
     """Write the images and captions of a table to the collections `images` and `captions`.
 
-    With --delete or --optimize, remove entries or free space instead.
+    With --delete or --optimize, remove entries or free space instead. With --status, only print
+    what the index has.
     """
+    if status:
+        from mla_ray.index.status import status_of
+
+        state = status_of(index)
+        emit(state.model_dump(), as_json, state.text())
+        return
     if not delete and (image_id or dry_run):
         raise typer.BadParameter("--image-id and --dry-run go with --delete")
     if delete or optimize:
@@ -114,7 +139,7 @@ def index_command(
         )
         return
     if captions is None:
-        raise typer.BadParameter("give --captions, or --delete, or --optimize")
+        raise typer.BadParameter("give --captions, --status, --delete or --optimize")
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
@@ -126,6 +151,7 @@ def index_command(
 
     if pictures and no_pictures:
         raise typer.BadParameter("--pictures does not go with --no-pictures")
+    settings = _settings(index_settings, int8=int8)
     known = [ENGLISH, *(read_card(folder).language for folder in pack or [])]
     read = read_captions(
         captions,
@@ -147,7 +173,7 @@ def index_command(
             read.table,
             source,
             report,
-            quantization="int8" if int8 else None,
+            settings=settings,
             reject=rejected.append,
         )
         if store:
@@ -170,3 +196,12 @@ def _refuse(options: dict[str, object]) -> None:
     for option, value in options.items():
         if value:
             raise typer.BadParameter(f"{option} does not go with --delete or --optimize")
+
+
+def _settings(file: Path | None, *, int8: bool) -> "IndexSettings":
+    """Return the settings of new collections; `--int8` goes before the file."""
+    from mla_ray.index.settings import IndexSettings
+    from mla_ray.runtime.settings_file import load_settings
+
+    settings = load_settings(file, IndexSettings) if file else IndexSettings()
+    return IndexSettings(quantization="int8").over(settings) if int8 else settings

@@ -16,11 +16,11 @@ import numpy as np
 
 from mla_ray.data.feature_store import encode_images
 from mla_ray.data.table_images import read_image
-from mla_ray.index.backend import Quantization
 from mla_ray.index.batches import Reservoir
 from mla_ray.index.collection import IMAGES, open_collections
 from mla_ray.index.foreign import ForeignImage, ForeignVectors
 from mla_ray.index.ingest import image_entry, space_of
+from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 from mla_ray.model.directions import Floats, faults, norms, units
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Report, counting
@@ -58,7 +58,7 @@ def adopt(
     images: Path | None,
     report: Report,
     *,
-    quantization: Quantization | None = None,
+    settings: IndexSettings = ENGINE_DEFAULTS,
     reject: Callable[[str], None] = lambda reason: None,
 ) -> Adopted:
     """Copy image vectors of other software to the collection `images`, after a check.
@@ -73,7 +73,7 @@ def adopt(
         images: Folder of the images. An image's path in `foreign` starts there. If `foreign` has
             no paths, an image is the file with its id as name, with or without an ending.
         report: Receives progress.
-        quantization: Quantization of collections that are created.
+        settings: Settings of collections that are created.
         reject: Receives the reason for each vector that is left out.
 
     Raises:
@@ -90,7 +90,7 @@ def adopt(
     checked, agreement = _check(foreign, native, candidates, images, report)
     advance = counting(report, "adopting", foreign.total)
     written = rejected = 0
-    with open_collections(url, space_of(native), quantization) as collections:
+    with open_collections(url, space_of(native), settings) as collections:
         index = collections[IMAGES]
         for ids, vectors_NE in foreign.batches():
             bad = faults(norms(vectors_NE))

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings, Quantization
 from mla_ray.model.recognition import recognised
 
 SCHEMA = 3
@@ -47,7 +48,6 @@ STAYS = (
 
 P = TypeVar("P")
 
-Quantization = Literal["int8"]
 Payload = dict[str, Any]
 """Data stored with a vector, as JSON."""
 PayloadFilter = dict[str, str | None]
@@ -71,6 +71,11 @@ class VectorSpace:
             )
         if self.dim < 1:
             raise ValueError(f"native {self.native!r}: dim is {self.dim}, must be at least 1")
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """The native's fingerprint, and that of the first rule if it is known."""
+        return [found for found in (self.fingerprint, self.fingerprint_v1) if found]
 
 
 class Point(NamedTuple):
@@ -106,20 +111,28 @@ class CollectionConfig:
     """Configuration of a collection. Its record is stored with the points."""
 
     space: VectorSpace
-    quantization: Quantization | None
+    settings: IndexSettings = ENGINE_DEFAULTS
     schema: int = SCHEMA
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Quantization of the vectors."""
+        return self.settings.quantization
 
     def record(self) -> Record:
         """Return the configuration as the JSON that is stored with the points."""
         return {"schema": self.schema, **_owner(self.space), "quantization": self.quantization}
 
-    def rebuilt(self) -> "CollectionConfig":
-        """Return the configuration of the next version, with the current schema."""
-        return replace(self, schema=SCHEMA)
+    def rebuilt(self, settings: IndexSettings | None = None) -> "CollectionConfig":
+        """Return the configuration of the next version: current schema, changed settings."""
+        changed = self.settings if settings is None else settings.over(self.settings)
+        return replace(self, settings=changed, schema=SCHEMA)
 
     @classmethod
     def read(cls, record: Any, where: str) -> "CollectionConfig":
         """Return the configuration of an existing collection of any native, by its record.
+
+        Of the settings it has the quantization only.
 
         Args:
             record: The record stored with the points.
@@ -132,9 +145,9 @@ class CollectionConfig:
         if not _is_ours(record):
             raise _not_ours(record, where)
         space = VectorSpace(str(record["native"]), str(record["fingerprint"]), int(record["dim"]))
-        return cls(space, None).of_record(record, where)
+        return cls(space).of_record(record, ENGINE_DEFAULTS, where)
 
-    def of_record(self, record: Any, where: str) -> "CollectionConfig":
+    def of_record(self, record: Any, stored: IndexSettings, where: str) -> "CollectionConfig":
         """Return the configuration of an existing collection with this record.
 
         A collection keeps the fingerprint that it was created with, even after rebuilds. The
@@ -143,11 +156,12 @@ class CollectionConfig:
 
         Args:
             record: The record stored with the points.
+            stored: The other settings of the collection; the record has the quantization.
             where: The collection's name or folder, for messages.
 
         Raises:
             ValueError: The record is not one of mla-ray or has another schema, native, dimension
-                or quantization than this configuration.
+                or setting than this configuration.
 
         """
         space = self.space
@@ -167,15 +181,10 @@ class CollectionConfig:
                 f"(fingerprint {space.fingerprint}, {space.dim} dimensions); serve that native, or "
                 "give this one a collection of its own name"
             )
-        quantization = record.get("quantization")
-        if self.quantization not in (None, quantization):
-            raise ValueError(
-                f"{where} was made with quantization {quantization!r}, not {self.quantization!r}, "
-                "and keeps it; open it without quantization, or ingest again under another "
-                "collection name"
-            )
+        settings = stored.model_copy(update={"quantization": record.get("quantization")})
+        self.settings.require_same(settings, where)
         return CollectionConfig(
-            replace(space, fingerprint=record["fingerprint"]), quantization, record["schema"]
+            replace(space, fingerprint=record["fingerprint"]), settings, record["schema"]
         )
 
 
@@ -336,8 +345,10 @@ class CollectionBackend(Protocol):
         """Return the number of points by value of a payload field."""
         ...
 
-    def rebuild(self) -> AbstractContextManager["CollectionBackend"]:
-        """Return a context manager of an empty next version.
+    def rebuild(
+        self, settings: IndexSettings | None = None
+    ) -> AbstractContextManager["CollectionBackend"]:
+        """Return a context manager of an empty next version, with these settings changed.
 
         The next version replaces the current one when the `with` block ends without an exception.
         """

@@ -28,12 +28,12 @@ from mla_ray.data.feature_store import BATCH, Features, encode_frames
 from mla_ray.data.table_images import image_fault, read_image
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import encode_query
-from mla_ray.index.backend import Quantization
 from mla_ray.index.collection import CAPTIONS, IMAGES, open_collections
 from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import caption_entry, image_entry, keys_of, require_packs, space_of
 from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore
+from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 from mla_ray.index.sink import FIELDS, Indexed, IndexSink, upsert_block
 from mla_ray.index.table_blocks import BlockRow, read_blocks, survey
 from mla_ray.model.language import ENGLISH
@@ -58,7 +58,7 @@ def index_table(
     *,
     languages: Collection[str] | None = None,
     language: str | None = None,
-    quantization: Quantization | None = None,
+    settings: IndexSettings = ENGINE_DEFAULTS,
     sync: bool = False,
     pictures: PictureStore | None = None,
 ) -> Indexed:
@@ -77,7 +77,7 @@ def index_table(
         report: Receives progress after each block; for a server only at the end.
         languages: Index only rows in these languages; all rows by default.
         language: Language of tables without a column `language`.
-        quantization: Quantization of collections that are created.
+        settings: Settings of collections that are created.
         sync: Remove entries of `source` that are no longer in the tables, as `ingest.sync` does.
             Entries of images that cannot be read stay.
         pictures: With `sync`, the store of small copies. Copies of removed images are removed.
@@ -105,14 +105,14 @@ def index_table(
     encoded = _encode(native_name, packs, read_blocks(tables, language, known, wanted), source)
     del native  # each actor loads its own
     if url.startswith(("http", "grpc")):
-        with open_collections(url, space, quantization):
+        with open_collections(url, space, settings):
             pass  # create them once, before several tasks try to
         sink = IndexSink(url, space)
         encoded.write_datasink(sink, concurrency=WRITERS, ray_remote_args={"num_cpus": 0})
         indexed = sink.indexed
         report(Progress("indexing", total, total))
     else:
-        with open_collections(url, space, quantization) as collections:
+        with open_collections(url, space, settings) as collections:
             advance = counting(report, "indexing", total)
             for block in encoded.iter_batches(batch_size=BLOCK, batch_format="pyarrow"):
                 indexed.add(upsert_block(collections, block))

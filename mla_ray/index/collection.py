@@ -1,7 +1,8 @@
 """Collections of captions and images in Qdrant: one interface for three backends.
 
 - `http(s)://host:port`: a Qdrant server, 1.16 or newer, for any number of processes. The API key
-  is `QDRANT_API_KEY`. If the URL has no port, qdrant-client uses 6333, also for https.
+  is `QDRANT_API_KEY`. If the URL has no port, qdrant-client uses 6333, also for https. Projects on
+  one server have prefixes: `http://host:port/?prefix=shop`.
   `grpc(s)://host:port` is the same server through gRPC, by default at port 6334.
 - `edge:folder`: Qdrant's engine in this process, with one owner at a time. The data is in
   `folder/<collection>`.
@@ -29,13 +30,13 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import QdrantClient
 
+from mla_ray.index.address import Address
 from mla_ray.index.backend import (
     MIXED_SCHEMA,
     CollectionBackend,
     CollectionConfig,
     PayloadFilter,
     Point,
-    Quantization,
     VectorSpace,
 )
 from mla_ray.index.edge import EdgeBackend
@@ -53,6 +54,7 @@ from mla_ray.index.entry import (
 from mla_ray.index.limits import MAX_PAGE
 from mla_ray.index.search import Search, check, pages
 from mla_ray.index.server import ServerBackend, connect
+from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 from mla_ray.model.directions import faults, norms
 
 IMAGES, CAPTIONS = "images", "captions"
@@ -82,7 +84,7 @@ class CaptionIndex:
         collection: str = "captions",
         *,
         create: bool = True,
-        quantization: Quantization | None = None,
+        settings: IndexSettings = ENGINE_DEFAULTS,
         timeout_s: int | None = None,
     ) -> "CaptionIndex":
         """Open a collection.
@@ -95,14 +97,13 @@ class CaptionIndex:
             space: The native whose vectors the collection holds.
             collection: Name of the collection.
             create: Create the collection if it does not exist.
-            quantization: With "int8", graph search and scan use vectors of a quarter of the size,
-                and float32 vectors rank the candidates. A collection keeps its quantization, even
-                after rebuilds. None accepts any existing quantization.
+            settings: Settings of a collection that is created. A collection keeps its settings,
+                even after rebuilds. Settings that are not given accept any existing ones.
             timeout_s: Time limit of one request to a server in seconds.
 
         Raises:
-            ValueError: The collection holds vectors of another native, it has another
-                quantization, or a name or URL is malformed.
+            ValueError: A folder holds vectors of another native, a collection has other settings
+                or the engine lacks one of them, or a name or URL is malformed.
             LookupError: The collection does not exist, and `create` is False.
             RuntimeError: Another process owns the folder, or the server refuses the request.
             ConnectionError: No server answers.
@@ -114,27 +115,33 @@ class CaptionIndex:
                 f"collection name {collection!r}: use 1 to 63 of a-z, 0-9, '_' and '-', "
                 "the first a letter or digit"
             )
-        config = CollectionConfig(space, quantization)
+        config = CollectionConfig(space, settings)
+        if not url.startswith(("http", "grpc")):
+            settings.require_embedded(url)
         if url == ":memory:":
             local = QdrantClient(":memory:")
             backend: CollectionBackend = ServerBackend.open(local, url, config, collection, create)
             return cls(backend, backend.config.space)
         scheme, _, rest = url.partition(":")
         if scheme == "edge" and rest:
+            if "?prefix=" in rest:
+                raise ValueError(f"index {url!r}: a folder has no prefix; give another folder")
             folder = Path(rest).expanduser().resolve() / collection
             backend = EdgeBackend.open(folder, config, create)
             return cls(backend, backend.config.space)
         client = connect(url, timeout_s)
         with ExitStack() as undo:
             undo.callback(client.close)
-            backend = ServerBackend.open(client, url, config, collection, create)
+            prefixed = Address.parse(url).prefixed(collection)
+            backend = ServerBackend.open(client, url, config, prefixed, create)
             undo.pop_all()
         return cls(backend, backend.config.space)
 
     def check_writable(self) -> None:
         """Raise a PermissionError if this process may not write to the collection's folder.
 
-        All methods that write raise it, too. Searches in such a folder use a private copy.
+        All methods that write raise it, too. Searches in such a folder use a private copy. A server
+        that refuses to write raises a RuntimeError.
         """
         self._backend.check_writable()
 
@@ -327,7 +334,7 @@ class CaptionIndex:
         self._backend.ping()
 
     @contextmanager
-    def rebuild(self) -> Iterator["CaptionIndex"]:
+    def rebuild(self, settings: IndexSettings | None = None) -> Iterator["CaptionIndex"]:
         """Yield an empty next version that replaces the current one when the `with` block ends.
 
             with index.rebuild() as fresh:
@@ -336,11 +343,15 @@ class CaptionIndex:
         Searches use the current version until then. An exception drops the new version and keeps
         the current one. `fresh` must not be used after the block.
 
+        Args:
+            settings: Settings that change. The others stay as they are.
+
         Raises:
+            ValueError: The engine lacks one of the settings.
             RuntimeError: Another rebuild of the collection ended first.
 
         """
-        with self._backend.rebuild() as fresh:
+        with self._backend.rebuild(settings) as fresh:
             yield CaptionIndex(fresh, self.space)
         self._mixed = None
 
@@ -436,7 +447,7 @@ class CaptionIndex:
 
 @contextmanager
 def open_collections(
-    url: str, space: VectorSpace, quantization: Quantization | None = None
+    url: str, space: VectorSpace, settings: IndexSettings = ENGINE_DEFAULTS
 ) -> Iterator[dict[str, CaptionIndex]]:
     """Yield the collections `images` and `captions`, open for writing; create them if missing.
 
@@ -444,12 +455,13 @@ def open_collections(
 
     Raises:
         PermissionError: This process may not write to a collection's folder.
+        RuntimeError: The server's key may not write.
 
     """
     with ExitStack() as stack:
         collections = {}
         for name in (IMAGES, CAPTIONS):
-            index = CaptionIndex.open(url, space, name, quantization=quantization)
+            index = CaptionIndex.open(url, space, name, settings=settings)
             collections[name] = stack.enter_context(index)
             index.check_writable()
         yield collections

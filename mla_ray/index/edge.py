@@ -17,7 +17,6 @@ from mla_ray.index.backend import (
     INDEXED,
     MAX_LANGUAGES,
     OVERSAMPLING,
-    QUANTILE,
     SCROLL,
     SCROLL_VECTORS,
     VECTOR,
@@ -49,6 +48,8 @@ from mla_ray.index.edge_folder import (
     private_copy,
     require_space,
 )
+from mla_ray.index.edge_settings import CONFIG_FILE, creation_of, settings_of
+from mla_ray.index.settings import IndexSettings
 from mla_ray.runtime.atomic import replacing_file
 
 FLUSH = 16 * 2**20
@@ -220,13 +221,15 @@ class EdgeBackend:
         return counts_by_value(self.shard.facet(request))
 
     @contextmanager
-    def rebuild(self) -> Iterator[CollectionBackend]:
+    def rebuild(self, settings: IndexSettings | None = None) -> Iterator[CollectionBackend]:
         """Yield an empty next version that replaces this one when the `with` block ends.
 
         If the block raises, the next version is deleted and this one stays.
         """
         self.check_writable()
-        with self._next_version(self.config.rebuilt()) as fresh:
+        if settings is not None:
+            settings.require_embedded(str(self.folder))
+        with self._next_version(self.config.rebuilt(settings)) as fresh:
             yield fresh
 
     @contextmanager
@@ -348,7 +351,9 @@ def _open_current(
     """
     current, record = folder / "current", folder / "space.json"
     if record.exists():
-        config = config.of_record(json.loads(record.read_text()), str(folder))
+        made = folder / (current.read_text() if current.exists() else "")
+        stored = settings_of(made) if (made / CONFIG_FILE).exists() else config.settings
+        config = config.of_record(json.loads(record.read_text()), stored, str(folder))
     else:
         _write(record, json.dumps(config.record(), indent=2))
     if not current.exists():
@@ -368,20 +373,12 @@ def _open_current(
 
 
 def _create_shard(path: Path, config: CollectionConfig) -> edge.EdgeShard:
-    int8 = edge.ScalarQuantizationConfig(
-        type=edge.ScalarType.Int8, quantile=QUANTILE, always_ram=True
-    )
-    params = edge.EdgeVectorParams(
-        size=config.space.dim,
-        distance=edge.Distance.Cosine,
-        quantization_config=int8 if config.quantization else None,
-    )
     # `EdgeConfig` has no `wal_options` in Python, but the shard's configuration file has. The
     # engine takes settings from the file if the argument lacks them. The log cannot be turned off:
     # a point whose write was interrupted would have its new vector and its old payload.
     path.mkdir(parents=True)
-    _write(path / "edge_config.json", json.dumps({"vectors": {}, "wal_options": LOG}))
-    shard = edge.EdgeShard.load(str(path), edge.EdgeConfig(vectors={VECTOR: params}))
+    _write(path / CONFIG_FILE, json.dumps({"vectors": {}, "wal_options": LOG}))
+    shard = edge.EdgeShard.load(str(path), creation_of(config))
     for field in INDEXED:
         shard.update(edge.UpdateOperation.create_field_index(field, edge.PayloadSchemaType.Keyword))
     return shard

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from mla_ray.index.edge_settings import CONFIG_FILE
 from mla_ray.runtime.atomic import one_process
 
 RESERVE = 16 * 2**20
@@ -54,7 +55,7 @@ def is_writable(folder: Path) -> bool:
     inside = [folder / "lock", folder / "current"]
     for path in folder.iterdir():
         if path.is_dir():
-            inside += [path, path / "segments", path / "edge_config.json"]
+            inside += [path, path / "segments", path / CONFIG_FILE]
     return all(os.access(path, os.W_OK) for path in [folder, *inside] if path.exists())
 
 

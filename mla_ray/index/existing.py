@@ -1,24 +1,33 @@
 """Collections that exist at a URL, opened without their native by the records beside them."""
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from mla_ray.index.address import Address
 from mla_ray.index.backend import CollectionConfig
 from mla_ray.index.collection import CaptionIndex
-from mla_ray.index.server import connect, reaching
+from mla_ray.index.server import connect
+from mla_ray.index.server_errors import reaching
+from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 
 
-def config_at(url: str, collection: str) -> CollectionConfig | None:
+def config_at(
+    url: str, collection: str, fingerprints: Sequence[str] = ()
+) -> CollectionConfig | None:
     """Return the configuration of a collection, or None if it does not exist.
 
     Args:
         url: A Qdrant server, or `edge:folder`.
         collection: Name of the collection.
+        fingerprints: Fingerprints of the native. Without them a server must have the collection of
+            one native only.
 
     Raises:
-        ValueError: The collection was made by other software, or the URL is malformed.
+        ValueError: The collection was made by other software, it is there for several natives, or
+            the URL is malformed.
         ConnectionError: No server answers.
         RuntimeError: The server refuses the request.
 
@@ -29,11 +38,26 @@ def config_at(url: str, collection: str) -> CollectionConfig | None:
         if not file.exists():
             return None
         return CollectionConfig.read(json.loads(file.read_text()), str(file.parent))
+    names = re.compile(re.escape(Address.parse(url).prefixed(collection)) + "(-[0-9a-f]{12})?")
     with closing(connect(url)) as client, reaching(url):
-        if collection not in {alias.alias_name for alias in client.get_aliases().aliases}:
-            return None
-        record = client.get_collection(collection).config.metadata
-    return CollectionConfig.read(record, f"collection {collection!r}")
+        aliases = sorted(alias.alias_name for alias in client.get_aliases().aliases)
+        records = {
+            name: client.get_collection(name).config.metadata
+            for name in aliases
+            if names.fullmatch(name)
+        }
+    found = [
+        CollectionConfig.read(record, f"collection {name!r}") for name, record in records.items()
+    ]
+    if fingerprints:
+        found = [config for config in found if config.space.fingerprint in fingerprints]
+    if len(found) > 1:
+        natives = ", ".join(repr(config.space.native) for config in found)
+        raise ValueError(
+            f"{url} has {collection!r} of several natives ({natives}); this command needs one: "
+            "give each native a prefix of its own (?prefix=NAME)"
+        )
+    return found[0] if found else None
 
 
 def configs_at(url: str, collections: Sequence[str]) -> dict[str, CollectionConfig]:
@@ -63,8 +87,9 @@ def open_like(url: str, collection: str, config: CollectionConfig) -> CaptionInd
         PermissionError: This process may not write to the collection's folder.
 
     """
-    quantization = None if config_at(url, collection) else config.quantization
-    index = CaptionIndex.open(url, config.space, collection, quantization=quantization)
+    there = config_at(url, collection, config.space.fingerprints)
+    settings = ENGINE_DEFAULTS if there else IndexSettings(quantization=config.quantization)
+    index = CaptionIndex.open(url, config.space, collection, settings=settings)
     try:
         index.check_writable()
     except BaseException:

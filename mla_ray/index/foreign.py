@@ -17,7 +17,8 @@ from mla_ray.data.table_files import files_of_table
 from mla_ray.data.table_formats import read_chunks
 from mla_ray.index.backend import SCROLL, SCROLL_VECTORS
 from mla_ray.index.batches import batched
-from mla_ray.index.server import connect, reaching, scroll_records
+from mla_ray.index.server import connect, scroll_records
+from mla_ray.index.server_errors import reaching
 from mla_ray.model.directions import Floats
 from mla_ray.runtime.storage import as_path
 

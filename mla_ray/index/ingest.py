@@ -13,7 +13,7 @@ from mla_ray.data.feature_store import key_of
 from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
 from mla_ray.evaluation.evaluation import Gallery, encode_query
-from mla_ray.index.backend import Quantization, VectorSpace
+from mla_ray.index.backend import VectorSpace
 from mla_ray.index.collection import (
     CAPTIONS,
     IMAGES,
@@ -23,6 +23,7 @@ from mla_ray.index.collection import (
 )
 from mla_ray.index.entry import Entry
 from mla_ray.index.picture_store import PictureStore
+from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.native import Native
 from mla_ray.model.text import normalized
@@ -104,7 +105,7 @@ def index_captions(
     source: str,
     report: Report = lambda progress: None,
     *,
-    quantization: Quantization | None = None,
+    settings: IndexSettings = ENGINE_DEFAULTS,
     reject: Callable[[str], None] = lambda reason: None,
 ) -> dict[str, int]:
     """Encode a caption table's images and captions and write them to the collections at `url`.
@@ -122,7 +123,7 @@ def index_captions(
         captions: Table with the columns image_id, image (bytes), language and caption.
         source: Name of the source, stored with every point.
         report: Receives progress.
-        quantization: Quantization of collections that are created.
+        settings: Settings of collections that are created.
         reject: Receives the reason for each skipped image or caption.
 
     Returns:
@@ -137,7 +138,7 @@ def index_captions(
     total = len(set(captions["image_id"].to_pylist())) + captions.num_rows
     advance = counting(report, "indexing", total)
     written = {IMAGES: 0, CAPTIONS: 0}
-    with open_collections(url, space_of(native), quantization) as collections:
+    with open_collections(url, space_of(native), settings) as collections:
         images, texts = collections[IMAGES], collections[CAPTIONS]
         gallery = Gallery.of(native, captions, advance)
         entries = [image_entry(image_id, source) for image_id in gallery.ids]

@@ -1,23 +1,23 @@
 """Collections on a Qdrant server, through HTTP or gRPC, or in qdrant-client's local mode."""
 
+import logging
 import os
+import re
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import grpc
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from mla_ray.index.address import Address
 from mla_ray.index.backend import (
     HNSW_EF,
     INDEXED,
     MAX_LANGUAGES,
     OVERSAMPLING,
-    QUANTILE,
     SCROLL,
     SCROLL_VECTORS,
     VECTOR,
@@ -38,23 +38,24 @@ from mla_ray.index.backend import (
     versions,
     whole_points,
 )
+from mla_ray.index.server_errors import API_KEY, CA_FILE, ERRORS, reaching
+from mla_ray.index.server_settings import creation_of, settings_of
+from mla_ray.index.server_version import check_version
+from mla_ray.index.settings import IndexSettings
 
-_ERRORS = (
-    ResponseHandlingException,  # no connection, or no response in time
-    ResourceExhaustedResponse,  # 429
-    UnexpectedResponse,
-    grpc.RpcError,
-)
+log = logging.getLogger(__package__)
+
+GRPC_CA_FILE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+"""gRPC's own environment variable of the file of certificate authorities."""
+RECONNECTION = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 1000}
+"""Options of gRPC. By default it tries a server that was away again after up to two minutes."""
+MAX_HITS = 10_000
+"""Most hits of one response. They are about 5 MB of JSON."""
 VACUUM_S = 3600
 """Seconds in which a server must have freed the space of removed points."""
 VACUUM_POLL_S = 0.5
 """Seconds between two questions whether it has."""
 _AT_WORK = (models.CollectionStatus.YELLOW, models.CollectionStatus.GREY)
-
-RECONNECTION = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 1000}
-"""Options of gRPC. By default it tries a server that was away again after up to two minutes."""
-MAX_HITS = 10_000
-"""Most hits of one response. They are about 5 MB of JSON."""
 
 
 class ServerBackend:
@@ -63,12 +64,22 @@ class ServerBackend:
     def __init__(
         self, client: QdrantClient, url: str, config: CollectionConfig, collection: str, name: str
     ) -> None:
+        """Use an existing collection.
+
+        Args:
+            client: The client.
+            url: URL of the index, for messages.
+            config: Configuration of the collection.
+            collection: Name of the collection, with its prefix; names of versions begin with it.
+            name: Used by requests: the alias, or a version that is being filled.
+
+        """
         self.client = client
         self.url = url
         self.local = url == ":memory:"
         self.config = config
-        self.collection = collection  # the alias
-        self.name = name  # used by requests: the alias, or a version that is being filled
+        self.collection = collection
+        self.name = name
 
     @classmethod
     def open(
@@ -83,20 +94,69 @@ class ServerBackend:
             RuntimeError: The server refuses a request.
 
         """
-        self = cls(client, url, config, collection, collection)
+        self = cls(client, url, config, collection, "")
         with self._reaching():
-            if collection not in {alias.alias_name for alias in client.get_aliases().aliases}:
-                if not create:
-                    raise no_such_collection(f"collection {collection!r}")
-                first = version(config.space, collection, 1)
-                self._create(first, config, exist_ok=True)  # another process may create it, too
-                client.update_collection_aliases([_point_alias(collection, first)])
-            record = client.get_collection(collection).config.metadata
-        self.config = config.of_record(record, f"collection {collection!r}")
+            if not self.local:
+                check_version(client.info().version, url)
+            aliases = {a.alias_name: a.collection_name for a in client.get_aliases().aliases}
+            self.name = self._alias(aliases)
+            if self.name not in aliases:
+                self._create_first(aliases, create)
+            found = client.get_collection(self.name).config
+        stored = config.settings if self.local else settings_of(found)
+        self.config = config.of_record(found.metadata, stored, f"collection {self.name!r}")
         return self
 
+    def _alias(self, aliases: dict[str, str]) -> str:
+        """Return the native's alias for the collection: one that exists, or that of a new one.
+
+        The alias contains the native's fingerprint. In mla-ray 0.1.0 it was the collection's name,
+        for one native a server: such an alias is used by the native whose vectors it names.
+        """
+        space = self.config.space
+        names = [f"{self.collection}-{found[:12]}" for found in space.fingerprints]
+        for name in names:
+            if name in aliases:
+                return name
+        if self.collection in aliases:
+            record = self.client.get_collection(self.collection).config.metadata or {}
+            if record.get("fingerprint") in space.fingerprints:
+                return self.collection
+        return names[0]
+
+    def _create_first(self, aliases: dict[str, str], create: bool) -> None:
+        """Create the first version and its alias, or raise a LookupError unless `create` is set."""
+        space = self.config.space
+        others = self._other_natives(aliases)
+        if not create:
+            raise no_such_collection(
+                f"collection {self.collection!r} of native {space.native!r} (fingerprint "
+                f"{space.fingerprint}){f', beside that of {others},' if others else ''} at "
+                f"{self.url}"
+            )
+        first = version(space, self.collection, 1)
+        self._create(first, self.config, exist_ok=True)  # another process may create it, too
+        self.client.update_collection_aliases([_point_alias(self.name, first)])
+        if others:
+            log.warning("made %s for native %r, beside that of %s", first, space.native, others)
+
+    def _other_natives(self, aliases: dict[str, str]) -> str:
+        """Return name and fingerprint of the natives that have a collection of this name."""
+        ours = re.compile(re.escape(self.collection) + "(-[0-9a-f]{12})?")
+        records = [
+            self.client.get_collection(name).config.metadata or {}
+            for name in sorted(aliases)
+            if ours.fullmatch(name)
+        ]
+        return ", ".join(
+            f"native {record['native']!r} (fingerprint {record['fingerprint']})"
+            for record in records
+            if record.keys() >= {"native", "fingerprint"}
+        )
+
     def check_writable(self) -> None:
-        """Do nothing: a server refuses the write request itself."""
+        """Raise a RuntimeError if the key may not write, by removing a point that never exists."""
+        self.delete([str(uuid.UUID(int=0))], {})
 
     def upsert(self, points: list[Point]) -> None:
         """Write points, and wait until the server has applied them."""
@@ -183,13 +243,13 @@ class ServerBackend:
         return counts_by_value(response.hits)
 
     @contextmanager
-    def rebuild(self) -> Iterator[CollectionBackend]:
+    def rebuild(self, settings: IndexSettings | None = None) -> Iterator[CollectionBackend]:
         """Yield an empty next version that replaces this one when the `with` block ends.
 
         If the block raises, the next version is deleted and this one stays.
         """
         with self._reaching():
-            space, config = self.config.space, self.config.rebuilt()
+            space, config = self.config.space, self.config.rebuilt(settings)
             fresh = next_version(space, self.collection, self._names())
             self._create(fresh, config)
             try:
@@ -198,11 +258,11 @@ class ServerBackend:
             except BaseException:
                 self.client.delete_collection(fresh)
                 raise
-            forget = models.DeleteAlias(alias_name=self.collection)
+            forget = models.DeleteAlias(alias_name=self.name)
             self.client.update_collection_aliases(  # one request, so that the swap is atomic
                 [
                     models.DeleteAliasOperation(delete_alias=forget),
-                    _point_alias(self.collection, fresh),
+                    _point_alias(self.name, fresh),
                 ]
             )
             self.config = config
@@ -264,20 +324,9 @@ class ServerBackend:
         self.client.close()
 
     def _create(self, name: str, config: CollectionConfig, *, exist_ok: bool = False) -> None:
-        int8 = models.ScalarQuantizationConfig(
-            type=models.ScalarType.INT8, quantile=QUANTILE, always_ram=True
-        )
-        params = models.VectorParams(
-            size=config.space.dim,
-            distance=models.Distance.COSINE,
-            quantization_config=models.ScalarQuantization(scalar=int8)
-            if config.quantization
-            else None,
-        )
-        record = config.record()
         try:
-            self.client.create_collection(name, vectors_config={VECTOR: params}, metadata=record)
-        except _ERRORS:
+            self.client.create_collection(name, **creation_of(config))
+        except ERRORS:
             if not (exist_ok and self.client.collection_exists(name)):
                 raise
         if not self.local:  # in local mode payload indexes have no effect and cause a warning
@@ -301,25 +350,6 @@ class ServerBackend:
         if ids is not None:
             must.append(models.HasIdCondition(has_id=list(ids)))
         return models.Filter(must=must)
-
-
-@contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Convert errors of the client of the server at `url` in the `with` block.
-
-    Raises:
-        ConnectionError: The server does not answer, or the request may succeed later.
-        RuntimeError: The server refuses the request.
-
-    """
-    try:
-        yield
-    except _ERRORS as error:
-        if _is_passing(error):
-            raise ConnectionError(
-                f"no Qdrant server answers at {url}: {_said(error)}; start one, or use edge:folder"
-            ) from error
-        raise RuntimeError(f"the Qdrant server at {url} refuses: {_said(error)}") from error
 
 
 def scroll_records(
@@ -357,58 +387,31 @@ def _point_alias(alias: str, name: str) -> models.CreateAliasOperation:
     )
 
 
-def _is_passing(error: Exception) -> bool:
-    """Return whether the same request may succeed later."""
-    if isinstance(error, UnexpectedResponse):
-        return error.status_code in (408, 429, 502, 503, 504)
-    if isinstance(error, grpc.RpcError):
-        codes = grpc.StatusCode
-        return error.code() in (
-            codes.UNAVAILABLE,
-            codes.DEADLINE_EXCEEDED,
-            codes.RESOURCE_EXHAUSTED,
-        )
-    return True
-
-
-def _said(error: Exception) -> str:
-    return (
-        f"{error.code().name}: {error.details()}"
-        if isinstance(error, grpc.RpcError)
-        else str(error)
-    )
-
-
 def connect(url: str, timeout_s: int | None = None) -> QdrantClient:
     """Return a client for the server at `url`, which connects at the first request.
 
-    The API key is `QDRANT_API_KEY`. `timeout_s` is the time limit of one request in seconds, by
-    default the 5 of qdrant-client.
+    The API key is `QDRANT_API_KEY`. `SSL_CERT_FILE` is the file of the certificate authorities, as
+    for HTTP; gRPC's own variable has the last word there. `timeout_s` is the time limit of one
+    request in seconds, by default the 5 of qdrant-client.
 
     Raises:
         ValueError: The URL is malformed, or it contains a user or password.
 
     """
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https", "grpc", "grpcs") or not address.hostname:
-        raise ValueError(
-            f"index {url!r} is not understood; give http(s)://host:port, grpc(s)://host:port, "
-            "edge:folder or :memory:"
-        )
-    if "@" in address.netloc:
-        raise ValueError(
-            "the index URL contains a user or password; set QDRANT_API_KEY instead, because URLs "
-            "are written to logs"
-        )
-    key = os.environ.get("QDRANT_API_KEY")
+    address = Address.parse(url)
+    # mla-ray compares versions itself. The client's check also uses the HTTP port of a gRPC server.
+    shared: dict[str, Any] = {"api_key": os.environ.get(API_KEY), "check_compatibility": False}
     if address.scheme.startswith("http"):
-        return QdrantClient(url, api_key=key, timeout=timeout_s)
+        return QdrantClient(address.url, timeout=timeout_s, **shared)
+    options: dict[str, Any] = dict(RECONNECTION)  # the client adds to it
+    ca_file = os.environ.get(CA_FILE)
+    if address.scheme == "grpcs" and ca_file and GRPC_CA_FILE not in os.environ:
+        options["root_certificates"] = Path(ca_file).read_bytes()
     return QdrantClient(
-        f"http{address.scheme.removeprefix('grpc')}://{address.hostname}",
+        f"http{address.scheme.removeprefix('grpc')}://{address.host}",
         grpc_port=address.port or 6334,
         prefer_grpc=True,
-        api_key=key,
         timeout=timeout_s,
-        grpc_options=dict(RECONNECTION),  # the client adds to it
-        check_compatibility=False,  # the check uses the HTTP port, which may be closed
+        grpc_options=options,
+        **shared,
     )

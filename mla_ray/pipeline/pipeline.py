@@ -293,6 +293,7 @@ class Pipeline:
                 self._report(" ".join(together)),
                 languages={ENGLISH, *together},
                 language=together[0] if len(together) == 1 else None,
+                settings=self.plan.index_settings,
             )
             for reason in done.reasons[:SHOWN_REASONS]:
                 log.warning("index: %s", reason)

@@ -7,6 +7,7 @@ from upath import UPath
 
 from mla_ray.data.corpus import Corpus
 from mla_ray.datasets.emoji_tables import table_files
+from mla_ray.index.settings import IndexSettings
 from mla_ray.model.language import Language
 from mla_ray.runtime.progress import Report
 from mla_ray.runtime.storage import as_path
@@ -106,7 +107,10 @@ class Plan(BasePlan):
     packs: str | None = None
     """Pack store. By default `packs` in `run`."""
     index: str | None = None
-    """URL of a Qdrant server, or `edge:FOLDER`. Without it nothing is indexed."""
+    """URL of a Qdrant server, with `?prefix=NAME` for one of several projects on it, or
+    `edge:FOLDER`. Without it nothing is indexed."""
+    index_settings: IndexSettings = IndexSettings()
+    """Settings of collections that are created."""
     train: AcquireConfig = AcquireConfig()
     """Training settings."""
     parallel: int = Field(default=1, ge=1)

@@ -4,22 +4,13 @@ Unknown keys are an error before anything is loaded. A section that names only s
 `nlt: {steps: 6}`, keeps the section's defaults for the others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
-from mla_ray.runtime.bundled import or_bundled
-from mla_ray.runtime.setting_faults import depth, dotted, fault_of
+from mla_ray.runtime.settings_file import load_settings
 
 
 class Stage(BaseModel):
@@ -137,9 +128,6 @@ class FinetuneConfig(Training, Stage):
     """AR of captions against their images, on the caption table's split `validation`."""
 
 
-Config = TypeVar("Config", bound=Training)
-
-
 def load_config(path: Path) -> AcquireConfig:
     """Load the settings of an acquisition from a YAML file.
 
@@ -151,38 +139,9 @@ def load_config(path: Path) -> AcquireConfig:
             per fault: the key, what is wrong, and what would be right.
 
     """
-    return _load(path, AcquireConfig)
+    return load_settings(path, AcquireConfig)
 
 
 def load_finetune_config(path: Path) -> FinetuneConfig:
     """Load the settings of a fine-tuning from a YAML file, as `load_config` does."""
-    return _load(path, FinetuneConfig)
-
-
-def _load(path: Path, kind: type[Config]) -> Config:
-    try:
-        given = yaml.safe_load(or_bundled(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
-    given = {} if given is None else given
-    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise ValueError(f"{path}: not a mapping of keys to values, as `seed: 1` is")
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        known = list(_keys(kind))
-        faults = [
-            # Drop the names that pydantic appends for the members of a union.
-            f"{path}: {dotted(each['loc'][: depth(given, each['loc'])])}: {fault_of(each, known)}"
-            for each in error.errors()
-        ]
-        raise ValueError("\n".join(dict.fromkeys(faults))) from error
-
-
-def _keys(kind: type[BaseModel]) -> Iterator[str]:
-    """Yield all keys of the settings, with dots in nested keys."""
-    for name, field in kind.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            yield from (f"{name}.{key}" for key in _keys(type(field.default)))
-        else:
-            yield name
+    return load_settings(path, FinetuneConfig)

@@ -235,6 +235,26 @@ def test_index_then_search_finds_images_and_captions(
     assert captions[0]["score"] == pytest.approx(1.0, abs=1e-4)
 
 
+def test_an_index_is_made_with_the_settings_of_a_file(
+    mla: Mla, files: Files, native_folder: Path, tmp_path: Path
+) -> None:
+    settings, url = tmp_path / "index.yaml", f"edge:{tmp_path / 'index'}"
+    settings.write_text("hnsw_m: 8\non_disk_vectors: true\n")
+    index = ["index", "--index", url, "--index-settings", settings]
+    table = ["--captions", files.captions, "--language", "en", "--native", native_folder]
+    made = mla(*index, *table, "--int8", "--no-pictures")
+    assert made.code == 0, made.err
+    status = mla("index", "--index", url, "--status", "--json").json
+    assert isinstance(status, dict)
+    for collection in status["collections"]:
+        of_file = {"quantization": "int8", "hnsw_m": 8, "on_disk_vectors": True}
+        assert collection["settings"].items() >= of_file.items()
+    settings.write_text("hnsw_m: 32\n")
+    refused = mla(*index, *table)
+    assert refused.code == 1
+    assert "hnsw_m 8, not 32" in refused.err
+
+
 def test_pictures_are_kept_in_the_folder_of_the_index_unless_told_otherwise(
     mla: Mla, files: Files, native_folder: Path, tmp_path: Path
 ) -> None:

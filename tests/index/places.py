@@ -6,14 +6,16 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import QdrantClient
 
-from mla_ray.index.backend import CollectionConfig, Quantization, VectorSpace
+from mla_ray.index.backend import CollectionConfig, VectorSpace
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.server import ServerBackend
+from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 
 Vectors = npt.NDArray[np.float32]
 
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 16)
 OTHER = VectorSpace("ViT-B-32/openai", "fedcba9876543210", 16)
+INT8 = IndexSettings(quantization="int8")
 
 
 class Place(Protocol):
@@ -25,7 +27,7 @@ class Place(Protocol):
         collection: str = "captions",
         *,
         create: bool = True,
-        quantization: Quantization | None = None,
+        settings: IndexSettings = ENGINE_DEFAULTS,
     ) -> CaptionIndex: ...
 
     def leave(self, index: CaptionIndex) -> None:
@@ -44,9 +46,9 @@ class Memory:
         collection: str = "captions",
         *,
         create: bool = True,
-        quantization: Quantization | None = None,
+        settings: IndexSettings = ENGINE_DEFAULTS,
     ) -> CaptionIndex:
-        config = CollectionConfig(space, quantization)
+        config = CollectionConfig(space, settings)
         backend = ServerBackend.open(self.client, ":memory:", config, collection, create)
         return CaptionIndex(backend, backend.config.space)
 
@@ -64,11 +66,9 @@ class Url:
         collection: str = "captions",
         *,
         create: bool = True,
-        quantization: Quantization | None = None,
+        settings: IndexSettings = ENGINE_DEFAULTS,
     ) -> CaptionIndex:
-        return CaptionIndex.open(
-            self.url, space, collection, create=create, quantization=quantization
-        )
+        return CaptionIndex.open(self.url, space, collection, create=create, settings=settings)
 
     def leave(self, index: CaptionIndex) -> None:
         index.close()

@@ -19,7 +19,13 @@ from qdrant_client import models
 from mla_ray.index.backend import CollectionConfig, Point, VectorSpace
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.entry import Entry, ScoredEntry
-from tests.index.places import OTHER, SPACE, Memory, Place, Vectors
+from tests.index.places import INT8, OTHER, SERVERS, SPACE, Memory, Place, Vectors
+
+SERVERS_ONLY = pytest.mark.parametrize(
+    "place",
+    ["memory", *(pytest.param(s, marks=pytest.mark.server) for s in SERVERS)],
+    indirect=True,
+)
 
 
 def captions(n: int) -> list[Entry]:
@@ -284,7 +290,8 @@ def test_collections_of_one_place_are_apart(place: Place) -> None:
     assert (first.count(), second.count()) == (3, 0)
 
 
-def test_another_native_is_refused_by_both_names_and_fingerprints(place: Place) -> None:
+@pytest.mark.parametrize("place", ["edge"], indirect=True)
+def test_a_folder_refuses_another_native_by_both_names_and_fingerprints(place: Place) -> None:
     place.leave(place.open())
     with pytest.raises(ValueError, match="collection of its own name") as refusal:
         place.open(OTHER)
@@ -292,6 +299,49 @@ def test_another_native_is_refused_by_both_names_and_fingerprints(place: Place) 
         assert name in str(refusal.value)
     place.open(OTHER, "captions-vit").upsert(captions(1), random_vectors(1))  # the remedy
     place.open()  # and the first is as it was
+
+
+@SERVERS_ONLY
+def test_natives_have_collections_of_one_name_side_by_side(place: Place) -> None:
+    ours, theirs = place.open(), place.open(OTHER)
+    ours.upsert(captions(5), random_vectors(5))
+    theirs.upsert(captions(2), random_vectors(2))
+    with theirs.rebuild() as fresh:
+        fresh.upsert(captions(3), random_vectors(3))
+    place.leave(ours)
+    assert place.open(create=False).count() == 5
+    assert place.open(OTHER, create=False).count() == 3
+
+
+@SERVERS_ONLY
+def test_a_native_without_a_collection_is_told_whose_there_is(place: Place) -> None:
+    place.open()
+    with pytest.raises(LookupError, match="does not exist") as missing:
+        place.open(OTHER, create=False)
+    for name in (SPACE.native, SPACE.fingerprint, OTHER.native, OTHER.fingerprint):
+        assert name in str(missing.value)
+
+
+@SERVERS_ONLY
+def test_an_alias_without_fingerprint_goes_on_for_its_native_alone(place: Place) -> None:
+    """As mla-ray 0.1.0 made them: `captions`, one a server."""
+    first = place.open()
+    first.upsert(captions(5), random_vectors(5))
+    client = vars(first._backend)["client"]
+    of_today, plain = f"captions-{SPACE.fingerprint[:12]}", "captions"
+    rename = models.RenameAlias(old_alias_name=of_today, new_alias_name=plain)
+    client.update_collection_aliases([models.RenameAliasOperation(rename_alias=rename)])
+    place.leave(first)
+    again = place.open(create=False)
+    assert again.count() == 5
+    with again.rebuild() as fresh:
+        fresh.upsert(captions(6), random_vectors(6))
+    assert place.open(OTHER).count() == 0
+    assert place.open(create=False).count() == 6
+    client = vars(again._backend)["client"]  # that of `first` is closed
+    aliases = {alias.alias_name for alias in client.get_aliases().aliases}
+    assert plain in aliases  # programs that have not been upgraded find it
+    assert of_today not in aliases
 
 
 def test_a_collection_of_the_rule_of_before_goes_on_and_that_is_told_once(
@@ -319,15 +369,15 @@ def test_a_collection_of_the_rule_of_before_goes_on_and_that_is_told_once(
     assert "another collection name" in said
     place.leave(place.open(SPACE, collection, create=False))  # whoever has not moved on, too
     another = VectorSpace(SPACE.native, OTHER.fingerprint, SPACE.dim, "0" * 16)
-    with pytest.raises(ValueError, match="holds vectors of native"):
-        place.open(another, collection)
+    with pytest.raises((ValueError, LookupError), match=rf"of native '{SPACE.native}'"):
+        place.open(another, collection, create=False)
 
 
 def test_a_new_collection_has_the_fingerprint_of_today(place: Place) -> None:
     today = VectorSpace(SPACE.native, OTHER.fingerprint, SPACE.dim, SPACE.fingerprint)
     place.leave(place.open(today))
-    with pytest.raises(ValueError, match="holds vectors of native"):
-        place.open(SPACE)
+    with pytest.raises((ValueError, LookupError), match=rf"fingerprint {OTHER.fingerprint}"):
+        place.open(SPACE, create=False)
 
 
 def test_a_missing_collection_is_not_made_unasked(place: Place) -> None:
@@ -458,17 +508,17 @@ def test_optimize_keeps_what_is_found(filled: CaptionIndex) -> None:
 
 
 def test_a_collection_keeps_the_quantization_it_was_made_with(place: Place) -> None:
-    index = place.open(quantization="int8")
+    index = place.open(settings=INT8)
     index.upsert(ENTRIES, VECTORS)
     with index.rebuild() as fresh:
         fresh.upsert(ENTRIES, VECTORS)
     assert ids(index.search(QUERY, 10)) == [entry.id for entry in RANKING[:10]]
     place.leave(index)
     place.leave(place.open())  # without saying so
-    place.leave(place.open(quantization="int8"))
+    place.leave(place.open(settings=INT8))
     place.leave(place.open(collection="plain"))
-    with pytest.raises(ValueError, match="made with quantization None, not 'int8'"):
-        place.open(collection="plain", quantization="int8")
+    with pytest.raises(ValueError, match="made with quantization none, not int8"):
+        place.open(collection="plain", settings=INT8)
 
 
 def test_what_can_be_reached_answers_a_ping(filled: CaptionIndex) -> None:
@@ -494,7 +544,7 @@ def test_quantized_vectors_are_searched_and_the_found_ranked_by_the_whole_ones(
     vectors = (rng.normal(size=(6_000, 32)) @ basis).astype(np.float32)
     queries = (rng.normal(size=(20, 32)) @ basis).astype(np.float32)
     recalls = []
-    with CaptionIndex.open(f"edge:{tmp_path}", wide, quantization="int8") as index:
+    with CaptionIndex.open(f"edge:{tmp_path}", wide, settings=INT8) as index:
         index.upsert(captions(len(vectors)), vectors)
         index.optimize()
         assert list(tmp_path.rglob("quantized.*"))
@@ -598,12 +648,23 @@ def test_a_rebuild_leaves_one_version_behind_its_alias() -> None:
     ]
 
 
-def test_a_collection_of_other_software_is_refused() -> None:
+def test_a_collection_of_other_software_is_left_alone() -> None:
     store = Memory()
     params = models.VectorParams(size=SPACE.dim, distance=models.Distance.COSINE)
     store.client.create_collection("theirs", vectors_config=params)
     alias = models.CreateAlias(collection_name="theirs", alias_name="captions")
     store.client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+    store.open().upsert(captions(1), random_vectors(1))
+    assert store.client.count("theirs").count == 0
+
+
+def test_a_collection_without_a_record_is_refused() -> None:
+    store = Memory()
+    params = {"joint": models.VectorParams(size=SPACE.dim, distance=models.Distance.COSINE)}
+    store.client.create_collection("theirs", vectors_config=params)
+    alias = f"captions-{SPACE.fingerprint[:12]}"
+    point = models.CreateAlias(collection_name="theirs", alias_name=alias)
+    store.client.update_collection_aliases([models.CreateAliasOperation(create_alias=point)])
     with pytest.raises(ValueError, match="does not say whose vectors"):
         store.open()
 

@@ -16,7 +16,7 @@ from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.edge_folder import occupied
 from mla_ray.index.entry import Contents, Entry
 from mla_ray.index.server import connect
-from tests.index.places import SERVERS, SPACE, Place, Url, forget
+from tests.index.places import INT8, SERVERS, SPACE, Place, Url, forget
 from tests.index.test_collection import ENTRIES, QUERY, VECTORS, random_vectors
 
 
@@ -117,7 +117,7 @@ def test_removed_entries_are_counted_and_can_be_written_again(filled: CaptionInd
 
 
 def test_contents_are_counted_by_language_and_source(place: Place) -> None:
-    index = place.open(quantization="int8")
+    index = place.open(settings=INT8)
     assert index.contents() == Contents(0, {}, {}, SPACE, "int8", 3)
     image = Entry("i000", "i000", "", "", "c")
     index.upsert([*ENTRIES, image], np.concatenate([VECTORS, VECTORS[:1]]))

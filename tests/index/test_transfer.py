@@ -13,11 +13,13 @@ import pytest
 from mla_ray.index import transfer
 from mla_ray.index.backend import CollectionConfig, Point, VectorSpace
 from mla_ray.index.batches import Reservoir
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.existing import config_at
 from mla_ray.index.server import connect
 from mla_ray.index.transfer import Transferred, copy_index
 from mla_ray.runtime.progress import Progress
+from tests.index.places import INT8
 
 SPACE = VectorSpace("emoji-clip", "0a1b2c3d4e5f6a7b", 16)
 OTHER = VectorSpace("ViT-B-32/openai", "f0e1d2c3b4a59687", 16)
@@ -49,7 +51,7 @@ def are_same(one: dict[str, Point], other: dict[str, Point]) -> bool:
 def source(tmp_path: Path) -> str:
     """An embedded index with 700 captions and 100 images."""
     url = f"edge:{tmp_path}/source"
-    with CaptionIndex.open(url, SPACE, NAMES[1], quantization="int8") as index:
+    with CaptionIndex.open(url, SPACE, NAMES[1], settings=INT8) as index:
         index.upsert(ENTRIES, VECTORS)
     with CaptionIndex.open(url, SPACE, NAMES[0]) as index:
         index.upsert([Entry(f"i{n}", f"i{n}", "", "", "s") for n in range(100)], VECTORS[:100])

@@ -19,6 +19,7 @@ import yaml
 from mla_ray.data.table_reader import InvalidTable
 from mla_ray.index.collection import CAPTIONS, CaptionIndex
 from mla_ray.index.ingest import space_of
+from mla_ray.index.status import status_of
 from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.pack import LanguagePack
@@ -174,6 +175,7 @@ def test_languages_of_the_documented_plan_are_indexed_from_the_table_they_share(
         "data": str(tmp_path / "data"),
         "run": str(tmp_path / "run"),
         "index": f"edge:{tmp_path / 'index'}",
+        "index_settings": {"hnsw_m": 8},
     }
     for language in languages:
         make_pack(language, texts=corpus["de"]).save(tmp_path / "run" / "packs" / language)
@@ -182,6 +184,8 @@ def test_languages_of_the_documented_plan_are_indexed_from_the_table_they_share(
     assert done == {language: {"index": expected} for language in languages}
     with CaptionIndex.open(document["index"], space_of(native), CAPTIONS, create=False) as index:
         assert index.languages() == {"en": 6} | dict.fromkeys(languages, 6)
+    for collection in status_of(document["index"]).collections:
+        assert collection.settings.hnsw_m == 8
 
 
 @pytest.mark.usefixtures("ray_cluster")

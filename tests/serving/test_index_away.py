@@ -16,7 +16,8 @@ from mla_ray.serving.app import create_app
 from mla_ray.serving.client import Client
 from mla_ray.serving.client_retries import Retry
 from tests.serving.app_server import NDJSON, PNG, Server, Start, ingest, png_of, problem
-from tests.support.qdrant import OwnQdrant, own_qdrant
+from tests.support.qdrant import Node
+from tests.support.qdrant import qdrant as started
 
 QUERY = {"q": "ein Hund", "language": "de", "k": 5}
 FAULTS = pytest.mark.parametrize("fault", ["kill", "freeze"])
@@ -62,14 +63,14 @@ def test_an_index_that_is_away_is_told_and_found_again_when_it_is_back(
 
 
 @pytest.fixture
-def qdrant(tmp_path: Path) -> Iterator[OwnQdrant]:
-    with own_qdrant(tmp_path / "qdrant") as server:
+def qdrant(tmp_path: Path) -> Iterator[Node]:
+    with started(tmp_path / "qdrant") as server:
         yield server
 
 
 @pytest.fixture(params=["http", "grpc"])
 def url(
-    request: pytest.FixtureRequest, qdrant: OwnQdrant, start: Start, pngs: list[bytes]
+    request: pytest.FixtureRequest, qdrant: Node, start: Start, pngs: list[bytes]
 ) -> Iterator[str]:
     """The URL of the app on uvicorn, over the test's own Qdrant, with twelve images."""
     index = qdrant.urls[request.param]
@@ -125,7 +126,7 @@ class Searches:
                 self.answers.append(client.get("/v1/search", params=QUERY))
 
 
-def strike(qdrant: OwnQdrant, fault: str) -> Callable[[], None]:
+def strike(qdrant: Node, fault: str) -> Callable[[], None]:
     """Kill or freeze the server, and return what brings it back."""
     if fault == "kill":
         qdrant.kill()
@@ -137,7 +138,7 @@ def strike(qdrant: OwnQdrant, fault: str) -> Callable[[], None]:
 @pytest.mark.server
 @FAULTS
 def test_searches_meet_503_while_the_server_is_away_and_the_same_hits_after_it(
-    url: str, qdrant: OwnQdrant, fault: str
+    url: str, qdrant: Node, fault: str
 ) -> None:
     before = httpx2.get(f"{url}/v1/search", params=QUERY).json()
     assert len(before["hits"]) == 5
@@ -163,7 +164,7 @@ def test_searches_meet_503_while_the_server_is_away_and_the_same_hits_after_it(
 @pytest.mark.server
 @FAULTS
 def test_an_ingest_goes_on_after_the_server_is_back_and_loses_nothing(
-    url: str, qdrant: OwnQdrant, fault: str
+    url: str, qdrant: Node, fault: str
 ) -> None:
     total, broken = 600, threading.Event()
 
@@ -191,9 +192,7 @@ def test_an_ingest_goes_on_after_the_server_is_back_and_loses_nothing(
 
 @pytest.mark.server
 @FAULTS
-def test_no_line_is_acknowledged_that_is_not_stored(
-    url: str, qdrant: OwnQdrant, fault: str
-) -> None:
+def test_no_line_is_acknowledged_that_is_not_stored(url: str, qdrant: Node, fault: str) -> None:
     """One request of several batches, whose server fails before the second one."""
     lines = [
         json.dumps({"image_id": f"set/{n:03}", "language": "de", "caption": f"Hund {n}"})

@@ -1,11 +1,11 @@
-"""A Qdrant server of a test's own, which it may kill and freeze."""
+"""Qdrant servers of a test's own: with keys, TLS or several nodes, to be killed and frozen."""
 
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,36 +14,45 @@ from mla_ray.runtime.cluster import free_port
 from tests.support import ROOT
 
 VARIABLE = "MLA_TEST_QDRANT_START"
-"""Name of a program that starts a Qdrant server: `PROGRAM FOLDER HTTP_PORT GRPC_PORT`.
+"""Name of a program that starts a server: FOLDER HTTP_PORT GRPC_PORT [NAME=VALUE …] [-- ARGUMENTS].
 
 It returns when the server accepts requests, and writes the server's process id to `FOLDER/pid`. The
 data is below FOLDER, so that the same call after a kill starts a server with the same points.
 """
 
 
-class OwnQdrant:
+class Node:
     """A Qdrant server on loopback, with its data in a folder."""
 
-    def __init__(self, program: str, folder: Path) -> None:
-        self._program = program
-        self._folder = folder
-        self._ports = free_port(), free_port()
+    def __init__(
+        self, program: str, folder: Path, arguments: Sequence[str], settings: dict[str, str]
+    ) -> None:
+        self.http, self.grpc = free_port(), free_port()
         self.urls = {
-            "http": f"http://127.0.0.1:{self._ports[0]}",
-            "grpc": f"grpc://127.0.0.1:{self._ports[1]}",
+            "http": f"http://127.0.0.1:{self.http}",
+            "grpc": f"grpc://127.0.0.1:{self.grpc}",
         }
+        given = [f"{name}={value}" for name, value in settings.items()]
+        ports = [str(self.http), str(self.grpc)]
+        self._command = [program, str(folder), *ports, *given, "--", *arguments]
+        self._folder = folder
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return int((self._folder / "pid").read_text())
 
     def start(self) -> None:
         """Start it, and wait until it accepts requests."""
-        ports = [str(port) for port in self._ports]
-        subprocess.run([self._program, str(self._folder), *ports], check=True, timeout=120)
+        subprocess.run(self._command, check=True, timeout=120)
 
     def kill(self) -> None:
-        """Kill it, and wait until it has left."""
-        self._signal(signal.SIGKILL)
+        """Kill it, as a machine that loses its power, and wait until it has left."""
+        pid = self.pid
+        os.kill(pid, signal.SIGKILL)
         for _ in range(1000):
             try:
-                self._signal(0)
+                os.kill(pid, 0)
             except ProcessLookupError:
                 return
             time.sleep(0.01)
@@ -51,26 +60,31 @@ class OwnQdrant:
 
     def freeze(self) -> None:
         """Stop it, so that it accepts connections and answers nothing."""
-        self._signal(signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        os.kill(int((self._folder / "pid").read_text()), number)
+        os.kill(self.pid, signal.SIGCONT)
 
 
 @contextmanager
-def own_qdrant(folder: Path) -> Iterator[OwnQdrant]:
-    """Start a Qdrant server by `MLA_TEST_QDRANT_START` or `../shared/qdrant/start`, or skip."""
+def qdrant(folder: Path, *arguments: str, **settings: str) -> Iterator[Node]:
+    """Start a server by `MLA_TEST_QDRANT_START` or `../shared/qdrant/start`, or skip the test.
+
+    Args:
+        folder: Folder of its data.
+        arguments: Arguments of Qdrant.
+        settings: Qdrant's settings as environment variables.
+
+    """
     beside = ROOT.parent / "shared" / "qdrant" / "start"
     program = os.environ.get(VARIABLE) or (str(beside) if beside.exists() else None)
     if program is None:
         pytest.skip(f"{VARIABLE} is not set")
-    server = OwnQdrant(program, folder)
-    server.start()
+    node = Node(program, folder, arguments, settings)
+    node.start()
     try:
-        yield server
+        yield node
     finally:
-        server.kill()
+        with suppress(ProcessLookupError):
+            node.kill()

@@ -1,0 +1,53 @@
+"""Settings of a collection as a Qdrant server takes and returns them."""
+
+from typing import Any
+
+from qdrant_client import models
+
+from mla_ray.index.backend import QUANTILE, VECTOR, CollectionConfig
+from mla_ray.index.settings import IndexSettings
+
+
+def creation_of(config: CollectionConfig) -> dict[str, Any]:
+    """Return the arguments of `create_collection` for a configuration."""
+    settings = config.settings
+    int8 = models.ScalarQuantizationConfig(
+        type=models.ScalarType.INT8, quantile=QUANTILE, always_ram=True
+    )
+    graph = models.HnswConfigDiff(m=settings.hnsw_m, ef_construct=settings.hnsw_ef_construct)
+    vectors = models.VectorParams(
+        size=config.space.dim,
+        distance=models.Distance.COSINE,
+        on_disk=settings.on_disk_vectors,
+        hnsw_config=graph,
+        quantization_config=models.ScalarQuantization(scalar=int8) if config.quantization else None,
+    )
+    return {
+        "vectors_config": {VECTOR: vectors},
+        "shard_number": settings.shard_number,
+        "replication_factor": settings.replication_factor,
+        "write_consistency_factor": settings.write_consistency_factor,
+        "on_disk_payload": settings.on_disk_payload,
+        "metadata": config.record(),
+    }
+
+
+def settings_of(config: models.CollectionConfig) -> IndexSettings:
+    """Return the settings that a server reports for a collection.
+
+    They are not validated: another program may have made the collection.
+    """
+    params, graph = config.params, config.hnsw_config
+    vectors = params.vectors.get(VECTOR) if isinstance(params.vectors, dict) else None
+    own = (vectors and vectors.hnsw_config) or models.HnswConfigDiff()
+    quantized = vectors and isinstance(vectors.quantization_config, models.ScalarQuantization)
+    return IndexSettings.model_construct(
+        quantization="int8" if quantized else None,
+        shard_number=params.shard_number,
+        replication_factor=params.replication_factor,
+        write_consistency_factor=params.write_consistency_factor,
+        on_disk_vectors=bool(vectors and vectors.on_disk),
+        on_disk_payload=params.on_disk_payload,
+        hnsw_m=graph.m if own.m is None else own.m,
+        hnsw_ef_construct=graph.ef_construct if own.ef_construct is None else own.ef_construct,
+    )

@@ -1,0 +1,195 @@
+"""Status of an index: what its server or its folder says about the collections of mla-ray."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from pydantic import BaseModel
+from qdrant_client import QdrantClient
+
+from mla_ray.index.address import SEPARATOR, Address
+from mla_ray.index.backend import CollectionBackend, CollectionConfig, VectorSpace
+from mla_ray.index.edge import EdgeBackend
+from mla_ray.index.edge_folder import occupied
+from mla_ray.index.server import ServerBackend, connect
+from mla_ray.index.server_errors import reaching
+from mla_ray.index.server_settings import settings_of
+from mla_ray.index.server_version import check_version
+from mla_ray.index.settings import IndexSettings
+
+
+class Replica(BaseModel):
+    """Copy of a shard on a node."""
+
+    shard: int
+    peer: int
+    """Id of the node in the cluster."""
+    state: str
+    """`Active` if it answers searches; others while it is created, recovered or out of reach."""
+
+
+class CollectionStatus(BaseModel):
+    """Status of a collection."""
+
+    collection: str
+    """Name, with the prefix."""
+    version: str
+    """Name of the version that searches use, on the server or in the folder."""
+    native: str
+    fingerprint: str
+    dim: int
+    schema_number: int
+    """Schema of the points."""
+    points: int
+    languages: dict[str, int]
+    """Captions by language."""
+    sources: dict[str, int]
+    """Points by source."""
+    settings: IndexSettings
+    in_graph: int
+    """Vectors in the search graph. The others are scanned."""
+    vector_bytes: int
+    """Bytes of the float32 vectors of one copy."""
+    disk_bytes: int | None = None
+    """Bytes that a folder takes on disk. A server does not tell."""
+    state: str | None = None
+    """A server's `green` (ready), `yellow` (building the graph), `grey` (waiting) or `red`."""
+    optimizer: str | None = None
+    """A server's `ok`, or the error of the last attempt to build the graph."""
+    replicas: list[Replica] = []
+    """A server's shards."""
+
+    def text(self) -> str:
+        """Return the status as lines for a terminal."""
+        graph = f"{self.in_graph:,} in the graph"
+        lines = [
+            f"{self.collection} ({self.version}): {self.points:,} points, {graph}",
+            f"  native: {self.native}, fingerprint {self.fingerprint}, {self.dim} dimensions, "
+            f"schema {self.schema_number}",
+            f"  languages: {_joined(self.languages)}",
+            f"  sources: {_joined(self.sources)}",
+            f"  settings: {_joined(self.settings.given())}",
+            f"  vectors: {self.vector_bytes / 1e6:,.1f} MB a copy"
+            + (f"; on disk {self.disk_bytes / 1e6:,.1f} MB" if self.disk_bytes is not None else ""),
+        ]
+        if self.state is not None:
+            lines.append(f"  state: {self.state}; optimizer {self.optimizer}")
+        if self.replicas:
+            shards = [f"{copy.shard} on {copy.peer} {copy.state}" for copy in self.replicas]
+            lines.append(f"  shards: {', '.join(shards)}")
+        return "\n".join(lines)
+
+
+class IndexStatus(BaseModel):
+    """Status of an index."""
+
+    url: str
+    server: str | None
+    """Version of the Qdrant server; none for a folder."""
+    collections: list[CollectionStatus]
+
+    def text(self) -> str:
+        """Return the status as lines for a terminal."""
+        head = f"Qdrant {self.server} at {self.url}" if self.server else self.url
+        lines = [each.text() for each in self.collections]
+        return "\n".join([head, *(lines or ["no collections of mla-ray"])])
+
+
+def status_of(url: str) -> IndexStatus:
+    """Return the status of an index: a server, or `edge:folder`.
+
+    With a prefix it has only that project's collections, otherwise all of mla-ray on the server.
+
+    Raises:
+        ValueError: The URL is malformed.
+        LookupError: The folder does not exist.
+        RuntimeError: Another process owns the folder, or the server refuses a request.
+        ConnectionError: No server answers.
+
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "edge" and rest:
+        root = Path(rest).expanduser().resolve()
+        if not root.is_dir():
+            raise LookupError(f"{root} does not exist; `mla index --captions …` makes an index")
+        return IndexStatus(url=url, server=None, collections=list(_of_folder(root)))
+    address = Address.parse(url)
+    with closing(connect(url)) as client, reaching(url):
+        found = client.info().version
+        check_version(found, url)
+        collections = list(_of_server(client, url, address.prefix))
+    return IndexStatus(url=url, server=found, collections=collections)
+
+
+def _of_folder(root: Path) -> Iterator[CollectionStatus]:
+    for folder in sorted(path.parent for path in root.glob("*/current")):
+        record = json.loads((folder / "space.json").read_text())
+        space = VectorSpace(record["native"], record["fingerprint"], record["dim"])
+        with closing(EdgeBackend.open(folder, CollectionConfig(space), create=False)) as backend:
+            yield _status(
+                backend,
+                collection=folder.name,
+                version=(folder / "current").read_text(),
+                in_graph=backend.shard.info().indexed_vectors_count,
+                disk_bytes=occupied(folder),
+            )
+
+
+def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[CollectionStatus]:
+    aliases = {a.alias_name: a.collection_name for a in client.get_aliases().aliases}
+    for alias, version in sorted(aliases.items()):
+        info = client.get_collection(version)
+        record = info.config.metadata or {}
+        ours = record.keys() >= {"schema", "native", "fingerprint", "dim"}
+        if not ours or not alias.startswith(prefix + SEPARATOR if prefix else ""):
+            continue
+        space = VectorSpace(record["native"], record["fingerprint"], record["dim"])
+        config = CollectionConfig(space, settings_of(info.config), record["schema"])
+        cluster = client.collection_cluster_info(version)
+        replicas = [
+            Replica(shard=shard.shard_id, peer=cluster.peer_id, state=shard.state.value)
+            for shard in cluster.local_shards
+        ] + [
+            Replica(shard=shard.shard_id, peer=shard.peer_id, state=shard.state.value)
+            for shard in cluster.remote_shards
+        ]
+        optimizer = info.optimizer_status
+        yield _status(
+            ServerBackend(client, url, config, alias, alias),
+            collection=alias.removesuffix(f"-{space.fingerprint[:12]}"),
+            version=version,
+            in_graph=info.indexed_vectors_count or 0,
+            state=info.status.value,
+            optimizer=getattr(optimizer, "error", None) or "ok",
+            replicas=sorted(replicas, key=lambda copy: (copy.shard, copy.peer)),
+        )
+
+
+def _status(backend: CollectionBackend, **found: object) -> CollectionStatus:
+    """Return the status of a collection: what is asked for alike everywhere, and what was found."""
+    space, points = backend.config.space, backend.count({})
+    languages = {name: n for name, n in sorted(backend.facet("language").items()) if name}
+    return CollectionStatus.model_validate(
+        {
+            "native": space.native,
+            "fingerprint": space.fingerprint,
+            "dim": space.dim,
+            "schema_number": backend.config.schema,
+            "points": points,
+            "languages": languages,
+            "sources": dict(sorted(backend.facet("source").items())),
+            "settings": backend.config.settings,
+            "vector_bytes": points * space.dim * 4,
+            **found,
+        }
+    )
+
+
+def _joined(parts: dict[str, object] | dict[str, int]) -> str:
+    """Return `name value, name value`, numbers with separators of thousands."""
+    pairs = [
+        f"{name} {value:,}" if type(value) is int else f"{name} {str(value).lower()}"
+        for name, value in parts.items()
+    ]
+    return ", ".join(pairs) or "none"
