@@ -19,6 +19,8 @@ VECTOR = "joint"
 """Name of a point's vector."""
 SCROLL = 1000
 """Payloads per scroll request."""
+HASH = "hash"
+"""Payload field with the hash of a point's content and of what encoded it. It may be missing."""
 HNSW_EF = 256
 """Candidates kept during a search of the graph. 256 found 99.7 % of the true top 10, 128 found
 99 %."""
@@ -148,6 +150,11 @@ class FoundPoint(Protocol):
     """Point as returned by the embedded engine or by a server."""
 
     @property
+    def id(self) -> object:
+        """Id of the point, a UUID."""
+        ...
+
+    @property
     def payload(self) -> Payload | None:
         """Payload of the point."""
         ...
@@ -179,6 +186,12 @@ class FacetHit(Protocol):
 def payloads_and_scores(points: Iterable[ScoredPoint]) -> list[tuple[Payload, float]]:
     """Return payload and score of each point, as `CollectionBackend.search` does."""
     return [(point.payload or {}, point.score) for point in points]
+
+
+def hashes_by_id(points: Iterable[FoundPoint]) -> dict[str, str]:
+    """Return the hashes of those points that have one, as `CollectionBackend.hashes` does."""
+    found = ((str(point.id), (point.payload or {}).get(HASH)) for point in points)
+    return {id_: value for id_, value in found if value}
 
 
 def scrolled(page_from: Callable[[Any], tuple[Sequence[FoundPoint], Any]]) -> Iterator[Payload]:
@@ -216,6 +229,10 @@ class CollectionBackend(Protocol):
 
     def delete(self, ids: list[str], where: PayloadFilter) -> None:
         """Remove the points in `ids` that match `where`."""
+
+    def hashes(self, ids: list[str]) -> dict[str, str]:
+        """Return the hashes of those points in `ids` that exist and have one, by id."""
+        ...
 
     def search(
         self, vector: list[float], limit: int, where: PayloadFilter

@@ -35,7 +35,9 @@ import numpy.typing as npt
 from qdrant_client import QdrantClient
 
 from mla_ray.index.backend import (
+    HASH,
     MIXED_SCHEMA,
+    SCROLL,
     CollectionBackend,
     CollectionConfig,
     Payload,
@@ -162,7 +164,12 @@ class CaptionIndex:
         """
         self._backend.check_writable()
 
-    def upsert(self, entries: Sequence[Entry], vectors: npt.NDArray[np.float32]) -> int:
+    def upsert(
+        self,
+        entries: Sequence[Entry],
+        vectors: npt.NDArray[np.float32],
+        hashes: Sequence[str | None] | None = None,
+    ) -> int:
         """Write entries and their vectors.
 
         An entry with the same source, id and language is replaced, also one written by mla-ray
@@ -172,6 +179,8 @@ class CaptionIndex:
         Args:
             entries: N entries.
             vectors: `[N, E]` float32, of any length but zero.
+            hashes: Hash of each entry (`Encoders.hash_of`), or None. Without hashes, the next
+                `mla index` of these entries encodes them again.
 
         Returns:
             N, the number of entries.
@@ -184,19 +193,31 @@ class CaptionIndex:
             raise ValueError(
                 f"{len(entries)} entries but {len(vectors)} vectors; pass one vector an entry"
             )
+        hashes = hashes or [None] * len(entries)
         lengths = self._norms(vectors)  # of all rows, so that an invalid one prevents all writes
         for start in range(0, len(entries), BATCH):
             rows = slice(start, start + BATCH)
             units = (vectors[rows] / lengths[rows, None]).astype(np.float32)
             self._backend.upsert(
                 [
-                    Point(_point_id(entry), unit.tolist(), asdict(entry) | {"rule": RULE})
-                    for entry, unit in zip(entries[rows], units, strict=True)
+                    Point(_point_id(entry), unit.tolist(), _payload(entry, hash_))
+                    for entry, unit, hash_ in zip(entries[rows], units, hashes[rows], strict=True)
                 ]
             )
             if self._is_mixed():  # remove the old point last, so that every search finds the entry
                 self._remove(entries[rows], self._former_point_id)
         return len(entries)
+
+    def hashes(self, entries: Sequence[Entry]) -> list[str | None]:
+        """Return the hash that each entry was written with, or None if there is none.
+
+        There is none if the entry does not exist or was written without a hash.
+        """
+        ids = [_point_id(entry) for entry in entries]
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), SCROLL):
+            found |= self._backend.hashes(ids[start : start + SCROLL])
+        return [found.get(id_) for id_ in ids]
 
     def delete(self, entries: Sequence[Entry]) -> None:
         """Remove entries by source, id and language; ignore those that do not exist."""
@@ -404,6 +425,10 @@ def _where(**fields: str | None) -> PayloadFilter:
 
 def _point_id(entry: Entry) -> str:
     return str(uuid.UUID(bytes=entry.key))
+
+
+def _payload(entry: Entry, hash_: str | None) -> Payload:
+    return asdict(entry) | {"rule": RULE} | ({HASH: hash_} if hash_ else {})
 
 
 def _entry(payload: Payload) -> Entry:

@@ -14,6 +14,7 @@ import numpy as np
 import qdrant_edge as edge
 
 from mla_ray.index.backend import (
+    HASH,
     HNSW_EF,
     INDEXED,
     MAX_LANGUAGES,
@@ -28,6 +29,7 @@ from mla_ray.index.backend import (
     Point,
     check_kept,
     counts_by_value,
+    hashes_by_id,
     next_version,
     no_such_collection,
     payloads_and_scores,
@@ -138,6 +140,11 @@ class EdgeBackend:
             chosen = self._filter(where, ids)
             operation = edge.UpdateOperation.delete_points_by_filter(chosen)
             self._update(operation, 64 * len(ids))
+
+    def hashes(self, ids: list[str]) -> dict[str, str]:
+        """Return the hashes of those points in `ids` that exist and have one, by id."""
+        only = edge.PayloadSelector.Include([HASH])
+        return hashes_by_id(self.shard.retrieve(ids, with_payload=only, with_vector=False))
 
     def _require(self, size: int, purpose: str) -> None:
         filled = holes(self.folder) if self._fills_holes else 0

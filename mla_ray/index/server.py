@@ -12,6 +12,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from mla_ray.index.backend import (
+    HASH,
     HNSW_EF,
     INDEXED,
     MAX_LANGUAGES,
@@ -26,6 +27,7 @@ from mla_ray.index.backend import (
     Point,
     check_kept,
     counts_by_value,
+    hashes_by_id,
     next_version,
     no_such_collection,
     payloads_and_scores,
@@ -97,6 +99,12 @@ class ServerBackend:
         chosen = models.FilterSelector(filter=self._filter(where, ids))
         with self._reaching():
             self.client.delete(self.name, chosen, wait=True)
+
+    def hashes(self, ids: list[str]) -> dict[str, str]:
+        """Return the hashes of those points in `ids` that exist and have one, by id."""
+        with self._reaching():
+            found = self.client.retrieve(self.name, ids, with_payload=[HASH], with_vectors=False)
+        return hashes_by_id(found)
 
     def search(
         self, vector: list[float], limit: int, where: PayloadFilter
