@@ -155,7 +155,8 @@ class ImageReader:
         except (ValueError, OSError) as error:
             raise ValueError(image_fault(image_id, image, error)) from error
         digest = digest_of(data)
-        if digest not in self._faults and self._decode(image_id, digest):
+        is_seen = digest in self._faults or self.digests.get(image_id) == digest
+        if not is_seen and self._decode(image_id, digest):
             self._faults[digest] = _decoding_fault(data)
         if fault := self._faults.get(digest):
             raise ValueError(image_fault(image_id, image, fault))

@@ -144,7 +144,7 @@ class EdgeBackend:
     def hashes(self, ids: list[str]) -> dict[str, str]:
         """Return the hashes of those points in `ids` that exist and have one, by id."""
         only = edge.PayloadSelector.Include([HASH])
-        return hashes_by_id(self.shard.retrieve(ids, with_payload=only, with_vector=False))
+        return hashes_by_id(self.shard.retrieve(list(ids), with_payload=only, with_vector=False))
 
     def _require(self, size: int, purpose: str) -> None:
         filled = holes(self.folder) if self._fills_holes else 0

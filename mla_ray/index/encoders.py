@@ -8,9 +8,10 @@ Shapes: N texts or images, E joint embedding size.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import fields
 from functools import cached_property
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 HASH_RULE = 1
 """Number of the rule of `Encoders.hash_of`. Increase it if an entry that was encoded before now has
 another vector, but for the decoding of images, which has its own version."""
+
+_fields = attrgetter(*(field.name for field in fields(Entry)))
 
 
 class Encoders:
@@ -140,7 +143,7 @@ class Encoders:
             if not (files := self._card(entry.language).sha256):
                 return None
             encoder += [files[name] for name in sorted(files)]
-        return key_of(json.dumps([*astuple(entry), *encoder]))
+        return key_of(json.dumps([*_fields(entry), *encoder]))
 
     def encode_captions(self, language: str, texts: list[str]) -> Floats:
         """Encode captions in a language to features `[N, E]` float32, not normalized."""

@@ -57,8 +57,10 @@ def recall(name: str) -> NativeIdentity | None:
 
     """
     file = memory_of(name)
+    if file is None:
+        return None
     try:
-        return file and NativeIdentity(**json.loads(file.read_bytes()) | {"name": name})
+        return NativeIdentity(**json.loads(file.read_bytes()) | {"name": name})
     except (OSError, ValueError, TypeError):  # nothing is remembered, or the file is damaged
         return None
 
