@@ -37,6 +37,14 @@ from tests.support.server import Served, serving
 set_environment()  # before the test modules, some of which import Ray
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder of its own for the identities of natives, also for processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def corpus() -> dict[str, list[str]]:
     """Line by line the same things."""

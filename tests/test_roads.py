@@ -198,6 +198,14 @@ def test_by_a_job(
         assert_same(points(tmp_path / "index", collection), there)
 
 
+def without_hashes(points: Points) -> Points:
+    """As a server writes them: `mla index` encodes them once more and adds the hash."""
+    return {
+        key: ({name: value for name, value in payload.items() if name != "hash"}, vector)
+        for key, (payload, vector) in points.items()
+    }
+
+
 Send = Callable[[Settings, list[Row], list[bytes]], None]
 
 
@@ -271,4 +279,4 @@ def test_by_a_server(
     ]
     send(settings, records, pngs)
     for collection, there in expected.items():
-        assert_same(points(tmp_path / "index", collection), there)
+        assert_same(points(tmp_path / "index", collection), without_hashes(there))

@@ -106,13 +106,19 @@ def index_command(
             "--status", help="Only print what the index has: collections, points, settings, state."
         ),
     ] = False,
+    reencode: Annotated[
+        bool,
+        typer.Option(
+            "--reencode", help="Encode all rows again, also those that the index has unchanged."
+        ),
+    ] = False,
     skip_invalid: Skip = False,
     as_json: Json = False,
 ) -> None:
     """Write the images and captions of a table to the collections `images` and `captions`.
 
-    With --delete or --optimize, remove entries or free space instead. With --status, only print
-    what the index has.
+    Only rows that are new or changed are encoded. With --delete or --optimize, remove entries or
+    free space instead. With --status, only print what the index has.
     """
     if status:
         from mla_ray.index.status import status_of
@@ -142,51 +148,54 @@ def index_command(
         raise typer.BadParameter("give --captions, --status, --delete or --optimize")
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
+    from mla_ray.index.encoders import Encoders
     from mla_ray.index.picture_store import PictureStore
-    from mla_ray.model.language import ENGLISH
-    from mla_ray.model.native import Native
-    from mla_ray.packs.card import read_card
-    from mla_ray.packs.library import load_packs
+    from mla_ray.packs.card import by_language
     from mla_ray.runtime.console import bars, print_dropped
 
     if pictures and no_pictures:
         raise typer.BadParameter("--pictures does not go with --no-pictures")
     settings = _settings(index_settings, int8=int8)
-    known = [ENGLISH, *(read_card(folder).language for folder in pack or [])]
+    encoders = Encoders(native, by_language(pack or []))
+    known, source = encoders.languages, source or PurePosixPath(captions).stem
+    stored = ingest.stored_of_table(index, encoders, captions, source, language, reencode)
     read = read_captions(
         captions,
         language=language,
         languages=() if language else known,
         skip_invalid=skip_invalid,
+        check_images=ingest.images_to_check(encoders, source, stored),
     )
     print_dropped(len(read.dropped), read.dropped)
-    frozen = Native.load(native)
-    packs = load_packs(pack or [], frozen)
-    source = source or PurePosixPath(captions).stem
     store = None if no_pictures else PictureStore(pictures or pictures_of(index))
-    rejected: list[str] = []
     with bars() as report:
-        written = ingest.index_captions(
+        done = ingest.index_rows(
             index,
-            frozen,
-            packs,
+            encoders,
             read.table,
             source,
             report,
             settings=settings,
-            reject=rejected.append,
+            stored=stored,
+            pictures=store,
         )
-        if store:
-            ingest.keep_pictures(read.table, source, store, report)
-    print_dropped(len(rejected), rejected)
-    result: dict[str, object] = {**written}
-    if rejected:
-        result["rejected"] = len(rejected)
-    text = "\n".join(f"{name}: {n:,} points" for name, n in written.items())
+    print_dropped(done.rejected, done.reasons)
+    result: dict[str, object] = {
+        **done.written,
+        "encoded": done.encoded,
+        "unchanged": done.unchanged,
+    }
+    if done.rejected:
+        result["rejected"] = done.rejected
+    text = "\n".join(
+        f"{name}: {count:,} points (encoded {done.encoded[name]:,}, "
+        f"unchanged {done.unchanged[name]:,})"
+        for name, count in done.written.items()
+    )
     if sync:
         # The keys of all rows, including those that were rejected above.
         kept = ingest.keys_of([captions], source, language, known)
-        removed = ingest.sync(index, ingest.space_of(frozen), source, kept, store)
+        removed = ingest.sync(index, encoders.space, source, kept, store)
         result["removed"] = removed
         text += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())
     emit(result, as_json, text)

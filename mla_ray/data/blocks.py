@@ -30,7 +30,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from upath import UPath
 
-from mla_ray.data.feature_store import Features, FeatureStore, hashes
+from mla_ray.data.feature_store import Features, FeatureStore
+from mla_ray.data.keys import hashes
 from mla_ray.data.parquet import read_parquet
 from mla_ray.model.tokenizers import Ids
 from mla_ray.runtime.storage import is_local, read_json, write_json

@@ -34,7 +34,7 @@ from safetensors.torch import save
 from torch import Tensor
 from upath import UPath
 
-from mla_ray.data.feature_store import key_of
+from mla_ray.data.keys import key_of
 from mla_ray.data.parquet import read_parquet, write_parquet
 from mla_ray.data.table_images import read_image
 from mla_ray.data.table_reader import Stream

@@ -12,7 +12,6 @@ with Ray Data.
 Shapes: N rows, E joint embedding size.
 """
 
-import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -24,6 +23,7 @@ import torch
 from PIL import Image
 from upath import UPath
 
+from mla_ray.data.keys import hashes
 from mla_ray.data.parquet import read_parquet, write_parquet
 from mla_ray.data.video import DECODING, frames_of, pooled
 from mla_ray.model.batches import by_length
@@ -39,18 +39,6 @@ CLAIM = "native.json"
 """File in a folder that is named by a version 1 fingerprint. It holds the current fingerprint of
 the native that owns the folder.
 """
-
-
-def key_of(content: str | bytes) -> str:
-    """Return the key of a text or of an image's bytes: 128 bits of BLAKE2b, in hex."""
-    data = content.encode() if isinstance(content, str) else content
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def hashes(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """Return the first 64 bits of keys, `[N]` uint64. Blocks of keys are ranges of these bits."""
-    joined = bytes.fromhex("".join(key[:16] for key in keys))
-    return np.frombuffer(joined, ">u8").astype(np.uint64)
 
 
 @torch.inference_mode()

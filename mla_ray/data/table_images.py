@@ -2,6 +2,7 @@
 
 import hashlib
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -111,16 +112,19 @@ class ImageReader:
     """Reader of the images of a table's rows that decodes each distinct image once as a check.
 
     Args:
-        decode: Whether to check that images can be decoded.
+        decode: Whether to check that images can be decoded, or a function of image id and digest
+            that says so for each image.
         keep_files: Whether to cache the content of image files, so that a file with several
             captions is read once. Use it for tables that fit in memory.
 
     """
 
-    def __init__(self, *, decode: bool = True, keep_files: bool = False) -> None:
+    def __init__(
+        self, *, decode: bool | Callable[[str, bytes], bool] = True, keep_files: bool = False
+    ) -> None:
         self.digests: dict[str, bytes] = {}
         """Digest of the image of each image id."""
-        self._decode = decode
+        self._decode = decode if callable(decode) else lambda image_id, digest: decode
         self._files: dict[tuple[str, str], bytes] | None = {} if keep_files else None
         self._faults: dict[bytes, str | None] = {}
         self._first: dict[str, tuple[UPath, int]] = {}
@@ -151,7 +155,8 @@ class ImageReader:
         except (ValueError, OSError) as error:
             raise ValueError(image_fault(image_id, image, error)) from error
         digest = digest_of(data)
-        if self._decode and digest not in self._faults:
+        is_seen = digest in self._faults or self.digests.get(image_id) == digest
+        if not is_seen and self._decode(image_id, digest):
             self._faults[digest] = _decoding_fault(data)
         if fault := self._faults.get(digest):
             raise ValueError(image_fault(image_id, image, fault))

@@ -69,7 +69,7 @@ def read_captions(
     languages: Collection[str] = (),
     split: str | None = None,
     skip_invalid: bool = False,
-    check_images: bool = True,
+    check_images: bool | Callable[[str, bytes], bool] = True,
 ) -> CheckedTable:
     """Read a caption table into memory: columns image_id, image (bytes), language, caption, split.
 
@@ -83,7 +83,8 @@ def read_captions(
         split: Split of the rows to keep. By default all rows are kept, and the column can be
             missing. It is then null.
         skip_invalid: Drop bad rows instead of raising.
-        check_images: Check that the images can be decoded.
+        check_images: Check that the images can be decoded. A function of image id and digest
+            (`digest_of`) decides for each image, such as that it was decoded before.
 
     Raises:
         InvalidTable: A row is bad and `skip_invalid` is False, a file cannot be read, or no row is

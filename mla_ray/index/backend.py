@@ -24,6 +24,8 @@ SCROLL = 1000
 """Payloads per scroll request."""
 SCROLL_VECTORS = 256
 """Points per scroll request with vectors. At E = 1024 they are about 5 MB of JSON."""
+HASH = "hash"
+"""Payload field with the hash of a point's content and of what encoded it. It may be missing."""
 HNSW_EF = 256
 """Candidates kept during a search of the graph. 256 found 99.7 % of the true top 10, 128 found
 99 %."""
@@ -209,6 +211,11 @@ class FoundPoint(Protocol):
     """Point as returned by the embedded engine or by a server."""
 
     @property
+    def id(self) -> object:
+        """Id of the point, a UUID."""
+        ...
+
+    @property
     def payload(self) -> Payload | None:
         """Payload of the point."""
         ...
@@ -270,6 +277,12 @@ def whole_points(points: Iterable[StoredPoint]) -> Iterator[Point]:
         yield Point(str(point.id), list(point.vector[VECTOR]), point.payload or {})
 
 
+def hashes_by_id(points: Iterable[StoredPoint]) -> dict[str, str]:
+    """Return the hashes of those points that have one, as `CollectionBackend.hashes` does."""
+    found = ((str(point.id), (point.payload or {}).get(HASH)) for point in points)
+    return {id_: value for id_, value in found if value}
+
+
 def scrolled(page_from: Callable[[Any], tuple[Sequence[P], Any]]) -> Iterator[P]:
     """Yield the items of all pages.
 
@@ -305,6 +318,10 @@ class CollectionBackend(Protocol):
 
     def delete(self, where: PayloadFilter, ids: list[str] | None = None) -> int:
         """Remove the points that match, or those of `ids` that match. Return how many."""
+        ...
+
+    def hashes(self, ids: list[str]) -> dict[str, str]:
+        """Return the hashes of those points in `ids` that exist and have one, by id."""
         ...
 
     def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:

@@ -20,25 +20,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import torch
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
-from mla_ray.data.feature_store import BATCH, Features, encode_frames
+from mla_ray.data.keys import key_of
 from mla_ray.data.table_images import image_fault, read_image
 from mla_ray.data.video import frames_of
-from mla_ray.evaluation.evaluation import encode_query
 from mla_ray.index.collection import CAPTIONS, IMAGES, open_collections
+from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Entry
-from mla_ray.index.ingest import caption_entry, image_entry, keys_of, require_packs, space_of
+from mla_ray.index.indexed import Indexed
+from mla_ray.index.ingest import (
+    BATCH,
+    caption_entry,
+    entries_in,
+    image_entry,
+    keys_of,
+    require_packs,
+    text_stream,
+)
 from mla_ray.index.ingest import sync as remove_what_left
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
-from mla_ray.index.sink import FIELDS, Indexed, IndexSink, upsert_block
+from mla_ray.index.sink import FIELDS, IndexSink, upsert_block
+from mla_ray.index.stored import StoredHashes
 from mla_ray.index.table_blocks import BlockRow, read_blocks, survey
-from mla_ray.model.language import ENGLISH
-from mla_ray.model.native import Native
-from mla_ray.packs.pack import LanguagePack
+from mla_ray.model.directions import Floats
 from mla_ray.runtime.progress import Progress, Report, counting
 from mla_ray.runtime.storage import as_path
 
@@ -61,8 +68,11 @@ def index_table(
     settings: IndexSettings = ENGINE_DEFAULTS,
     sync: bool = False,
     pictures: PictureStore | None = None,
+    reencode: bool = False,
 ) -> Indexed:
-    """Encode the images and captions of caption tables and write them to the collections at `url`.
+    """Make the images and captions of caption tables points of the collections at `url`.
+
+    Only those are encoded and written whose hash (`Encoders.hash_of`) the index does not have.
 
     Ray must have been started. A row that is invalid, or whose image is, is skipped and counted
     with its reason. KeyError, InvalidTable and ValueError are raised before anything is encoded.
@@ -81,9 +91,10 @@ def index_table(
         sync: Remove entries of `source` that are no longer in the tables, as `ingest.sync` does.
             Entries of images that cannot be read stay.
         pictures: With `sync`, the store of small copies. Copies of removed images are removed.
+        reencode: Encode and write everything.
 
     Returns:
-        The number of points written. An image with rows in several blocks counts once per block.
+        The numbers of points. An image with rows in several blocks counts once per block.
 
     Raises:
         KeyError: A language of the tables has no pack.
@@ -92,18 +103,26 @@ def index_table(
         ConnectionError: The server stayed unavailable for longer than `storage.PAUSES`.
 
     """
-    native = Native.load(native_name)
-    for tag, folder in packs.items():
-        of_pack = LanguagePack.load(folder, native).card.language
-        if of_pack != tag:
-            raise ValueError(f"{folder} is a pack for {of_pack!r}, not for {tag!r}")
-    known = [ENGLISH, *packs]
+    encoders = Encoders(native_name, packs, "cpu")
+    encoders.check()
+    known = encoders.languages
     in_tables, total = survey(tables, language, known)
     wanted = in_tables if languages is None else in_tables & set(languages)
     require_packs(wanted, packs)
-    space, indexed = space_of(native), Indexed()
-    encoded = _encode(native_name, packs, read_blocks(tables, language, known, wanted), source)
-    del native  # each actor loads its own
+    space, indexed = encoders.space, Indexed()
+    stored = StoredHashes()
+    if not reencode:
+        texts = text_stream(tables, language, known)
+        ours = (
+            rows.filter(pc.is_in(rows["language"], pa.array(sorted(wanted), pa.string())))
+            for rows in texts
+        )
+        stored = StoredHashes.at(url, space, entries_in(ours, source))
+    if reencode or stored.lacking:
+        encoders.load()  # so that what cannot be loaded is refused now
+    blocks = read_blocks(tables, language, known, wanted)
+    del encoders  # each actor loads its own
+    encoded = _encode(native_name, packs, blocks, source, stored)
     if url.startswith(("http", "grpc")):
         with open_collections(url, space, settings):
             pass  # create them once, before several tasks try to
@@ -127,7 +146,11 @@ def index_table(
 
 
 def _encode(
-    native_name: str, packs: Mapping[str, str | Path], rows: ray.data.Dataset, source: str
+    native_name: str,
+    packs: Mapping[str, str | Path],
+    rows: ray.data.Dataset,
+    source: str,
+    stored: StoredHashes,
 ) -> ray.data.Dataset:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -137,6 +160,7 @@ def _encode(
             "native": native_name,
             "packs": {language: str(folder) for language, folder in packs.items()},
             "source": source,
+            "stored": ray.put(stored),  # its array is shared by the actors of a node
         },
         compute=ActorPoolStrategy(min_size=1, max_size=max(1, gpus or cpus)),
         num_cpus=1,
@@ -147,33 +171,52 @@ def _encode(
 
 
 class _EncodedPoint(NamedTuple):
-    """Point of a row's caption or of a distinct image, or the reason why there is none."""
+    """Point of a row's caption or of a distinct image, or the reason why there is none.
+
+    A point without vector and reason is unchanged in the index.
+    """
 
     collection: str
     entry: Entry
-    vector: Features | None  # [E]
-    reason: str | None
+    hash: str | None = None
+    vector: Floats | None = None  # [E]
+    reason: str | None = None
 
 
 class PointEncoder:
-    """Ray Data actor that encodes blocks with a native and its packs.
+    """Ray Data actor that encodes what an index lacks of blocks, with a native and its packs.
 
-    It keeps no state between blocks, not even which images it saw. Ray may run a lost block again
-    on the same actor, and the result must be complete.
+    Both are loaded when the first point must be encoded. It keeps no other state between blocks,
+    not even which images it saw. Ray may run a lost block again on the same actor, and the result
+    must be complete.
+
+    Args:
+        native: Name for `Native.load`.
+        packs: Folder of each language's pack.
+        source: Name of the source.
+        stored: Hashes that the index has, or the reference of such an object in Ray's store.
+
     """
 
-    def __init__(self, native: str, packs: Mapping[str, str], source: str) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.native = Native.load(native, device)
-        self.packs = {tag: LanguagePack.load(folder, self.native) for tag, folder in packs.items()}
+    def __init__(
+        self,
+        native: str,
+        packs: Mapping[str, str],
+        source: str,
+        stored: "StoredHashes | ray.ObjectRef",
+    ) -> None:
+        self.encoders = Encoders(native, packs)
         self.source = source
+        is_here = isinstance(stored, StoredHashes)
+        self.stored: StoredHashes = stored if is_here else ray.get(stored)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Encode a block of rows with `table_blocks.BLOCK_SCHEMA`.
 
         Returns:
-            A table with the fields of an `Entry`, `collection`, `vector` `[E]` float32 and
-            `reason`. A point that is rejected has a reason and no vector.
+            A table with the fields of an `Entry`, `collection`, `hash`, `vector` `[E]` float32 and
+            `reason`. A point that is rejected has a reason and no vector. A point that is unchanged
+            in the index has neither.
 
         """
         rows = BlockRow.all_of(block)
@@ -187,9 +230,9 @@ class PointEncoder:
             name: pa.array([getattr(point.entry, name) for point in points], pa.string())
             for name in FIELDS
         }
-        for name in ("collection", "reason"):
+        for name in ("collection", "hash", "reason"):
             columns[name] = pa.array([getattr(point, name) for point in points], pa.string())
-        of_E = pa.list_(pa.float32(), self.native.dim)
+        of_E = pa.list_(pa.float32(), self.encoders.identity.dim)
         columns["vector"] = pa.array([point.vector for point in points], of_E)
         return pa.table(columns)
 
@@ -204,44 +247,52 @@ class PointEncoder:
                     f"image_id {row.image_id!r} has another image in {earlier.place}; give "
                     "each image an id of its own"
                 )
-        ids: list[str] = []
+        points: list[_EncodedPoint] = []
+        new: list[_EncodedPoint] = []
 
         def decoded() -> Iterator[list[Image.Image]]:
             for image_id, row in first.items():
                 try:
-                    frames = frames_of(read_image(row.image, as_path(row.folder)))
+                    data = read_image(row.image, as_path(row.folder))
+                    entry = image_entry(image_id, self.source)
+                    point = _EncodedPoint(IMAGES, entry, self.encoders.hash_of(entry, key_of(data)))
+                    if point.hash in self.stored:
+                        points.append(point)
+                        continue
+                    frames = frames_of(data)
                 except (ValueError, OSError) as error:
                     faults.setdefault(image_id, image_fault(image_id, row.image, error))
                 else:
-                    ids.append(image_id)
+                    new.append(point)
                     yield frames
 
-        points: list[_EncodedPoint] = []
-        for vectors in encode_frames(self.native, decoded()):
-            for image_id, vector in zip(ids[len(points) :], vectors, strict=False):
-                points.append(_encoded(IMAGES, image_entry(image_id, self.source), vector))
+        vectors = [vector for part in self.encoders.encode_images(decoded()) for vector in part]
+        points += map(_with_vector, new, vectors)
         return [point for point in points if point.entry.image_id not in faults], faults
 
     def _captions(self, rows: Sequence[BlockRow]) -> Iterator[_EncodedPoint]:
-        by_language: dict[str, list[Entry]] = {}
+        by_language: dict[str, list[_EncodedPoint]] = {}
         for row in rows:
             entry = caption_entry(row.image_id, row.language, row.caption, self.source)
-            by_language.setdefault(row.language, []).append(entry)
-        for language, entries in sorted(by_language.items()):
-            for start in range(0, len(entries), BATCH):
-                batch = entries[start : start + BATCH]
-                texts = [entry.caption for entry in batch]
-                features = encode_query(self.native, self.packs, language, texts)
-                for entry, vector in zip(batch, features, strict=True):
-                    yield _encoded(CAPTIONS, entry, vector)
+            point = _EncodedPoint(CAPTIONS, entry, self.encoders.hash_of(entry))
+            if point.hash in self.stored:
+                yield point
+            else:
+                by_language.setdefault(row.language, []).append(point)
+        for language, points in sorted(by_language.items()):
+            for start in range(0, len(points), BATCH):
+                batch = points[start : start + BATCH]
+                texts = [point.entry.caption for point in batch]
+                vectors = self.encoders.encode_captions(language, texts)
+                yield from map(_with_vector, batch, vectors)
 
 
-def _encoded(collection: str, entry: Entry, vector: Features) -> _EncodedPoint:
+def _with_vector(point: _EncodedPoint, vector: Floats) -> _EncodedPoint:
     length = float(np.linalg.norm(vector.astype(np.float64)))
     if np.isfinite(length) and length > 0:
-        return _EncodedPoint(collection, entry, vector, None)
-    return _EncodedPoint(collection, entry, None, f"{entry.id!r}: its vector is zero or not finite")
+        return point._replace(vector=vector)
+    return point._replace(reason=f"{point.entry.id!r}: its vector is zero or not finite")
 
 
 def _refused(collection: str, reason: str) -> _EncodedPoint:
-    return _EncodedPoint(collection, Entry("", "", "", "", ""), None, reason)
+    return _EncodedPoint(collection, Entry("", "", "", "", ""), reason=reason)

@@ -32,9 +32,12 @@ from qdrant_client import QdrantClient
 
 from mla_ray.index.address import Address
 from mla_ray.index.backend import (
+    HASH,
     MIXED_SCHEMA,
+    SCROLL,
     CollectionBackend,
     CollectionConfig,
+    Payload,
     PayloadFilter,
     Point,
     VectorSpace,
@@ -145,7 +148,12 @@ class CaptionIndex:
         """
         self._backend.check_writable()
 
-    def upsert(self, entries: Sequence[Entry], vectors: npt.NDArray[np.float32]) -> int:
+    def upsert(
+        self,
+        entries: Sequence[Entry],
+        vectors: npt.NDArray[np.float32],
+        hashes: Sequence[str | None] | None = None,
+    ) -> int:
         """Write entries and their vectors.
 
         An entry with the same source, id and language is replaced, also one written by mla-ray
@@ -155,6 +163,8 @@ class CaptionIndex:
         Args:
             entries: N entries.
             vectors: `[N, E]` float32, of any length but zero.
+            hashes: Hash of each entry (`Encoders.hash_of`), or None. Without hashes, the next
+                `mla index` of these entries encodes them again.
 
         Returns:
             N, the number of entries.
@@ -167,17 +177,29 @@ class CaptionIndex:
             raise ValueError(
                 f"{len(entries)} entries but {len(vectors)} vectors; pass one vector an entry"
             )
+        hashes = hashes or [None] * len(entries)
         lengths = self._norms(vectors)  # of all rows, so that an invalid one prevents all writes
         for start in range(0, len(entries), BATCH):
             rows = slice(start, start + BATCH)
             units = (vectors[rows] / lengths[rows, None]).astype(np.float32)
             self.write(
                 [
-                    Point(point_id(entry), unit.tolist(), asdict(entry) | {"rule": RULE})
-                    for entry, unit in zip(entries[rows], units, strict=True)
+                    Point(point_id(entry), unit.tolist(), _payload(entry, hash_))
+                    for entry, unit, hash_ in zip(entries[rows], units, hashes[rows], strict=True)
                 ]
             )
         return len(entries)
+
+    def hashes(self, entries: Sequence[Entry]) -> list[str | None]:
+        """Return the hash that each entry was written with, or None if there is none.
+
+        There is none if the entry does not exist or was written without a hash.
+        """
+        ids = [point_id(entry) for entry in entries]
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), SCROLL):
+            found |= self._backend.hashes(ids[start : start + SCROLL])
+        return [found.get(id_) for id_ in ids]
 
     def write(self, points: Sequence[Point]) -> None:
         """Write points of `points()` of another collection of the same native, at most `BATCH`."""
@@ -477,3 +499,7 @@ def _of_rule(point: Point) -> Point:
     if "rule" in point.payload:
         return point
     return Point(point_id(entry_of(point.payload)), point.vector, point.payload | {"rule": RULE})
+
+
+def _payload(entry: Entry, hash_: str | None) -> Payload:
+    return asdict(entry) | {"rule": RULE} | ({HASH: hash_} if hash_ else {})

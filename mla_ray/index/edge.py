@@ -13,6 +13,7 @@ from typing import Any
 import qdrant_edge as edge
 
 from mla_ray.index.backend import (
+    HASH,
     HNSW_EF,
     INDEXED,
     MAX_LANGUAGES,
@@ -29,6 +30,7 @@ from mla_ray.index.backend import (
     are_equal,
     check_kept,
     counts_by_value,
+    hashes_by_id,
     next_version,
     no_such_collection,
     payloads_and_next,
@@ -144,6 +146,11 @@ class EdgeBackend:
                 operation = edge.UpdateOperation.delete_points_by_filter(chosen)
                 self._update(operation, 64 * matching)
         return matching
+
+    def hashes(self, ids: list[str]) -> dict[str, str]:
+        """Return the hashes of those points in `ids` that exist and have one, by id."""
+        only = edge.PayloadSelector.Include([HASH])
+        return hashes_by_id(self.shard.retrieve(list(ids), with_payload=only, with_vector=False))
 
     def _require(self, size: int, purpose: str) -> None:
         filled = holes(self.folder) if self._fills_holes else 0

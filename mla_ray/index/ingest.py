@@ -4,15 +4,20 @@
 size and makes the same points with the functions of this module.
 """
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mla_ray.data.feature_store import key_of
+from mla_ray.data.keys import key_of
+from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
-from mla_ray.evaluation.evaluation import Gallery, encode_query
 from mla_ray.index.backend import VectorSpace
 from mla_ray.index.collection import (
     CAPTIONS,
@@ -21,24 +26,30 @@ from mla_ray.index.collection import (
     CaptionIndex,
     open_collections,
 )
+from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Entry
+from mla_ray.index.indexed import Indexed
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
+from mla_ray.index.stored import StoredHashes
 from mla_ray.model.directions import Floats, faults, norms
-from mla_ray.model.native import Native
 from mla_ray.model.text import normalized
-from mla_ray.packs.pack import LanguagePack
-from mla_ray.runtime.progress import Report, counting
+from mla_ray.runtime.progress import Advance, Report, counting
 
+if TYPE_CHECKING:  # they import torch, which takes seconds
+    from mla_ray.model.native import Native
+    from mla_ray.packs.pack import LanguagePack
+
+Mask = npt.NDArray[np.bool_]
 PICTURES = "pictures"
 """Key of the removed pictures in the result of `sync`, beside the names of collections."""
 BATCH = 256
 """Rows that are encoded at a time."""
 
 
-def space_of(native: Native) -> VectorSpace:
+def space_of(native: "Native") -> VectorSpace:
     """Return the vector space of a native."""
-    return VectorSpace(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
+    return Encoders(native, {}).space
 
 
 def image_entry(image_id: str, source: str) -> Entry:
@@ -65,27 +76,40 @@ def entries_of(captions: pa.Table, source: str) -> Iterator[Entry]:
             yield caption_entry(row["image_id"], row["language"], row["caption"], source)
 
 
+def entries_in(chunks: Iterable[pa.Table], source: str) -> Iterator[Entry]:
+    """Yield the entries of all chunks of a `text_stream`, as `entries_of` does."""
+    return chain.from_iterable(entries_of(chunk, source) for chunk in chunks)
+
+
+def text_stream(
+    tables: Sequence[str | Path], language: str | None, languages: Collection[str]
+) -> Stream:
+    """Return the rows of caption tables of any size without their images.
+
+    Args:
+        tables: Caption tables, as paths or URLs.
+        language: Language of tables without a column `language`.
+        languages: Languages that rows are read as, as for `data.table_reader.Stream`.
+
+    """
+    defaults = {"language": language} if language else {}
+    return Stream(tables, ("image_id", "language", "caption"), defaults, {}, languages)
+
+
 def keys_of(
     tables: Sequence[str | Path], source: str, language: str | None, languages: Collection[str]
 ) -> set[bytes]:
     """Return the keys of all images and captions in caption tables, for `sync`.
 
     A key takes about 120 bytes of memory. Images that cannot be read are included, because the
-    table has them.
-
-    Args:
-        tables: Caption tables, as paths or URLs.
-        source: Name of the source.
-        language: Language of tables without a column `language`.
-        languages: Languages that rows are read as, as for `data.table_reader.Stream`.
+    table has them. The arguments are those of `text_stream`, and the name of the source.
 
     Raises:
         InvalidTable: The tables have no valid row.
 
     """
-    defaults = {"language": language} if language else {}
-    stream = Stream(tables, ("image_id", "language", "caption"), defaults, {}, languages)
-    keys = {entry.key for chunk in stream for entry in entries_of(chunk, source)}
+    stream = text_stream(tables, language, languages)
+    keys = {entry.key for entry in entries_in(stream, source)}
     stream.check(len(keys), skip_invalid=True)
     return keys
 
@@ -99,73 +123,201 @@ def require_packs(languages: Collection[str], packs: Collection[str]) -> None:
 
 def index_captions(
     url: str,
-    native: Native,
-    packs: Mapping[str, LanguagePack],
+    native: "Native | str",
+    packs: "Mapping[str, LanguagePack | str | Path]",
     captions: pa.Table,
     source: str,
     report: Report = lambda progress: None,
     *,
     settings: IndexSettings = ENGINE_DEFAULTS,
-    reject: Callable[[str], None] = lambda reason: None,
-) -> dict[str, int]:
-    """Encode a caption table's images and captions and write them to the collections at `url`.
+) -> Indexed:
+    """Index a caption table that fits in memory with a native and packs; see `index_rows`."""
+    encoders = Encoders(native, packs)
+    return index_rows(url, encoders, captions, source, report, settings=settings)
 
-    The native encodes English captions, and packs encode captions in other languages. An image or
-    caption whose feature is zero or not finite is skipped. Safe to call twice with the same table.
+
+def index_rows(
+    url: str,
+    encoders: Encoders,
+    captions: pa.Table,
+    source: str,
+    report: Report = lambda progress: None,
+    *,
+    settings: IndexSettings = ENGINE_DEFAULTS,
+    stored: StoredHashes | None = None,
+    pictures: PictureStore | None = None,
+) -> Indexed:
+    """Make a caption table's images and captions points of the collections at `url`.
+
+    Only those are encoded and written whose hash (`Encoders.hash_of`) the index does not have. The
+    native encodes English captions, and packs encode captions in other languages. An image or
+    caption whose feature is zero or not finite is rejected. Run it again after it was interrupted.
 
     The collections are opened before anything is encoded. Opening raises the errors of
     `CaptionIndex.open`.
 
     Args:
         url: URL of the index, as for `CaptionIndex.open`.
-        native: The native.
-        packs: Packs by language.
+        encoders: The native and the packs.
         captions: Table with the columns image_id, image (bytes), language and caption.
         source: Name of the source, stored with every point.
         report: Receives progress.
         settings: Settings of collections that are created.
-        reject: Receives the reason for each skipped image or caption.
-
-    Returns:
-        The number of points written, by collection.
+        stored: Hashes that the index has of the table. By default it is asked. An empty set has
+            everything encoded.
+        pictures: Store for small copies of the images. Those of unchanged images are kept.
 
     Raises:
         KeyError: A language has no pack.
+        ValueError: A pack belongs to another native or language.
 
     """
     languages = sorted(set(captions["language"].to_pylist()))
-    require_packs(languages, packs)
-    total = len(set(captions["image_id"].to_pylist())) + captions.num_rows
-    advance = counting(report, "indexing", total)
-    written = {IMAGES: 0, CAPTIONS: 0}
-    with open_collections(url, space_of(native), settings) as collections:
-        images, texts = collections[IMAGES], collections[CAPTIONS]
-        gallery = Gallery.of(native, captions, advance)
-        entries = [image_entry(image_id, source) for image_id in gallery.ids]
-        written[IMAGES] = _upsert(images, entries, gallery.features, reject)
+    require_packs(languages, encoders.languages)
+    encoders.check()
+    images = _distinct_images(captions)
+    advance = counting(report, "indexing", images.num_rows + captions.num_rows)
+    with open_collections(url, encoders.space, settings) as collections:
+        if stored is None:
+            stored = StoredHashes.of(collections, entries_of(captions, source))
+        writer = _Writer(encoders, source, stored, collections, advance)
+        if pictures:  # before the points: if the run is interrupted, the next one makes them again
+            lacking = writer.image_is_new(images) | _without_picture(images, source, pictures)
+            keep_pictures(images.filter(pa.array(lacking)), source, pictures, report)
+        writer.images(images)
         for language in languages:
-            rows = captions.filter(pa.compute.equal(captions["language"], language))
-            for batch in rows.select(["image_id", "caption"]).to_batches(max_chunksize=BATCH):
-                pairs = list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-                vectors = encode_query(native, packs, language, [text for _, text in pairs])
-                entries = [
-                    caption_entry(image_id, language, text, source) for image_id, text in pairs
-                ]
-                written[CAPTIONS] += _upsert(texts, entries, vectors, reject)
-                advance(len(pairs))
+            writer.captions(language, captions.filter(pc.equal(captions["language"], language)))
         for index in collections.values():
             index.optimize()
-    return written
+    return writer.indexed
 
 
-def _upsert(
-    index: CaptionIndex, entries: list[Entry], features: Floats, reject: Callable[[str], None]
-) -> int:
-    bad = faults(norms(features))
-    for row, fault in bad.items():
-        reject(f"{entries[row].id!r}: its feature is {fault}")
-    sound = [row for row in range(len(entries)) if row not in bad]
-    return index.upsert([entries[row] for row in sound], features[sound])
+def stored_of_table(
+    url: str,
+    encoders: Encoders,
+    table: str | Path,
+    source: str,
+    language: str | None,
+    reencode: bool = False,
+) -> StoredHashes:
+    """Return the hashes that the index at `url` has of a caption table; none with `reencode`.
+
+    A table that cannot be read has none, because reading it whole tells what is wrong with it.
+
+    Raises:
+        RuntimeError: Another process owns the folder of the index. For other errors see
+            `CaptionIndex.open`.
+
+    """
+    if reencode:
+        return StoredHashes()
+    encoders.check()
+    texts = text_stream([table], language, encoders.languages)
+    try:
+        return StoredHashes.at(url, encoders.space, entries_in(texts, source))
+    except InvalidTable:
+        return StoredHashes()
+
+
+def images_to_check(
+    encoders: Encoders, source: str, stored: StoredHashes
+) -> Callable[[str, bytes], bool]:
+    """Return the `check_images` of `read_captions` that spares unchanged images the decoding."""
+
+    def is_new(image_id: str, digest: bytes) -> bool:
+        return encoders.hash_of(image_entry(image_id, source), digest.hex()) not in stored
+
+    return is_new
+
+
+def _distinct_images(captions: pa.Table) -> pa.Table:
+    """Return the first row of each image id, columns image_id and image."""
+    first: dict[str, int] = {}
+    for row, image_id in enumerate(captions["image_id"].to_pylist()):
+        first.setdefault(image_id, row)
+    return captions.select(["image_id", "image"]).take(list(first.values()))
+
+
+class _Writer:
+    """Encodes and writes the rows of a table that the index does not have, a batch at a time."""
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        source: str,
+        stored: StoredHashes,
+        collections: Mapping[str, CaptionIndex],
+        advance: Advance,
+    ) -> None:
+        self.indexed = Indexed()
+        self._encoders = encoders
+        self._source = source
+        self._stored = stored
+        self._collections = collections
+        self._advance = advance
+
+    def image_is_new(self, images: pa.Table) -> Mask:
+        """Return `[N]` bool: the images that the index does not have with these bytes."""
+        pairs = zip(images["image_id"].to_pylist(), images["image"], strict=True)
+        hashes = (self._image(image_id, cell.as_py())[1] for image_id, cell in pairs)
+        return np.array([hash_ not in self._stored for hash_ in hashes], np.bool_)
+
+    def images(self, images: pa.Table) -> None:
+        """Index the images of a table with the columns image_id and image."""
+        for batch in images.to_batches(max_chunksize=BATCH):
+            pairs = list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            hashed = [self._image(image_id, data) for image_id, data in pairs]
+
+            def encode(rows: list[int], pairs: list[tuple[str, bytes]] = pairs) -> Floats:
+                frames = (frames_of(pairs[row][1]) for row in rows)
+                return np.concatenate(list(self._encoders.encode_images(frames)))
+
+            self._write(IMAGES, hashed, encode)
+
+    def captions(self, language: str, rows: pa.Table) -> None:
+        """Index captions in one language, of a table with the columns image_id and caption."""
+        for batch in rows.select(["image_id", "caption"]).to_batches(max_chunksize=BATCH):
+            pairs = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            entries = [caption_entry(id_, language, text, self._source) for id_, text in pairs]
+            hashed = [(entry, self._encoders.hash_of(entry)) for entry in entries]
+
+            def encode(rows: list[int], entries: list[Entry] = entries) -> Floats:
+                texts = [entries[row].caption for row in rows]
+                return self._encoders.encode_captions(language, texts)
+
+            self._write(CAPTIONS, hashed, encode)
+
+    def _image(self, image_id: str, data: bytes) -> tuple[Entry, str | None]:
+        entry = image_entry(image_id, self._source)
+        return entry, self._encoders.hash_of(entry, key_of(data))
+
+    def _write(
+        self,
+        collection: str,
+        hashed: list[tuple[Entry, str | None]],
+        encode: Callable[[list[int]], Floats],
+    ) -> None:
+        """Write the entries that the index does not have.
+
+        Args:
+            collection: Name of the collection.
+            hashed: Each entry and its hash.
+            encode: Returns the features `[N, E]` of N rows of `hashed`.
+
+        """
+        new = [row for row, (_, hash_) in enumerate(hashed) if hash_ not in self._stored]
+        written = 0
+        if new:
+            features = encode(new)
+            bad = faults(norms(features))
+            for place, fault in bad.items():
+                self.indexed.reject(f"{hashed[new[place]][0].id!r}: its feature is {fault}")
+            sound = [place for place in range(len(new)) if place not in bad]
+            entries = [hashed[new[place]][0] for place in sound]
+            hashes = [hashed[new[place]][1] for place in sound]
+            written = self._collections[collection].upsert(entries, features[sound], hashes)
+        self.indexed.count(collection, encoded=written, unchanged=len(hashed) - len(new))
+        self._advance(len(hashed))
 
 
 def sync(
@@ -256,3 +408,9 @@ def keep_pictures(captions: pa.Table, source: str, store: PictureStore, report: 
     for image_id, data in images.items():
         store.put(image_id, source, frames_of(data, 1)[0])
         advance(1)
+
+
+def _without_picture(images: pa.Table, source: str, store: PictureStore) -> Mask:
+    """Return `[N]` bool: the images of which the store has no copy."""
+    ids = images["image_id"].to_pylist()
+    return np.array([not store.has(image_id, source) for image_id in ids], np.bool_)

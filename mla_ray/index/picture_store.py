@@ -41,6 +41,10 @@ class PictureStore:
         small.save(buffer, "WEBP", quality=85)
         write_bytes(self._path(image_id, source), buffer.getvalue())
 
+    def has(self, image_id: str, source: str) -> bool:
+        """Return whether there is a picture of an image."""
+        return is_file(self._path(image_id, source))
+
     def get(self, image_id: str, source: str) -> bytes | None:
         """Return the WebP file of an image, or None if there is none."""
         return self._read(self._path(image_id, source))

@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient, models
 
 from mla_ray.index.address import Address
 from mla_ray.index.backend import (
+    HASH,
     HNSW_EF,
     INDEXED,
     MAX_LANGUAGES,
@@ -29,6 +30,7 @@ from mla_ray.index.backend import (
     Point,
     check_kept,
     counts_by_value,
+    hashes_by_id,
     next_version,
     no_such_collection,
     payloads_and_next,
@@ -156,7 +158,9 @@ class ServerBackend:
 
     def check_writable(self) -> None:
         """Raise a RuntimeError if the key may not write, by removing a point that never exists."""
-        self.delete([str(uuid.UUID(int=0))], {})
+        with self._reaching():
+            nobody = models.PointIdsList(points=[str(uuid.UUID(int=0))])
+            self.client.delete(self.name, nobody)
 
     def upsert(self, points: list[Point]) -> None:
         """Write points, and wait until the server has applied them."""
@@ -175,6 +179,12 @@ class ServerBackend:
             if matching:
                 self.client.delete(self.name, models.FilterSelector(filter=chosen), wait=True)
         return matching
+
+    def hashes(self, ids: list[str]) -> dict[str, str]:
+        """Return the hashes of those points in `ids` that exist and have one, by id."""
+        with self._reaching():
+            found = self.client.retrieve(self.name, ids, with_payload=[HASH], with_vectors=False)
+        return hashes_by_id(found)
 
     def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
         """Return payloads and cosines of each query, best first, equal scores in any order.

@@ -7,7 +7,7 @@ Shapes: N points, E joint embedding size.
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -16,31 +16,13 @@ import pyarrow.compute as pc
 from ray.data.datasource import Datasink, WriteResult
 
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, open_collections
+from mla_ray.index.collection import CaptionIndex, open_collections
 from mla_ray.index.entry import Entry
+from mla_ray.index.indexed import Indexed
 from mla_ray.runtime.storage import patiently
 
 FIELDS = tuple(field.name for field in fields(Entry))
 """Fields of an `Entry`, which are columns of an encoded block."""
-MAX_REASONS = 1000
-"""Most reasons that are kept; all rejected points are counted."""
-
-
-@dataclass
-class Indexed:
-    """Numbers of points that were written, rejected and removed."""
-
-    written: dict[str, int] = field(default_factory=lambda: {IMAGES: 0, CAPTIONS: 0})
-    rejected: int = 0
-    reasons: list[str] = field(default_factory=list)  # at most MAX_REASONS
-    removed: dict[str, int] = field(default_factory=dict)  # result of `ingest.sync`
-
-    def add(self, other: "Indexed") -> None:
-        """Add the points written and rejected by another part, and its reasons."""
-        for name, count in other.written.items():
-            self.written[name] += count
-        self.rejected += other.rejected
-        self.reasons = (self.reasons + other.reasons)[:MAX_REASONS]
 
 
 def upsert_block(collections: Mapping[str, CaptionIndex], block: pa.Table) -> Indexed:
@@ -49,15 +31,21 @@ def upsert_block(collections: Mapping[str, CaptionIndex], block: pa.Table) -> In
     good = block.filter(pc.is_null(block["reason"]))
     for collection, index in collections.items():
         rows = good.filter(pc.equal(good["collection"], collection))
-        columns = (rows[name].to_pylist() for name in FIELDS)
+        encoded = rows.filter(pc.is_valid(rows["vector"]))
+        columns = (encoded[name].to_pylist() for name in FIELDS)
         entries = [Entry(*row) for row in zip(*columns, strict=True)]
-        flat = rows["vector"].combine_chunks().flatten().to_numpy()
+        flat = encoded["vector"].combine_chunks().flatten().to_numpy()
         vectors_NE = flat.reshape(len(entries), index.space.dim)
-        indexed.written[collection] = patiently(
-            partial(index.upsert, entries, vectors_NE), what=f"writing {collection}"
+        hashes = encoded["hash"].to_pylist()
+        indexed.count(
+            collection,
+            encoded=patiently(
+                partial(index.upsert, entries, vectors_NE, hashes), what=f"writing {collection}"
+            ),
+            unchanged=len(rows) - len(encoded),
         )
-    reasons = block["reason"].drop_null().to_pylist()
-    indexed.rejected, indexed.reasons = len(reasons), reasons[:MAX_REASONS]
+    for reason in block["reason"].drop_null().to_pylist():
+        indexed.reject(reason)
     return indexed
 
 

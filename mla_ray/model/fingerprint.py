@@ -2,7 +2,7 @@
 
 Rule 1 (mla-ray 0.1.0) covers weights and preprocessing. Rule 2 (current) also covers the tokenizer
 and the settings that weights do not show: attention heads, pooling, masks, activations. Whoever
-changes the description raises `RULE` and keeps the old values recognized
+changes the description raises `identity.FINGERPRINT_RULE` and keeps the old values recognized
 (`mla_ray.model.recognition`).
 
 The description uses names of this module and describes an activation by its output values.
@@ -19,11 +19,9 @@ import torch
 from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
+from mla_ray.model.identity import FINGERPRINT_RULE
 from mla_ray.model.open_clip_config import Preprocessing
 from mla_ray.model.towers import Description, TextTower
-
-RULE = 2
-"""Number of the current rule."""
 
 ATTRIBUTES = {
     # attention and norms
@@ -102,7 +100,7 @@ def fingerprint(
 
     """
     document = {
-        "rule": RULE,
+        "rule": FINGERPRINT_RULE,
         "weights and preprocessing": v1,
         "modules": _modules(model),
         "text tower": tower.description(),

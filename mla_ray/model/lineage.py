@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 from upath import UPath
 
-from mla_ray.model.native import Native, bundled_native
+from mla_ray.model.identity import bundled_native
+from mla_ray.model.native import Native
 from mla_ray.model.open_clip_config import ModelConfig
 from mla_ray.runtime.atomic import replacing_folder
 from mla_ray.runtime.storage import as_path, download, is_local, names_in, upload, write_json

@@ -25,14 +25,13 @@ from torch import Tensor, nn
 
 from mla_ray.model.english import blank_ids, text_only, unknown_id
 from mla_ray.model.fingerprint import fingerprint, weights_and_preprocessing
+from mla_ray.model.identity import NativeIdentity, bundled_native
 from mla_ray.model.open_clip_config import ModelConfig
-from mla_ray.model.recognition import recognised
 from mla_ray.model.text import as_texts
 from mla_ray.model.tokenizers import Shares
 from mla_ray.model.towers import BERTS, text_tower
 from mla_ray.model.transformers_folder import DUAL_ENCODERS, load_folder, model_type
 from mla_ray.runtime.atomic import recover_folder
-from mla_ray.runtime.bundled import bundled
 
 OPEN_CLIP_WEIGHTS = {"open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"}
 """File names that open_clip tries before any pickle."""
@@ -149,9 +148,14 @@ class Native:
             ) from error
         return cls(name, model, open_clip.get_tokenizer(source), device)
 
+    @property
+    def identity(self) -> NativeIdentity:
+        """What identifies the vectors of this native."""
+        return NativeIdentity(self.name, self.fingerprint, self.fingerprint_v1, self.dim)
+
     def goes_by(self, fingerprint: str, what: object, remedy: str) -> bool:
         """Return whether a fingerprint in `what` is this native's, as `recognised` decides."""
-        return recognised(fingerprint, self.fingerprint, self.fingerprint_v1, what, remedy)
+        return self.identity.goes_by(fingerprint, what, remedy)
 
     @property
     def device(self) -> torch.device:
@@ -257,12 +261,6 @@ class Native:
 
         """
         return cast(Tensor, self.model.encode_image(pixels_B3SS.to(self.device)))
-
-
-def bundled_native(name: str) -> Path | None:
-    """Return the folder of a bundled native, or None if no bundled native has this name."""
-    folder = bundled(f"models/{name}") if "/" not in name else None
-    return folder if folder and (folder / "open_clip_config.json").is_file() else None
 
 
 @contextmanager

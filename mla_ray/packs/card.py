@@ -2,19 +2,23 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from upath import UPath
 
-from mla_ray.model.encoder import LanguageEncoder
+from mla_ray.model.identity import NativeIdentity
 from mla_ray.model.language import Language
-from mla_ray.model.native import Native
 from mla_ray.packs.files import PackError, check_file
 from mla_ray.runtime.atomic import read_consistently
 from mla_ray.runtime.storage import as_path, is_local, patiently
+
+if TYPE_CHECKING:  # they import torch, which takes seconds
+    from mla_ray.model.encoder import LanguageEncoder
+    from mla_ray.model.native import Native
 
 SCHEMA_VERSION = 1
 """Version of the file format that this release reads and writes."""
@@ -55,7 +59,7 @@ class Card(BaseModel):
         default=None, description="Hashes and stages of the pack that training continued from."
     )
 
-    def check(self, native: Native, where: str = "language pack") -> None:
+    def check(self, native: "Native | NativeIdentity", where: str = "language pack") -> None:
         """Check that the pack was made for `native`.
 
         Args:
@@ -73,7 +77,7 @@ class Card(BaseModel):
                 f"{self.language!r} on this one"
             )
 
-    def renewed(self, native: Native) -> "Card":
+    def renewed(self, native: "Native") -> "Card":
         """Return a copy with the native's current fingerprints.
 
         The pack must belong to the native already (`check`).
@@ -82,7 +86,7 @@ class Card(BaseModel):
         return self.model_copy(update=now)
 
 
-def make_card(native: Native, language: str, encoder: LanguageEncoder, **rest: Any) -> Card:
+def make_card(native: "Native", language: str, encoder: "LanguageEncoder", **rest: Any) -> Card:
     """Create the card of an encoder.
 
     Args:
@@ -127,6 +131,22 @@ def read_card(folder: str | Path | UPath) -> Card:
     if is_local(path):
         return read_consistently(Path(path.parent.path), read)
     return patiently(read, what=f"reading {path}")
+
+
+def by_language(folders: Iterable[str | Path]) -> dict[str, str | Path]:
+    """Return the folders of packs by the languages on their cards.
+
+    Raises:
+        ValueError: Two packs have the same language.
+        PackError: A card is missing or invalid.
+
+    """
+    packs: dict[str, str | Path] = {}
+    for folder in folders:
+        language = read_card(folder).language
+        if packs.setdefault(language, folder) != folder:
+            raise ValueError(f"{folder}: a second pack for {language!r}; pass one per language")
+    return packs
 
 
 def parse_card(data: bytes, where: str) -> Card:

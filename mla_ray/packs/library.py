@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mla_ray.model.language import ENGLISH
 from mla_ray.model.native import Native
-from mla_ray.packs.card import read_card
+from mla_ray.packs.card import by_language
 from mla_ray.packs.files import PackError
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.packs.store import OLD_SERVES, Listed, Listing, PackStore
@@ -201,10 +201,4 @@ def load_packs(folders: Sequence[str | Path], native: Native) -> dict[str, Langu
         PackError: A pack cannot be loaded.
 
     """
-    packs: dict[str, LanguagePack] = {}
-    for folder in folders:
-        language = read_card(folder).language
-        if language in packs:
-            raise ValueError(f"{folder}: a second pack for {language!r}; pass one per language")
-        packs[language] = LanguagePack.load(folder, native)
-    return packs
+    return {tag: LanguagePack.load(folder, native) for tag, folder in by_language(folders).items()}

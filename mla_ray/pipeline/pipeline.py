@@ -262,10 +262,11 @@ class Pipeline:
 
         Languages that share a caption table are indexed together: the table is read once, and its
         images are encoded once for all of them. English captions in the tables are indexed, too.
+        What the index has unchanged is not encoded again.
 
         Returns:
-            `written` and `rejected` points, by language. Languages that share a table have the
-            same numbers, and `with` lists these languages.
+            `written`, `unchanged` and `rejected` points, by language, as in `Indexed`. Languages
+            that share a table have the same numbers, and `with` lists these languages.
 
         Raises:
             FileNotFoundError: A language has no pack yet.
@@ -298,7 +299,12 @@ class Pipeline:
             for reason in done.reasons[:SHOWN_REASONS]:
                 log.warning("index: %s", reason)
             log.info("index: %s: %s written, %d rejected", table, done.written, done.rejected)
-            of_table = {"written": done.written, "rejected": done.rejected, "with": together}
+            of_table = {
+                "written": done.written,
+                "unchanged": done.unchanged,
+                "rejected": done.rejected,
+                "with": together,
+            }
             results |= dict.fromkeys(together, of_table)
         return results
 

@@ -15,7 +15,7 @@ from upath import UPath
 
 from mla_ray.data.blocks import BLOCK, IMAGES, ScratchTable, cut
 from mla_ray.data.corpus import Corpus, Stage
-from mla_ray.data.feature_store import hashes, key_of
+from mla_ray.data.keys import hashes, key_of
 from mla_ray.data.problems import InvalidTable, TableProblem
 from mla_ray.data.table_images import find_image
 from mla_ray.data.table_reader import Stream

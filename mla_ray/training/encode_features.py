@@ -19,8 +19,8 @@ from mla_ray.data.feature_store import (
     Kind,
     encode_frames,
     encode_texts,
-    key_of,
 )
+from mla_ray.data.keys import key_of
 from mla_ray.data.parquet import read_parquet
 from mla_ray.data.video import frames_of
 from mla_ray.model.native import Native

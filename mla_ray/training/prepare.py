@@ -21,7 +21,7 @@ from upath import UPath
 
 from mla_ray.data.blocks import read_index, write_index
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import key_of
+from mla_ray.data.keys import key_of
 from mla_ray.data.parquet import write_parquet
 from mla_ray.model.native import Native
 from mla_ray.model.text import identity

@@ -215,9 +215,15 @@ def test_index_then_search_finds_images_and_captions(
     common = ["--native", native_folder, "--index", url, "--json"]
     indexed = mla("index", "--captions", files.captions, "--pack", german_pack, *common)
     assert indexed.code == 0, indexed.err
-    assert indexed.json == {"images": 12, "captions": 24}
-    again = mla("index", "--captions", files.captions, "--pack", german_pack, *common)
-    assert again.json == indexed.json
+    nothing, everything = {"images": 0, "captions": 0}, {"images": 12, "captions": 24}
+    assert indexed.json == everything | {"encoded": everything, "unchanged": nothing}
+    again = ["index", "--captions", files.captions, "--pack", german_pack, *common]
+    assert mla(*again).json == everything | {"encoded": nothing, "unchanged": everything}
+    assert mla(*again, "--reencode").json == indexed.json
+    assert mla(*again[:-1]).out.splitlines() == [
+        "images: 12 points (encoded 0, unchanged 12)",
+        "captions: 24 points (encoded 0, unchanged 24)",
+    ]
     query = ["search", "ein Hund", "--language", "de", "--pack", german_pack, *common]
     images = mla(*query, "-k", "3")
     assert images.code == 0, images.err
@@ -226,9 +232,9 @@ def test_index_then_search_finds_images_and_captions(
     scores = [hit["score"] for hit in images.json]
     assert scores == sorted(scores, reverse=True)
     assert {hit["unknown_tokens"] for hit in images.json} == {0}
-    nothing = mla("search", "犬", *query[2:], "-k", "1")
-    assert "100% of the query's tokens are unknown" in nothing.err
-    assert [hit["unknown_tokens"] for hit in nothing.json] == [1]
+    unknown = mla("search", "犬", *query[2:], "-k", "1")
+    assert "100% of the query's tokens are unknown" in unknown.err
+    assert [hit["unknown_tokens"] for hit in unknown.json] == [1]
     captions = mla(*query, "-k", "2", "--find", "captions").json
     assert isinstance(captions, list)
     assert {hit["caption"] for hit in captions} == {"ein Hund"}
@@ -326,7 +332,13 @@ def test_sync_makes_the_index_equal_to_the_table(
     run = mla(*synced, *common)
     assert run.code == 0, run.err
     removed = {"images": 1, "captions": 3, "pictures": 1}
-    assert run.json == {"images": 11, "captions": 22, "removed": removed}
+    assert run.json == {
+        "images": 11,
+        "captions": 22,
+        "encoded": {"images": 0, "captions": 1},
+        "unchanged": {"images": 11, "captions": 21},
+        "removed": removed,
+    }
     again = mla(*synced, *[option for option in common if option != "--json"])
     assert again.out.splitlines()[-1] == "removed: 0 images, 0 captions, 0 pictures"
 

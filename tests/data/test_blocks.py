@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from mla_ray.data.blocks import CACHED, ScratchTable, ShuffledTable, cut
-from mla_ray.data.feature_store import hashes, key_of
+from mla_ray.data.keys import hashes, key_of
 from tests.support.tables import make_table
 
 

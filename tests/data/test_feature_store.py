@@ -20,9 +20,8 @@ from mla_ray.data.feature_store import (
     Kind,
     encode_images,
     encode_texts,
-    hashes,
-    key_of,
 )
+from mla_ray.data.keys import hashes, key_of
 from mla_ray.model.native import Native
 from mla_ray.training.encode_features import Contents, fill
 

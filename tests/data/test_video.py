@@ -15,7 +15,8 @@ from upath import UPath
 
 from mla_ray.data import feature_store as features
 from mla_ray.data import video
-from mla_ray.data.feature_store import FeatureStore, encode_images, key_of
+from mla_ray.data.feature_store import FeatureStore, encode_images
+from mla_ray.data.keys import key_of
 from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_reader import read_captions
 from mla_ray.data.video import FRAMES, frames_of, pooled, sampled

@@ -12,7 +12,8 @@ import torch
 from safetensors.numpy import load_file
 
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import FeatureStore, key_of
+from mla_ray.data.feature_store import FeatureStore
+from mla_ray.data.keys import key_of
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.ingest import (
     entries_of,

@@ -24,6 +24,7 @@ from mla_ray.index.ingest import (
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.index.server import connect
 from mla_ray.index.sink import IndexSink
+from mla_ray.index.stored import StoredHashes
 from mla_ray.index.table_blocks import _rows_of, read_blocks
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
@@ -94,8 +95,9 @@ def test_its_points_are_those_of_index_captions(
     index_captions(plain, native, {"de": pack[0]}, table, "emoji")
     tables = write(tmp_path / "tables", table.slice(0, 7), table.slice(7))
     seen: list[Progress] = []
-    for _ in range(2):
+    for encoded in (24, 0):
         done = index_table(bulk, str(native_folder), pack[1], tables, "emoji", seen.append)
+        assert (done.encoded[CAPTIONS], done.encoded[IMAGES] > 0) == (encoded, encoded > 0)
         assert (done.written[CAPTIONS], done.rejected, done.reasons) == (24, 0, [])
         assert done.written[IMAGES] in (12, 13)  # one image has a row in both files
         assert_same(bulk, plain, native)
@@ -116,7 +118,7 @@ def test_tasks_that_write_through_the_sink_write_the_same(
     tables = write(tmp_path / "tables", table, table.slice(0, 2))
     sink = IndexSink(sunk, space_of(native))
     rows = read_blocks(tables, None, ["en", "de"], {"en", "de"})
-    _encode(str(native_folder), pack[1], rows, "emoji").write_datasink(
+    _encode(str(native_folder), pack[1], rows, "emoji", StoredHashes()).write_datasink(
         sink, concurrency=1, ray_remote_args={"num_cpus": 0}
     )
     assert (sink.indexed.written[CAPTIONS], sink.indexed.rejected) == (26, 0)
@@ -181,7 +183,10 @@ def test_sync_makes_a_server_equal_to_the_tables(
             index_table(url, str(native_folder), {}, tables, source)
         tables = write(tmp_path / "after", before.slice(2), before.slice(3))
         done = index_table(url, str(native_folder), {}, tables, "ours", sync=True)
+        assert set(done.encoded.values()) == {0}
         assert done.removed == {"images": 2, "captions": 2, "pictures": 0}
+        done = index_table(url, str(native_folder), {}, tables, "ours", reencode=True)
+        assert set(done.unchanged.values()) == {0}
         for collection in (IMAGES, CAPTIONS):
             ids = [(hit.entry.source, hit.entry.image_id) for hit in found(url, native, collection)]
             ours = [("ours", f"i{i}") for i in range(2, 6)]
@@ -262,7 +267,7 @@ def test_two_images_of_one_id_are_refused(
     rows = [("a", pngs[0], "en", "a dog"), ("a", pngs[1], "en", "a cat"), ("b", pngs[1], "en", "x")]
     tables = write(tmp_path / "tables", table_of(rows))
     blocks = pa.concat_tables(_rows_of(pa.table({"file": tables}), None, ["en"], ["en"]))
-    made = PointEncoder(str(native_folder), {}, "test")(blocks)
+    made = PointEncoder(str(native_folder), {}, "test", StoredHashes())(blocks)
     refused = made["reason"].drop_null().to_pylist()
     assert len(refused) == 2
     assert all("has another image" in reason for reason in refused)

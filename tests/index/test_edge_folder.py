@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mla_ray.evaluation import evaluation
-from mla_ray.index import edge_folder, ingest
+from mla_ray.index import edge_folder
 from mla_ray.index.backend import VectorSpace
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, open_collections
+from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import index_captions, space_of
 from mla_ray.model.native import Native
@@ -71,8 +71,8 @@ def test_a_folder_with_an_owner_is_refused_before_anything_is_encoded(
         raise AssertionError("encoded")
 
     url = f"edge:{tmp_path}"
-    monkeypatch.setattr(evaluation.Gallery, "of", unwanted)
-    monkeypatch.setattr(ingest, "encode_query", unwanted)
+    monkeypatch.setattr(Encoders, "encode_images", unwanted)
+    monkeypatch.setattr(Encoders, "encode_captions", unwanted)
     row = {"image_id": "1", "image": b"", "language": "en", "caption": "a dog"}
     for name in (IMAGES, CAPTIONS):
         with (

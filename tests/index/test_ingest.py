@@ -238,13 +238,11 @@ def test_an_ill_caption_costs_itself_alone(
         for number, png in enumerate(pngs[:3])
         for language, caption in (("sv", "en hund"), ("sv", "katt"), ("en", "a dog"))
     ]
-    url, rejected = f"edge:{tmp_path / 'index'}", list[str]()
-    written = index_captions(
-        url, native, {"sv": pack}, pa.Table.from_pylist(rows), "set", reject=rejected.append
-    )
-    assert written == {IMAGES: 3, CAPTIONS: 6}
-    assert [reason.partition("#")[0].strip("'") for reason in rejected] == ["i0", "i1", "i2"]
-    assert all("not finite" in reason for reason in rejected)
+    url = f"edge:{tmp_path / 'index'}"
+    done = index_captions(url, native, {"sv": pack}, pa.Table.from_pylist(rows), "set")
+    assert (done.written, done.rejected) == ({IMAGES: 3, CAPTIONS: 6}, 3)
+    assert [reason.partition("#")[0].strip("'") for reason in done.reasons] == ["i0", "i1", "i2"]
+    assert all("not finite" in reason for reason in done.reasons)
     with CaptionIndex.open(url, space_of(native), CAPTIONS, create=False) as index:
         assert index.languages() == {"en": 3, "sv": 3}
         found = index.search(np.ones(native.dim, np.float32), 10)
@@ -259,8 +257,7 @@ def test_ill_images_cost_no_caption(native_folder: Path, pngs: list[bytes], tmp_
         {"image_id": f"i{number}", "image": png, "language": "en", "caption": "a dog"}
         for number, png in enumerate(pngs[:2])
     ]
-    url, rejected = f"edge:{tmp_path / 'index'}", list[str]()
-    table = pa.Table.from_pylist(rows)
-    written = index_captions(url, native, {}, table, "set", reject=rejected.append)
-    assert written == {IMAGES: 0, CAPTIONS: 2}
-    assert rejected == [f"'i{number}': its feature is not finite" for number in range(2)]
+    url = f"edge:{tmp_path / 'index'}"
+    done = index_captions(url, native, {}, pa.Table.from_pylist(rows), "set")
+    assert done.written == {IMAGES: 0, CAPTIONS: 2}
+    assert done.reasons == [f"'i{number}': its feature is not finite" for number in range(2)]

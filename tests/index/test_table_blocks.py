@@ -18,6 +18,7 @@ from mla_ray.index.bulk import PointEncoder
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import index_captions, keys_of, space_of
+from mla_ray.index.stored import StoredHashes
 from mla_ray.index.table_blocks import BlockRow, _rows_of, survey
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import as_path
@@ -94,7 +95,7 @@ def test_a_caption_has_one_entry_whoever_indexes_it(
         with CaptionIndex.open(url, space_of(native), collection, create=False) as index:
             assert list(index.entries()) == [entry]
     block = next(blocks_of(table))
-    points = PointEncoder(str(native_folder), {}, "menu")(block)
+    points = PointEncoder(str(native_folder), {}, "menu", StoredHashes())(block)
     assert points["reason"].to_pylist() == [None, None]
     names = ("id", "image_id", "language", "caption", "source")
     entries = {Entry(*cells) for cells in zip(*(points[n].to_pylist() for n in names), strict=True)}

@@ -180,8 +180,12 @@ def test_languages_of_the_documented_plan_are_indexed_from_the_table_they_share(
     for language in languages:
         make_pack(language, texts=corpus["de"]).save(tmp_path / "run" / "packs" / language)
     done = Pipeline.load(Plan.model_validate(document)).run(("index",))
-    expected = {"written": {"images": 6, "captions": 24}, "rejected": 0, "with": languages}
+    written, nothing = {"images": 6, "captions": 24}, {"images": 0, "captions": 0}
+    expected = {"written": written, "unchanged": nothing, "rejected": 0, "with": languages}
     assert done == {language: {"index": expected} for language in languages}
+    again = Pipeline.load(Plan.model_validate(document)).run(("index",))
+    expected["unchanged"] = written
+    assert again == {language: {"index": expected} for language in languages}
     with CaptionIndex.open(document["index"], space_of(native), CAPTIONS, create=False) as index:
         assert index.languages() == {"en": 6} | dict.fromkeys(languages, 6)
     for collection in status_of(document["index"]).collections:

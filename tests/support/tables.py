@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from mla_ray.data.blocks import ScratchTable, ShuffledTable, cut, write_index
-from mla_ray.data.feature_store import FeatureStore, key_of
+from mla_ray.data.feature_store import FeatureStore
+from mla_ray.data.keys import key_of
 
 SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "key": pa.string()})
 

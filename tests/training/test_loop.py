@@ -16,7 +16,8 @@ from upath import UPath
 
 from mla_ray.data.blocks import Examples
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import FeatureStore, Kind, encode_images, encode_texts, key_of
+from mla_ray.data.feature_store import FeatureStore, Kind, encode_images, encode_texts
+from mla_ray.data.keys import key_of
 from mla_ray.data.parquet import read_parquet
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.native import Native

@@ -19,7 +19,8 @@ from upath import UPath
 
 from mla_ray.data import table_reader, table_text
 from mla_ray.data.corpus import Corpus
-from mla_ray.data.feature_store import FeatureStore, encode_images, hashes, key_of
+from mla_ray.data.feature_store import FeatureStore, encode_images
+from mla_ray.data.keys import hashes, key_of
 from mla_ray.data.parquet import read_parquet
 from mla_ray.data.problems import InvalidTable
 from mla_ray.model.native import Native
