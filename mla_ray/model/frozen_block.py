@@ -4,7 +4,7 @@
 An explicit mask keeps attention from its causal kernel. Autocast holds its casts of weights that
 train only, and casts frozen ones in every step. `FrozenBlock` does none of this.
 
-Shapes: B batch, L tokens, D text width, H heads.
+Shapes: B batch, L tokens, D text width, H heads, K width of a head.
 """
 
 from typing import Any, NamedTuple, cast
@@ -94,7 +94,8 @@ class FrozenBlock:
         """Return whether a block consists of exactly the operations that `FrozenBlock` knows."""
         if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
             return False
-        attention, mlp = block.attn, block.mlp
+        # Any: for mypy, an attribute of a module is a Tensor or a Module.
+        attention, mlp = cast(Any, block.attn), cast(Any, block.mlp)
         return (
             type(attention) is nn.MultiheadAttention
             and attention.in_proj_weight is not None
@@ -113,7 +114,8 @@ class FrozenBlock:
         return cast(Tensor, x_BLD + block.ls_2(_linear(hidden, self._down)))
 
     def _attend(self, x_BLD: Tensor, mask: Mask) -> Tensor:
-        heads_BL3HK = _linear(x_BLD, self._qkv).unflatten(-1, (3, self._heads, -1))
+        batch, length, _ = x_BLD.shape
+        heads_BL3HK = _linear(x_BLD, self._qkv).reshape(batch, length, 3, self._heads, -1)
         query, key, value = heads_BL3HK.permute(2, 0, 3, 1, 4).unbind()
         attended_BHLK = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask.added, is_causal=mask.is_causal
