@@ -2,7 +2,8 @@
 
 `nn.MultiheadAttention` transposes its input, and its linear layers then multiply in small pieces.
 An explicit mask keeps attention from its causal kernel. Autocast holds its casts of weights that
-train only, and casts frozen ones in every step. `FrozenBlock` does none of this.
+train only, and casts frozen ones in every step. The last block computes positions that nothing
+reads. `FrozenBlock` does none of this.
 
 Shapes: B batch, L tokens, D text width, H heads, K width of a head.
 """
@@ -20,12 +21,24 @@ class Mask(NamedTuple):
 
     Attributes:
         is_causal: Whether a token attends only to itself and to earlier tokens.
-        added: Values that broadcast to `[B, H, L, L]`. None if `is_causal` is True.
+        added: Values `[L, L]`, or `[B, 1, 1, L]`. None if `is_causal` is True.
 
     """
 
     is_causal: bool = False
     added: Tensor | None = None
+
+    def at(self, position_B: Tensor, x_BLD: Tensor) -> "Mask":
+        """Return the mask of the queries at one position `[B]` of each text, for input `x_BLD`."""
+        if self.is_causal:
+            later_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device) > position_B[:, None]
+            added_BL = torch.zeros(later_BL.shape, dtype=x_BLD.dtype, device=x_BLD.device)
+            added_BL = added_BL.masked_fill(later_BL, float("-inf"))
+        elif self.added is not None and self.added.ndim == 2:
+            added_BL = self.added[position_B]
+        else:
+            return self
+        return Mask(added=added_BL[:, None, None])
 
 
 class FrozenWeights:
@@ -99,6 +112,7 @@ class FrozenBlock:
         return (
             type(attention) is nn.MultiheadAttention
             and attention.in_proj_weight is not None
+            and attention.in_proj_bias is not None
             and attention.bias_k is None
             and not attention.add_zero_attn
             and not attention.dropout
@@ -106,21 +120,48 @@ class FrozenBlock:
             and type(mlp.c_fc) is type(mlp.c_proj) is nn.Linear
         )
 
-    def __call__(self, x_BLD: Tensor, mask: Mask) -> Tensor:
-        """Return the block's output `[B, L, D]` for its input `x_BLD`."""
+    def __call__(self, x_BLD: Tensor, mask: Mask, position_B: Tensor | None = None) -> Tensor:
+        """Return the block's output `[B, L, D]` for its input `x_BLD`.
+
+        Args:
+            x_BLD: Input.
+            mask: Mask of the attention.
+            position_B: If given, the output is computed only at this position of each text:
+                `[B, 1, D]`.
+
+        """
         block = self._block
-        x_BLD = x_BLD + block.ls_1(self._attend(block.ln_1(x_BLD), mask))
+        attended = self._attend(block.ln_1(x_BLD), mask, position_B)
+        x_BLD = x_BLD if position_B is None else _at(x_BLD, position_B)
+        x_BLD = x_BLD + block.ls_1(_linear(attended, self._out))
         hidden = block.mlp.gelu(_linear(block.ln_2(x_BLD), self._up))
         return cast(Tensor, x_BLD + block.ls_2(_linear(hidden, self._down)))
 
-    def _attend(self, x_BLD: Tensor, mask: Mask) -> Tensor:
-        batch, length, _ = x_BLD.shape
-        heads_BL3HK = _linear(x_BLD, self._qkv).reshape(batch, length, 3, self._heads, -1)
-        query, key, value = heads_BL3HK.permute(2, 0, 3, 1, 4).unbind()
+    def _attend(self, x_BLD: Tensor, mask: Mask, position_B: Tensor | None) -> Tensor:
+        weight, bias = cast(list[Tensor], self._qkv.for_product(x_BLD))
+        if position_B is None:
+            query, key, value = self._split(F.linear(x_BLD, weight, bias), 3)
+        else:
+            width = x_BLD.shape[2]
+            asked_B1D = F.linear(_at(x_BLD, position_B), weight[:width], bias[:width])
+            (query,) = self._split(asked_B1D, 1)
+            key, value = self._split(F.linear(x_BLD, weight[width:], bias[width:]), 2)
+            mask = mask.at(position_B, x_BLD)
         attended_BHLK = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask.added, is_causal=mask.is_causal
         )
-        return _linear(attended_BHLK.transpose(1, 2).flatten(2), self._out)
+        return attended_BHLK.transpose(1, 2).flatten(2)
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Split `[B, L, parts * D]` into `parts` tensors `[B, H, L, K]`."""
+        batch, length, _ = x.shape
+        heads = x.reshape(batch, length, parts, self._heads, -1).permute(2, 0, 3, 1, 4)
+        return heads.unbind()
+
+
+def _at(x_BLD: Tensor, position_B: Tensor) -> Tensor:
+    """Return `[B, 1, D]` of `x_BLD` at one position of each text."""
+    return x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), position_B][:, None]
 
 
 def _devices(weights: list[Tensor | None]) -> list[torch.device]:

@@ -158,7 +158,9 @@ class TextTower(ABC):
             padding_BL: True where a token is padding, bool. None means no padding. Only towers that
                 mask padding use it.
             after_block: Called with the number and the output of each block, returns the new
-                output. None leaves the tower unchanged.
+                output. None leaves the tower unchanged. After the last block, a tower may pass
+                only the position that is read, `[B, 1, D]`, so the function must treat each
+                position alike.
 
         """
 
@@ -268,10 +270,12 @@ class ClipTower(TextTower):
             for number, block in enumerate(self.blocks):
                 x_BLD = block(x_BLD, attn_mask=full)
                 x_BLD = x_BLD if after_block is None else after_block(number, x_BLD)
+            x_BD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), position_B]
         else:
-            for number, frozen in enumerate(self._frozen_blocks):
+            *inner, last = self._frozen_blocks
+            for number, frozen in enumerate(inner):
                 x_BLD = after_block(number, frozen(x_BLD, mask))
-        x_BD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), position_B]
+            x_BD = after_block(len(inner), last(x_BLD, mask, position_B))[:, 0]
         return self._project(cast(Tensor, self.final_norm(x_BD)))
 
     def _mask(self, x_BLD: Tensor, padding_BL: Tensor | None) -> Mask:

@@ -68,6 +68,11 @@ def test_output_and_gradient_are_the_blocks(kind: str, masked: str) -> None:
     for ours, other in zip(found, expected, strict=True):
         assert_close(ours, other, rtol=1e-5, atol=2e-6)
     assert all(weight.grad is None for weight in block.parameters())
+    rows, position = torch.arange(BATCH), torch.tensor([6, 0, 2, 5, 1])
+    found = output_and_gradient(lambda x: FrozenBlock(block)(x, mask, position)[:, 0])
+    expected = output_and_gradient(lambda x: block(x, attn_mask=theirs)[rows, position])
+    for ours, other in zip(found, expected, strict=True):
+        assert_close(ours, other, rtol=1e-5, atol=2e-6)
 
 
 def test_a_block_of_another_kind_is_not_computed() -> None:
