@@ -17,9 +17,11 @@ from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncode
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from mla_ray.model.frozen_block import FrozenBlock, FrozenWeights, Mask
 from mla_ray.model.tokenizers import Ids, pad
 
 AfterBlock = Callable[[int, Tensor], Tensor]
@@ -94,9 +96,19 @@ class TextTower(ABC):
         """
         return self.context_length if self.fixed_length else longest
 
+    def padded_length(self, longest: int) -> int:
+        """Return `batch_length`, on a GPU rounded up to a multiple of 8 within the context.
+
+        There attention is planned for each new shape, so few lengths are faster than short ones.
+        """
+        length = self.batch_length(longest)
+        if self.token_embedding.weight.device.type != "cuda":
+            return length
+        return min(-(-length // 8) * 8, self.context_length)
+
     def pad(self, rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
         """Pad the embedding rows of B texts to `ids_BL` and `length_B`, int64, for an encoder."""
-        return pad(rows, self.batch_length(max(map(len, rows), default=0)))
+        return pad(rows, self.padded_length(max(map(len, rows), default=0)))
 
     def trim(self, ids_BL: Tensor) -> Tensor:
         """Cut native token ids `[B, L]` after the longest text, unless this changes features."""
@@ -146,7 +158,9 @@ class TextTower(ABC):
             padding_BL: True where a token is padding, bool. None means no padding. Only towers that
                 mask padding use it.
             after_block: Called with the number and the output of each block, returns the new
-                output. None leaves the tower unchanged.
+                output. None leaves the tower unchanged. After the last block, a tower may pass
+                only the position that is read, `[B, 1, D]`, so the function must treat each
+                position alike.
 
         """
 
@@ -174,22 +188,41 @@ class ClipTower(TextTower):
             raise TypeError(f"pooling {pool!r} reads no single position; it is not supported")
         self.pool, self.eos_id = pool, eos_id
         self.pad_id, self.masks_padding = pad_id, masks_padding
+        self._tower = tower
         self.token_embedding = tower.token_embedding
-        self.positional_embedding: Tensor = tower.positional_embedding
         self.blocks = tower.transformer.resblocks
         self.heads: int = tower.transformer.resblocks[0].attn.num_heads
-        self.causal_mask: Tensor | None = tower.attn_mask
         self.final_norm: nn.Module = tower.ln_final
-        self.projection: nn.Linear | Tensor | None = tower.text_projection
         self.context_length = tower.context_length
+        self._positions = FrozenWeights(tower, "positional_embedding")
+        self._frozen_blocks = (
+            [FrozenBlock(block) for block in self.blocks]
+            if all(map(FrozenBlock.computes, self.blocks))
+            else None
+        )
+        self._is_causal = self.causal_mask is not None and _is_causal(self.causal_mask)
         # Under a causal mask, no position attends to later positions.
         self.fixed_length = self.causal_mask is None or pool == "last"
-        if self.projection is None:
+        projection = self.projection
+        if projection is None:
             self.dim = self.width
-        elif isinstance(self.projection, nn.Linear):
-            self.dim = self.projection.out_features
+        elif isinstance(projection, nn.Linear):
+            self.dim = projection.out_features
+            self._projection = FrozenWeights(projection, "weight", "bias")
         else:
-            self.dim = self.projection.shape[1]
+            self.dim = projection.shape[1]
+            self._projection = FrozenWeights(tower, "text_projection")
+
+    @property
+    def projection(self) -> nn.Linear | Tensor | None:
+        """Projection of the sentence feature to the joint embedding, or None."""
+        return cast(nn.Linear | Tensor | None, self._tower.text_projection)
+
+    @property
+    def causal_mask(self) -> Tensor | None:
+        """Mask `[L, L]` that is added to the scores of attention, or None."""
+        # Not kept: a model that moves to a device replaces it.
+        return cast(Tensor | None, self._tower.attn_mask)
 
     def description(self) -> Description:
         """Return pooling, context length, heads, mask and padding."""
@@ -225,28 +258,51 @@ class ClipTower(TextTower):
         padding_BL: Tensor | None = None,
         after_block: AfterBlock | None = None,
     ) -> Tensor:
-        """Run token embeddings through the frozen blocks, the final norm and the projection."""
-        length = x_BLD.shape[1]
-        x_BLD = x_BLD + self.positional_embedding[:length].to(x_BLD.dtype)
-        mask = self._mask(length, padding_BL, x_BLD.dtype)
-        for number, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, attn_mask=mask)
-            if after_block is not None:
-                x_BLD = after_block(number, x_BLD)
-        x_BD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), position_B]
-        x_BD = cast(Tensor, self.final_norm(x_BD))
-        if isinstance(self.projection, nn.Linear):
-            return cast(Tensor, self.projection(x_BD))
-        return x_BD if self.projection is None else x_BD @ self.projection
+        """Run token embeddings through the frozen blocks, the final norm and the projection.
 
-    def _mask(self, length: int, padding_BL: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        English runs through open_clip's own blocks, so its features are the library's to the byte.
+        """
+        (positions_LD,) = self._positions.to(x_BLD.dtype)
+        x_BLD = x_BLD + cast(Tensor, positions_LD)[: x_BLD.shape[1]].to(x_BLD.dtype)
+        mask = self._mask(x_BLD, padding_BL)
+        if after_block is None or self._frozen_blocks is None:
+            full = self._full_mask(mask, x_BLD.shape[1])
+            for number, block in enumerate(self.blocks):
+                x_BLD = block(x_BLD, attn_mask=full)
+                x_BLD = x_BLD if after_block is None else after_block(number, x_BLD)
+            x_BD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), position_B]
+        else:
+            *inner, last = self._frozen_blocks
+            for number, frozen in enumerate(inner):
+                x_BLD = after_block(number, frozen(x_BLD, mask))
+            x_BD = after_block(len(inner), last(x_BLD, mask, position_B))[:, 0]
+        return self._project(cast(Tensor, self.final_norm(x_BD)))
+
+    def _mask(self, x_BLD: Tensor, padding_BL: Tensor | None) -> Mask:
+        if self._is_causal:
+            return Mask(is_causal=True)
+        if self.causal_mask is not None:
+            return Mask(added=self.causal_mask[: x_BLD.shape[1], : x_BLD.shape[1]])
+        if not self.masks_padding or padding_BL is None:
+            return Mask()
+        mask_BL = torch.zeros(padding_BL.shape, dtype=x_BLD.dtype, device=padding_BL.device)
+        return Mask(added=mask_BL.masked_fill(padding_BL, float("-inf"))[:, None, None])
+
+    def _full_mask(self, mask: Mask, length: int) -> Tensor | None:
+        """Return a mask as open_clip's blocks take it: `[L, L]`, or `[B * heads, L, L]`."""
         if self.causal_mask is not None:
             return self.causal_mask[:length, :length]
-        if not self.masks_padding or padding_BL is None:
+        if mask.added is None:
             return None
-        mask_BL = torch.zeros(padding_BL.shape, dtype=dtype, device=padding_BL.device)
-        mask_BL = mask_BL.masked_fill(padding_BL, float("-inf"))
-        return mask_BL[:, None].expand(-1, length, -1).repeat_interleave(self.heads, 0)
+        return mask.added[:, 0].expand(-1, length, -1).repeat_interleave(self.heads, 0)
+
+    def _project(self, x_BD: Tensor) -> Tensor:
+        if self.projection is None:
+            return x_BD
+        weight, *bias = self._projection.for_product(x_BD)
+        if isinstance(self.projection, nn.Linear):
+            return F.linear(x_BD, cast(Tensor, weight), *bias)
+        return x_BD @ cast(Tensor, weight)
 
 
 class BertTower(TextTower):
@@ -339,6 +395,11 @@ class BertTower(TextTower):
         if self._before_first is None:
             return torch.arange(valid_BL.shape[1], device=valid_BL.device)[None]
         return valid_BL.cumsum(dim=1) * valid_BL + self._before_first
+
+
+def _is_causal(mask_LL: Tensor) -> bool:
+    """Return whether a mask is the usual one: -inf after the diagonal, zero elsewhere."""
+    return torch.equal(mask_LL, torch.full_like(mask_LL, float("-inf")).triu(1))
 
 
 def _hash(tensor: Tensor) -> str:

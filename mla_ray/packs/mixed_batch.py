@@ -75,7 +75,7 @@ def read_mixed(native: Native, texts: Sequence[tuple[str, LanguagePack | None]])
         start += len(rows)
     order = [row for rows in groups.values() for row in rows]
 
-    length = tower.batch_length(max(int(part.end_B.max()) for part in parts) + 1)
+    length = tower.padded_length(max(int(part.end_B.max()) for part in parts) + 1)
     embedded = [_embed(native, part, length) for part in parts]
     x_BLD = torch.cat([x for x, _ in embedded])
     padding_BL = torch.cat([padding for _, padding in embedded])

@@ -134,6 +134,10 @@ class AcquisitionLearner(Learner[LanguageBatch]):
             raise ValueError(
                 f"native {job.spec['native']!r} here is not the one the run began with"
             )
+        # Factor of the cosines in the LE loss. Read once: on a GPU, each reading waits for it.
+        self.logit_scale = (
+            native.logit_scale if config.temperature == "native" else 1 / config.temperature
+        )
         self.languages = sorted(job.spec["tables"])
         init = load(read_bytes(self.data / "init.safetensors"))
         self.tokens: npt.NDArray[np.int32] = init["tokens"].numpy()
@@ -191,13 +195,6 @@ class AcquisitionLearner(Learner[LanguageBatch]):
     def language(self, batch: LanguageBatch) -> str:
         """Return the language of a batch."""
         return batch.language
-
-    @property
-    def logit_scale(self) -> float:
-        """Factor of the cosines in the LE loss: 1 / temperature."""
-        if self.config.temperature == "native":
-            return self.native.logit_scale
-        return 1 / self.config.temperature
 
     def encode(self, language: str, texts: Sequence[Ids]) -> Tensor:
         """Encode token ids to features `[B, E]`, with their autograd graph."""

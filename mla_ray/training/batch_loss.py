@@ -9,6 +9,7 @@ Shapes: B rows of this worker, G rows of all workers, L tokens, E joint embeddin
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ Encode = Callable[[Sequence[Ids]], Tensor]
 def nlt_batch_loss(encode: Encode, batch: Examples, device: torch.device) -> Tensor:
     """Return this worker's part of the NLT loss. The parts add up to the loss of the batch."""
     own = batch[slice(rank(), None, world_size())]
-    target_BE = torch.from_numpy(own.frozen).to(device)
+    target_BE = to_device(own.frozen, device)
     return nlt_loss(encode(own.ids), target_BE) * (len(own.ids) / len(batch.ids))
 
 
@@ -47,8 +48,8 @@ def le_batch_loss(
     text_BE = encode(batch[slice(rank(), None, world)].ids)
     return le_loss(
         gather_features(text_BE.float(), [len(share) for share in shares]),
-        torch.from_numpy(ordered.frozen).to(device),
-        torch.from_numpy(group_G).to(device),
+        to_device(ordered.frozen, device),
+        to_device(group_G, device),
         logit_scale,
     )
 
@@ -69,8 +70,16 @@ def encode_in_two_passes(
     parts = []
     for start, end in pairwise(cuts):
         ids_BL, length_B = tower.pad([texts[row] for row in shortest_first[start:end]])
-        parts.append(encoder(ids_BL.to(device), length_B.to(device)))
-    return torch.cat(parts)[torch.from_numpy(np.argsort(shortest_first)).to(device)]
+        parts.append(encoder(to_device(ids_BL, device), to_device(length_B, device)))
+    return torch.cat(parts)[to_device(np.argsort(shortest_first), device)]
+
+
+def to_device(values: Tensor | npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Copy values to a device. For a GPU, the copy is queued and Python does not wait for it."""
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def split_point(lengths: npt.NDArray[np.int64]) -> list[int]:

@@ -25,6 +25,7 @@ from mla_ray.model.lineage import write_descendant
 from mla_ray.model.native import Native
 from mla_ray.model.objectives import le_loss, positive_groups
 from mla_ray.runtime.storage import as_path, write_json
+from mla_ray.training.batch_loss import to_device
 from mla_ray.training.config import FinetuneConfig, Stage
 from mla_ray.training.distributed import gather_features, rank, world_size
 from mla_ray.training.driver import Driver, Figures
@@ -154,7 +155,7 @@ class FinetuningLearner(Learner[Ints]):
         return le_loss(
             gather_features(text_BE.float(), sizes),
             gather_features(image_BE.float(), sizes),
-            torch.from_numpy(group_G).to(text_BE.device),
+            to_device(group_G, text_BE.device),
             self.logit_scale,
         )
 

@@ -2,7 +2,7 @@
 
 It is Adam with decoupled weight decay (none on biases), 10 % linear warm-up then cosine decay, and
 clipping of the gradient norm. Rows are updated lazily: the moments and the weight decay of a row
-apply only in steps whose batch contains its token.
+apply only in steps whose batch contains its token. With one worker, nothing here waits for a GPU.
 """
 
 import math
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mla_ray.training.config import Stage
-from mla_ray.training.distributed import all_reduce, all_reduce_sparse
+from mla_ray.training.distributed import all_reduce, all_reduce_sparse, world_size
 
 BETAS, EPS = (0.9, 0.98), 1e-6
+FUSED = ("cpu", "cuda")
+"""Kinds of device on which torch's AdamW updates all weights in one operation."""
 
 
 def learning_rate(stage: Stage, warmup: float, step: int) -> float:
@@ -54,7 +56,7 @@ class LazyAdamW:
         """Update `rows[index]` once.
 
         Args:
-            index: Row numbers `[n]` int64, without duplicates.
+            index: Row numbers `[n]`, int64. A row that occurs twice has the same gradient twice.
             gradient: Gradient of each row, `[n, row width]`.
             lr: Learning rate.
 
@@ -67,6 +69,31 @@ class LazyAdamW:
         second = second / (1 - BETAS[1] ** self.step_count)
         kept = self.rows[index] * (1 - lr * self.weight_decay)
         self.rows[index] = kept - lr * first / (second.sqrt() + EPS)
+
+
+def sum_rows(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the gradients of each row, like `Tensor.coalesce`, without waiting for a GPU.
+
+    `coalesce` makes a tensor as long as there are different rows, and their number is only known on
+    the GPU. Here all shapes follow from the number of tokens n.
+
+    Args:
+        gradient: Sparse gradient `[V, W]` in which a row may occur several times.
+
+    Returns:
+        Row of each token `[n]`, int64, sorted. Place of the row's sum `[n]`, int64. Sums `[n, W]`,
+        with zeros after the last.
+
+    """
+    row_n, token_n = gradient._indices()[0].sort(stable=True)
+    is_new_n = torch.cat([row_n.new_zeros(1, dtype=torch.bool), row_n[1:] != row_n[:-1]])
+    place_n = is_new_n.cumsum(0)
+    values_nW = gradient._values()
+    # In a fixed order on a GPU, unlike `index_add_`.
+    sums_nW = torch.zeros_like(values_nW).index_put_(
+        (place_n,), values_nW[token_n], accumulate=True
+    )
+    return row_n, place_n, sums_nW
 
 
 class Optimizer:
@@ -92,9 +119,11 @@ class Optimizer:
             ],
             betas=BETAS,
             eps=EPS,
+            fused=all(weight.device.type in FUSED for weight in self.dense),
         )
         self.lazy = None if rows is None else LazyAdamW(rows, weight_decay)
         self._index = torch.empty(0, dtype=torch.int64)
+        self._place: Tensor | slice = slice(None)
         self._touched: list[Tensor] = []  # rows of a step, with `grad` as torch's clipping needs
 
     @torch.no_grad()
@@ -108,12 +137,17 @@ class Optimizer:
         if self.lazy is None:
             return
         assert self.lazy.rows.grad is not None  # noqa: S101  (every batch has tokens)
-        gradient = all_reduce_sparse(self.lazy.rows.grad.coalesce())
+        gradient = self.lazy.rows.grad
+        if world_size() == 1 and gradient.device.type != "cpu":
+            self._index, self._place, values = sum_rows(gradient)
+        else:
+            gradient = all_reduce_sparse(gradient.coalesce())
+            self._index, values = gradient.indices()[0], gradient.values()
+            self._place = slice(None)
         # Clipping would leave a sparse gradient uncoalesced, so it gets only the values.
-        values = gradient.values()
         touched = values.detach()
         touched.grad = values
-        self._index, self._touched = gradient.indices()[0], [touched]
+        self._touched = [touched]
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip gradients in place to a total norm of `max_norm`. Return the norm before."""
@@ -127,7 +161,7 @@ class Optimizer:
         self.adamw.step()
         for touched in self._touched:
             assert self.lazy is not None and touched.grad is not None  # noqa: PT018, S101
-            self.lazy.step(self._index, touched.grad, lr)
+            self.lazy.step(self._index, touched.grad[self._place], lr)
 
     def zero_grad(self) -> None:
         """Clear all gradients."""

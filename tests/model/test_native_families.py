@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
-from mla_ray.model.towers import BertTower
+from mla_ray.model.towers import BertTower, ClipTower
 from tests.support.natives import VISION
 
 ROWS = 2000
@@ -106,6 +106,35 @@ def check_english(native: Native) -> Tensor:
     return features
 
 
+def check_close(found: Tensor, expected: Tensor) -> None:
+    """The largest difference is below 1e-5 of the largest value."""
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def check_against_the_librarys_blocks(
+    encoder: LanguageEncoder, ids: Tensor, lengths: Tensor, features: Tensor
+) -> None:
+    """Features and gradients are those that open_clip's own blocks give with these acquirers."""
+    tower = encoder.tower
+    if not isinstance(tower, ClipTower):
+        return
+    assert tower._frozen_blocks is not None
+    ours = [weight.grad for weight in encoder.parameters()]
+    encoder.zero_grad(set_to_none=True)
+    frozen, tower._frozen_blocks = tower._frozen_blocks, None
+    try:
+        expected = encoder(ids, lengths)
+        expected.square().sum().backward()
+    finally:
+        tower._frozen_blocks = frozen
+    check_close(features, expected.detach())
+    for found, weight in zip(ours, encoder.parameters(), strict=True):
+        assert found is not None
+        assert weight.grad is not None
+        found, theirs = found.to_dense(), weight.grad.to_dense()
+        assert (found - theirs).norm() < 1e-5 * theirs.norm()
+
+
 def check_acquirers(native: Native) -> None:
     """Fresh acquirers are the identity; others change the feature, and alone get gradients."""
     tower = native.text
@@ -118,13 +147,14 @@ def check_acquirers(native: Native) -> None:
         ids = ids[:, : int(lengths.max())]
     with torch.inference_mode():
         english = native.encode_text(ids)
-        assert torch.equal(encoder(ids, lengths), english)
+        check_close(encoder(ids, lengths), english)
     with torch.no_grad():
         for weight in encoder.acquirers.parameters():
             weight.add_(torch.randn_like(weight) * 0.02)
     features = encoder(ids, lengths)
     assert not torch.allclose(features, english, atol=1e-3)
     features.square().sum().backward()
+    check_against_the_librarys_blocks(encoder, ids, lengths, features.detach())
     for name, weight in encoder.named_parameters():
         assert weight.grad is not None, name
         gradient = weight.grad.coalesce().values() if weight.grad.is_sparse else weight.grad

@@ -1,13 +1,19 @@
 """Promises of mla_ray.training.batch_loss."""
 
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
+from mla_ray.model.objectives import le_loss, nlt_loss
 from mla_ray.training import batch_loss
-from mla_ray.training.batch_loss import encode_in_two_passes, split_point
+from mla_ray.training.batch_loss import encode_in_two_passes, split_point, to_device
+from mla_ray.training.optimizer import Optimizer
+from tests.support.natives import BuildModel
 
 
 def test_a_batch_is_parted_where_that_spares_most_padding() -> None:
@@ -47,3 +53,32 @@ def test_a_batch_in_two_passes_has_the_features_of_one(
     monkeypatch.undo()
     alone = torch.cat([encode_in_two_passes(encoder, [text], cpu) for text in texts])
     assert torch.allclose(together["two"], alone, atol=1e-6), "in another order"
+
+
+@pytest.mark.parametrize("stage", ["nlt", "le"])
+def test_a_step_reads_nothing_from_the_device(
+    build_model: BuildModel, tokenize: Any, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value on the device meta cannot be read. On a GPU, reading one means to wait for it."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
+    native = Native("on meta", build_model(), tokenize, device="meta")
+    on_cpu = Native("on the CPU", build_model(), tokenize)  # the spread of its rows is read
+    embedding = EmbeddingBlock(torch.randn(12, 32), on_cpu.text).to("meta")
+    encoder = LanguageEncoder(native.text, embedding, 8).to("meta")
+    dense = [weight for weight in encoder.parameters() if weight is not embedding.rows.weight]
+    optimizer = Optimizer(dense, 0.2, embedding.rows.weight)
+    texts = [np.arange(1, length, dtype=np.int32) for length in (9, 3, 7, 4, 8, 5)]
+    for _ in range(2):
+        text = encode_in_two_passes(encoder, texts, native.device)
+        target = to_device(np.ones((6, 32), np.float32), native.device)
+        if stage == "nlt":
+            loss = nlt_loss(text, target)
+        else:
+            loss = le_loss(text, target, to_device(np.arange(6), native.device), 100.0)
+        loss.backward()
+        optimizer.all_reduce()
+        optimizer.clip_grad_norm_(1.0)
+        optimizer.step(1e-3)
+        optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match="meta"):
+        loss.item()

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mla_ray.training.config import AcquireConfig, Stage
-from mla_ray.training.optimizer import BETAS, EPS, Optimizer, learning_rate
+from mla_ray.training.optimizer import (
+    BETAS,
+    EPS,
+    LazyAdamW,
+    Optimizer,
+    learning_rate,
+    sum_rows,
+)
 from tests.support import gloo
 
 ROWS, WIDTH = 12, 4
@@ -260,3 +267,31 @@ def test_two_workers_with_half_a_batch_each_are_one_with_the_whole(tmp_path: Pat
     assert same(first, second)
     for name, value in load_file(tmp_path / "0-1").items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_summed_without_waiting_are_those_of_coalesce() -> None:
+    """`sum_rows` is the GPU's way: every shape follows from the number of tokens."""
+    model = Model()
+    model.loss(batch(0, rows=7)).backward()
+    gradient = model.rows.grad
+    row, place, sums = sum_rows(gradient)
+    expected = gradient.coalesce()
+    distinct = len(expected.indices()[0])
+    assert distinct < len(row) == len(place) == len(sums) == 24
+    torch.testing.assert_close(sums[:distinct], expected.values())
+    assert not sums[distinct:].any()
+    of_row = dict(zip(expected.indices()[0].tolist(), expected.values(), strict=True))
+    assert row.tolist() == sorted(gradient._indices()[0].tolist())
+    for number, at in zip(row.tolist(), place.tolist(), strict=True):
+        torch.testing.assert_close(sums[at], of_row[number])
+
+
+def test_a_row_that_is_given_twice_is_updated_once() -> None:
+    rows = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
+    once, twice = LazyAdamW(rows.clone(), 0.2), LazyAdamW(rows.clone(), 0.2)
+    for _ in range(3):
+        once.step(torch.tensor([1, 4]), gradient, 0.1)
+        twice.step(torch.tensor([1, 4, 4, 4]), gradient[[0, 1, 1, 1]], 0.1)
+    assert torch.equal(once.rows, twice.rows)
+    assert torch.equal(once.second, twice.second)
