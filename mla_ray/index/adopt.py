@@ -17,10 +17,11 @@ import numpy as np
 from mla_ray.data.feature_store import encode_images
 from mla_ray.data.table_images import read_image
 from mla_ray.index.batches import Reservoir
-from mla_ray.index.collection import IMAGES, open_collections
+from mla_ray.index.collection import IMAGES
 from mla_ray.index.foreign import ForeignImage, ForeignVectors
 from mla_ray.index.ingest import image_entry, space_of
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
+from mla_ray.index.writing import open_collections
 from mla_ray.model.directions import Floats, faults, norms, units
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Report, counting

@@ -26,7 +26,7 @@ from ray.data import ActorPoolStrategy
 from mla_ray.data.keys import key_of
 from mla_ray.data.table_images import image_fault, read_image
 from mla_ray.data.video import frames_of
-from mla_ray.index.collection import CAPTIONS, IMAGES, open_collections
+from mla_ray.index.collection import CAPTIONS, IMAGES
 from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Entry
 from mla_ray.index.indexed import Indexed
@@ -45,6 +45,7 @@ from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 from mla_ray.index.sink import FIELDS, IndexSink, upsert_block
 from mla_ray.index.stored import StoredHashes
 from mla_ray.index.table_blocks import BlockRow, read_blocks, survey
+from mla_ray.index.writing import open_collections
 from mla_ray.model.directions import Floats
 from mla_ray.runtime.progress import Progress, Report, counting
 from mla_ray.runtime.storage import as_path

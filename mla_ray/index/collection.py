@@ -21,7 +21,6 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -32,18 +31,17 @@ from qdrant_client import QdrantClient
 
 from mla_ray.index.address import Address
 from mla_ray.index.backend import (
-    HASH,
     MIXED_SCHEMA,
     SCROLL,
     CollectionBackend,
     CollectionConfig,
-    Payload,
     PayloadFilter,
     Point,
     VectorSpace,
 )
 from mla_ray.index.edge import EdgeBackend
 from mla_ray.index.entry import (
+    FORMER_RULE,
     NAMESPACE,
     Conditions,
     Contents,
@@ -52,18 +50,18 @@ from mla_ray.index.entry import (
     ScoredEntry,
     entry_of,
     id_of,
+    of_rule,
+    payload_of,
     point_id,
 )
 from mla_ray.index.limits import MAX_PAGE
 from mla_ray.index.search import Search, check, pages
 from mla_ray.index.server import ServerBackend, connect
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
-from mla_ray.model.directions import faults, norms
+from mla_ray.index.vectors import lengths_of, unit
 
 IMAGES, CAPTIONS = "images", "captions"
 """Names of collections."""
-RULE, FORMER_RULE = 2, 1
-"""Rules of point ids. Rule 2: source, id, language. Rule 1: native, id, language."""
 BATCH = 256
 """Points per request. At E = 1024 they are about 5 MB of JSON; a server accepts 32 MB."""
 
@@ -178,13 +176,14 @@ class CaptionIndex:
                 f"{len(entries)} entries but {len(vectors)} vectors; pass one vector an entry"
             )
         hashes = hashes or [None] * len(entries)
-        lengths = self._norms(vectors)  # of all rows, so that an invalid one prevents all writes
+        # Of all rows, so that an invalid one prevents all writes.
+        lengths = lengths_of(vectors, self.space)
         for start in range(0, len(entries), BATCH):
             rows = slice(start, start + BATCH)
             units = (vectors[rows] / lengths[rows, None]).astype(np.float32)
             self.write(
                 [
-                    Point(point_id(entry), unit.tolist(), _payload(entry, hash_))
+                    Point(point_id(entry), unit.tolist(), payload_of(entry, hash_))
                     for entry, unit, hash_ in zip(entries[rows], units, hashes[rows], strict=True)
                 ]
             )
@@ -209,7 +208,7 @@ class CaptionIndex:
 
     def points(self) -> Iterator[Point]:
         """Yield all points with their vectors. Points of `FORMER_RULE` get the id of `RULE`."""
-        return map(_of_rule, self._backend.points())
+        return map(of_rule, self._backend.points())
 
     def stored(self, points: Sequence[Point]) -> dict[str, Point]:
         """Return those of these points that are in this collection, by id, as stored here."""
@@ -217,7 +216,7 @@ class CaptionIndex:
         if self._is_mixed():
             entries = [entry_of(point.payload) for point in points if point.id not in found]
             former = self._backend.retrieve([self._former_point_id(entry) for entry in entries])
-            found |= {point.id: point for point in map(_of_rule, former)}
+            found |= {point.id: point for point in map(of_rule, former)}
         return found
 
     def delete(self, entries: Sequence[Entry]) -> int:
@@ -285,7 +284,7 @@ class CaptionIndex:
         """
         for search in searches:
             check(search)
-        units = [self._unit(search.vector) for search in searches]
+        units = [unit(search.vector, self.space) for search in searches]
         return [
             [ScoredEntry(entry_of(payload), score) for payload, score in page]
             for page in pages(self._backend, searches, units)
@@ -416,14 +415,6 @@ class CaptionIndex:
     ) -> None:
         self.close()
 
-    def _unit(self, vector: npt.NDArray[np.float32]) -> list[float]:
-        """Return a vector `[E]` at unit length; raise a ValueError if it has none."""
-        if vector.ndim != 1:
-            shape = list(vector.shape)
-            raise ValueError(f"query has shape {shape}, must be [{self.space.dim}]")
-        unit: list[float] = (vector / self._norms(vector[None])).astype(np.float32).tolist()
-        return unit
-
     def _is_mixed(self) -> bool:
         """Return whether there are points of `FORMER_RULE`. Older collections are queried once."""
         if self._mixed is None:
@@ -447,59 +438,7 @@ class CaptionIndex:
         fingerprint = self._backend.config.space.fingerprint
         return str(uuid.uuid5(NAMESPACE, json.dumps([fingerprint, entry.id, entry.language])))
 
-    def _norms(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Return the lengths `[N]` float64 of vectors `[N, E]`, or raise a ValueError.
-
-        The embedded engine would accept zero vectors and values that are not finite.
-        """
-        if vectors.ndim != 2 or vectors.shape[1] != self.space.dim:
-            raise ValueError(
-                f"vectors have shape {list(vectors.shape)}, native {self.space.native!r} makes "
-                f"[N, {self.space.dim}]; encode with that native"
-            )
-        lengths = norms(vectors)
-        if bad := faults(lengths):
-            row, fault = next(iter(bad.items()))
-            raise ValueError(
-                f"vector {row} is {fault} ({len(bad)} of {len(vectors)} are bad) and has no "
-                "direction; drop these rows, or check the encoder"
-            )
-        return lengths
-
-
-@contextmanager
-def open_collections(
-    url: str, space: VectorSpace, settings: IndexSettings = ENGINE_DEFAULTS
-) -> Iterator[dict[str, CaptionIndex]]:
-    """Yield the collections `images` and `captions`, open for writing; create them if missing.
-
-    Open them before expensive work, so that an error comes first.
-
-    Raises:
-        PermissionError: This process may not write to a collection's folder.
-        RuntimeError: The server's key may not write.
-
-    """
-    with ExitStack() as stack:
-        collections = {}
-        for name in (IMAGES, CAPTIONS):
-            index = CaptionIndex.open(url, space, name, settings=settings)
-            collections[name] = stack.enter_context(index)
-            index.check_writable()
-        yield collections
-
 
 def _where(**fields: str | None) -> PayloadFilter:
     """Return a filter of the fields that are not None."""
     return {field: value for field, value in fields.items() if value is not None}
-
-
-def _of_rule(point: Point) -> Point:
-    """Return a point as it is written today: with id and payload of `RULE`."""
-    if "rule" in point.payload:
-        return point
-    return Point(point_id(entry_of(point.payload)), point.vector, point.payload | {"rule": RULE})
-
-
-def _payload(entry: Entry, hash_: str | None) -> Payload:
-    return asdict(entry) | {"rule": RULE} | ({HASH: hash_} if hash_ else {})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from mla_ray.data.keys import key_of
 from mla_ray.data.video import DECODING
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import Entry
+from mla_ray.index.entry import Entry
 from mla_ray.model.directions import Floats
 from mla_ray.model.identity import NativeIdentity, memory_of, recall, remember
 from mla_ray.model.language import ENGLISH

@@ -10,11 +10,14 @@ import base64
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple, Self, TypedDict
 
-from mla_ray.index.backend import Payload, Quantization, VectorSpace
+from mla_ray.index.backend import HASH, Payload, Point, VectorSpace
+from mla_ray.index.settings import Quantization
 
+RULE, FORMER_RULE = 2, 1
+"""Rules of point ids. Rule 2: source, id, language. Rule 1: native, id, language."""
 NAMESPACE = uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11")
 """UUID namespace of the point ids. It must never change."""
 
@@ -114,3 +117,15 @@ def entry_of(payload: Payload) -> Entry:
         caption=payload["caption"],
         source=payload["source"],
     )
+
+
+def payload_of(entry: Entry, hash_: str | None) -> Payload:
+    """Return the payload of an entry's point. `hash_` is that of its content and its encoder."""
+    return asdict(entry) | {"rule": RULE} | ({HASH: hash_} if hash_ else {})
+
+
+def of_rule(point: Point) -> Point:
+    """Return a point as it is written today: with id and payload of `RULE`."""
+    if "rule" in point.payload:
+        return point
+    return Point(point_id(entry_of(point.payload)), point.vector, point.payload | {"rule": RULE})

@@ -19,19 +19,14 @@ from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_reader import Stream
 from mla_ray.data.video import frames_of
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import (
-    CAPTIONS,
-    IMAGES,
-    RULE,
-    CaptionIndex,
-    open_collections,
-)
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.encoders import Encoders
-from mla_ray.index.entry import Entry
+from mla_ray.index.entry import RULE, Entry
 from mla_ray.index.indexed import Indexed
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 from mla_ray.index.stored import StoredHashes
+from mla_ray.index.writing import open_collections
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.text import normalized
 from mla_ray.runtime.progress import Advance, Report, counting

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from ray.data.datasource import Datasink, WriteResult
 
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, open_collections
+from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.entry import Entry
 from mla_ray.index.indexed import Indexed
+from mla_ray.index.writing import open_collections
 from mla_ray.runtime.storage import patiently
 
 FIELDS = tuple(field.name for field in fields(Entry))

@@ -8,7 +8,8 @@ from itertools import islice
 import numpy as np
 
 from mla_ray.index.backend import SCROLL, VectorSpace
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.runtime.storage import patiently
 
 

@@ -16,7 +16,8 @@ from mla_ray.data.feature_store import encode_images
 from mla_ray.data.problems import InvalidTable
 from mla_ray.index.adopt import Adopted, Disagreement, adopt
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, Entry
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.foreign import NumpyVectors, QdrantVectors
 from mla_ray.index.ingest import space_of
 from mla_ray.model.directions import units

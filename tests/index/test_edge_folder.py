@@ -16,10 +16,11 @@ import pytest
 
 from mla_ray.index import edge_folder
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex, open_collections
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import index_captions, space_of
+from mla_ray.index.writing import open_collections
 from mla_ray.model.native import Native
 
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 16)
@@ -87,7 +88,8 @@ READER = f"""
 import os, sys
 import numpy as np
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, open_collections
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.writing import open_collections
 from mla_ray.index.entry import Entry
 folder = sys.argv[1]
 CaptionIndex.open(f"edge:{{sys.argv[2]}}", {SPACE!r}).close()  # all that is loaded when first used

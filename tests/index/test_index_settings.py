@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.server import connect
 from mla_ray.index.server_settings import settings_of
 from mla_ray.index.settings import IndexSettings

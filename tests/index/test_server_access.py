@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry, open_collections
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.server_version import check_version
+from mla_ray.index.writing import open_collections
 from tests.support.logs import logged
 from tests.support.qdrant import Node, qdrant
 

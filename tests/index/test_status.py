@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from mla_ray.cli import app
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.settings import IndexSettings
 from mla_ray.index.status import status_of
 from tests.support.qdrant import qdrant

@@ -12,7 +12,8 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.server import connect
 from mla_ray.index.settings import IndexSettings
 from mla_ray.index.status import status_of
