@@ -29,6 +29,7 @@ RUN = {
 }
 NOT_RUN = {
     ("README.md", "make demo"): "the demo and the tests themselves",
+    ("docs/index.md", "make demo"): "the demo itself",
     ("docs/gpu-box.md", "make .venv/.installed"): "needs a GPU",
     ("docs/jobs.md", "ray job submit"): "tests/cluster/test_submitted.py submits such a job",
     ("docs/kubernetes.md", "helm repo add"): "needs Kubernetes",
@@ -39,6 +40,7 @@ NOT_RUN = {
     ("docs/ray-up.md", "mkdir -m 700"): "needs AWS",
     ("docs/ray-up.md", "SG=$(aws"): "needs AWS",
     ("docs/ray-up.md", "ray rsync-up"): "needs AWS",
+    ("docs/serving.md", "curl --get"): "README has the same request",
     ("docs/serving.md", "make serve"): "the demo's own tests serve its folder",
     ("docs/serving.md", "export RAY_AUTH_MODE"): "tests/cluster/ deploys this file",
     ("docs/sharing.md", "export HF_TOKEN"): "needs a hub; tests/packs/test_hub.py has one",
