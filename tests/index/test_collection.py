@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from qdrant_client import models
 from mla_ray.index.backend import CollectionConfig, Point, VectorSpace
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.entry import Entry, ScoredEntry
+from mla_ray.index.search import Search
 from tests.index.places import INT8, OTHER, SERVERS, SPACE, Memory, Place, Vectors
 
 SERVERS_ONLY = pytest.mark.parametrize(
@@ -95,6 +97,54 @@ def test_a_language_and_a_source_narrow_search_and_count(filled: CaptionIndex) -
         200,
         0,
     )
+
+
+def test_searches_that_run_together_are_those_that_run_alone(filled: CaptionIndex) -> None:
+    filled.upsert(captions(40), np.repeat(QUERY[None], 40, axis=0))  # ties of forty
+    vectors = [QUERY, *random_vectors(3, seed=2)]
+    searches = [
+        Search(vector, k, language, source, offset, min_score)
+        for vector in vectors
+        for k, language, source, offset, min_score in (
+            (5, None, None, 0, None),
+            (3, "de", None, 10, None),
+            (50, None, "a", 0, 0.2),
+            (7, "tlh", None, 0, None),
+        )
+    ]
+    alone = [
+        filled.search(
+            s.vector,
+            s.k,
+            language=s.language,
+            source=s.source,
+            offset=s.offset,
+            min_score=s.min_score,
+        )
+        for s in searches
+    ]
+    assert filled.search_all(searches) == alone
+    assert filled.search_all([]) == []
+    with pytest.raises(ValueError, match="k is 0"):
+        filled.search_all([*searches, Search(QUERY, 0)])
+
+
+def test_searches_share_requests_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Memory().open()
+    index.upsert(captions(3), random_vectors(3))
+    assert isinstance(index._backend, ServerBackend)
+    client, sizes = index._backend.client, []
+    send = client.query_batch_points
+
+    def counted(name: str, requests: list[Any]) -> Any:
+        sizes.append(len(requests))
+        return send(name, requests)
+
+    monkeypatch.setattr(client, "query_batch_points", counted)
+    index.search_all([Search(QUERY, 10)] * 30)
+    assert sizes == [30]
+    index.search_all([Search(QUERY, 10, offset=4000)] * 5)
+    assert sizes == [30, 2, 2, 1]
 
 
 def test_pages_join_to_the_whole_ranking(filled: CaptionIndex) -> None:

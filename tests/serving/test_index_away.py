@@ -1,11 +1,13 @@
 """Promises for the time in which the Qdrant server of the index is gone or frozen."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -13,8 +15,10 @@ import pytest
 import uvicorn
 
 from mla_ray.serving.app import create_app
+from mla_ray.serving.breaker import IndexUnavailable
 from mla_ray.serving.client import Client
 from mla_ray.serving.client_retries import Retry
+from mla_ray.serving.deployments import Index
 from tests.serving.app_server import NDJSON, PNG, Server, Start, ingest, png_of, problem
 from tests.support.qdrant import Node
 from tests.support.qdrant import qdrant as started
@@ -60,6 +64,23 @@ def test_an_index_that_is_away_is_told_and_found_again_when_it_is_back(
     wait_until(lambda: server.get("/healthz").status_code == 200, "the index is back")
     assert server.get("/v1/search", **QUERY).json() == before
     assert ingest(server, line)["written"] == 1
+
+
+def test_a_replica_is_not_ill_because_its_server_is_away() -> None:
+    """Ray Serve would replace it again and again, by replicas that cannot start."""
+    faults: list[Exception] = [IndexUnavailable("away"), RuntimeError("broken")]
+
+    def check() -> None:
+        raise faults[0]
+
+    index = object.__new__(Index)
+    index._engine = SimpleNamespace(check=check, close=lambda: None)  # type: ignore[assignment]
+    asyncio.run(index.check_health())
+    with pytest.raises(IndexUnavailable):
+        asyncio.run(index.check())
+    faults.pop(0)
+    with pytest.raises(RuntimeError, match="broken"):
+        asyncio.run(index.check_health())
 
 
 @pytest.fixture
