@@ -377,7 +377,7 @@ class CollectionBackend(Protocol):
     def optimize(self, reclaim: bool = False) -> None:
         """Build the search graph, if the backend does not do so by itself.
 
-        With `reclaim`, also free the disk space of all removed points.
+        With `reclaim`, also free the disk space of all points that were removed or replaced.
         """
         ...
 

@@ -385,9 +385,9 @@ class CaptionIndex:
         dimensions on two busy cores. Call it from a job, not from a process that serves requests.
 
         Args:
-            reclaim: Free the disk space of all entries that were removed. Otherwise an engine may
-                keep 1,000 of them, or a fifth of a segment. The embedded engine copies the
-                remaining entries to a next version, so it needs space for both. A server rewrites
+            reclaim: Free the disk space of all entries that were removed or replaced. Otherwise an
+                engine may keep 1,000 of them, or a fifth of a segment. The embedded engine copies
+                the other entries to a next version, so it needs space for both. A server rewrites
                 its segments, and the call waits for it.
 
         Raises:

@@ -58,8 +58,11 @@ FLUSH = 16 * 2**20
 """Bytes written before the next flush. Unflushed data takes space twice: it is in the log, too."""
 LOG = {"segment_capacity": 4 * 2**20, "segment_queue_len": 0, "retain_closed": 1}
 """The engine's settings for the log of a shard. After a flush the log has at most two segments."""
-REMOVED = "removed"
-"""File in a collection's folder. It exists if points were removed since the last copy."""
+STALE = "stale"
+"""File in a collection's folder. It exists if points were removed or replaced since the last copy.
+
+Their data may still be in the segments or in the log.
+"""
 LOG_LIMIT = 16 * 2**20
 """Bytes that a log may always have, even if there are few points."""
 
@@ -142,7 +145,7 @@ class EdgeBackend:
             matching = int(self.shard.count(edge.CountRequest(exact=True, filter=chosen)))
             if matching:
                 self._require(0, "removing points")
-                (self.folder / REMOVED).touch()
+                (self.folder / STALE).touch()
                 operation = edge.UpdateOperation.delete_points_by_filter(chosen)
                 self._update(operation, 64 * matching)
         return matching
@@ -168,6 +171,8 @@ class EdgeBackend:
         for stored in self.retrieve(list(last)):
             if are_equal(stored, last[stored.id]):
                 del last[stored.id]
+            else:
+                (self.folder / STALE).touch()
         return list(last.values())
 
     def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
@@ -272,14 +277,14 @@ class EdgeBackend:
     def optimize(self, reclaim: bool = False) -> None:
         """Build the search graph and flush. Copy all points if that frees much space.
 
-        With `reclaim`, also copy them if any were removed.
+        With `reclaim`, copy them if any were removed or replaced.
         """
         self.check_writable()
         with self._writing:
-            if reclaim and (self.folder / REMOVED).exists():
+            if reclaim and (self.folder / STALE).exists():
                 self._require(4 * occupied(self._version() / "segments"), "a copy of an index")
                 self._copy()
-                (self.folder / REMOVED).unlink()
+                (self.folder / STALE).unlink()
             else:
                 self._build_graph()
                 self.flush()

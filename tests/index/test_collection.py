@@ -21,6 +21,7 @@ from mla_ray.index.backend import CollectionConfig, Point, VectorSpace
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.entry import Entry, ScoredEntry
 from mla_ray.index.search import Search
+from mla_ray.index.server import ServerBackend
 from tests.index.places import INT8, OTHER, SERVERS, SPACE, Memory, Place, Vectors
 
 SERVERS_ONLY = pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """Promises of the endpoints that list, remove and count entries."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx2
 import pytest
 
+from mla_ray.serving.client import AsyncClient, Client
+from mla_ray.serving.client_calls import Call
+from mla_ray.serving.collection_schemas import Removed
 from tests.serving.app_server import PNG, Server, ingest, problem
 
 ROWS = [
@@ -14,6 +18,9 @@ ROWS = [
     {"image_id": "set/01", "language": "de", "caption": "Katze", "source": "b"},
     {"image_id": "set/02", "language": "en", "caption": "cat", "source": "http"},
 ]
+
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -200,6 +207,35 @@ def test_collections_tell_what_they_hold(filled: Server) -> None:
             | how,
         ]
     }
+
+
+def test_the_clients_list_remove_and_count(filled: Server) -> None:
+    def answer(call: Call[T]) -> T:
+        response = filled.client.request(call.method, call.path, params=dict(call.params))
+        return call.answer(httpx2.Response(response.status_code, content=response.content))
+
+    counts = {one.name: one.entries for one in answer(Client.collections()).collections}
+    assert counts == {"images": 12, "captions": 5}
+    listed, cursor = [], None
+    while True:
+        page = answer(Client.list_captions(source="a", language="de", limit=1, cursor=cursor))
+        listed += page.captions
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert sorted(caption.caption for caption in listed) == ["Katze", "ein Hund"]
+    images = answer(AsyncClient.list_images(image_id="set/00", source="http"))
+    assert [image.image_id for image in images.images] == ["set/00"]
+
+    one = answer(Client.delete_captions(id=listed[0].id, source="a", language="de"))
+    assert one == Removed(captions=1)
+    assert answer(AsyncClient.delete_captions(image_id="set/02")) == Removed(captions=1)
+    gone = answer(Client.delete_image("set/00", source="http"))
+    assert gone == Removed(images=1, pictures=1)
+    gone = answer(Client.delete_image("set/01", captions=True))
+    assert gone == Removed(images=1, pictures=1)  # its captions are of other sources
+    with pytest.raises(ValueError, match="no condition"):
+        Client.delete_captions()
 
 
 def test_nothing_is_listed_or_removed_without_the_token(filled: Server) -> None:

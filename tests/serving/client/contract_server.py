@@ -19,6 +19,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mla_ray.serving.client import AsyncClient, Client
 from mla_ray.serving.client_retries import Retry
+from mla_ray.serving.collection_schemas import (
+    CaptionPage,
+    Collections,
+    ImagePage,
+    ListedImage,
+    Removed,
+)
 from mla_ray.serving.schemas import (
     MAX_ERRORS,
     CaptionRecord,
@@ -256,6 +263,23 @@ def contract(server: Server) -> FastAPI:
             told = problem(404, "no picture of that id is kept here")
             return Response(told.body, told.status, told.headers)
         return Response(server.images[image_id][1], media_type="image/webp")
+
+    @app.delete("/v1/images/{image_id:path}")
+    async def delete_image(image_id: str) -> Removed:
+        return Removed(images=int(server.images.pop(image_id, None) is not None))
+
+    @app.get("/v1/images")
+    async def list_images() -> ImagePage:
+        images = [ListedImage(image_id=i, source=s) for i, (s, _) in server.images.items()]
+        return ImagePage(images=images, next_cursor=None)
+
+    @app.get("/v1/captions")
+    async def list_captions() -> CaptionPage:
+        return CaptionPage(captions=[], next_cursor=None)
+
+    @app.get("/v1/collections")
+    async def collections() -> Collections:
+        return Collections(collections=[])
 
     @app.get("/v1/languages")
     async def languages() -> Languages:

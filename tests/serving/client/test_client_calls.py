@@ -149,6 +149,16 @@ def test_an_empty_image_id_is_not_sent(ask: Ask) -> None:
         ask("get_image", "")
 
 
+@pytest.mark.parametrize("image_id", ["emoji/1f302", "/x", "a/../b", "..", "é ?#&"])
+def test_an_image_of_any_id_is_removed(ask: Ask, server: Server, png: bytes, image_id: str) -> None:
+    ask("put_image", image_id, png)
+    ask("put_image", "another", png)
+    assert ask("delete_image", image_id, source="a", captions=True).images == 1
+    assert server.seen[-1].query == "source=a&captions=true"
+    assert [image.image_id for image in ask("list_images").images] == ["another"]
+    assert ask("delete_image", image_id).images == 0
+
+
 def test_languages_are_listed(ask: Ask) -> None:
     listed = ask("languages")
     assert isinstance(listed, Languages)

@@ -36,6 +36,10 @@ CALLS = [
     ("embed_image", (picture("PNG"),)),
     ("put_image", ("id", picture("PNG"))),
     ("languages", ()),
+    ("collections", ()),
+    ("list_images", ()),
+    ("list_captions", ()),
+    ("delete_image", ("id",)),
     ("ingest", (records(1),)),
 ]
 
