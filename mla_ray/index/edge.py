@@ -221,7 +221,7 @@ class EdgeBackend:
 
     def retrieve(self, ids: list[str]) -> list[Point]:
         """Return the points with these ids and their vectors, in any order; skip missing ones."""
-        return list(whole_points(self.shard.retrieve(ids, with_payload=True, with_vector=True)))
+        return list(whole_points(self.shard.retrieve([*ids], with_payload=True, with_vector=True)))
 
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""

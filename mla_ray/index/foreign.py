@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import numpy as np
 from qdrant_client import models
@@ -26,10 +27,14 @@ BATCH = 256
 """Rows of a NumPy file that are read at a time."""
 
 
+PointKey = int | str | UUID
+"""Row of a file, or id of a point."""
+
+
 class ForeignImage(NamedTuple):
     """One image of other software."""
 
-    key: int | str  # where its vector is: row of the file, or id of the point
+    key: PointKey  # where its vector is: row of the file, or id of the point
     id: str  # the image's id
     file: str | None  # path or URL of the image, if it is known
 
@@ -49,7 +54,7 @@ class ForeignVectors(Protocol):
     def images(self) -> Iterator[ForeignImage]:
         """Yield all images, without their vectors."""
 
-    def vectors(self, keys: Sequence[int | str]) -> Floats:
+    def vectors(self, keys: Sequence[PointKey]) -> Floats:
         """Return the vectors `[N, E]` of some images, by their keys."""
         ...
 
@@ -102,9 +107,9 @@ class NumpyVectors:
         """Yield all images, without their vectors."""
         return iter(self._images)
 
-    def vectors(self, keys: Sequence[int | str]) -> Floats:
+    def vectors(self, keys: Sequence[PointKey]) -> Floats:
         """Return the vectors `[N, E]` of some images, by their keys."""
-        return np.asarray(self._vectors[[int(key) for key in keys]], np.float32)
+        return np.asarray(self._vectors[np.array(keys, np.int64)], np.float32)
 
     def batches(self) -> Iterator[tuple[list[str], Floats]]:
         """Yield ids and vectors of all images, in the order of `images`."""
@@ -190,7 +195,7 @@ class QdrantVectors:
             file = _field(point.payload or {}, self._image_field) if self._image_field else None
             yield ForeignImage(point.id, self._id_of(point), None if file is None else str(file))
 
-    def vectors(self, keys: Sequence[int | str]) -> Floats:
+    def vectors(self, keys: Sequence[PointKey]) -> Floats:
         """Return the vectors `[N, E]` of some images, by their keys."""
         with reaching(self._url):
             points = self._client.retrieve(

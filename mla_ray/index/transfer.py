@@ -3,7 +3,7 @@
 Point ids, payload and vectors stay as they are, and nothing is encoded again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +76,7 @@ def copy_index(
 
 
 def transfer_all(
-    sources: dict[str, tuple[PointSource, CollectionConfig]], target: str, report: Report
+    sources: Mapping[str, tuple[PointSource, CollectionConfig]], target: str, report: Report
 ) -> dict[str, Transferred]:
     """Write collections, each with its configuration, to the index at `target`; check them.
 
