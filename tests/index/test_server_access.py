@@ -18,7 +18,7 @@ from mla_ray.index.entry import Entry
 from mla_ray.index.server_version import check_version
 from mla_ray.index.writing import open_collections
 from tests.support.logs import logged
-from tests.support.qdrant import Node, qdrant
+from tests.support.qdrant import OwnQdrant, own_qdrant
 
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 4)
 ENTRY = Entry("a", "a", "", "", "s")
@@ -99,10 +99,10 @@ def test_a_refusal_says_what_the_server_said_and_what_to_do(
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnQdrant]:
     """A server with a key that may write, and one that may read."""
     keys = {"QDRANT__SERVICE__API_KEY": "writer", "QDRANT__SERVICE__READ_ONLY_API_KEY": "reader"}
-    with qdrant(tmp_path_factory.mktemp("keyed"), **keys) as node:
+    with own_qdrant(tmp_path_factory.mktemp("keyed"), **keys) as node:
         yield node
 
 
@@ -110,9 +110,9 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 @pytest.mark.filterwarnings("ignore:Api key is used")
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_keys_that_a_server_checks(
-    monkeypatch: pytest.MonkeyPatch, keyed: Node, scheme: str
+    monkeypatch: pytest.MonkeyPatch, keyed: OwnQdrant, scheme: str
 ) -> None:
-    url = f"{scheme}://127.0.0.1:{getattr(keyed, scheme)}"
+    url = keyed.urls[scheme]
     monkeypatch.delenv("QDRANT_API_KEY", raising=False)
     with pytest.raises(RuntimeError, match=r"Must provide an API key.*; set QDRANT_API_KEY to"):
         CaptionIndex.open(url, SPACE)
@@ -136,7 +136,7 @@ def test_keys_that_a_server_checks(
 
 
 @pytest.fixture(scope="module")
-def certified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Path]]:
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[OwnQdrant, Path]]:
     """A server with TLS, and the file of the CA that signed its certificate."""
     folder = tmp_path_factory.mktemp("certified")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
@@ -144,7 +144,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, 
     name = "subjectAltName=DNS:localhost,IP:127.0.0.1"
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command.split(), name, *files], check=True, capture_output=True)
-    with qdrant(
+    with own_qdrant(
         folder / "data",
         QDRANT__SERVICE__ENABLE_TLS="true",
         QDRANT__TLS__CERT=str(certificate),
@@ -156,10 +156,10 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, 
 @pytest.mark.server
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
 def test_one_variable_names_the_ca_of_a_server_with_tls(
-    monkeypatch: pytest.MonkeyPatch, certified: tuple[Node, Path], scheme: str
+    monkeypatch: pytest.MonkeyPatch, certified: tuple[OwnQdrant, Path], scheme: str
 ) -> None:
     node, ca_file = certified
-    url = f"{scheme}://localhost:{node.http if scheme == 'https' else node.grpc}"
+    url = node.urls[scheme.removesuffix("s")].replace("://127.0.0.1", "s://localhost")
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
     with pytest.raises(ConnectionError, match=r"is not trusted.*set SSL_CERT_FILE"):

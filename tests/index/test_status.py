@@ -13,7 +13,7 @@ from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.entry import Entry
 from mla_ray.index.settings import IndexSettings
 from mla_ray.index.status import status_of
-from tests.support.qdrant import qdrant
+from tests.support.qdrant import own_qdrant
 
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 4)
 OTHER = VectorSpace("ViT-B-32/openai", "fedcba9876543210", 8)
@@ -78,9 +78,8 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_a_server_tells_its_natives_projects_and_shards(tmp_path: Path) -> None:
-    with qdrant(tmp_path) as node:
-        for scheme in ("http", "grpc"):
-            url = f"{scheme}://127.0.0.1:{getattr(node, scheme)}"
+    with own_qdrant(tmp_path) as node:
+        for url in node.urls.values():
             fill(url, SPACE, 5, IndexSettings(shard_number=2))
             fill(url, OTHER, 3)
             fill(f"{url}?prefix=shop", SPACE, 2)

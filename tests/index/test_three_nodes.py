@@ -18,7 +18,7 @@ from mla_ray.index.server import connect
 from mla_ray.index.settings import IndexSettings
 from mla_ray.index.status import status_of
 from mla_ray.runtime.cluster import free_port
-from tests.support.qdrant import Node, qdrant
+from tests.support.qdrant import OwnQdrant, own_qdrant
 
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 8)
 SETTINGS = IndexSettings(replication_factor=2, shard_number=6, write_consistency_factor=1)
@@ -28,21 +28,21 @@ BATCH = 20
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[list[Node]]:
+def nodes(tmp_path: Path) -> Iterator[list[OwnQdrant]]:
     with ExitStack() as stack:
-        started: list[Node] = []
+        started: list[OwnQdrant] = []
         first = f"http://127.0.0.1:{free_port()}"
         for number in range(3):
             uri = f"http://127.0.0.1:{free_port()}" if started else first
             join = ("--bootstrap", first) if started else ()
-            node = qdrant(
+            node = own_qdrant(
                 tmp_path / str(number),
                 *("--uri", uri, *join),
                 QDRANT__CLUSTER__ENABLED="true",
                 QDRANT__CLUSTER__P2P__PORT=uri.rpartition(":")[2],
             )
             started.append(stack.enter_context(node))
-        with closing(connect(f"http://127.0.0.1:{started[0].http}")) as client:
+        with closing(connect(started[0].urls["http"])) as client:
             wait_until(lambda: len(peers(client)) == 3)
         yield started
 
@@ -68,8 +68,10 @@ def batch(number: int) -> tuple[list[Entry], npt.NDArray[np.float32]]:
 
 
 @pytest.mark.server
-def test_a_node_that_is_killed_costs_no_answer_and_no_acknowledged_point(nodes: list[Node]) -> None:
-    url = f"http://127.0.0.1:{nodes[0].http}"
+def test_a_killed_node_costs_no_answer_and_no_acknowledged_point(
+    nodes: list[OwnQdrant],
+) -> None:
+    url = nodes[0].urls["http"]
     acknowledged: list[Entry] = []
     stop = threading.Event()
     with CaptionIndex.open(url, SPACE, settings=SETTINGS) as index:
