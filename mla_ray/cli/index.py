@@ -95,26 +95,19 @@ def index_command(
 
     With --delete or --optimize, remove entries or free space instead.
     """
-    if not delete and (image_id or dry_run):
-        raise typer.BadParameter("--image-id and --dry-run go with --delete")
-    if delete or optimize:
+    with_table = {"--captions": captions, "--pack": pack, "--int8": int8, "--sync": sync}
+    _check_options(with_table, delete, optimize, bool(image_id or dry_run))
+    if pictures and no_pictures:
+        raise typer.BadParameter("--pictures does not go with --no-pictures")
+    kept_at = None if no_pictures else pictures or pictures_of(index)
+    if captions is None:
         from mla_ray.cli.index_upkeep import upkeep
         from mla_ray.index.entry import Conditions
 
-        _refuse({"--captions": captions, "--pack": pack, "--int8": int8, "--sync": sync})
-        found = Conditions(image_id=image_id, language=language, source=source)
-        upkeep(
-            index,
-            native,
-            None if no_pictures else pictures or pictures_of(index),
-            conditions=found if delete else None,
-            dry_run=dry_run,
-            optimize=optimize,
-            as_json=as_json,
-        )
+        given = Conditions(image_id=image_id, language=language, source=source)
+        gone = given if delete else None
+        upkeep(index, native, kept_at, gone, dry_run=dry_run, optimize=optimize, as_json=as_json)
         return
-    if captions is None:
-        raise typer.BadParameter("give --captions, or --delete, or --optimize")
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
     from mla_ray.index.picture_store import PictureStore
@@ -124,8 +117,6 @@ def index_command(
     from mla_ray.packs.library import load_packs
     from mla_ray.runtime.console import bars, print_dropped
 
-    if pictures and no_pictures:
-        raise typer.BadParameter("--pictures does not go with --no-pictures")
     known = [ENGLISH, *(read_card(folder).language for folder in pack or [])]
     read = read_captions(
         captions,
@@ -137,7 +128,7 @@ def index_command(
     frozen = Native.load(native)
     packs = load_packs(pack or [], frozen)
     source = source or PurePosixPath(captions).stem
-    store = None if no_pictures else PictureStore(pictures or pictures_of(index))
+    store = PictureStore(kept_at) if kept_at else None
     rejected: list[str] = []
     with bars() as report:
         written = ingest.index_captions(
@@ -166,7 +157,15 @@ def index_command(
     emit(result, as_json, text)
 
 
-def _refuse(options: dict[str, object]) -> None:
-    for option, value in options.items():
-        if value:
-            raise typer.BadParameter(f"{option} does not go with --delete or --optimize")
+def _check_options(
+    with_table: dict[str, object], delete: bool, optimize: bool, narrowed: bool
+) -> None:
+    """Check that a table is given, or `--delete` or `--optimize`, and only what goes with it."""
+    if narrowed and not delete:
+        raise typer.BadParameter("--image-id and --dry-run go with --delete")
+    if delete or optimize:
+        for option, value in with_table.items():
+            if value:
+                raise typer.BadParameter(f"{option} does not go with --delete or --optimize")
+    elif not with_table["--captions"]:
+        raise typer.BadParameter("give --captions, or --delete, or --optimize")
