@@ -1,5 +1,6 @@
 """Command `mla index`, which writes a caption table to an index, or removes what is in it."""
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -158,7 +159,7 @@ def index_command(
 
 
 def _check_options(
-    with_table: dict[str, object], delete: bool, optimize: bool, narrowed: bool
+    with_table: Mapping[str, object], delete: bool, optimize: bool, narrowed: bool
 ) -> None:
     """Check that a table is given, or `--delete` or `--optimize`, and only what goes with it."""
     if narrowed and not delete:
