@@ -1,5 +1,6 @@
 """Command `mla index`, which writes a caption table to an index, or removes what is in it."""
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,26 +127,19 @@ def index_command(
         state = status_of(index)
         emit(state.model_dump(), as_json, state.text())
         return
-    if not delete and (image_id or dry_run):
-        raise typer.BadParameter("--image-id and --dry-run go with --delete")
-    if delete or optimize:
+    with_table = {"--captions": captions, "--pack": pack, "--int8": int8, "--sync": sync}
+    _check_options(with_table, delete, optimize, bool(image_id or dry_run))
+    if pictures and no_pictures:
+        raise typer.BadParameter("--pictures does not go with --no-pictures")
+    kept_at = None if no_pictures else pictures or pictures_of(index)
+    if captions is None:
         from mla_ray.cli.index_upkeep import upkeep
         from mla_ray.index.entry import Conditions
 
-        _refuse({"--captions": captions, "--pack": pack, "--int8": int8, "--sync": sync})
-        found = Conditions(image_id=image_id, language=language, source=source)
-        upkeep(
-            index,
-            native,
-            None if no_pictures else pictures or pictures_of(index),
-            conditions=found if delete else None,
-            dry_run=dry_run,
-            optimize=optimize,
-            as_json=as_json,
-        )
+        given = Conditions(image_id=image_id, language=language, source=source)
+        gone = given if delete else None
+        upkeep(index, native, kept_at, gone, dry_run=dry_run, optimize=optimize, as_json=as_json)
         return
-    if captions is None:
-        raise typer.BadParameter("give --captions, --status, --delete or --optimize")
     from mla_ray.data.table_reader import read_captions
     from mla_ray.index import ingest
     from mla_ray.index.encoders import Encoders
@@ -153,8 +147,6 @@ def index_command(
     from mla_ray.packs.card import by_language
     from mla_ray.runtime.console import bars, print_dropped
 
-    if pictures and no_pictures:
-        raise typer.BadParameter("--pictures does not go with --no-pictures")
     settings = _settings(index_settings, int8=int8)
     encoders = Encoders(native, by_language(pack or []))
     known, source = encoders.languages, source or PurePosixPath(captions).stem
@@ -167,7 +159,7 @@ def index_command(
         check_images=ingest.images_to_check(encoders, source, stored),
     )
     print_dropped(len(read.dropped), read.dropped)
-    store = None if no_pictures else PictureStore(pictures or pictures_of(index))
+    store = PictureStore(kept_at) if kept_at else None
     with bars() as report:
         done = ingest.index_rows(
             index,
@@ -201,10 +193,18 @@ def index_command(
     emit(result, as_json, text)
 
 
-def _refuse(options: dict[str, object]) -> None:
-    for option, value in options.items():
-        if value:
-            raise typer.BadParameter(f"{option} does not go with --delete or --optimize")
+def _check_options(
+    with_table: Mapping[str, object], delete: bool, optimize: bool, narrowed: bool
+) -> None:
+    """Check that a table is given, or `--delete` or `--optimize`, and only what goes with it."""
+    if narrowed and not delete:
+        raise typer.BadParameter("--image-id and --dry-run go with --delete")
+    if delete or optimize:
+        for option, value in with_table.items():
+            if value:
+                raise typer.BadParameter(f"{option} does not go with --delete or --optimize")
+    elif not with_table["--captions"]:
+        raise typer.BadParameter("give --captions, --status, --delete or --optimize")
 
 
 def _settings(file: Path | None, *, int8: bool) -> "IndexSettings":

@@ -20,8 +20,7 @@ from mla_ray.serving.client import Client
 from mla_ray.serving.client_retries import Retry
 from mla_ray.serving.deployments import Index
 from tests.serving.app_server import NDJSON, PNG, Server, Start, ingest, png_of, problem
-from tests.support.qdrant import Node
-from tests.support.qdrant import qdrant as started
+from tests.support.qdrant import OwnQdrant, own_qdrant
 
 QUERY = {"q": "ein Hund", "language": "de", "k": 5}
 FAULTS = pytest.mark.parametrize("fault", ["kill", "freeze"])
@@ -84,14 +83,14 @@ def test_a_replica_is_not_ill_because_its_server_is_away() -> None:
 
 
 @pytest.fixture
-def qdrant(tmp_path: Path) -> Iterator[Node]:
-    with started(tmp_path / "qdrant") as server:
+def qdrant(tmp_path: Path) -> Iterator[OwnQdrant]:
+    with own_qdrant(tmp_path / "qdrant") as server:
         yield server
 
 
 @pytest.fixture(params=["http", "grpc"])
 def url(
-    request: pytest.FixtureRequest, qdrant: Node, start: Start, pngs: list[bytes]
+    request: pytest.FixtureRequest, qdrant: OwnQdrant, start: Start, pngs: list[bytes]
 ) -> Iterator[str]:
     """The URL of the app on uvicorn, over the test's own Qdrant, with twelve images."""
     index = qdrant.urls[request.param]
@@ -147,7 +146,7 @@ class Searches:
                 self.answers.append(client.get("/v1/search", params=QUERY))
 
 
-def strike(qdrant: Node, fault: str) -> Callable[[], None]:
+def strike(qdrant: OwnQdrant, fault: str) -> Callable[[], None]:
     """Kill or freeze the server, and return what brings it back."""
     if fault == "kill":
         qdrant.kill()
@@ -159,7 +158,7 @@ def strike(qdrant: Node, fault: str) -> Callable[[], None]:
 @pytest.mark.server
 @FAULTS
 def test_searches_meet_503_while_the_server_is_away_and_the_same_hits_after_it(
-    url: str, qdrant: Node, fault: str
+    url: str, qdrant: OwnQdrant, fault: str
 ) -> None:
     before = httpx2.get(f"{url}/v1/search", params=QUERY).json()
     assert len(before["hits"]) == 5
@@ -185,7 +184,7 @@ def test_searches_meet_503_while_the_server_is_away_and_the_same_hits_after_it(
 @pytest.mark.server
 @FAULTS
 def test_an_ingest_goes_on_after_the_server_is_back_and_loses_nothing(
-    url: str, qdrant: Node, fault: str
+    url: str, qdrant: OwnQdrant, fault: str
 ) -> None:
     total, broken = 600, threading.Event()
 
@@ -213,7 +212,7 @@ def test_an_ingest_goes_on_after_the_server_is_back_and_loses_nothing(
 
 @pytest.mark.server
 @FAULTS
-def test_no_line_is_acknowledged_that_is_not_stored(url: str, qdrant: Node, fault: str) -> None:
+def test_no_line_is_acknowledged_that_is_not_stored(url: str, qdrant: OwnQdrant, fault: str) -> None:
     """One request of several batches, whose server fails before the second one."""
     lines = [
         json.dumps({"image_id": f"set/{n:03}", "language": "de", "caption": f"Hund {n}"})
