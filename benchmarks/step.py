@@ -1,9 +1,10 @@
 """Compare one training step at ViT-B/32 size with a loop that works like the official code.
 
     python benchmarks/step.py [--rounds 3] [--threads 2] [--levers] [--json step.json]
+        [--device cuda] [--precision bf16]
 
-Both sides train the same random weights on the same texts in fp32, because speed does not depend on
-the weights. They take turns in one process. The benchmark first compares their losses and gradients
+Both sides train the same random weights on the same texts, because speed does not depend on the
+weights. They take turns in one process. The benchmark first compares their losses and gradients
 and ends with an error if they differ.
 
 *Theirs* is written after reading the official code, not copied. It pads every text to 77 tokens. At
@@ -19,6 +20,9 @@ that 20,000 texts use about 23,000 rows. Images are one batch of noise. Data loa
 The time of our step depends on the batch's length, so a round takes the mean over all 16 batches of
 a pool grouped by length. The time of the other step does not depend on it.
 
+The benchmark also counts the operators that PyTorch dispatches in a step. They stand in for the
+kernels that a GPU starts. It counts separately those among them that make Python wait for a GPU.
+
 Frozen features are not part of our step, but they have a cost. The last column spreads this cost
 over the paper's schedule: 10 epochs of NLT and one epoch of LE in 5 languages, which makes 50 uses
 per caption and 5 per image.
@@ -30,6 +34,7 @@ import argparse
 import copy
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -42,12 +47,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mla_ray.data.sampling import BatchSampler
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
 from mla_ray.model.objectives import le_loss, nlt_loss
 from mla_ray.model.tokenizers import Ids, pad
+from mla_ray.training.batch_loss import encode_in_two_passes, to_device
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.optimizer import BETAS, EPS, Optimizer
 
@@ -57,12 +64,46 @@ USES: dict[Stage, int] = {"nlt": 50, "le": 5}
 PAD, CLS, SEP, VOCABULARY, ROW_WIDTH = 0, 101, 102, 119_547, 768  # M-BERT
 START, END, CONTEXT = 49_406, 49_407, 77  # CLIP
 HIDDEN, SCALE, CONFIG, LR = 256, 100.0, AcquireConfig(), 1e-4
+WAITS = {
+    *("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive"),
+    *("_coalesce", "equal", "is_nonzero"),
+}
+"""Operators whose result or its shape Python needs, so that it waits for a GPU."""
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counter of the operators that are dispatched inside the context, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        """Count an operator and run it."""
+        self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+    def figures(self) -> dict[str, int]:
+        """Return the number of operators, and of those that wait for the device."""
+        waits = sum(count for name, count in self.names.items() if name in WAITS)
+        return {"operators": self.names.total(), "waits": waits}
 
 
 class Corpus:
-    """Tokenized pairs and images for both sides. `batches` are the rows of one pool."""
+    """Tokenized pairs and images for both sides. `batches` are the rows of one pool.
 
-    def __init__(self, batch: int, count: int = 20_000, sigma: float = 0.45) -> None:
+    Args:
+        batch: Batch size.
+        device: Device of both sides.
+        precision: `fp32`, or `bf16` for autocast.
+
+    """
+
+    def __init__(self, batch: int, device: torch.device, precision: str) -> None:
+        count, sigma = 20_000, 0.45
+        self.device, self.precision = device, precision
         rng = np.random.default_rng(0)
         lengths = rng.lognormal(np.log(14) - sigma**2 / 2, sigma, count).round().astype(np.int64)
         lengths = lengths.clip(1, CONTEXT - 2)
@@ -72,8 +113,12 @@ class Corpus:
         words = np.split(drawn, lengths.cumsum()[:-1])
         self.texts = [np.array([CLS, *ids, SEP], np.int32) for ids in words]
         self.english = [np.array([START, *(ids % START), END], np.int32) for ids in words]
-        self.images = torch.randn(batch, 3, 224, 224)
+        self.images = torch.randn(batch, 3, 224, 224).to(device)
         self.batches = one_pool(lengths, batch)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which both sides compute a loss."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def one_pool(lengths: Rows, batch: int) -> list[Rows]:
@@ -93,7 +138,8 @@ class Ours:
         self.tokens = np.union1d([PAD], np.concatenate(corpus.texts))
         self.ids = [np.searchsorted(self.tokens, text).astype(np.int32) for text in corpus.texts]
         rows_VW = 0.05 * torch.randn(len(self.tokens), ROW_WIDTH)
-        self.encoder = LanguageEncoder(native.text, EmbeddingBlock(rows_VW, native.text), HIDDEN)
+        self.corpus, embedding = corpus, EmbeddingBlock(rows_VW, native.text)
+        self.encoder = LanguageEncoder(native.text, embedding, HIDDEN).to(corpus.device)
         for name, weight in self.encoder.acquirers.named_parameters():
             if name.endswith("up.weight"):
                 nn.init.normal_(weight, std=0.02)  # zero weights would hide differences
@@ -102,19 +148,24 @@ class Ours:
         self.optimizer = Optimizer(dense, CONFIG.weight_decay, self.rows)
         self.features = {stage: torch.zeros(len(corpus.texts), native.dim) for stage in USES}
         began = time.perf_counter()
-        self.features["le"][np.array(corpus.batches)] = native.encode_image(corpus.images)
+        self.features["le"][np.array(corpus.batches)] = native.encode_image(corpus.images).cpu()
         image = time.perf_counter()
         for batch in corpus.batches:
-            self.features["nlt"][batch] = native.encode_text(pad(pick(corpus.english, batch))[0])
+            self.features["nlt"][batch] = native.encode_text(
+                pad(pick(corpus.english, batch))[0]
+            ).cpu()
         english = (time.perf_counter() - image) / len(corpus.batches)
         self.encoding = {"nlt": english, "le": image - began}  # seconds per batch
 
     def loss(self, stage: Stage, batch: Rows) -> Tensor:
         """Return the loss of a batch against the stored features."""
-        text_BE = self.encoder(*pad(pick(self.ids, batch)))
-        if stage == "nlt":
-            return nlt_loss(text_BE, self.features[stage][batch])
-        return le_loss(text_BE, self.features[stage][batch], torch.arange(len(batch)), SCALE)
+        device = self.corpus.device
+        with self.corpus.autocast():
+            text_BE = encode_in_two_passes(self.encoder, pick(self.ids, batch), device)
+            target_BE = to_device(self.features[stage][batch], device)
+            if stage == "nlt":
+                return nlt_loss(text_BE, target_BE)
+            return le_loss(text_BE, target_BE, torch.arange(len(batch), device=device), SCALE)
 
     def step(self, stage: Stage, batch: Rows) -> None:
         """Take one training step."""
@@ -132,11 +183,12 @@ class Theirs(nn.Module):
         super().__init__()
         self.corpus, self.features = corpus, ours.features
         self.embedding = nn.Embedding(VOCABULARY, ROW_WIDTH)
-        self.embedding.weight.data[torch.from_numpy(ours.tokens)] = ours.rows.detach()
+        self.embedding.weight.data[torch.from_numpy(ours.tokens)] = ours.rows.detach().cpu()
         self.linear = copy.deepcopy(ours.encoder.embedding.linear)
         acquirers = copy.deepcopy(ours.encoder.acquirers)
         each: Iterator[Any] = iter(acquirers)
         self.acquirers = nn.ModuleList(nn.Sequential(a.down, nn.ReLU(), a.up) for a in each)
+        self.to(corpus.device)
         self.adam = torch.optim.AdamW(self.parameters(), LR, BETAS, EPS, CONFIG.weight_decay)
         self.clip = copy.deepcopy(clip).train()
         self.pull()
@@ -155,7 +207,7 @@ class Theirs(nn.Module):
 
     def encode(self, texts: Sequence[Ids], english: bool = False) -> Tensor:
         """Encode texts of the language, or English texts with the native alone, to `[B, E]`."""
-        ids_BL, _ = pad(texts, None if self.cut else CONTEXT)
+        ids_BL = pad(texts, None if self.cut else CONTEXT)[0].to(self.corpus.device)
         clip, length = self.clip, ids_BL.shape[1]
         x_BLD = clip.token_embedding(ids_BL) if english else self.linear(self.embedding(ids_BL))
         x_BLD = x_BLD + clip.positional_embedding[:length]
@@ -172,7 +224,7 @@ class Theirs(nn.Module):
     def target(self, stage: Stage, batch: Rows) -> Tensor:
         """Return the features of the English captions or of the images, `[B, E]`."""
         if self.cached:
-            return self.features[stage][batch]
+            return self.features[stage][batch].to(self.corpus.device)
         if stage == "nlt":
             return self.encode(pick(self.corpus.english, batch), english=True)
         features_BE: Tensor = self.clip.encode_image(self.corpus.images)
@@ -180,12 +232,13 @@ class Theirs(nn.Module):
 
     def loss(self, stage: Stage, batch: Rows) -> Tensor:
         """Return the loss of a batch."""
-        target_BE = self.target(stage, batch)
-        text_BE = self.encode(pick(self.corpus.texts, batch))
+        with self.corpus.autocast():
+            target_BE = self.target(stage, batch).float()
+            text_BE = self.encode(pick(self.corpus.texts, batch)).float()
         if stage == "nlt":
             return F.mse_loss(text_BE, target_BE)
         logits_BB = SCALE * F.normalize(target_BE, dim=-1) @ F.normalize(text_BE, dim=-1).T
-        right_B = torch.arange(len(logits_BB))
+        right_B = torch.arange(len(logits_BB), device=logits_BB.device)
         return (F.cross_entropy(logits_BB, right_B) + F.cross_entropy(logits_BB.T, right_B)) / 2
 
     def step(self, stage: Stage, batch: Rows) -> None:
@@ -202,17 +255,22 @@ def pick(texts: Sequence[Ids], batch: Rows) -> list[Ids]:
 
 
 def verify(stage: Stage, ours: Ours, theirs: Theirs) -> str:
-    """Check that both sides have the same loss and the same gradients of the embedding rows.
+    """Check in fp32 that both sides have the same loss and gradients of the embedding rows.
 
     Raises:
         AssertionError: The losses or gradients differ.
 
     """
-    losses = [side.loss(stage, theirs.corpus.batches[0]) for side in (ours, theirs)]
+    corpus = theirs.corpus
+    precision, corpus.precision = corpus.precision, "fp32"
+    losses = [side.loss(stage, corpus.batches[0]) for side in (ours, theirs)]
+    corpus.precision = precision
     torch.autograd.backward(torch.stack(losses).sum())
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
     mine_VW = cast(Tensor, ours.rows.grad).to_dense()
-    other_VW = cast(Tensor, theirs.embedding.weight.grad)[torch.from_numpy(ours.tokens)]
+    other_VW = cast(Tensor, theirs.embedding.weight.grad)[
+        torch.from_numpy(ours.tokens).to(corpus.device)
+    ]
     error = float((mine_VW - other_VW).norm() / other_VW.norm())
     torch.testing.assert_close(error, 0.0, rtol=0, atol=1e-3)
     ours.encoder.zero_grad()
@@ -223,10 +281,23 @@ def verify(stage: Stage, ours: Ours, theirs: Theirs) -> str:
 
 def seconds(side: Ours | Theirs, stage: Stage, batches: Sequence[Rows]) -> float:
     """Return the mean time of a step over `batches`."""
+    on_gpu = side.corpus.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
     began = time.perf_counter()
     for batch in batches:
         side.step(stage, batch)
+    if on_gpu:
+        torch.cuda.synchronize()
     return (time.perf_counter() - began) / len(batches)
+
+
+def count(side: Ours | Theirs, stage: Stage) -> dict[str, int]:
+    """Return the number of operators of a step, and of those that wait for the device."""
+    operators = Operators()
+    with operators:
+        side.step(stage, side.corpus.batches[0])
+    return operators.figures()
 
 
 def race(stage: Stage, ours: Ours, theirs: Theirs, rounds: int, steps: int) -> dict[str, Any]:
@@ -241,6 +312,7 @@ def race(stage: Stage, ours: Ours, theirs: Theirs, rounds: int, steps: int) -> d
         "speed-up": [np.median(ratios), ratios.min(), ratios.max()],
         "frozen features": ours.encoding[stage],  # seconds per batch
         "speed-up with frozen features": other / (mine + ours.encoding[stage] / USES[stage]),
+        "counts": [count(ours, stage), count(theirs, stage)],
     }
 
 
@@ -268,20 +340,27 @@ def main() -> None:
     )
     for name, default in {"batch": 128, "rounds": 3, "steps": 1, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--levers", action="store_true", help="time the optimizations one by one")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    console, corpus, clip = Console(), Corpus(args.batch), open_clip.create_model("ViT-B-32")
-    ours = Ours(Native("ViT-B-32, random", clip, open_clip.get_tokenizer("ViT-B-32")), corpus)
+    console, clip = Console(), open_clip.create_model("ViT-B-32")
+    corpus = Corpus(args.batch, torch.device(args.device), args.precision)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    ours = Ours(Native("ViT-B-32, random", clip, tokenizer, args.device), corpus)
     theirs = Theirs(clip, corpus, ours)
     for stage in USES:
         console.print(verify(stage, ours, theirs), highlight=False)
     for side in (ours, theirs):  # the first step allocates Adam's state
         side.step("nlt", corpus.batches[0])
 
-    title = f"batch {args.batch}, {args.threads} threads, {len(ours.tokens):,} active rows"
+    where = args.device if args.device == "cuda" else f"{args.threads} threads"
+    title = f"batch {args.batch}, {args.precision}, {where}, {len(ours.tokens):,} active rows"
     head = ("", "ours s", "texts/s", "theirs s", "texts/s", "ratio", "with features")
     table = Table(*head, title=title)
     figures = {stage: race(stage, ours, theirs, args.rounds, args.steps) for stage in USES}
@@ -290,6 +369,12 @@ def main() -> None:
         ratio = "{:.1f}x ({:.1f}-{:.1f})".format(*found["speed-up"])
         table.add_row(stage, *cells, ratio, f"{found['speed-up with frozen features']:.1f}x")
     console.print(table)
+    for stage, found in figures.items():
+        counts = "; ".join(
+            f"{side}: {each['operators']:,} operators, {each['waits']} wait for the device"
+            for side, each in zip(("ours", "theirs"), found["counts"], strict=True)
+        )
+        console.print(f"{stage}: {counts}", highlight=False)
     for stage, found in figures.items() if args.levers else ():
         found["levers"] = times = levers(stage, ours, theirs, args.rounds)
         console.print(f"{stage}: " + ", ".join(f"{name} {t:.2f} s" for name, t in times.items()))

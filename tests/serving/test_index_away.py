@@ -212,7 +212,9 @@ def test_an_ingest_goes_on_after_the_server_is_back_and_loses_nothing(
 
 @pytest.mark.server
 @FAULTS
-def test_no_line_is_acknowledged_that_is_not_stored(url: str, qdrant: OwnQdrant, fault: str) -> None:
+def test_no_line_is_acknowledged_that_is_not_stored(
+    url: str, qdrant: OwnQdrant, fault: str
+) -> None:
     """One request of several batches, whose server fails before the second one."""
     lines = [
         json.dumps({"image_id": f"set/{n:03}", "language": "de", "caption": f"Hund {n}"})

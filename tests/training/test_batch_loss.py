@@ -82,3 +82,36 @@ def test_a_step_reads_nothing_from_the_device(
         optimizer.zero_grad()
     with pytest.raises(RuntimeError, match="meta"):
         loss.item()
+
+
+@pytest.mark.parametrize("stage", ["nlt", "le"])
+def test_losses_are_those_of_the_librarys_own_blocks(
+    native: Native, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def losses() -> list[float]:
+        torch.manual_seed(0)
+        rows = learned_rows(12, native.text, torch.Generator().manual_seed(0))
+        encoder = LanguageEncoder(native.text, EmbeddingBlock(rows, native.text), 8)
+        rest = [w for w in encoder.parameters() if w is not encoder.embedding.rows.weight]
+        optimizer = Optimizer(rest, 0.2, encoder.embedding.rows.weight)
+        texts = [np.arange(1, length, dtype=np.int32) for length in (9, 3, 7, 4, 8, 5)]
+        target, found = torch.randn(6, 32), []
+        for _ in range(10):
+            text = encode_in_two_passes(encoder, texts, native.device)
+            loss = (
+                nlt_loss(text, target)
+                if stage == "nlt"
+                else le_loss(text, target, torch.arange(6), 100.0)
+            )
+            loss.backward()
+            optimizer.all_reduce()
+            optimizer.clip_grad_norm_(1.0)
+            optimizer.step(1e-3)
+            optimizer.zero_grad()
+            found.append(loss.item())
+        return found
+
+    ours = losses()
+    assert ours[-1] < ours[0]
+    monkeypatch.setattr(native.text, "_frozen_blocks", None)
+    assert ours == pytest.approx(losses(), rel=1e-5, abs=1e-5)
