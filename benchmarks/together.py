@@ -17,7 +17,8 @@ from statistics import median
 import numpy as np
 
 from mla_ray.index.backend import VectorSpace
-from mla_ray.index.collection import CaptionIndex, Entry
+from mla_ray.index.collection import CaptionIndex
+from mla_ray.index.entry import Entry
 from mla_ray.index.search import Search
 
 SPACE = VectorSpace("together", "c0ffee" * 4, 128)
