@@ -3,12 +3,20 @@
 `make docs` writes them. `tests/docs/test_reference.py` fails if a page differs from the code.
 """
 
+import io
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
+import click
+import typer
+from typer.cli import get_docs_for_click
+
+from mla_ray.cli import app
 from mla_ray.cli.job import JOBS
 from mla_ray.serving.app import openapi_schema
 
@@ -22,22 +30,25 @@ the same names as YAML keys, with underscores.
 """
 
 
-def run(*arguments: str) -> str:
-    """Return what a Python command prints, at a width that does not depend on the terminal."""
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=True
-    ).stdout
+def printed(main: Callable[[], object]) -> str:
+    """Return what a command prints before it exits, at a width that no terminal decides."""
+    output = io.StringIO()
+    width = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    with redirect_stdout(output), suppress(SystemExit), patch.dict(os.environ, width):
+        main()
+    return output.getvalue().strip()
 
 
 def pages() -> dict[str, str]:
     """Return the text of every generated file by its name."""
-    command_line = run("-m", "typer", "mla_ray.cli", "utils", "docs", "--name", "mla")
-    helps = {name: run("-m", "mla_ray", "job", name, "--help").strip() for name in JOBS}
+    command = typer.main.get_command(app)
+    context = click.Context(command, info_name="mla")
+    command_line = get_docs_for_click(obj=command, ctx=context, name="mla").strip()
+    helps = {name: printed(partial(main, ["--help"])) for name, (main, _) in JOBS.items()}
     jobs = [f"## mla job {name}\n\n```text\n{text}\n```\n" for name, text in helps.items()]
     schema = json.dumps(openapi_schema(), indent=1, ensure_ascii=False)
     return {
-        "cli.md": GENERATED + command_line.strip() + "\n",
+        "cli.md": GENERATED + command_line + "\n",
         "jobs.md": GENERATED + "\n".join([JOB_INTRODUCTION, *jobs]),
         "openapi.json": schema + "\n",
     }
