@@ -9,6 +9,7 @@ import typer
 from mla_ray.cli.options import Json, NativeName, Skip, emit, one_language, pictures_of
 
 if TYPE_CHECKING:
+    from mla_ray.index.indexed import Indexed
     from mla_ray.index.settings import IndexSettings
 
 
@@ -172,6 +173,18 @@ def index_command(
             pictures=store,
         )
     print_dropped(done.rejected, done.reasons)
+    result, text = _summary(done)
+    if sync:
+        # The keys of all rows, including those that were rejected above.
+        kept = ingest.keys_of([captions], source, language, known)
+        removed = ingest.sync(index, encoders.space, source, kept, store)
+        result["removed"] = removed
+        text += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())
+    emit(result, as_json, text)
+
+
+def _summary(done: "Indexed") -> tuple[dict[str, object], str]:
+    """Return what `--json` prints of an indexed table, and the lines for a terminal."""
     result: dict[str, object] = {
         **done.written,
         "encoded": done.encoded,
@@ -184,13 +197,7 @@ def index_command(
         f"unchanged {done.unchanged[name]:,})"
         for name, count in done.written.items()
     )
-    if sync:
-        # The keys of all rows, including those that were rejected above.
-        kept = ingest.keys_of([captions], source, language, known)
-        removed = ingest.sync(index, encoders.space, source, kept, store)
-        result["removed"] = removed
-        text += "\nremoved: " + ", ".join(f"{n:,} {name}" for name, n in removed.items())
-    emit(result, as_json, text)
+    return result, text
 
 
 def _check_options(

@@ -188,9 +188,14 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the state that `state_dict` returned."""
         fields_of: dict[int, dict[str, Tensor]] = {}
+        weights = [w for group in self.adamw.param_groups for w in group["params"]]
         for name, value in state.items():
             if not name.startswith("rows."):
                 index, _, field = name.removeprefix(self._prefix).partition(".")
+                weight = weights[int(index)]
+                if value.shape == weight.shape:
+                    # With the strides of the weight, because a fused step does not compare them.
+                    value = torch.empty_like(weight).copy_(value)
                 fields_of.setdefault(int(index), {})[field] = value
         groups = self.adamw.state_dict()["param_groups"]
         self.adamw.load_state_dict({"state": fields_of, "param_groups": groups})

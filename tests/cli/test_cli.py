@@ -394,7 +394,7 @@ def test_entries_are_removed_by_their_source_language_and_image(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give --captions, or --delete, or --optimize"),
+        ([], "give --captions, --status, --delete or --optimize"),
         (["--delete"], "--delete needs --source, --language or --image-id"),
         (["--delete", "--source", "a", "--captions", "a.csv"], "--captions does not go with"),
         (["--optimize", "--sync"], "--sync does not go with --delete or --optimize"),

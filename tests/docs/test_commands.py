@@ -40,6 +40,7 @@ NOT_RUN = {
     ("docs/ray-up.md", "mkdir -m 700"): "needs AWS",
     ("docs/ray-up.md", "SG=$(aws"): "needs AWS",
     ("docs/ray-up.md", "ray rsync-up"): "needs AWS",
+    ("docs/serving.md", "curl http"): "tests/serving/test_collections.py corrects a caption",
     ("docs/serving.md", "curl --get"): "README has the same request",
     ("docs/serving.md", "make serve"): "the demo's own tests serve its folder",
     ("docs/serving.md", "export RAY_AUTH_MODE"): "tests/cluster/ deploys this file",

@@ -162,7 +162,7 @@ def test_help_shows_every_key_with_docstring_and_default(toy: Path) -> None:
     assert (code, lines) == (0, [])
     assert "usage: python -m toy " in out
     assert re.search(r"--do str\s+What to do. \(default: well\)", out)
-    assert re.search(r"--nlt.batch int\s+\(default: 256\)", out)
+    assert re.search(r"--nlt.batch int\s+Rows of a step, over all workers. \(default: 256\)", out)
 
 
 @pytest.mark.parametrize(

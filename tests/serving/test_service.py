@@ -136,7 +136,7 @@ def test_an_index_and_pictures_of_0_1_0_stay_together_when_another_source_comes(
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "t")
     native = Native.load(str(native_folder))
-    config = CollectionConfig(space_of(native), None, 2)  # as 0.1.0 made it
+    config = CollectionConfig(space_of(native), schema=2)  # as 0.1.0 made it
     backend = EdgeBackend.open(tmp_path / "index" / "images", config, create=True)
     name = json.dumps([native.fingerprint, "1", ""])
     id_ = str(uuid.uuid5(uuid.UUID("f1bb0d4e-8d8a-5a5c-9d56-0c5c0a8e6d11"), name))

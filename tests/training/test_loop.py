@@ -905,7 +905,7 @@ def test_a_run_from_a_pack_is_of_one_language_and_of_the_packs(
     train(make(tmp_path / "first", CONFIG))
     pack, native = tmp_path / "first" / "packs" / "le" / "de", Native.load(str(native_folder))
     german = Corpus("de", [], tables["de"].captions, pack)
-    with pytest.raises(ValueError, match="of one language"):
+    with pytest.raises(ValueError, match="has one language"):
         prepare(native, [german, tables["hi"]], CONFIG, as_path(tmp_path / "two"))
     hindi = Corpus("hi", [], tables["hi"].captions, pack)
     with pytest.raises(ValueError, match="a pack for 'de', not for 'hi'"):
