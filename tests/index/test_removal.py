@@ -237,7 +237,8 @@ def test_entries_are_removed_under_searches_and_their_space_is_freed(
     else:
         index.close()
         assert deleted_vectors(engine.url) == 0
-        config = connect(engine.url).get_collection("captions").config.optimizer_config
+        alias = f"captions-{SPACE.fingerprint[:12]}"
+        config = connect(engine.url).get_collection(alias).config.optimizer_config
         assert (config.deleted_threshold, config.vacuum_min_vector_number) == (0.2, 1000)
 
 
