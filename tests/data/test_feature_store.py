@@ -349,6 +349,7 @@ def test_a_bad_image_costs_its_row_and_is_told_every_time(
     assert len(list(Path(store.folder).iterdir())) == len(contents.blocks), "nothing was new"
 
 
+@pytest.mark.slow
 def test_what_was_refused_is_tried_again_at_each_fill(
     ray_cluster: None, native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:

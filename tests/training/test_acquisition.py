@@ -193,6 +193,7 @@ def test_the_same_seed_gives_the_same_pack_on_a_worker_and_without_any(
     assert same(one, german / "packs" / "le" / "de")
 
 
+@pytest.mark.slow
 def test_two_workers_learn_what_one_does(
     ray_cluster: None, german: Path, run_of: RunOf, corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:
