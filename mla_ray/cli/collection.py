@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mla_ray.cli.options import Json, NativeName, emit
+from mla_ray.cli.options import Int8, Json, NativeName, emit
 
 if TYPE_CHECKING:
     from mla_ray.index.foreign import ForeignVectors
@@ -142,12 +142,7 @@ def collection_adopt(
             "collection or file."
         ),
     ] = None,
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8", help="Quantize the vectors of new collections to int8, to save memory."
-        ),
-    ] = False,
+    int8: Int8 = False,
     as_json: Json = False,
 ) -> None:
     """Copy image vectors that other software made with the same native to the collection `images`.

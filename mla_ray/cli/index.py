@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mla_ray.cli.options import Json, NativeName, Skip, emit, one_language, pictures_of
+from mla_ray.cli.options import Int8, Json, NativeName, Skip, emit, one_language, pictures_of
 
 if TYPE_CHECKING:
     from mla_ray.index.indexed import Indexed
@@ -46,12 +46,7 @@ def index_command(
             "table's file."
         ),
     ] = None,
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8", help="Quantize the vectors of new collections to int8, to save memory."
-        ),
-    ] = False,
+    int8: Int8 = False,
     index_settings: Annotated[
         Path | None,
         typer.Option(

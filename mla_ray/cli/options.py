@@ -27,6 +27,10 @@ DataFolder = Annotated[
 Captions = Annotated[
     str, typer.Option("--captions", help="Caption table (Parquet, CSV, TSV, JSONL, …).")
 ]
+Int8 = Annotated[
+    bool,
+    typer.Option("--int8", help="Quantize the vectors of new collections to int8, to save memory."),
+]
 Repo = Annotated[
     str,
     typer.Argument(help="Repository of the pack: hf-hub:owner/name, or a folder or URL."),

@@ -144,10 +144,9 @@ class CollectionConfig:
             ValueError: The record is not one of mla-ray, or has another schema.
 
         """
-        if not _is_ours(record):
+        if not is_ours(record):
             raise _not_ours(record, where)
-        space = VectorSpace(str(record["native"]), str(record["fingerprint"]), int(record["dim"]))
-        return cls(space).of_record(record, ENGINE_DEFAULTS, where)
+        return cls(recorded_space(record)).of_record(record, ENGINE_DEFAULTS, where)
 
     def of_record(self, record: Any, stored: IndexSettings, where: str) -> "CollectionConfig":
         """Return the configuration of an existing collection with this record.
@@ -167,7 +166,7 @@ class CollectionConfig:
 
         """
         space = self.space
-        if not _is_ours(record):
+        if not is_ours(record):
             raise _not_ours(record, where)
         if record["schema"] not in (MIXED_SCHEMA, SCHEMA):
             raise ValueError(
@@ -195,9 +194,15 @@ def _owner(space: VectorSpace) -> Record:
     return {"native": space.native, "fingerprint": space.fingerprint, "dim": space.dim}
 
 
-def _is_ours(record: Any) -> bool:
+def is_ours(record: Any) -> bool:
+    """Return whether the record of a collection is one of mla-ray."""
     keys = {"schema", "native", "fingerprint", "dim"}
     return isinstance(record, dict) and keys <= record.keys()
+
+
+def recorded_space(record: Record) -> VectorSpace:
+    """Return the native of a record of mla-ray."""
+    return VectorSpace(str(record["native"]), str(record["fingerprint"]), int(record["dim"]))
 
 
 def _not_ours(record: Any, where: str) -> ValueError:

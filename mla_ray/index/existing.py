@@ -1,7 +1,6 @@
 """Collections that exist at a URL, opened without their native by the records beside them."""
 
 import json
-import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from mla_ray.index.address import Address
 from mla_ray.index.backend import CollectionConfig
 from mla_ray.index.collection import CaptionIndex
-from mla_ray.index.server import connect
+from mla_ray.index.server import aliases_of, connect
 from mla_ray.index.server_errors import reaching
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 
@@ -38,7 +37,7 @@ def config_at(
         if not file.exists():
             return None
         return CollectionConfig.read(json.loads(file.read_text()), str(file.parent))
-    names = re.compile(re.escape(Address.parse(url).prefixed(collection)) + "(-[0-9a-f]{12})?")
+    names = aliases_of(Address.parse(url).prefixed(collection))
     with closing(connect(url)) as client, reaching(url):
         aliases = sorted(alias.alias_name for alias in client.get_aliases().aliases)
         records = {

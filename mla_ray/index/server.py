@@ -116,7 +116,7 @@ class ServerBackend:
         for one native a server: such an alias is used by the native whose vectors it names.
         """
         space = self.config.space
-        names = [f"{self.collection}-{found[:12]}" for found in space.fingerprints]
+        names = [alias_of(self.collection, found) for found in space.fingerprints]
         for name in names:
             if name in aliases:
                 return name
@@ -144,7 +144,7 @@ class ServerBackend:
 
     def _other_natives(self, aliases: dict[str, str]) -> str:
         """Return name and fingerprint of the natives that have a collection of this name."""
-        ours = re.compile(re.escape(self.collection) + "(-[0-9a-f]{12})?")
+        ours = aliases_of(self.collection)
         records = [
             self.client.get_collection(name).config.metadata or {}
             for name in sorted(aliases)
@@ -360,6 +360,16 @@ class ServerBackend:
         if ids is not None:
             must.append(models.HasIdCondition(has_id=list(ids)))
         return models.Filter(must=must)
+
+
+def alias_of(collection: str, fingerprint: str) -> str:
+    """Return the alias of a native's collection. `collection` has its prefix."""
+    return f"{collection}-{fingerprint[:12]}"
+
+
+def aliases_of(collection: str) -> re.Pattern[str]:
+    """Return a pattern of the aliases of a collection for any native, that of 0.1.0 included."""
+    return re.compile(re.escape(collection) + "(-[0-9a-f]{12})?")
 
 
 def scroll_records(

@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from qdrant_client import QdrantClient
 
 from mla_ray.index.address import SEPARATOR, Address
-from mla_ray.index.backend import CollectionBackend, CollectionConfig, VectorSpace
+from mla_ray.index.backend import CollectionBackend, CollectionConfig, is_ours, recorded_space
+from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.edge import EdgeBackend
 from mla_ray.index.edge_folder import occupied
-from mla_ray.index.server import ServerBackend, connect
+from mla_ray.index.server import ServerBackend, alias_of, connect
 from mla_ray.index.server_errors import reaching
 from mla_ray.index.server_settings import settings_of
 from mla_ray.index.server_version import check_version
@@ -125,7 +126,7 @@ def status_of(url: str) -> IndexStatus:
 def _of_folder(root: Path) -> Iterator[CollectionStatus]:
     for folder in sorted(path.parent for path in root.glob("*/current")):
         record = json.loads((folder / "space.json").read_text())
-        space = VectorSpace(record["native"], record["fingerprint"], record["dim"])
+        space = recorded_space(record)
         with closing(EdgeBackend.open(folder, CollectionConfig(space), create=False)) as backend:
             yield _status(
                 backend,
@@ -141,10 +142,9 @@ def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[Collecti
     for alias, version in sorted(aliases.items()):
         info = client.get_collection(version)
         record = info.config.metadata or {}
-        ours = record.keys() >= {"schema", "native", "fingerprint", "dim"}
-        if not ours or not alias.startswith(prefix + SEPARATOR if prefix else ""):
+        if not is_ours(record) or not alias.startswith(prefix + SEPARATOR if prefix else ""):
             continue
-        space = VectorSpace(record["native"], record["fingerprint"], record["dim"])
+        space = recorded_space(record)
         config = CollectionConfig(space, settings_of(info.config), record["schema"])
         cluster = client.collection_cluster_info(version)
         replicas = [
@@ -157,7 +157,7 @@ def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[Collecti
         optimizer = info.optimizer_status
         yield _status(
             ServerBackend(client, url, config, alias, alias),
-            collection=alias.removesuffix(f"-{space.fingerprint[:12]}"),
+            collection=alias.removesuffix(alias_of("", space.fingerprint)),
             version=version,
             in_graph=info.indexed_vectors_count or 0,
             state=info.status.value,
@@ -168,17 +168,17 @@ def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[Collecti
 
 def _status(backend: CollectionBackend, **found: object) -> CollectionStatus:
     """Return the status of a collection: what is asked for alike everywhere, and what was found."""
-    space, points = backend.config.space, backend.count({})
-    languages = {name: n for name, n in sorted(backend.facet("language").items()) if name}
+    contents = CaptionIndex(backend, backend.config.space).contents()
+    space, points = contents.space, contents.entries
     return CollectionStatus.model_validate(
         {
             "native": space.native,
             "fingerprint": space.fingerprint,
             "dim": space.dim,
-            "schema_number": backend.config.schema,
+            "schema_number": contents.schema,
             "points": points,
-            "languages": languages,
-            "sources": dict(sorted(backend.facet("source").items())),
+            "languages": contents.languages,
+            "sources": contents.sources,
             "settings": backend.config.settings,
             "vector_bytes": points * space.dim * 4,
             **found,
