@@ -4,8 +4,8 @@
                                 [--json scaling.json]
 
 Parts: start, saturate, sawtooth, overload, zero. All parts run by default, in about 25 minutes. The
-benchmark needs Debian's `wrk`, the German pack of `make demo` in `--run`, and one earlier run of
-`mla serve`, which makes the index.
+benchmark needs Debian's `wrk`. It uses the German pack of `make demo` in `--run`, and its index of
+all emoji. What is missing is made first.
 
 The deployments are those of serve/config.yaml, on a private Ray with 16 logical CPUs. Real cores
 may be fewer: replicas then share them, and more replicas do not answer more requests. These
@@ -42,6 +42,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
 
 from benchmarks.serving import Bench, wrk
+from mla_ray.demo.showcase import prepare
 from mla_ray.model.native import Native
 from mla_ray.runtime.cluster import free_port, ray_session
 from mla_ray.serving.local import NAME, running, scratch_environment
@@ -418,6 +419,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     results = {}
+    prepare(given.run, given.data)
     with tempfile.TemporaryDirectory(prefix="mla-scaling-") as scratch, scratch_environment():
         bench = Bench(Native.load("emoji-clip"), given.run, given.data, Path(scratch), ("de",))
         timed: dict[str, Callable[[], Figures]] = {
