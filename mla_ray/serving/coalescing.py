@@ -52,6 +52,11 @@ class Coalescer(Generic[Item, Results]):
         self._queued = 0
         self._running: set[asyncio.Task[None]] = set()  # asyncio holds only weak references
 
+    @property
+    def queued(self) -> int:
+        """Number of items that wait."""
+        return self._queued
+
     async def __call__(self, items: list[Item]) -> Results:
         """Queue the items and return their results.
 

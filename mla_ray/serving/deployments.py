@@ -35,6 +35,8 @@ from mla_ray.serving.engines import (
     Vectors,
     torch_thread,
 )
+from mla_ray.serving.exporters import RayExporter
+from mla_ray.serving.metrics import IndexMetrics
 from mla_ray.serving.schemas import Collection
 from mla_ray.serving.settings import Settings
 
@@ -180,6 +182,7 @@ class Index:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._metrics = IndexMetrics(RayExporter())
         native = Native.load(settings.native)  # its fingerprint identifies the vectors of an index
         deadline = time.monotonic() + OPEN_FOR_S
         while True:
@@ -230,7 +233,7 @@ class Index:
 
         A server that is away is no reason: it is away from every replica.
         """
-        with suppress(IndexUnavailable):
+        with suppress(IndexUnavailable), self._metrics.check():
             await self.check()
 
     def __del__(self) -> None:
@@ -367,7 +370,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         replica = serve.get_replica_context().replica_id.unique_id
-        return create_app(self._backend, self._settings, replica)
+        return create_app(self._backend, self._settings, replica, [RayExporter()])
 
 
 def _threads(settings: Settings) -> int:

@@ -135,6 +135,11 @@ class Service:
             except Exception as error:  # if the store is unreachable, known packs stay in service
                 log.warning("pack store %s: %s", self._settings.packs, error)
 
+    def queued(self) -> dict[str, int]:
+        """Return the number of items that wait for a batch, by queue."""
+        queues = {"texts": self._texts, "tokens": self._counts, "queries": self._queries}
+        return {name: queue.queued for name, queue in queues.items()}
+
     async def search_text(self, text: str, language: str, page: Page) -> SearchResult:
         """Search by a text in `language`, which is a BCP-47 tag or `AUTO` for detection."""
         in_language = self._language_filter(page)
