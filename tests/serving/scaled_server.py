@@ -1,36 +1,26 @@
-"""The application with the deployments of `serve/config.yaml` on a private Ray, until stdin ends.
+"""The deployments of `serve/config.yaml` on a private Ray, until the standard input ends.
 
-Arguments: the settings as JSON. Writes a line of JSON with the URL of the application, the URL of
-the node's metrics, and the file by which Prometheus finds that URL.
+The argument is the settings as JSON. The output is the URL of the server.
 """
 
-import json
 import sys
-from pathlib import Path
 
 import yaml
 
 from mla_ray.runtime.cluster import free_port, ray_session
 from mla_ray.serving.local import running, scratch_environment
 from mla_ray.serving.settings import Settings
-
-CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
+from tests.support import ROOT
 
 
 def main() -> None:
     settings = Settings.model_validate_json(sys.argv[1])
-    (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
+    (application,) = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())["applications"]
     options = {deployment.pop("name"): deployment for deployment in application["deployments"]}
-    with (
-        scratch_environment(),
-        ray_session(cpus=4, dashboard=True),
-        running(settings, port=free_port(), options=options) as url,
-    ):
-        import ray
-
-        (node,) = ray.nodes()
-        metrics = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
-        print(json.dumps({"url": url, "metrics": metrics}), flush=True)
+    serving = running(settings, port=free_port(), options=options, shut_down=False)
+    # The dashboard's server writes the file in which Prometheus finds the nodes.
+    with scratch_environment(), ray_session(cpus=4, dashboard=True), serving as url:
+        print(url, flush=True)
         sys.stdin.read()
 
 
