@@ -27,9 +27,9 @@ from mla_ray.packs.library import load_packs
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.cluster import free_port
 from tests.serving.expected import image_vector, nearest, text_vector
-from tests.serving.prometheus import Series, scraped_when
 from tests.support import ROOT
 from tests.support.natives import MakePack
+from tests.support.prometheus import Series, scraped_when
 from tests.support.server import Served, serving
 
 MLA = Path(sys.executable).parent / "mla"

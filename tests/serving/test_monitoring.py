@@ -23,9 +23,10 @@ from mla_ray.runtime.bundled import configurations
 from mla_ray.serving.schemas import ProblemKind
 from mla_ray.serving.settings import Settings
 from tests.serving.app_server import NDJSON, PNG
-from tests.serving.prometheus import Series, scraped_when, used
+from tests.serving.promql import used
 from tests.support import ROOT
 from tests.support.natives import MakePack
+from tests.support.prometheus import Series, scraped_when
 
 MONITORING = ROOT / "serve" / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text())
