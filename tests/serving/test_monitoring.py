@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ ALERTS: list[dict[str, Any]] = [
     for group in yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
     for rule in group["rules"]
 ]
+PROMTOOL = shutil.which("promtool")
 PROMETHEUS: dict[str, Any] = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
 
 
@@ -103,6 +105,31 @@ def test_each_alert_says_what_is_wrong_and_how_urgent_it_is() -> None:
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
         assert rule["annotations"]["summary"].endswith("."), rule["alert"]
         assert rule["annotations"]["description"].endswith("."), rule["alert"]
+
+
+@pytest.mark.skipif(not PROMTOOL, reason="needs promtool: apt-get install prometheus")
+def test_alerts_fire_in_the_cases_of_alert_cases_and_not_before(tmp_path: Path) -> None:
+    """Without the annotations, which promtool would compare, too."""
+    assert PROMTOOL
+    subprocess.run([PROMTOOL, "check", "config", MONITORING / "prometheus.yaml"], check=True)
+    rules = [{key: rule[key] for key in rule.keys() - {"annotations"}} for rule in ALERTS]
+    (tmp_path / "alerts.yaml").write_text(
+        yaml.safe_dump({"groups": [{"name": "mla-ray", "rules": rules}]})
+    )
+    cases = shutil.copy(Path(__file__).parent / "alert_cases.yaml", tmp_path)
+    run = subprocess.run([PROMTOOL, "test", "rules", cases], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_each_alert_has_a_case_in_which_it_fires() -> None:
+    cases = yaml.safe_load((Path(__file__).parent / "alert_cases.yaml").read_text())
+    fired = {
+        test["alertname"]
+        for group in cases["tests"]
+        for test in group["alert_rule_test"]
+        if test["exp_alerts"]
+    }
+    assert fired == {rule["alert"] for rule in ALERTS}
 
 
 def test_alerts_select_problems_that_there_are() -> None:
