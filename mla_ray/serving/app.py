@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,19 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        tasks = [
-            asyncio.create_task(service.follow_store()),
-            asyncio.create_task(_follow_queues(service, metrics)),
+        following = [
+            asyncio.create_task(follow)
+            for follow in (
+                service.follow_store(),
+                service.follow_replicas(),
+                _follow_queues(service, metrics),
+            )
         ]
         yield
-        for task in tasks:
+        for task in following:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await task
 
     app = _documented_app(lifespan)
     app.needs_token = settings.token() is not None

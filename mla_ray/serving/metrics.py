@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mla_ray.serving.exporters import Exporter
+from mla_ray.serving.load import Load
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE"})
@@ -72,33 +73,36 @@ class Metrics:
             self._queued(count, {"queue": queue})
 
 
-class WorkMetrics:
-    """Metrics of a deployment behind the HTTP app: how long calls wait, and how busy it is."""
+class RecordedLoad(Load):
+    """Load of a replica that is also a metric: how long calls wait, and how busy the replica is."""
 
     def __init__(self, exporter: Exporter) -> None:
+        super().__init__()
         self._wait = exporter.histogram(
             "mla_wait_seconds",
-            "Time in seconds that the items of a call waited until they were processed",
+            "Mean time in seconds that the items of a call waited until they were processed",
             [],
             BUCKETS,
         )
-        self._items = exporter.counter("mla_items", "Number of processed items", [])
+        self._processed = exporter.counter("mla_items", "Number of processed items", [])
         self._busy = exporter.counter(
             "mla_busy_seconds", "Time in seconds spent on calls, as a sum over the calls", []
         )
 
     def waited(self, seconds: float, items: int = 1) -> None:
         """Record that the processing of a call's items begins after a time of waiting."""
+        super().waited(seconds, items)
         self._wait(max(seconds, 0.0), {})
         if items:
-            self._items(items, {})
+            self._processed(items, {})
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Add the time in the context to the time spent on calls."""
+        """Count the time in the context as busy."""
         began = time.perf_counter()
         try:
-            yield
+            with super().busy():
+                yield
         finally:
             self._busy(time.perf_counter() - began, {})
 

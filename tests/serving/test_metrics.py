@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mla_ray.serving.exporters import Registry, Several
-from mla_ray.serving.metrics import IndexMetrics, Metrics, WorkMetrics
+from mla_ray.serving.metrics import IndexMetrics, Metrics, RecordedLoad
 from tests.serving.app_server import Server
 
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -109,9 +109,9 @@ def wait_for(holds: Any) -> None:
         time.sleep(0.1)
 
 
-def test_work_is_counted_with_its_wait() -> None:
+def test_the_load_is_sampled_and_counted() -> None:
     registry = Registry("local")
-    work = WorkMetrics(registry)
+    work = RecordedLoad(registry)
     work.waited(0.2, 3)
     work.waited(-1e-9, 1)  # of a clock that was read a moment earlier
     with pytest.raises(RuntimeError), work.busy():
@@ -123,6 +123,9 @@ def test_work_is_counted_with_its_wait() -> None:
     busy = value(registry, "mla_busy_seconds_total")
     assert busy is not None
     assert busy > 0
+    sample = work.sample()
+    assert sample["wait_s"] == pytest.approx(0.15)
+    assert sample["busy"] > 0
 
 
 def test_the_index_is_up_while_its_checks_succeed() -> None:
