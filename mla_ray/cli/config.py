@@ -1,4 +1,4 @@
-"""Command `mla config`, which prints the bundled YAML files."""
+"""Command `mla config`, which prints the bundled configuration files."""
 
 from typing import Annotated
 

@@ -58,6 +58,15 @@ def serve(
             help="Path prefix under which a reverse proxy publishes the server, such as /search."
         ),
     ] = "",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port on loopback at which Prometheus finds the metrics of all replicas. Without "
+            "it, Ray takes a free port.",
+        ),
+    ] = None,
     open_page: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the search page in a browser.")
     ] = True,
@@ -104,7 +113,7 @@ def serve(
 
             webbrowser.open(url)
 
-    serve_until_stopped(settings, host, port, ready)
+    serve_until_stopped(settings, host, port, ready, metrics_port)
 
 
 def demo(

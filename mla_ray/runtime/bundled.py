@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "bundled"
 ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
 FOLDERS = ("configs", "jobs/configs", "kuberay", "models", "serve", "tuning")
-FILES = ("ray_cluster.yaml",)
+FILES = ("ray_cluster.yaml", "serve/monitoring/dashboard.json")
 
 
 def bundled(name: str) -> Path | None:
@@ -28,7 +28,7 @@ def or_bundled(path: Path) -> Path:
 
 
 def configurations() -> list[str]:
-    """Return the names of the bundled YAML files, sorted."""
+    """Return the names of the bundled YAML files and of the Grafana dashboard, sorted."""
     paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml")]
     paths += [ROOT / name for name in FILES]
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)

@@ -47,7 +47,9 @@ def set_environment() -> None:
 
 
 @contextmanager
-def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
+def ray_session(
+    cpus: int | None = None, *, dashboard: bool = False, metrics_port: int | None = None
+) -> Iterator[None]:
     """Run Ray for the `with` block: the cluster at RAY_ADDRESS, or a private local Ray.
 
     If Ray already runs in this process, it is left as it is. A private Ray listens on loopback
@@ -60,6 +62,8 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
             trial is alive before it frees its cores. Without the server it waits forever. Ray's
             processes get the server's address from the environment. If they search for it, they
             may find another Ray on the same machine.
+        metrics_port: Port of the Prometheus metrics of a private Ray. By default Ray takes a free
+            one.
 
     Raises:
         ConnectionError: Nothing answers at RAY_ADDRESS.
@@ -97,6 +101,7 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
                     include_dashboard=dashboard,
                     dashboard_port=port,
                     _temp_dir=str(scratch),
+                    _metrics_export_port=metrics_port,
                     **lines,
                 )
             yield

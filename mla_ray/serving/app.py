@@ -1,7 +1,7 @@
 """Construction of the HTTP app: endpoints, search page and middleware."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from mla_ray.index.picture_store import PictureStore
 from mla_ray.serving import collection_routes, problems, routes
 from mla_ray.serving.backend import Backend
 from mla_ray.serving.collection_service import CollectionService
+from mla_ray.serving.exporters import Exporter, Registry, Several
 from mla_ray.serving.guard import Guard
 from mla_ray.serving.head import HeadAsGet
 from mla_ray.serving.metrics import Metrics
@@ -24,18 +25,24 @@ from mla_ray.serving.service import Service
 from mla_ray.serving.settings import Settings
 
 PAGE = Path(__file__).parent / "page"
+QUEUES_EVERY_S = 1.0
+"""Seconds between two measurements of the queues."""
 
 
-def create_app(backend: Backend, settings: Settings, replica: str = "local") -> FastAPI:
+def create_app(
+    backend: Backend, settings: Settings, replica: str = "local", exporters: Sequence[Exporter] = ()
+) -> FastAPI:
     """Create the app in front of a backend.
 
     Args:
         backend: Encoders and index.
         settings: Settings of the server.
-        replica: Value of the label `replica` in metrics.
+        replica: Value of the label `replica` in the metrics at `/metrics`.
+        exporters: Further destinations of the metrics.
 
     """
-    metrics = Metrics(replica)
+    registry = Registry(replica)
+    metrics = Metrics(Several(registry, *exporters))
     pictures = PictureStore(settings.pictures) if settings.pictures else None
     service = Service(backend, settings, metrics, pictures)
 
@@ -44,7 +51,11 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
         await service.start()
         following = [
             asyncio.create_task(follow)
-            for follow in (service.follow_store(), service.follow_replicas())
+            for follow in (
+                service.follow_store(),
+                service.follow_replicas(),
+                _follow_queues(service, metrics),
+            )
         ]
         yield
         for task in following:
@@ -54,7 +65,7 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
 
     app = _documented_app(lifespan)
     app.needs_token = settings.token() is not None
-    app.state.service, app.state.metrics = service, metrics
+    app.state.service, app.state.registry = service, registry
     app.state.collections = CollectionService(backend, pictures)
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     app.add_middleware(HeadAsGet)
@@ -88,6 +99,12 @@ def _documented_app(lifespan: Lifespan[DocumentedApp] | None = None) -> Document
     app.include_router(routes.router)
     app.include_router(collection_routes.router)
     return app
+
+
+async def _follow_queues(service: Service, metrics: Metrics) -> None:
+    while True:
+        metrics.queued(service.queued())
+        await asyncio.sleep(QUEUES_EVERY_S)
 
 
 async def _page(request: Request) -> Response:

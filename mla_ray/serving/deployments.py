@@ -32,8 +32,10 @@ from mla_ray.serving.engines import (
     Vectors,
     torch_thread,
 )
+from mla_ray.serving.exporters import RayExporter
 from mla_ray.serving.handle_backend import HandleBackend
-from mla_ray.serving.load import Load, LoopLoad, Sample
+from mla_ray.serving.load import LoopLoad, Sample
+from mla_ray.serving.metrics import IndexMetrics, RecordedLoad
 from mla_ray.serving.schemas import Collection
 from mla_ray.serving.settings import Settings
 
@@ -96,7 +98,7 @@ class TextEncoder:
     """Deployment that encodes texts, with packs from a store that it watches."""
 
     def __init__(self, settings: Settings) -> None:
-        self._load = Load()
+        self._load = RecordedLoad(RayExporter())
         self._torch_thread = torch_thread()
         threads = _threads(settings)
         self._engine = self._torch_thread.submit(
@@ -180,7 +182,7 @@ class ImageEncoder:
     """Deployment that encodes images."""
 
     def __init__(self, settings: Settings) -> None:
-        self._load = Load()
+        self._load = RecordedLoad(RayExporter())
         self._torch_thread = torch_thread()
         self._engine = self._torch_thread.submit(
             ImageEngine, settings.native, _threads(settings)
@@ -214,7 +216,8 @@ class Index:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._load = Load()
+        self._metrics = IndexMetrics(RayExporter())
+        self._load = RecordedLoad(RayExporter())
         native = Native.load(settings.native)  # its fingerprint identifies the vectors of an index
         deadline = time.monotonic() + OPEN_FOR_S
         while True:
@@ -271,7 +274,7 @@ class Index:
 
         A server that is away is no reason: it is away from every replica.
         """
-        with suppress(IndexUnavailable):
+        with suppress(IndexUnavailable), self._metrics.check():
             await self.check()
 
     def _search(self, queries: list[Query], since: float) -> list[QueryResult]:
@@ -303,7 +306,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         replica = serve.get_replica_context().replica_id.unique_id
-        return create_app(self._backend, self._settings, replica)
+        return create_app(self._backend, self._settings, replica, [RayExporter()])
 
     async def record_autoscaling_stats(self) -> Sample:
         """Return the load since the previous call. Ray Serve calls this method periodically."""

@@ -11,7 +11,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mla_ray.serving.metrics import Metrics
-from mla_ray.serving.problems import ProblemError, overloaded, too_many_requests
+from mla_ray.serving.problems import PROBLEM, ProblemError, overloaded, too_many_requests
 from mla_ray.serving.public_path import app_path
 from mla_ray.serving.schemas import (
     CAPTIONS_PATH,
@@ -73,7 +73,7 @@ class Guard:
             await send(message)
 
         self._in_flight += 1
-        self._metrics.in_flight.set(self._in_flight)
+        self._metrics.in_flight(self._in_flight)
         try:
             await self._admit(scope)
             limit = None if app_path(scope) == CAPTIONS_PATH else self._settings.timeout_s
@@ -87,12 +87,16 @@ class Guard:
             detail = f"no answer within {self._settings.timeout_s:g} s"
             problem = ProblemError(504, ProblemKind.TIMEOUT, detail)
             await problem.response()(scope, receive, answer)
+        except Exception:  # the outermost middleware answers it with 500
+            status, scope[PROBLEM] = status or 500, ProblemKind.INTERNAL_ERROR
+            raise
         finally:
             self._in_flight -= 1
-            self._metrics.in_flight.set(self._in_flight)
+            self._metrics.in_flight(self._in_flight)
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - began
-            self._metrics.request(scope["method"], route, status or 499, seconds)
+            kind = scope.get(PROBLEM)
+            self._metrics.request(scope["method"], route, status or 499, seconds, kind)
 
     async def _admit(self, scope: Scope) -> None:
         headers = dict(scope["headers"])

@@ -72,7 +72,11 @@ def environment(scratch: Path) -> dict[str, str]:
 
 
 def serve_until_stopped(
-    settings: Settings, host: str, port: int, ready: Callable[[str], None]
+    settings: Settings,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    metrics_port: int | None = None,
 ) -> None:
     """Run the application on a private Ray cluster until SIGINT or SIGTERM.
 
@@ -81,24 +85,32 @@ def serve_until_stopped(
         host: Address to bind.
         port: Port to bind.
         ready: Called with the URL when the application accepts requests.
+        metrics_port: Loopback port of the Prometheus metrics of all replicas. By default Ray takes
+            a free one.
 
     Raises:
-        OSError: The port is in use or cannot be bound.
+        OSError: A port is in use or cannot be bound.
 
     """
+    _check_free(host, port, "--port")
+    if metrics_port:
+        _check_free("127.0.0.1", metrics_port, "--metrics-port")
+    stop = threading.Event()
+    serving = running(settings, host, port, shut_down=False)
+    with scratch_environment(), ray_session(metrics_port=metrics_port), serving as url:
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own handlers
+            signal.signal(number, lambda *_: stop.set())
+        ready(url)
+        stop.wait()
+
+
+def _check_free(host: str, port: int, option: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise OSError(f"cannot bind {host}:{port}: {error.strerror}; try --port") from error
-    stop = threading.Event()
-    serving = running(settings, host, port, shut_down=False)
-    with scratch_environment(), ray_session(), serving as url:
-        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own handlers
-            signal.signal(number, lambda *_: stop.set())
-        ready(url)
-        stop.wait()
+            raise OSError(f"cannot bind {host}:{port}: {error.strerror}; try {option}") from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from mla_ray.serving.breaker import IndexUnavailable
 from mla_ray.serving.coalescing import Overloaded
@@ -25,6 +26,9 @@ STATUS_OF_FAULT = {
     ProblemKind.BAD_IMAGE: 422,
     ProblemKind.INVALID_REQUEST: 422,
 }
+PROBLEM = "mla.problem"
+"""Key of an ASGI scope: the kind of the problem that is the answer."""
+
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +70,21 @@ class ProblemError(Exception):
             errors=None if self.errors is None else [dict(error) for error in self.errors],
         )
         body = problem.model_dump_json(exclude_none=True)
-        return Response(body, self.status, self.headers, PROBLEM_JSON)
+        return _ProblemResponse(self.kind, body, self.status, self.headers)
+
+
+class _ProblemResponse(Response):
+    """Response that leaves its kind in the scope, where `Guard` finds it for the metrics."""
+
+    def __init__(
+        self, kind: str, body: str, status: int, headers: Mapping[str, str] | None
+    ) -> None:
+        super().__init__(body, status, headers, PROBLEM_JSON)
+        self._kind = kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[PROBLEM] = self._kind
+        await super().__call__(scope, receive, send)
 
 
 def overloaded(detail: str, retry_after_s: int = RETRY_AFTER_S) -> ProblemError:

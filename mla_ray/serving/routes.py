@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from mla_ray.index.limits import MAX_OFFSET
 from mla_ray.model.text import normalized
+from mla_ray.serving.exporters import Registry
 from mla_ray.serving.gzip_body import content_of
-from mla_ray.serving.metrics import Metrics
 from mla_ray.serving.openapi import body, image_body, problem_responses
 from mla_ray.serving.problems import ProblemError, invalid
 from mla_ray.serving.schemas import (
@@ -55,9 +55,9 @@ async def _service(request: Request) -> Service:
     return service
 
 
-async def _metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
+async def _registry(request: Request) -> Registry:
+    registry: Registry = request.app.state.registry
+    return registry
 
 
 ServiceOf = Annotated[Service, Depends(_service)]
@@ -288,9 +288,9 @@ async def healthz(service: ServiceOf, response: Response) -> Health:
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}},
 )
-async def prometheus(metrics: Annotated[Metrics, Depends(_metrics)]) -> Response:
+async def prometheus(registry: Annotated[Registry, Depends(_registry)]) -> Response:
     """Return the Prometheus metrics of the replica that answers."""
-    return Response(metrics.render(), media_type="text/plain; version=0.0.4")
+    return Response(registry.render(), media_type="text/plain; version=0.0.4")
 
 
 async def check_query(request: Request) -> None:

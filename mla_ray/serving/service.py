@@ -142,6 +142,15 @@ class Service:
             except Exception as error:  # if the store is unreachable, known packs stay in service
                 log.warning("pack store %s: %s", self._settings.packs, error)
 
+    def queued(self) -> dict[str, int]:
+        """Return the number of items that wait for a batch, by queue."""
+        return {
+            "texts": self._texts.queued,
+            "tokens": self._counts.queued,
+            "images": self._images.queued,
+            "queries": self._queries.queued,
+        }
+
     async def follow_replicas(self) -> None:
         """Allow as many concurrent calls as there are replicas, whose number may change.
 

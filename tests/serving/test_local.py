@@ -25,9 +25,11 @@ from mla_ray.index.ingest import index_captions, space_of
 from mla_ray.model.native import Native
 from mla_ray.packs.library import load_packs
 from mla_ray.packs.pack import LanguagePack
+from mla_ray.runtime.cluster import free_port
 from tests.serving.expected import image_vector, nearest, text_vector
 from tests.support import ROOT
 from tests.support.natives import MakePack
+from tests.support.prometheus import Series, scraped_when
 from tests.support.server import Served, serving
 
 MLA = Path(sys.executable).parent / "mla"
@@ -42,6 +44,7 @@ class Place:
         self.native = native
         self._make_pack = make_pack
         self.server: Served
+        self.metrics = f"127.0.0.1:{free_port()}"
         self.scratch = ""
 
     def put_pack(
@@ -101,6 +104,7 @@ def place(
     ]
     index_captions(place.index, place.native, packs, pa.Table.from_pylist(rows), "set")
     flags = ["--native", str(native_folder), "--packs", str(place.packs), "--index", place.index]
+    flags += ["--metrics-port", place.metrics.rpartition(":")[2]]
     with (
         tempfile.TemporaryDirectory(prefix="mla-", dir="/tmp") as place.scratch,
         serving(*flags, TMPDIR=place.scratch) as place.server,
@@ -132,6 +136,22 @@ def test_http_is_on_loopback_alone(place: Place) -> None:
         and connection.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
     }
     assert all(name.startswith("ray::ServeReplica") for name in open_to_all), open_to_all
+
+
+def test_prometheus_finds_the_metrics_of_all_replicas(place: Place) -> None:
+    """`test_monitoring.py` has the rest."""
+    place.get("/v1/search", q="Geheimnis", language="de")
+    wanted = {"ray_mla_http_requests_total": "Ingress", "ray_mla_index_up": "Index"}
+
+    def there(series: Series) -> bool:
+        return all(
+            deployment in {labels["deployment"] for labels in series.get(metric, [])}
+            for metric, deployment in wanted.items()
+        )
+
+    series, page = scraped_when(lambda: [place.metrics], there)
+    assert there(series)
+    assert "geheimnis" not in page.lower()
 
 
 class Load:
@@ -294,6 +314,10 @@ def test_a_taken_port_is_named(place: Place) -> None:
     run = subprocess.run([MLA, "serve", *flags], capture_output=True, text=True)
     assert run.returncode == 1
     assert f"cannot bind 127.0.0.1:{port}" in run.stderr
+    flags[flags.index("--port")] = "--metrics-port"
+    run = subprocess.run([MLA, "serve", *flags, "--port", str(free_port())], capture_output=True)
+    assert run.returncode == 1
+    assert f"cannot bind 127.0.0.1:{port}" in run.stderr.decode()
 
 
 def test_another_address_needs_a_token(place: Place) -> None:
