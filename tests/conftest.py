@@ -30,6 +30,7 @@ from mla_ray.runtime.cluster import ray_session, set_environment
 from mla_ray.training.config import AcquireConfig
 from mla_ray.training.optimizer import Optimizer
 from mla_ray.training.pretraining import save_native
+from tests.support.bulk import without_ray
 from tests.support.commands import Mla, Run
 from tests.support.natives import CONTEXT, TEXT, VISION, BuildModel, MakePack, Train
 from tests.support.server import Served, serving
@@ -246,6 +247,7 @@ def bert_folder(corpus: dict[str, list[str]], tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.hookimpl(trylast=True)  # what `-m` leaves out decides nothing
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that need Ray come first: they take longest, and `make test` runs two at a time."""
     using_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
@@ -257,6 +259,15 @@ def ray_cluster() -> Iterator[None]:
     """One private Ray for the whole test session."""
     with ray_session(cpus=2, dashboard=True):
         yield
+
+
+@pytest.fixture(params=["here", pytest.param("by Ray", marks=pytest.mark.slow)])
+def indexing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`index_table` works in this process, which is quicker, and with Ray."""
+    if request.param == "here":
+        without_ray(monkeypatch)
+    else:
+        request.getfixturevalue("ray_cluster")
 
 
 @pytest.fixture(scope="session")

@@ -28,10 +28,11 @@ from mla_ray.serving.app import create_app
 from mla_ray.serving.backend import LocalBackend
 from mla_ray.serving.client import Client
 from mla_ray.serving.settings import Settings
+from tests.support.bulk import without_ray
 from tests.support.commands import Mla
 from tests.support.natives import MakePack
 
-ROWS, IMAGES, SOURCE = 2000, 12, "drawings"
+ROWS, IMAGES, SOURCE = 1200, 12, "drawings"
 TAGS = {"en": "EN", "de": "De", "hi": "hi"}
 Row = dict[str, Any]
 Points = dict[str, tuple[dict[str, Any], npt.NDArray[np.float32]]]
@@ -134,14 +135,13 @@ def expected(
     packs: dict[str, Path],
     native_folder: Path,
     rows: list[Row],
-    ray_cluster: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Points]:
     """By one road, checked against the rows; the others are compared with it."""
-    index = tmp_path_factory.mktemp("index")
-    done = index_table(
-        f"edge:{index}", str(native_folder), packs, [str(tables["captions.jsonl"])], SOURCE
-    )
+    index, table = tmp_path_factory.mktemp("index"), str(tables["captions.jsonl"])
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        done = index_table(f"edge:{index}", str(native_folder), packs, [table], SOURCE)
     assert (done.rejected, done.reasons) == (0, [])
     found = {name: points(index, name) for name in ("images", "captions")}
     assert len(found["images"]) == IMAGES
@@ -172,14 +172,9 @@ def test_by_the_command_line(
         assert_same(points(tmp_path / "index", collection), there)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("parts", marks=pytest.mark.slow),
-        pytest.param("captions.parquet", marks=pytest.mark.slow),
-        pytest.param("captions.csv", marks=pytest.mark.slow),
-        pytest.param("captions.tsv", marks=pytest.mark.slow),
-    ],
+    "name", ["parts", "captions.parquet", "captions.csv", "captions.tsv", "captions.jsonl"]
 )
 def test_by_a_job(
     name: str,
@@ -187,6 +182,7 @@ def test_by_a_job(
     packs: dict[str, Path],
     native_folder: Path,
     expected: dict[str, Points],
+    ray_cluster: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

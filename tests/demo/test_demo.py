@@ -4,6 +4,9 @@ import base64
 import json
 import re
 import tarfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from html import unescape
 from pathlib import Path
 
@@ -21,7 +24,9 @@ from mla_ray.demo import demo
 from mla_ray.demo.report import Result
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
+from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig, Stage
+from mla_ray.training.workers import Workers
 
 IMAGES = [f"twemoji/1f44{n}" for n in range(5)] + ["twemoji/1f44b-1f3fd"]
 """The last has a skin tone."""
@@ -79,16 +84,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
+Demo = Callable[..., Result]
+
+
 @pytest.fixture(scope="module")
-def result(
-    tables: EmojiTables, font: Path, native_folder: Path, run: Path, ray_cluster: None
-) -> Result:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "NATIVE", str(native_folder))
-        patch.setattr(demo, "CONFIG", FEW)
-        patch.setattr(demo, "local_tables", lambda *_: tables)
-        patch.setattr(demo, "fetch", lambda *_: font)
-        return demo.run_demo("de", run, run / "data")
+def run_small(tables: EmojiTables, font: Path, native_folder: Path) -> Demo:
+    """The demo on these tables, in a folder; without Ray, which takes longest to start."""
+
+    def run(folder: Path, with_ray: bool = False) -> Result:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(demo, "NATIVE", str(native_folder))
+            patch.setattr(demo, "CONFIG", FEW)
+            patch.setattr(demo, "local_tables", lambda *_: tables)
+            patch.setattr(demo, "fetch", lambda *_: font)
+            if not with_ray:
+                patch.setattr(demo, "ray_session", nullcontext)
+                patch.setattr(demo, "acquire", partial(acquire, workers=Workers(0)))
+            return demo.run_demo("de", folder, folder / "data")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def result(run: Path, run_small: Demo) -> Result:
+    return run_small(run)
 
 
 def unit(features: npt.NDArray[np.float32]) -> Matrix:
@@ -208,16 +227,19 @@ def test_what_is_written_beside_the_page(result: Result, run: Path) -> None:
     assert (run / "packs" / "de" / "card.json").exists()
 
 
-def test_a_second_run_trains_nothing(
-    result: Result, tables: EmojiTables, font: Path, native_folder: Path, run: Path
-) -> None:
+def test_a_second_run_trains_nothing(result: Result, run: Path, run_small: Demo) -> None:
     metrics = (run / "run" / "metrics.jsonl").read_bytes()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "NATIVE", str(native_folder))
-        patch.setattr(demo, "CONFIG", FEW)
-        patch.setattr(demo, "local_tables", lambda *_: tables)
-        patch.setattr(demo, "fetch", lambda *_: font)
-        again = demo.run_demo("de", run, run / "data")
+    again = run_small(run)
     assert (run / "run" / "metrics.jsonl").read_bytes() == metrics
     assert again["recall"] == result["recall"]
     assert again["queries"] == result["queries"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_with_ray_it_is_the_same(result: Result, run_small: Demo, tmp_path: Path) -> None:
+    by_ray = run_small(tmp_path, with_ray=True)
+    assert by_ray["recall"] == result["recall"]
+    assert [query["wanted"] for query in by_ray["queries"]] == [
+        query["wanted"] for query in result["queries"]
+    ]

@@ -26,6 +26,7 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.storage import as_path
 from mla_ray.training.acquisition import begin, encode, job_of
 from mla_ray.training.acquisition_learner import train
+from mla_ray.training.encode_features import Encoders
 from mla_ray.training.prepare import read_prepared
 from tests.formats.make import CONFIG, ENGLISH, GERMAN, SOURCE
 
@@ -99,7 +100,6 @@ def test_frozen_features_are_found(kept: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(kept: Path) -> None:
     """Without preparing or encoding texts again, to the pack that it would have become.
 
@@ -108,9 +108,8 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(kept: Path) -> None:
     run, store = as_path("stopped"), as_path("features")
     native = Native.load("native")
     begin(native, [CORPUS], CONFIG, run, resume=True)
-    anywhere = Native.load(str(kept / "native"))  # Ray's workers are in another folder
     for computed in (12, 0):
-        filled = encode(anywhere, [CORPUS], run, store, lambda progress: None)
+        filled = encode(native, [CORPUS], run, store, lambda progress: None, Encoders(0))
         assert (filled.computed, filled.failed) == (computed, 0)
     before = len((kept / "stopped" / "metrics.jsonl").read_text().splitlines())
     assert before > 0

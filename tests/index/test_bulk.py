@@ -1,4 +1,7 @@
-"""Promises of mla_ray.index.bulk: from any table the points of `index_captions`, however often."""
+"""Promises of mla_ray.index.bulk: from any table the points of `index_captions`, however often.
+
+In `make test` Ray does one table, and this process the others; in `make test-all` Ray does all.
+"""
 
 import os
 from collections import Counter
@@ -30,8 +33,6 @@ from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.progress import Progress
 from tests.support.natives import MakePack
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture
@@ -83,6 +84,7 @@ def assert_same(url: str, other: str, native: Native) -> None:
         assert [one[entry] for entry in two] == pytest.approx(list(two.values()), abs=1e-4)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_its_points_are_those_of_index_captions(
     native: Native,
     native_folder: Path,
@@ -105,6 +107,7 @@ def test_its_points_are_those_of_index_captions(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_tasks_that_write_through_the_sink_write_the_same(
     native: Native,
     native_folder: Path,
@@ -125,7 +128,7 @@ def test_tasks_that_write_through_the_sink_write_the_same(
     assert_same(sunk, plain, native)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("indexing")
 def test_sync_removes_what_left_the_tables_and_keeps_what_cannot_be_read(
     native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:
@@ -161,6 +164,7 @@ def test_sync_removes_what_left_the_tables_and_keeps_what_cannot_be_read(
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("variable", ["MLA_TEST_QDRANT_URL", "MLA_TEST_QDRANT_GRPC_URL"])
 def test_sync_makes_a_server_equal_to_the_tables(
     native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path, variable: str
@@ -195,6 +199,7 @@ def test_sync_makes_a_server_equal_to_the_tables(
         forget()
 
 
+@pytest.mark.usefixtures("indexing")
 def test_a_bad_image_or_row_costs_its_rows_alone_and_is_reported(
     native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:
@@ -230,7 +235,7 @@ def test_a_bad_image_or_row_costs_its_rows_alone_and_is_reported(
         assert sum(named in reason for reason in done.reasons) == 1, done.reasons
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("indexing")
 def test_an_image_is_looked_for_beside_its_table_whose_language_is_said(
     native: Native,
     native_folder: Path,
@@ -276,7 +281,7 @@ def test_two_images_of_one_id_are_refused(
     assert set(good["image_id"].to_pylist()) == {"b"}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("indexing")
 def test_a_run_that_was_broken_off_is_run_again(
     native: Native, native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:

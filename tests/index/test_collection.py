@@ -1,9 +1,8 @@
 """Promises of mla_ray.index.collection, each kept by every backend there is."""
 
 import json
+import os
 import secrets
-import subprocess
-import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from mla_ray.index.entry import Entry, ScoredEntry
 from mla_ray.index.search import Search
 from mla_ray.index.server import ServerBackend
 from tests.index.places import INT8, OTHER, SERVERS, SPACE, Memory, Place, Vectors
+from tests.support import forks
 
 SERVERS_ONLY = pytest.mark.parametrize(
     "place",
@@ -493,7 +493,7 @@ def test_searches_go_on_through_rebuilds(filled: CaptionIndex) -> None:
     for thread in threads:
         thread.start()
     try:
-        for _ in range(3):
+        for _ in range(2):
             with filled.rebuild() as fresh:
                 fresh.upsert(ENTRIES[:50], VECTORS[:50])
     finally:
@@ -631,39 +631,33 @@ def test_a_folder_of_another_schema_is_refused(tmp_path: Path) -> None:
         CaptionIndex.open(f"edge:{tmp_path}", SPACE)
 
 
+def be_refused(url: str) -> None:
+    with pytest.raises(RuntimeError, match="one owner"):
+        CaptionIndex.open(url, SPACE)
+
+
 def test_a_folder_has_one_owner_here_and_in_other_processes(tmp_path: Path) -> None:
     url = f"edge:{tmp_path}"
-    attempt = (
-        "from mla_ray.index.backend import VectorSpace\n"
-        "from mla_ray.index.collection import CaptionIndex\n"
-        f"CaptionIndex.open({url!r}, {SPACE!r}).count()"
-    )
     with CaptionIndex.open(url, SPACE) as owner:
-        with pytest.raises(RuntimeError, match="one owner"):
-            CaptionIndex.open(url, SPACE)
+        be_refused(url)
         with owner.rebuild() as fresh:
             fresh.upsert(captions(2), random_vectors(2))
-        other = subprocess.run([sys.executable, "-c", attempt], capture_output=True, text=True)
-        assert other.returncode == 1
-        assert "one owner" in other.stderr
+        assert forks.exit_code(be_refused, url) == 0
         assert owner.count() == 2
     with CaptionIndex.open(url, SPACE) as next_owner:
         assert next_owner.count() == 2
 
 
+def own_until_killed(url: str) -> None:
+    index = CaptionIndex.open(url, SPACE)
+    index.upsert(captions(1), random_vectors(1))
+    index.rebuild().__enter__()
+    os._exit(9)
+
+
 def test_a_killed_owner_loses_nothing_and_frees_its_folder(tmp_path: Path) -> None:
     url = f"edge:{tmp_path}"
-    script = (
-        "import os, numpy as np\n"
-        "from mla_ray.index.backend import VectorSpace\n"
-        "from mla_ray.index.collection import CaptionIndex\n"
-        "from mla_ray.index.entry import Entry\n"
-        f"index = CaptionIndex.open({url!r}, {SPACE!r})\n"
-        "index.upsert([Entry('c', 'i', 'de', 'Katze', 'a')], np.ones((1, 16), np.float32))\n"
-        "index.rebuild().__enter__()\n"
-        "os._exit(9)"
-    )
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 9
+    assert forks.exit_code(own_until_killed, url) == 9
     with CaptionIndex.open(url, SPACE, create=False) as index:
         assert index.count() == 1
         with index.rebuild() as fresh:

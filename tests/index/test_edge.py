@@ -1,17 +1,19 @@
 """Promises of mla_ray.index.edge: a folder stays about as large as what is in it."""
 
+import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import qdrant_edge as edge
+import qdrant_edge
 
+from mla_ray.index import edge
 from mla_ray.index.backend import VectorSpace
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.entry import Entry
+from tests.support import forks
 
 MB = 1e6
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 512)
@@ -82,7 +84,7 @@ def test_what_left_the_table_gives_back_its_space(tmp_path: Path) -> None:
         ]
         with CaptionIndex.open(f"edge:{tmp_path}", SPACE) as index:
             index.upsert(entries, vectors(night, 1200))
-            index.delete([entry for entry in index.entries() if entry not in set(entries)])
+            index.delete(list(set(index.entries()) - set(entries)))
             index.optimize()
             assert index.count() == 1200
             sizes.append(on_disk(version_of(tmp_path) / "segments"))
@@ -95,14 +97,18 @@ def folder_of_0_1_0(folder: Path) -> None:
     with CaptionIndex.open(f"edge:{folder}/scratch", SPACE) as scratch:
         scratch.upsert(ENTRIES, vectors(0))
         shard = scratch._backend.shard  # type: ignore[attr-defined]
-        points, _ = shard.scroll(edge.ScrollRequest(limit=256, with_payload=True, with_vector=True))
+        points, _ = shard.scroll(
+            qdrant_edge.ScrollRequest(limit=256, with_payload=True, with_vector=True)
+        )
     version = version_of(folder)
     subprocess.run(["rm", "-r", str(version)], check=True)
-    params = edge.EdgeVectorParams(size=SPACE.dim, distance=edge.Distance.Cosine)
-    old = edge.EdgeShard.create(str(version), edge.EdgeConfig(vectors={"joint": params}))
-    rows = [edge.Point(point.id, point.vector, point.payload) for point in points]
+    params = qdrant_edge.EdgeVectorParams(size=SPACE.dim, distance=qdrant_edge.Distance.Cosine)
+    old = qdrant_edge.EdgeShard.create(
+        str(version), qdrant_edge.EdgeConfig(vectors={"joint": params})
+    )
+    rows = [qdrant_edge.Point(point.id, point.vector, point.payload) for point in points]
     for _ in range(30):
-        old.update(edge.UpdateOperation.upsert_points(rows))
+        old.update(qdrant_edge.UpdateOperation.upsert_points(rows))
     old.close()
 
 
@@ -118,20 +124,16 @@ def test_the_long_log_of_a_folder_of_0_1_0_goes_when_it_is_optimized(tmp_path: P
         assert index.search(vectors(1)[0], 256) == before
 
 
+def optimize_until(name: str, folder: str) -> None:
+    """Ends where `edge` calls that function."""
+    setattr(edge, name, lambda *_: os._exit(9))
+    CaptionIndex.open(f"edge:{folder}", SPACE).optimize()
+
+
 def test_a_kill_while_a_log_is_shortened_loses_nothing(tmp_path: Path) -> None:
     folder_of_0_1_0(tmp_path)
-    script = (
-        "import os, sys\n"
-        "from mla_ray.index import edge\n"
-        "from mla_ray.index.backend import VectorSpace\n"
-        "from mla_ray.index.collection import CaptionIndex\n"
-        "when, name = sys.argv[1:]\n"
-        "setattr(edge, name, lambda *_: os._exit(9))\n"
-        f"CaptionIndex.open('edge:{tmp_path}', {SPACE!r}).optimize()\n"
-    )
     for name in ("check_kept", "_write"):  # the next version is full; it is to be named
-        command = [sys.executable, "-c", script, "", name]
-        assert subprocess.run(command).returncode == 9
+        assert forks.exit_code(optimize_until, name, str(tmp_path)) == 9
         with CaptionIndex.open(f"edge:{tmp_path}", SPACE) as index:
             assert set(index.entries()) == set(ENTRIES)
         folders = [path for path in (tmp_path / "captions").iterdir() if path.is_dir()]

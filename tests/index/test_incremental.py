@@ -1,5 +1,6 @@
 """Promises of indexing again: what is new or changed is encoded, and nothing else."""
 
+import json
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from mla_ray.index.stored import StoredHashes
 from mla_ray.index.table_blocks import _rows_of
 from mla_ray.model.directions import Floats
 from mla_ray.model.native import Native
+from tests.support.commands import Mla
 from tests.support.natives import MakePack
 
 SERVERS = {"http": "MLA_TEST_QDRANT_URL", "grpc": "MLA_TEST_QDRANT_GRPC_URL"}
@@ -367,13 +369,12 @@ def test_a_set_of_hashes_has_exactly_its_own() -> None:
     assert hashes[0] not in StoredHashes()
 
 
-# Indexes the table argv[1] at argv[2] with the native argv[3] and prints what was encoded.
+# Runs the command `mla` with its arguments and prints whether that took a model.
 RUN = """
 import sys
 from mla_ray.cli import app
 try:
-    app(["index", "--captions", sys.argv[1], "--index", sys.argv[2], "--native", sys.argv[3],
-         "--language", "en", "--json"])
+    app(sys.argv[1:])
 except SystemExit as end:
     assert not end.code, end.code
 print("torch" in sys.modules)
@@ -381,19 +382,19 @@ print("torch" in sys.modules)
 
 
 def test_nothing_is_loaded_if_nothing_has_to_be_encoded(
-    native_folder: Path, table: pa.Table, tmp_path: Path
+    mla: Mla, native_folder: Path, table: pa.Table, tmp_path: Path
 ) -> None:
     pq.write_table(table, tmp_path / "photos.parquet")
-    places = [str(tmp_path / "photos.parquet"), f"edge:{tmp_path / 'index'}", str(native_folder)]
-    torch = []
-    for _ in range(2):
-        run = subprocess.run(
-            [sys.executable, "-c", RUN, *places],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )
-        assert run.returncode == 0, run.stderr
-        torch.append(run.stdout.splitlines()[-1])
-    assert '"encoded": {"images": 0, "captions": 0}' in run.stdout
-    assert torch == ["True", "False"]
+    command = ["index", "--captions", tmp_path / "photos.parquet", "--native", native_folder]
+    command += ["--index", f"edge:{tmp_path / 'index'}", "--language", "en", "--json"]
+    first = mla(*command)
+    assert first.code == 0, first.err
+    assert isinstance(first.json, dict)
+    assert min(first.json["encoded"].values()) > 0
+    again = subprocess.run(
+        [sys.executable, "-c", RUN, *map(str, command)], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    *_, done, torch = again.stdout.splitlines()
+    assert json.loads(done)["encoded"] == {"images": 0, "captions": 0}
+    assert torch == "False"

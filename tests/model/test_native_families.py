@@ -1,7 +1,7 @@
-"""Every family of natives at its full architecture, with random weights.
+"""Every family of natives in its architecture, with random weights.
 
-For `make test` the text towers are whole, beside a small image tower, and embedding tables are cut
-to 2,000 rows; the slow ones are what `open_clip.create_model` builds, nothing cut.
+For `make test` text towers have three blocks and 2,000 rows of embeddings, beside a small image
+tower; the slow ones are what `open_clip.create_model` builds, nothing cut.
 """
 
 import gc
@@ -21,7 +21,7 @@ from mla_ray.model.native import Native
 from mla_ray.model.towers import BertTower, ClipTower
 from tests.support.natives import VISION
 
-ROWS = 2000
+ROWS, BLOCKS = 2000, 3
 # Name, blocks, width, E, context, whether texts fill it.
 FAMILIES = {
     "ViT-B-32-quickgelu": (12, 512, 512, 77, False),
@@ -40,7 +40,7 @@ WHOLE = FAMILIES | {
 }
 
 
-def text_cfg(name: str, folder: Path, rows: int | None = None) -> dict[str, Any]:
+def text_cfg(name: str, folder: Path, *, cut: bool = False) -> dict[str, Any]:
     """open_clip's, with the configuration of a BERT as `roberta-base` and its like have it."""
     found: dict[str, Any] = open_clip.get_model_config(name)["text_cfg"]
     if "hf_model_name" in found:
@@ -49,13 +49,14 @@ def text_cfg(name: str, folder: Path, rows: int | None = None) -> dict[str, Any]
         kind = {"roberta-base": RobertaConfig, "xlm-roberta-base": XLMRobertaConfig}
         vocabulary = {"roberta-base": 50_265, "xlm-roberta-base": 250_002}
         kind[found["hf_model_name"]](
-            vocab_size=rows or vocabulary[found["hf_model_name"]],
+            vocab_size=ROWS if cut else vocabulary[found["hf_model_name"]],
+            num_hidden_layers=BLOCKS if cut else 12,
             max_position_embeddings=514,
             type_vocab_size=1,
             layer_norm_eps=1e-5,
         ).save_pretrained(folder)
         return found | {"hf_model_name": str(folder), "hf_model_pretrained": False}
-    return found | ({"vocab_size": rows} if rows else {})
+    return found | ({"vocab_size": ROWS, "layers": BLOCKS} if cut else {})
 
 
 def no_tokenizer(texts: list[str], context_length: int) -> Tensor:
@@ -69,7 +70,7 @@ def native(
 ) -> Iterator[Native]:
     torch.manual_seed(0)
     config = open_clip.get_model_config(request.param)
-    text = text_cfg(request.param, tmp_path_factory.mktemp("bert"), ROWS)
+    text = text_cfg(request.param, tmp_path_factory.mktemp("bert"), cut=True)
     model = open_clip.CustomTextCLIP(
         embed_dim=config["embed_dim"],
         quick_gelu=config.get("quick_gelu", False),
@@ -173,9 +174,9 @@ def test_acquirers_step_in_after_every_block(native: Native) -> None:
 
 
 def test_a_batch_may_be_cut_where_padding_is_not_seen(native: Native) -> None:
-    blocks, width, dim, context, fixed = FAMILIES[native.name]
+    _, width, dim, context, fixed = FAMILIES[native.name]
     tower = native.text
-    assert (len(tower.blocks), tower.width, native.dim) == (blocks, width, dim)
+    assert (len(tower.blocks), tower.width, native.dim) == (BLOCKS, width, dim)
     assert (tower.context_length, tower.fixed_length) == (context, fixed)
     if fixed:
         return

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from mla_ray.packs.acquisition_encoder import AcquisitionEncoder
 from mla_ray.packs.card import read_card
 from mla_ray.packs.files import MAX_FILE_BYTES, PackError
 from mla_ray.packs.pack import BATCH, LanguagePack, copy_pack
-from tests.support import ROOT
+from tests.support import ROOT, forks
 from tests.support.commands import Mla
 from tests.support.natives import BuildModel, MakePack
 from tests.support.trap import Trap
@@ -488,33 +489,31 @@ for _ in range(int(rounds)):
 """
 
 
-@pytest.mark.parametrize(
-    "renames", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
-)
+def copy_until_killed(new: str, place: str, renames: int) -> None:
+    """Killed right after that many renames beside the pack."""
+    rename, left = Path.rename, renames
+
+    def rename_or_die(self: Path, target: Path) -> Path:
+        nonlocal left
+        made = rename(self, target)
+        left -= self.parent == Path(place).parent
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+    Path.rename = rename_or_die  # type: ignore[method-assign, assignment]
+    copy_pack(new, place)
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
 def test_a_pack_whose_writer_was_killed_loads_and_is_saved_again(
     saved: Path, make_pack: MakePack, native: Native, corpus: dict[str, list[str]], renames: int
 ) -> None:
     new = make_pack("de", seed=1)
     features = [pack.encode_text(corpus["de"]) for pack in (LanguagePack.load(saved, native), new)]
     new.save(saved.parent / "new")
-    code = """
-import os, signal, sys
-from pathlib import Path
-from mla_ray.packs.pack import copy_pack
-rename, left = Path.rename, int(sys.argv[3])
-def rename_or_die(self, target):
-    global left
-    made = rename(self, target)
-    left -= self.parent == Path(sys.argv[2]).parent
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return made
-Path.rename = rename_or_die
-copy_pack(sys.argv[1], sys.argv[2])
-"""
-    command = [sys.executable, "-c", code, str(saved.parent / "new"), str(saved), str(renames)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert subprocess.run(command, check=False, env=environment).returncode == -9
+    killed = forks.exit_code(copy_until_killed, str(saved.parent / "new"), str(saved), renames)
+    assert killed == -signal.SIGKILL
     assert saved.exists() == (renames > 1)
     assert read_card(saved).language == "de"
     loaded = LanguagePack.load(saved, native)

@@ -141,7 +141,7 @@ def documented_plan() -> dict[str, Any]:
     return document
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("indexing")
 def test_languages_of_the_documented_plan_are_indexed_from_the_table_they_share(
     native: Native,
     native_folder: Path,
@@ -192,7 +192,6 @@ def test_languages_of_the_documented_plan_are_indexed_from_the_table_they_share(
         assert collection.settings.hnsw_m == 8
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_an_index_step_without_a_pack_names_it(native_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("image_id,image,language,caption\n1,1.png,de,Hund\n")
     work = Pipeline.load(
@@ -225,8 +224,7 @@ def captioned(
     return str(path)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("indexing")
 def test_a_table_without_a_split_test_is_indexed_and_the_evaluation_says_why_it_is_none(
     local: Callable[..., Pipeline], make_pack: MakePack, pngs: list[bytes], tmp_path: Path
 ) -> None:

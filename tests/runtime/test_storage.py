@@ -360,23 +360,23 @@ def test_an_endpoint_that_is_away_for_a_moment_is_waited_for(
     with relayed() as relay:
         run = as_path(f"{bucket}/{tmp_path.name}")
         write_bytes(run / "a", b"before")  # leaves a connection open, to be cut
-        with relay.away(1.5):
+        with relay.away(0.5):
             write_bytes(run / "b", b"after")
         assert any(line.startswith(f"writing {run}/b: ") for line in warnings)
         warnings.clear()
-        with relay.away(1.5):
+        with relay.away(0.5):
             upload(tmp_path, run / "pack", last="card.json")
         assert warnings
         warnings.clear()
-        with relay.away(1.5):
+        with relay.away(0.5):
             assert read_json(run / "pack" / "card.json") == {}
         assert warnings
         warnings.clear()
-        with relay.away(1.5):
+        with relay.away(0.5):
             assert is_file(run / "a")  # "no" would be what nobody knows
         assert warnings
         warnings.clear()
-        with relay.away(1.5), open_file(run / "a") as opened:
+        with relay.away(0.5), open_file(run / "a") as opened:
             assert opened.read() == b"before"
         assert warnings
     assert tree(run) == {"a": b"before", "b": b"after", "pack/card.json": b"{}"}

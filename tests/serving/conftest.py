@@ -1,8 +1,10 @@
 """A server of a tiny native in this process."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +21,74 @@ from tests.serving.app_server import PNG, Server, Start
 from tests.support.natives import MakePack
 
 
-@pytest.fixture
-def start(
-    tmp_path: Path,
+@contextmanager
+def running(folder: Path, native_folder: Path, **settings: Any) -> Iterator[Server]:
+    """A server of the packs, the index and the pictures in a folder."""
+    given = Settings(
+        native=str(native_folder),
+        packs=str(folder / "packs"),
+        pictures=str(folder / "pictures"),
+        **{
+            "index": f"edge:{folder / 'index'}",
+            "scan_every_s": 0.1,
+            "hosts": ["127.0.0.1", "testserver"],
+            **settings,
+        },
+    )
+    backend = LocalBackend(given)
+    try:
+        with TestClient(create_app(backend, given)) as client:
+            yield Server(client, backend, given)
+    finally:
+        backend.close()
+
+
+@contextmanager
+def running_with_token(patch: pytest.MonkeyPatch, start: Start) -> Iterator[Server]:
+    patch.setenv(TOKEN_VARIABLE, "s3cret")
+    with start() as server:
+        server.client.headers["Authorization"] = "Bearer s3cret"
+        yield server
+
+
+@pytest.fixture(scope="session")
+def filled(
     native_folder: Path,
     make_pack: MakePack,
     pngs: list[bytes],
-) -> Start:
-    """Starts a server of a tiny native, with German and Hindi, and twelve images."""
-    native = Native.load(str(native_folder))
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What a server left that had German and Hindi and was sent twelve images."""
+    folder, native = tmp_path_factory.mktemp("filled"), Native.load(str(native_folder))
     for language in ("de", "hi"):
         pack = make_pack(language)
         pack.card = pack.card.model_copy(update={"fingerprint": native.fingerprint})
-        pack.save(tmp_path / "packs" / language)
-
-    @contextmanager
-    def started(**settings: Any) -> Iterator[Server]:
-        given = Settings(
-            native=str(native_folder),
-            packs=str(tmp_path / "packs"),
-            pictures=str(tmp_path / "pictures"),
-            **{
-                "index": f"edge:{tmp_path / 'index'}",
-                "scan_every_s": 0.1,
-                "hosts": ["127.0.0.1", "testserver"],
-                **settings,
-            },
-        )
-        backend = LocalBackend(given)
-        try:
-            with TestClient(create_app(backend, given)) as client:
-                yield Server(client, backend, given)
-        finally:
-            backend.close()
-
-    return started
-
-
-@pytest.fixture
-def server(start: Start, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv(TOKEN_VARIABLE, "s3cret")
-    with start() as server:
-        server.client.headers["Authorization"] = "Bearer s3cret"
+        pack.save(folder / "packs" / language)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running_with_token(patch, partial(running, folder, native_folder)) as server,
+    ):
         for number, png in enumerate(pngs):
             answer = server.client.put(f"/v1/images/set/{number:02}", content=png, headers=PNG)
             assert answer.status_code == 200
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path: Path, native_folder: Path, filled: Path) -> Start:
+    """Starts a server of a tiny native, with German and Hindi, and no image."""
+    shutil.copytree(filled / "packs", tmp_path / "packs")
+    return partial(running, tmp_path, native_folder)
+
+
+@pytest.fixture
+def server(
+    start: Start, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """One that has its twelve images already."""
+    for name in ("index", "pictures"):
+        shutil.copytree(filled / name, tmp_path / name)
+    with running_with_token(monkeypatch, start) as server:
         yield server
 
 

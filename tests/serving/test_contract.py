@@ -79,7 +79,7 @@ def test_the_schema_is_kept(schema: schemathesis.BaseSchema) -> None:
     """By the same requests in every process: Hypothesis draws them from the test's own source."""
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) == 15
-    fixed = settings(SETTINGS, max_examples=20, derandomize=True, database=None)
+    fixed = settings(SETTINGS, max_examples=10, derandomize=True, database=None)
     for operation in operations:
         fixed(requests_of(operation))()
 

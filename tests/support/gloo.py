@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from tests.support import forks
+
 
 def together(world: int, work: Callable[..., None], *args: Any) -> None:
     """`work(rank, world, *args)` in `world` processes of one thread each, joined by gloo.
@@ -16,7 +18,12 @@ def together(world: int, work: Callable[..., None], *args: Any) -> None:
     A failure of any of them is raised here, and ends the others.
     """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_joined, (world, f"{folder}/rendezvous", work, args), nprocs=world)
+        multiprocessing.start_processes(
+            _joined,
+            (world, f"{folder}/rendezvous", work, args),
+            nprocs=world,
+            start_method=forks.START_METHOD,
+        )
 
 
 def _joined(

@@ -2,8 +2,8 @@
 
 import errno
 import json
-import subprocess
-import sys
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mla_ray.runtime import storage
 from mla_ray.runtime.storage import as_path, read_bytes, remove, write_bytes
 from mla_ray.training import checkpoints
 from mla_ray.training.checkpoints import CARD, TENSORS, Checkpoints, Loaded
-from tests.support import ROOT
+from tests.support import forks
 from tests.support.logs import logged
 from tests.support.s3 import relayed, s3_bucket
 
@@ -214,37 +214,35 @@ def test_a_checkpoint_that_was_moved_to_another_number_is_not_believed(tmp_path:
         Checkpoints(as_path(tmp_path)).load()
 
 
+def save_until_killed(folder: str, kill_at: str) -> None:
+    """Killed outright, as by the kernel: no handler of ours runs."""
+    put, remove_one = storage._put, storage._remove
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def put_or_die(file: Path, path: UPath) -> None:
+        if kill_at == "first":
+            die()
+        put(file, path)
+        if path.name == kill_at:
+            die()
+
+    def remove_or_die(path: UPath) -> None:
+        remove_one(path)
+        if kill_at == "prune" and "0000000010" in str(path):
+            die()
+
+    storage._put, storage._remove = put_or_die, remove_or_die
+    made = Checkpoints(as_path(folder))
+    made.load()
+    made.save(30, {"weight": torch.ones(9)}, {})
+
+
 @pytest.mark.parametrize("kill_at", ["first", TENSORS, CARD, "prune"])
 def test_a_process_killed_at_any_point_leaves_the_one_before(tmp_path: Path, kill_at: str) -> None:
-    """Killed outright, as by the kernel: no handler of ours runs."""
     save(as_path(tmp_path / "c"), 10, 20)
-    code = """
-import os, signal, sys
-import torch
-from mla_ray.runtime import storage
-from mla_ray.training.checkpoints import Checkpoints
-put, remove, kill_at = storage._put, storage._remove, sys.argv[2]
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-def put_or_die(file, path):
-    if kill_at == "first":
-        die()
-    put(file, path)
-    if path.name == kill_at:
-        die()
-def remove_or_die(path):
-    remove(path)
-    if kill_at == "prune" and "0000000010" in str(path):
-        die()
-storage._put, storage._remove = put_or_die, remove_or_die
-made = Checkpoints(storage.as_path(sys.argv[1]))
-made.load()
-made.save(30, {"weight": torch.ones(9)}, {})
-"""
-    command = [sys.executable, "-c", code, str(tmp_path / "c"), kill_at]
-    environment = {"TMPDIR": str(tmp_path), "PATH": ""}
-    killed = subprocess.run(command, check=False, env=environment, cwd=ROOT)
-    assert killed.returncode == -9
+    assert forks.exit_code(save_until_killed, str(tmp_path / "c"), kill_at) == -signal.SIGKILL
     resumed = Checkpoints(as_path(tmp_path / "c"))
     loaded = resumed.load()
     assert loaded
@@ -257,13 +255,13 @@ def test_a_store_that_is_away_is_waited_for_and_not_called_damaged(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(storage, "PAUSES", (0.5,) * 10)
+    monkeypatch.setattr(storage, "PAUSES", (0.2,) * 20)
     folder = as_path(f"{bucket}/{tmp_path.name}")
     with relayed() as relay:
         made = save(folder, 10)
-        with relay.away(1.5):
+        with relay.away(0.5):
             made.save(20, tensors(20), state(20))
-        with relay.away(1.5):
+        with relay.away(0.5):
             assert_is(load(folder), 20)
         monkeypatch.setattr(storage, "PAUSES", (0.1,))
         with relay.away(), pytest.raises(ConnectionError):

@@ -19,7 +19,7 @@ from PIL import Image
 from upath import UPath
 
 from mla_ray.runtime.storage import as_path
-from mla_ray.tuning import charts
+from mla_ray.tuning import charts, report
 from mla_ray.tuning.importance import importance
 from mla_ray.tuning.outcome import Gain, Interval, Outcome, Trial
 from mla_ray.tuning.report import write
@@ -127,19 +127,30 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["local", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
-    return as_path(
-        str(tmp_path / "new" / "a") if request.param == "local" else f"memory://{uuid4().hex}"
-    )
+@pytest.fixture(scope="module")
+def searched_file(tmp_path_factory: pytest.TempPathFactory) -> UPath:
+    """The page of a search with a gain: to draw its pictures takes seconds."""
+    folder = tmp_path_factory.mktemp("sweep") / "new" / "a"
+    return write(outcome(searched(), gain=gain(1.8)), as_path(folder))
 
 
-def test_the_page_and_its_pictures_are_in_the_folder(folder: UPath) -> None:
-    file = write(outcome(searched(), gain=gain(1.8)), folder)
-    assert file == folder / "report.html"
-    assert sorted(p.name for p in folder.iterdir()) == sorted(
-        ["report.html", *(f"{name}.png" for name in PICTURES)]
-    )
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what the page says."""
+    monkeypatch.setattr(report, "CHARTS", ())
+
+
+def names(folder: UPath) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+FILES = sorted(["report.html", *(f"{name}.png" for name in PICTURES)])
+
+
+def test_the_page_and_its_pictures_are_in_the_folder(searched_file: UPath) -> None:
+    folder = searched_file.parent
+    assert searched_file == folder / "report.html"
+    assert names(folder) == FILES
     for name in PICTURES:
         picture = opened(folder / f"{name}.png")
         assert picture.format == "PNG"
@@ -148,8 +159,16 @@ def test_the_page_and_its_pictures_are_in_the_folder(folder: UPath) -> None:
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 8, name  # not blank
 
 
-def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
-    page = read(write(outcome(searched(), gain=gain(1.8)), as_path(tmp_path)))
+def test_the_folder_may_be_a_url() -> None:
+    folder = as_path(f"memory://{uuid4().hex}")
+    assert write(outcome([trial(0)]), folder) == folder / "report.html"
+    assert names(folder) == FILES
+    for name in PICTURES:
+        assert opened(folder / f"{name}.png").format == "PNG"
+
+
+def test_the_page_holds_everything_itself(searched_file: UPath) -> None:
+    page = read(searched_file)
     links = [
         value
         for _, attributes in page.tags
@@ -163,12 +182,13 @@ def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
         assert kind == "data:image/png;base64"
         Image.open(BytesIO(base64.b64decode(data, validate=True))).load()
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
-    assert "url(" not in (tmp_path / "report.html").read_text()
+    assert "url(" not in searched_file.read_text(encoding="utf-8")
     assert ("meta", "width=device-width, initial-scale=1") in [
         (tag, attributes.get("content")) for tag, attributes in page.tags
     ]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_every_trial_has_a_row_that_says_all_of_it(tmp_path: Path) -> None:
     trials = [
         trial(0, 40.06, settings={"nlt.lr": 0.001, "rows": "aligned"}),
@@ -209,10 +229,9 @@ def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
     assert "<u>mine</u>" in page.text
 
 
-def test_the_one_line_result_the_settings_and_the_gain_are_told(tmp_path: Path) -> None:
+def test_the_one_line_result_the_settings_and_the_gain_are_told(searched_file: UPath) -> None:
     found = outcome(searched(), gain=gain(1.8))
-    file = write(found, as_path(tmp_path))
-    page = read(file)
+    page = read(searched_file)
     assert found.line in page.text
     assert page.tables["gain"][1:] == [
         ["the defaults", "41.0", "39.2", "42.7"],
@@ -221,11 +240,12 @@ def test_the_one_line_result_the_settings_and_the_gain_are_told(tmp_path: Path) 
     ]
     assert "1,000 images and 5,000 captions" in page.text
     assert "The whole interval of the difference is above zero." in page.text
-    text = re.search(r'<pre id="config">(.*?)</pre>', file.read_text(), re.DOTALL)
+    text = re.search(r'<pre id="config">(.*?)</pre>', searched_file.read_text(), re.DOTALL)
     assert text
     assert yaml.safe_load(text[1]) == found.config
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_difference_that_may_be_chance_is_called_no_gain(tmp_path: Path) -> None:
     page = read(write(outcome(searched(), gain=gain(-0.2)), as_path(tmp_path)))
     assert "No gain:" in page.text
@@ -233,6 +253,7 @@ def test_a_difference_that_may_be_chance_is_called_no_gain(tmp_path: Path) -> No
     assert page.tables["gain"][-1] == ["difference", "+2.9", "-0.2", "+4.1"]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_sweep_without_a_test_split_says_that_gain_was_not_measured(tmp_path: Path) -> None:
     page = read(write(outcome(searched()), as_path(tmp_path)))
     assert "Not measured: there are no captions with the split test." in page.text
@@ -275,8 +296,8 @@ def test_a_nan_is_neither_drawn_nor_counted(tmp_path: Path) -> None:
     assert importance([trial(0), *nan]) == {}
 
 
-def test_a_parameter_that_never_varied_is_told_and_has_no_axis(tmp_path: Path) -> None:
-    page = read(write(outcome(searched()), as_path(tmp_path)))
+def test_a_parameter_that_never_varied_is_told_and_has_no_axis(searched_file: UPath) -> None:
+    page = read(searched_file)
     assert "The same in every trial: warmup = 0.1." in page.text
     figure = charts.draw_parallel(outcome(searched()), LIGHT)
     assert not isinstance(figure, str)
