@@ -25,9 +25,8 @@ class Holder:
         node = self.cluster.add_node(
             num_cpus=cpus,
             resources=resources,
-            include_dashboard=False,
             object_store_memory=80_000_000,
-            **options,
+            **{"include_dashboard": False, **options},
         )
         self.nodes[node.node_id] = node
         processes = [info.process.pid for kind in node.all_processes.values() for info in kind]

@@ -6,10 +6,10 @@ killed as a machine can.
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
+from mla_ray.runtime.cluster import free_port
+from mla_ray.serving import local
 from tests.support import ROOT
 
 HERE = Path(__file__).parent
@@ -30,6 +33,9 @@ DEADLINE = 600.0
 """Seconds for anything that is to happen: no test is about how fast it does."""
 STOPPED = 75
 """What a driver ends with that was asked to end."""
+
+RAYLET = re.compile(r"/raylet/raylet .*--node_id=(\w+)")
+"""The command line of the process that is a node, with the node's id."""
 
 T = TypeVar("T")
 
@@ -66,6 +72,7 @@ def private_environment(root: Path) -> dict[str, str]:
         "RAY_FAKE_CLUSTER": "1",  # raylets may pass for machines of a cloud
         "RAY_enable_autoscaler_v2": "0",  # its fake cloud does not work
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10",  # then it replaces a node that is lost
     }
 
 
@@ -137,8 +144,17 @@ class Node:
 class Nodes:
     """A cluster; its first node is the head, where drivers run."""
 
-    def __init__(self, root: Path, cpus: int, grows: dict[str, Any] | None) -> None:
+    def __init__(
+        self, root: Path, cpus: int, grows: dict[str, Any] | None, serves: bool = False
+    ) -> None:
+        self.root = root
         self.environment = private_environment(root)
+        options = autoscaler(root, cpus, grows) if grows else {}
+        if serves:
+            self.environment |= serving(root)
+            port = free_port()
+            self.dashboard = f"http://127.0.0.1:{port}"
+            options |= {"include_dashboard": True, "dashboard_port": port}
         self.log = (root / "nodes.log").open("w")
         self.holder = subprocess.Popen(
             [sys.executable, str(HERE / "holder.py")],
@@ -151,7 +167,6 @@ class Nodes:
         )
         self.nodes: list[Node] = []
         self.grows = grows
-        options = autoscaler(root, cpus, grows) if grows else {}
         self._add(cpus, {}, options)
 
     def _ask(self, do: str, **request: Any) -> Any:
@@ -193,6 +208,16 @@ class Nodes:
     def train_workers(self) -> list[psutil.Process]:
         return [worker for node in self.nodes for worker in node.train_workers()]
 
+    def grown(self) -> list[Node]:
+        """The nodes that the autoscaler added; their processes are those of the head, too."""
+        raylets = [(RAYLET.search(title(p)), p) for p in self.nodes[0].processes()]
+        found = [Node(match[1], (raylet,)) for match, raylet in raylets if match]
+        return [node for node in found if node.id != self.nodes[0].id]
+
+    def lose(self, node: Node) -> None:
+        """The same as `remove`, of a node that the autoscaler added."""
+        kill(node.processes())
+
     def stop(self) -> None:
         """Stop all nodes; an AssertionError if a process stays behind."""
         assert self.holder.stdin
@@ -207,9 +232,7 @@ class Nodes:
 
 def autoscaler(root: Path, cpus: int, grows: dict[str, Any]) -> dict[str, Any]:
     """What a head needs to add nodes by itself: raylets on this machine, of Ray's fake cloud."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     config = {
         "cluster_name": "a-test",
         "max_workers": 4,
@@ -246,7 +269,16 @@ def autoscaler(root: Path, cpus: int, grows: dict[str, Any]) -> dict[str, Any]:
     }
     path = root / "autoscaler.json"
     path.write_text(json.dumps(config))
-    return {"autoscaling_config": str(path), "gcs_server_port": port}
+    # Under any other id, the head would seem to have all of its room, whatever runs there.
+    identity = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
+    return {"autoscaling_config": str(path), "gcs_server_port": port, "env_vars": identity}
+
+
+def serving(root: Path) -> dict[str, str]:
+    """What a cluster that serves has in its environment; HAProxy's files go with the rest."""
+    scratch = root / "haproxy"
+    scratch.mkdir()
+    return local.environment(scratch)
 
 
 @contextmanager
@@ -260,13 +292,16 @@ def ray_root() -> Iterator[Path]:
 
 
 @contextmanager
-def nodes(cpus: int = 2, grows: dict[str, Any] | None = None) -> Iterator[Nodes]:
+def nodes(
+    cpus: int = 2, grows: dict[str, Any] | None = None, serves: bool = False
+) -> Iterator[Nodes]:
     """A cluster of one node, for the body of a `with`.
 
     Ray's autoscaler adds nodes of the resources `grows` as they are asked for, if it is given.
+    A cluster that `serves` has a dashboard, which takes a Serve config.
     """
     with ray_root() as root:
-        cluster = Nodes(root, cpus, grows)
+        cluster = Nodes(root, cpus, grows, serves)
         try:
             yield cluster
         finally:

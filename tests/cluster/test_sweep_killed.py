@@ -1,79 +1,22 @@
 """A sweep whose driver is killed on the way, and started again."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
 
-from tests.cluster.nodes import family, kill, nodes, wait_for
-from tests.support import ROOT
+from tests.cluster.nodes import nodes, wait_for
+from tests.cluster.sweeps import TRIALS, finished, flags_of, looks, sweeping
 
 pytestmark = pytest.mark.cluster
-TRIALS = 4
-SPACE = {
-    "trials": TRIALS,
-    "evaluations": 8,
-    "grace": 100,  # so that no trial is stopped
-    "settings": {
-        "vocab_size": 400,
-        "nlt": {"steps": 1500, "batch": 4, "lr": 1e-3},
-        "le": {"steps": 100, "batch": 4, "lr": 1e-4},
-    },
-    "parameters": {"warmup": {"low": 0.0, "high": 0.5}},
-}
-
-
-@contextmanager
-def sweeping(
-    flags: list[str], environment: dict[str, str], log: Path
-) -> Iterator[subprocess.Popen[str]]:
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            [sys.executable, "-m", "jobs.sweep", *flags],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-        ) as process,
-    ):
-        try:
-            yield process
-        finally:
-            kill(family(psutil.Process(process.pid)) if process.poll() is None else [])
-
-
-def looks(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """What Tune was told of each trial, by its id."""
-    return {
-        file.parent.name: [json.loads(line) for line in file.read_text().splitlines()]
-        for file in sorted(run.glob("tune/*/result.json"))
-    }
-
-
-def finished(run: Path) -> dict[str, list[dict[str, Any]]]:
-    return {name: told for name, told in looks(run).items() if told and told[-1]["percent"] == 100}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_driver_repeats_no_finished_trial(
     job: dict[str, Any], tmp_path: Path, workers: int
 ) -> None:
-    space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump(SPACE))
-    flags = ["--languages", "de", "--native", job["native"], "--pairs", job["pairs"]]
-    flags += ["--captions", job["captions"], "--space", str(space), "--concurrent", "1"]
-    flags += ["--workers", str(workers)]
-    flags += ["--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
-    flags += ["--results", str(tmp_path / "results")]
+    flags = flags_of(job, tmp_path, "--concurrent", "1", "--workers", str(workers))
     run = tmp_path / "run" / "de"
     with nodes(cpus=2) as cluster:
         environment = cluster.environment | {"RAY_ADDRESS": cluster.address}

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,6 +27,7 @@ from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.cluster import free_port
 from tests.serving.expected import image_vector, nearest, text_vector
 from tests.support import ROOT
+from tests.support.load import Load
 from tests.support.natives import MakePack
 from tests.support.prometheus import Series, scraped_when
 from tests.support.server import Served, serving
@@ -154,44 +154,6 @@ def test_prometheus_finds_the_metrics_of_all_replicas(place: Place) -> None:
     assert "geheimnis" not in page.lower()
 
 
-class Load:
-    """Requests, one after another in each of some threads, until it is left."""
-
-    def __init__(self, place: Place, languages: list[str], threads: int = 4) -> None:
-        self.place = place
-        self.languages = languages
-        self.answers: list[tuple[float, int | str]] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    @property
-    def failed(self) -> list[tuple[float, int | str]]:
-        return [answer for answer in self.answers if answer[1] != 200]
-
-    def _run(self, number: int) -> None:
-        with httpx2.Client(base_url=self.place.server.url, timeout=60) as client:
-            while not self._stop.is_set():
-                language = self.languages[number % len(self.languages)]
-                try:
-                    params = {"q": "Hund", "language": language, "k": 3}
-                    status: int | str = client.get("/v1/search", params=params).status_code
-                except httpx2.HTTPError as error:
-                    status = type(error).__name__
-                self.answers.append((time.monotonic(), status))
-                number += 1
-                time.sleep(0.05)
-
-
 def wait_until(true: Any, seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not true():
@@ -204,7 +166,7 @@ def languages(place: Place) -> set[str]:
 
 
 def test_packs_come_change_and_go_under_load_without_a_failed_request(place: Place) -> None:
-    with Load(place, ["de", "hi", "en"]) as load:
+    with Load(place.server.url, ["de", "hi", "en"]) as load:
         place.put_pack("cs", texts=["pes", "kočka"])
         wait_until(lambda: "cs" in languages(place), 5, "cs is served")
         assert place.get("/v1/search", q="pes", language="cs").status_code == 200
@@ -232,7 +194,7 @@ def test_packs_come_change_and_go_under_load_without_a_failed_request(place: Pla
 
 @pytest.mark.slow
 def test_a_killed_encoder_costs_no_request(place: Place) -> None:
-    with Load(place, ["de", "en"]) as load:
+    with Load(place.server.url, ["de", "en"]) as load:
         (victim,) = place.replicas("TextEncoder")
         victim.send_signal(signal.SIGKILL)
         killed = time.monotonic()
