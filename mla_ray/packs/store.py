@@ -152,7 +152,7 @@ class PackStore:
             if _version((folder / "card.json").read_bytes()) != listed.version:
                 raise PackError(f"{there}: replaced while it was read")
             try:
-                return LanguagePack.load(folder, native, there)
+                return LanguagePack.load(folder, native, there, mapped=True)
             except PackError as error:
                 raise PackError(str(error).replace(str(folder), there)) from error
 
