@@ -71,10 +71,17 @@ TEXTS, CONNECTIONS, RATE = 32, 32, 50
 class Bench:
     """Copies of the demo's packs and index, and the servers that use them."""
 
-    def __init__(self, native: Native, run: Path, data: Path, scratch: Path) -> None:
+    def __init__(
+        self,
+        native: Native,
+        run: Path,
+        data: Path,
+        scratch: Path,
+        languages: tuple[str, ...] = LANGUAGES,
+    ) -> None:
         self.native, self.scratch = native, scratch
         self.packs = scratch / "packs"
-        for language in LANGUAGES:
+        for language in languages:
             shutil.copytree(run / "packs" / language, self.packs / language)
         self.index = run / "showcase" / "index"
         emoji = Emoji(data / "emoji")
@@ -85,7 +92,7 @@ class Bench:
         }
         self.queries = [
             (language, str(name))
-            for language in LANGUAGES
+            for language in languages
             for name in rng.choice(self.names[language], 67, replace=False)
         ][:200]
 

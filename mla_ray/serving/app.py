@@ -42,11 +42,15 @@ def create_app(backend: Backend, settings: Settings, replica: str = "local") -> 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        following = asyncio.create_task(service.follow_store())
+        following = [
+            asyncio.create_task(follow)
+            for follow in (service.follow_store(), service.follow_replicas())
+        ]
         yield
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
+        for task in following:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     app = _documented_app(lifespan)
     app.needs_token = settings.token() is not None

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
 from mla_ray.serving.engines import (
@@ -25,8 +25,19 @@ from mla_ray.serving.settings import Settings
 T = TypeVar("T")
 
 
+class Replicas(NamedTuple):
+    """Number of running replicas of each part."""
+
+    texts: int = 1
+    images: int = 1
+    searches: int = 1
+
+
 class Backend(Protocol):
     """Interface between the HTTP app and the encoders and index.
+
+    The items of some methods wait for their call. `waited_s` is the mean time in seconds that they
+    waited. It is for the autoscaling of the replicas that take the call.
 
     A method raises `Overloaded` if a queue is full and `TimeoutError` if no result arrives in time.
     Methods that use the index raise `IndexUnavailable` if its server is away.
@@ -36,18 +47,18 @@ class Backend(Protocol):
         """Return the identity of the native."""
         ...
 
-    async def encode_texts(self, texts: list[Text]) -> Encoded:
+    async def encode_texts(self, texts: list[Text], waited_s: float) -> Encoded:
         """Encode texts of any languages to unit vectors `[N, E]` float32."""
         ...
 
-    async def count_tokens(self, texts: list[Text]) -> list[int | None]:
+    async def count_tokens(self, texts: list[Text], waited_s: float) -> list[int | None]:
         """Count the tokens of each text in its language; None if its pack is unavailable."""
 
-    async def encode_images(self, images: list[bytes]) -> Encoded:
+    async def encode_images(self, images: list[bytes], waited_s: float) -> Encoded:
         """Encode images in a file format such as PNG to unit vectors `[N, E]` float32."""
         ...
 
-    async def search(self, queries: list[Query]) -> list[QueryResult]:
+    async def search(self, queries: list[Query], waited_s: float) -> list[QueryResult]:
         """Search the index. Results are in the order of the queries."""
         ...
 
@@ -83,6 +94,10 @@ class Backend(Protocol):
         A damaged pack has an entry only after an attempt to load it.
         """
 
+    async def replicas(self) -> Replicas:
+        """Return the number of running replicas of each part."""
+        ...
+
     async def health(self) -> dict[str, str]:
         """Return `ok` or the type of the error for each part."""
 
@@ -108,22 +123,22 @@ class LocalBackend:
         """Return the identity of the native."""
         return self._text.identity
 
-    async def encode_texts(self, texts: list[Text]) -> Encoded:
+    async def encode_texts(self, texts: list[Text], waited_s: float) -> Encoded:
         """Encode texts on the torch thread; load their packs first if necessary."""
         languages = {text.language for text in texts}
         return await self._in(
             self._torch_thread, lambda: self._text.encode(texts, self._text.prepare(languages))
         )
 
-    async def count_tokens(self, texts: list[Text]) -> list[int | None]:
+    async def count_tokens(self, texts: list[Text], waited_s: float) -> list[int | None]:
         """Count the tokens of each text in its language; None if its pack is unavailable."""
         return await self._in(self._torch_thread, lambda: self._text.count_tokens(texts))
 
-    async def encode_images(self, images: list[bytes]) -> Encoded:
+    async def encode_images(self, images: list[bytes], waited_s: float) -> Encoded:
         """Encode images on the torch thread."""
         return await self._in(self._torch_thread, lambda: self._image.encode(images))
 
-    async def search(self, queries: list[Query]) -> list[QueryResult]:
+    async def search(self, queries: list[Query], waited_s: float) -> list[QueryResult]:
         """Search the index on the index thread."""
         return await self._in(self._index_thread, lambda: self._index.search(queries))
 
@@ -160,6 +175,10 @@ class LocalBackend:
     async def broken(self) -> dict[str, str]:
         """Return the errors of packs that cannot be served, by folder name."""
         return dict(self._text.library.listing.broken)
+
+    async def replicas(self) -> Replicas:
+        """Return 1 for each part."""
+        return Replicas()
 
     async def health(self) -> dict[str, str]:
         """Run the check of each engine. Return `ok` or the type of the error by engine."""

@@ -9,20 +9,17 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
 from mla_ray.model.native import Native
 from mla_ray.serving.app import create_app
 from mla_ray.serving.breaker import IndexUnavailable
-from mla_ray.serving.coalescing import Overloaded
 from mla_ray.serving.engines import (
     Encoded,
     Identity,
@@ -35,6 +32,8 @@ from mla_ray.serving.engines import (
     Vectors,
     torch_thread,
 )
+from mla_ray.serving.handle_backend import HandleBackend
+from mla_ray.serving.load import Load, LoopLoad, Sample
 from mla_ray.serving.schemas import Collection
 from mla_ray.serving.settings import Settings
 
@@ -53,6 +52,7 @@ class DeploymentOptions(TypedDict, total=False):
     health_check_timeout_s: float
     graceful_shutdown_timeout_s: float
     ray_actor_options: Mapping[str, float]
+    autoscaling_config: Mapping[str, Any]
 
 
 OPEN_FOR_S = 30  # seconds in which the previous replica drains and releases the index folder
@@ -69,17 +69,24 @@ DEPLOYMENTS: dict[str, DeploymentOptions] = {
     "ImageEncoder": {"max_ongoing_requests": 32, "max_queued_requests": 64},
     "Index": {"max_ongoing_requests": 16, "max_queued_requests": 64},
 }
-ATTEMPTS = 3  # for a call whose replica died; every call can be repeated safely
+
+
+class Call(NamedTuple):
+    """Texts of one call to a `TextEncoder`."""
+
+    texts: list[Text]
+    since: float
+    """Time from which the texts wait, from `time.monotonic`."""
 
 
 def batched(
-    encode: Callable[[Replica, list[list[Text]]], Awaitable[list[Encoded]]],
-) -> Callable[[Replica, list[Text]], Awaitable[Encoded]]:
+    encode: Callable[[Replica, list[Call]], Awaitable[list[Encoded]]],
+) -> Callable[[Replica, Call], Awaitable[Encoded]]:
     """Join calls of several ingress replicas into one batch, as a typed `serve.batch`.
 
-    Each call has a list of texts. At most 8 calls are joined, without a batching delay.
+    At most 8 calls are joined, without a batching delay.
     """
-    decorated: Callable[[Replica, list[Text]], Awaitable[Encoded]] = serve.batch(
+    decorated: Callable[[Replica, Call], Awaitable[Encoded]] = serve.batch(
         max_batch_size=8, batch_wait_timeout_s=0
     )(encode)
     return decorated
@@ -89,25 +96,32 @@ class TextEncoder:
     """Deployment that encodes texts, with packs from a store that it watches."""
 
     def __init__(self, settings: Settings) -> None:
+        self._load = Load()
         self._torch_thread = torch_thread()
         threads = _threads(settings)
         self._engine = self._torch_thread.submit(
             TextEngine, settings.native, settings.packs, settings.max_packs, threads
         ).result()
+        self._torch_thread.submit(self._engine.warm).result()
         self._scan_every_s = settings.scan_every_s
         self._store_watcher = asyncio.create_task(self._watch_store())
 
-    async def encode(self, texts: list[Text]) -> Encoded:
+    async def encode(self, texts: list[Text], waited_s: float = 0.0) -> Encoded:
         """Encode texts of any languages to unit vectors `[N, E]` float32."""
-        return await self._encode_calls(texts)
+        return await self._encode_calls(Call(texts, time.monotonic() - waited_s))
 
-    async def count_tokens(self, texts: list[Text]) -> list[int | None]:
+    async def count_tokens(self, texts: list[Text], waited_s: float = 0.0) -> list[int | None]:
         """Count the tokens of each text in its language; None if its pack is unavailable."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._torch_thread, self._engine.count_tokens, texts)
+        call = Call(texts, time.monotonic() - waited_s)
+        return await loop.run_in_executor(self._torch_thread, self._count, call)
+
+    async def record_autoscaling_stats(self) -> Sample:
+        """Return the load since the previous call. Ray Serve calls this method periodically."""
+        return self._load.sample()
 
     @batched
-    async def _encode_calls(self, calls: list[list[Text]]) -> list[Encoded]:
+    async def _encode_calls(self, calls: list[Call]) -> list[Encoded]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._torch_thread, self._encode, calls)
 
@@ -130,14 +144,23 @@ class TextEncoder:
             raise RuntimeError("the task that watches the pack store has ended")
         await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
 
-    def _encode(self, calls: list[list[Text]]) -> list[Encoded]:
-        texts = [text for call in calls for text in call]
-        prepared = self._engine.prepare({language for language, _ in texts})
-        encoded = self._engine.encode(texts, prepared)
+    def _count(self, call: Call) -> list[int | None]:
+        self._load.waited(time.monotonic() - call.since, len(call.texts))
+        with self._load.busy():
+            return self._engine.count_tokens(call.texts)
+
+    def _encode(self, calls: list[Call]) -> list[Encoded]:
+        now = time.monotonic()
+        for call in calls:
+            self._load.waited(now - call.since, len(call.texts))
+        texts = [text for call in calls for text in call.texts]
+        with self._load.busy():
+            prepared = self._engine.prepare({language for language, _ in texts})
+            encoded = self._engine.encode(texts, prepared)
         results, start = [], 0
         for call in calls:
-            results.append(encoded[start : start + len(call)])
-            start += len(call)
+            results.append(encoded[start : start + len(call.texts)])
+            start += len(call.texts)
         return results
 
     async def _watch_store(self) -> None:
@@ -157,19 +180,30 @@ class ImageEncoder:
     """Deployment that encodes images."""
 
     def __init__(self, settings: Settings) -> None:
+        self._load = Load()
         self._torch_thread = torch_thread()
         self._engine = self._torch_thread.submit(
             ImageEngine, settings.native, _threads(settings)
         ).result()
+        self._torch_thread.submit(self._engine.warm).result()
 
-    async def encode(self, images: list[bytes]) -> Encoded:
+    async def encode(self, images: list[bytes], waited_s: float = 0.0) -> Encoded:
         """Encode images in a file format such as PNG to unit vectors `[N, E]` float32."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._torch_thread, self._engine.encode, images)
+        loop, since = asyncio.get_running_loop(), time.monotonic() - waited_s
+        return await loop.run_in_executor(self._torch_thread, self._encode, images, since)
+
+    async def record_autoscaling_stats(self) -> Sample:
+        """Return the load since the previous call. Ray Serve calls this method periodically."""
+        return self._load.sample()
 
     async def check_health(self) -> None:
         """Raise an error if the image tower fails its check."""
         await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
+
+    def _encode(self, images: list[bytes], since: float) -> Encoded:
+        self._load.waited(time.monotonic() - since, len(images))
+        with self._load.busy():
+            return self._engine.encode(images)
 
 
 class Index:
@@ -180,6 +214,7 @@ class Index:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._load = Load()
         native = Native.load(settings.native)  # its fingerprint identifies the vectors of an index
         deadline = time.monotonic() + OPEN_FOR_S
         while True:
@@ -191,17 +226,23 @@ class Index:
                     raise
                 time.sleep(0.2)
 
-    async def search(self, queries: list[Query]) -> list[QueryResult]:
+    async def search(self, queries: list[Query], waited_s: float = 0.0) -> list[QueryResult]:
         """Search the index. Results are in the order of the queries."""
-        return await asyncio.to_thread(self._engine.search, queries)
+        return await asyncio.to_thread(self._search, queries, time.monotonic() - waited_s)
 
     async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
         """Write entries and their vectors `[N, E]` to a collection. Return their number."""
-        return await asyncio.to_thread(self._engine.upsert, collection, entries, vectors)
+        with self._load.busy():
+            return await asyncio.to_thread(self._engine.upsert, collection, entries, vectors)
 
     async def delete(self, collection: str, conditions: Conditions) -> int:
         """Remove the entries of a collection that meet every condition. Return their number."""
-        return await asyncio.to_thread(self._engine.delete, collection, conditions)
+        with self._load.busy():
+            return await asyncio.to_thread(self._engine.delete, collection, conditions)
+
+    async def record_autoscaling_stats(self) -> Sample:
+        """Return the load since the previous call. Ray Serve calls this method periodically."""
+        return self._load.sample()
 
     async def page(
         self, collection: str, conditions: Conditions, limit: int, cursor: str | None
@@ -233,122 +274,14 @@ class Index:
         with suppress(IndexUnavailable):
             await self.check()
 
+    def _search(self, queries: list[Query], since: float) -> list[QueryResult]:
+        self._load.waited(time.monotonic() - since, len(queries))
+        with self._load.busy():
+            return self._engine.search(queries)
+
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
-
-
-class HandleBackend:
-    """Implementation of `mla_ray.serving.backend.Backend` with deployment handles.
-
-    If a replica dies during a call, the call is repeated, at most `ATTEMPTS` times in total.
-
-    Args:
-        text: Handle of `TextEncoder`.
-        image: Handle of `ImageEncoder`.
-        index: Handle of `Index`.
-        timeout_s: Time limit of one call in seconds, repetitions included.
-
-    """
-
-    def __init__(
-        self,
-        text: DeploymentHandle,
-        image: DeploymentHandle,
-        index: DeploymentHandle,
-        timeout_s: float,
-    ) -> None:
-        self._text = text
-        self._image = image
-        self._index = index
-        self._timeout_s = timeout_s
-
-    async def identity(self) -> Identity:
-        """Return the identity of the native. Wait up to 120 s for the encoder to start."""
-        return await self._call(lambda: self._text.identity.remote(), 120)
-
-    async def encode_texts(self, texts: list[Text]) -> Encoded:
-        """Encode texts with `TextEncoder`."""
-        return await self._call(lambda: self._text.encode.remote(texts))
-
-    async def count_tokens(self, texts: list[Text]) -> list[int | None]:
-        """Count the tokens of each text with `TextEncoder`."""
-        return await self._call(lambda: self._text.count_tokens.remote(texts))
-
-    async def encode_images(self, images: list[bytes]) -> Encoded:
-        """Encode images with `ImageEncoder`."""
-        return await self._call(lambda: self._image.encode.remote(images))
-
-    async def search(self, queries: list[Query]) -> list[QueryResult]:
-        """Search the index with `Index`."""
-        return await self._call(lambda: self._index.search.remote(queries))
-
-    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write entries and their vectors with `Index`. Return their number."""
-        return await self._call(lambda: self._index.upsert.remote(collection, entries, vectors))
-
-    async def delete(self, collection: str, conditions: Conditions) -> int:
-        """Remove entries with `Index`. Return the number of the last attempt."""
-        return await self._call(lambda: self._index.delete.remote(collection, conditions))
-
-    async def page(
-        self, collection: str, conditions: Conditions, limit: int, cursor: str | None
-    ) -> EntryPage:
-        """Return a page of a listing with `Index`."""
-        return await self._call(
-            lambda: self._index.page.remote(collection, conditions, limit, cursor)
-        )
-
-    async def contents(self) -> dict[Collection, Contents]:
-        """Return what each collection holds with `Index`."""
-        return await self._call(lambda: self._index.contents.remote())
-
-    async def languages(self) -> dict[str, int]:
-        """Return the number of captions in the index by language."""
-        return await self._call(lambda: self._index.languages.remote())
-
-    async def sources(self, image_id: str) -> dict[str, int]:
-        """Return the sources that have an image with this id."""
-        return await self._call(lambda: self._index.sources.remote(image_id))
-
-    async def broken(self) -> dict[str, str]:
-        """Return the errors of packs that one replica cannot serve, by folder name."""
-        return await self._call(lambda: self._text.broken.remote())
-
-    async def health(self) -> dict[str, str]:
-        """Check one replica of each deployment. Return `ok` or the type of the error by part."""
-        checks = {
-            "text": self._text.check_health,
-            "image": self._image.check_health,
-            "index": self._index.check,
-        }
-
-        async def state(check: DeploymentHandle) -> str:
-            try:
-                await self._call(lambda: check.remote(), 5)
-                return "ok"
-            except Exception as error:  # any error marks this part unhealthy
-                return type(getattr(error, "cause", error)).__name__  # Ray's own has a cause
-
-        states = await asyncio.gather(*(state(check) for check in checks.values()))
-        return dict(zip(checks, states, strict=True))
-
-    async def refresh(self) -> None:
-        """Do nothing, as the encoders watch the pack store themselves."""
-
-    async def _call(self, start: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
-        async with asyncio.timeout(timeout_s or self._timeout_s):
-            for attempt in range(ATTEMPTS):
-                try:
-                    return await start()
-                except BackPressureError as error:
-                    raise Overloaded("a deployment's queue is full") from error
-                except (RayActorError, DeploymentUnavailableError):
-                    # The replica died during the call. Another replica takes the next attempt.
-                    if attempt + 1 == ATTEMPTS:
-                        raise
-                    await asyncio.sleep(0.1)
-        raise AssertionError("unreachable")
 
 
 @serve.ingress()
@@ -363,11 +296,18 @@ class Ingress:
         index: DeploymentHandle,
     ) -> None:
         self._settings = settings
-        self._backend = HandleBackend(text, image, index, settings.timeout_s)
+        app = serve.get_replica_context().app_name
+        self._backend = HandleBackend(text, image, index, app, settings.timeout_s)
+        self._load = LoopLoad()
+        self._following = asyncio.create_task(self._load.follow())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         replica = serve.get_replica_context().replica_id.unique_id
         return create_app(self._backend, self._settings, replica)
+
+    async def record_autoscaling_stats(self) -> Sample:
+        """Return the load since the previous call. Ray Serve calls this method periodically."""
+        return self._load.sample()
 
 
 def _threads(settings: Settings) -> int:

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from mla_ray.data.images import STRANGER, BadImage, decode_image
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
@@ -151,6 +152,7 @@ class TextEngine:
     def __init__(self, native: str, store: str, max_packs: int, threads: int) -> None:
         self.native = _load(native, threads)
         packs = PackStore(store, self.native.fingerprint, self.native.fingerprint_v1)
+        self._max_packs = max_packs
         self.library = PackLibrary(packs, self.native, max_packs)
         self.library.refresh()
 
@@ -231,6 +233,16 @@ class TextEngine:
         ]
         result.put(rows, mixed.features, encoders)
 
+    def warm(self) -> None:
+        """Load the packs of the store, at most as many as stay in memory, and encode a text.
+
+        The first requests are then as fast as later ones. A pack that cannot be loaded is an error
+        of its own requests only.
+        """
+        languages = {ENGLISH, *sorted(self.library.listing.packs)[: self._max_packs]}
+        prepared = self.prepare(languages)
+        self.encode([Text(language, "dog") for language in languages], prepared)
+
     def check(self) -> None:
         """Encode a test text.
 
@@ -264,6 +276,11 @@ class ImageEngine:
             features = self.native.encode_image(torch.stack(pixels))
             result.put(rows, features, [f"native {self.native.name!r}"] * len(rows))
         return result
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Encode a black image. The first request is then as fast as later ones."""
+        self.native.encode_image(self.native.preprocess(Image.new("RGB", (64, 64)))[None])
 
     def check(self) -> None:
         """Check the first weight tensor of the image tower.

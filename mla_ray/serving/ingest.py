@@ -1,5 +1,7 @@
 """Bulk ingest of captions: NDJSON lines are encoded and written to the index batch by batch."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -9,6 +11,7 @@ from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import caption_entry
 from mla_ray.model.text import fault_of, normalized
 from mla_ray.packs.store import Listing
+from mla_ray.serving.coalescing import Overloaded
 from mla_ray.serving.engines import Encoded, Text, Vectors
 from mla_ray.serving.ndjson import lines_of
 from mla_ray.serving.schemas import (
@@ -23,6 +26,8 @@ from mla_ray.serving.served_languages import ServedLanguages
 
 BATCH = 128
 """Number of captions that are encoded and written together."""
+PATIENCE_S = 30
+"""Longest time in seconds that a batch waits while the encoders are overloaded."""
 
 
 class CaptionIngest:
@@ -68,7 +73,9 @@ class CaptionIngest:
         return self._result
 
     async def _write(self) -> None:
-        encoded = await self._encode([Text(e.language, e.caption) for _, e in self._batch])
+        encoded = await self._encode_when_free(
+            [Text(e.language, e.caption) for _, e in self._batch]
+        )
         good: list[int] = []
         for row, (line, _) in enumerate(self._batch):
             if row in encoded.errors:
@@ -79,6 +86,22 @@ class CaptionIngest:
             entries = [self._batch[row][1] for row in good]
             self._result.written += await self._upsert(entries, encoded.vectors[good])
         self._batch.clear()
+
+    async def _encode_when_free(self, texts: list[Text]) -> Encoded:
+        """Encode texts. While the encoders are overloaded, wait, so that searches go first.
+
+        Raises:
+            Overloaded: The encoders are overloaded for more than `PATIENCE_S`.
+
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await self._encode(texts)
+            except Overloaded as error:
+                if time.monotonic() + error.retry_after_s > deadline:
+                    raise
+                await asyncio.sleep(error.retry_after_s)
 
     def _reject(self, line: int, error: str) -> None:
         self._result.rejected += 1

@@ -69,9 +69,9 @@ class ProblemError(Exception):
         return Response(body, self.status, self.headers, PROBLEM_JSON)
 
 
-def overloaded(detail: str) -> ProblemError:
+def overloaded(detail: str, retry_after_s: int = RETRY_AFTER_S) -> ProblemError:
     """Return a problem with status 503: the server is overloaded."""
-    return ProblemError(503, ProblemKind.OVERLOADED, detail, headers=retry_after(RETRY_AFTER_S))
+    return ProblemError(503, ProblemKind.OVERLOADED, detail, headers=retry_after(retry_after_s))
 
 
 def too_many_requests(detail: str) -> ProblemError:
@@ -141,7 +141,9 @@ def install(app: FastAPI) -> None:
         ).response()
 
     async def on_overload(request: Request, error: Exception) -> Response:
-        return overloaded(f"the server is at its limit ({error}); try again").response()
+        detail = f"the server is at its limit ({error}); try again"
+        seconds = error.retry_after_s if isinstance(error, Overloaded) else RETRY_AFTER_S
+        return overloaded(detail, seconds).response()
 
     async def on_not_writable(request: Request, error: Exception) -> Response:
         cause = getattr(error, "cause", error)  # the text of Ray's own error is a traceback

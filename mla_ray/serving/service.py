@@ -49,6 +49,9 @@ from mla_ray.serving.schemas import (
 from mla_ray.serving.served_languages import ServedLanguages
 from mla_ray.serving.settings import Settings
 
+REPLICAS_EVERY_S = 2
+"""Seconds between two queries of the number of replicas."""
+
 log = logging.getLogger(__name__)
 
 
@@ -105,14 +108,18 @@ class Service:
         self._pictures = pictures
         self._identity: Identity
         self._languages: ServedLanguages
+        batch, queue, wait_s = settings.max_batch, settings.max_queue, settings.max_wait_s
         self._texts: Coalescer[Text, Encoded] = Coalescer(
-            backend.encode_texts, settings.max_batch, settings.max_queue, settings.calls
+            backend.encode_texts, batch, queue, wait_s
         )
         self._counts: Coalescer[Text, list[int | None]] = Coalescer(
-            backend.count_tokens, settings.max_batch, settings.max_queue, settings.calls
+            backend.count_tokens, batch, queue, wait_s
+        )
+        self._images: Coalescer[bytes, Encoded] = Coalescer(
+            backend.encode_images, settings.max_images, queue, wait_s
         )
         self._queries: Coalescer[Query, list[QueryResult]] = Coalescer(
-            backend.search, settings.max_batch, settings.max_queue, settings.calls
+            backend.search, batch, queue, wait_s
         )
 
     async def start(self) -> None:
@@ -134,6 +141,26 @@ class Service:
                 await self._backend.refresh()
             except Exception as error:  # if the store is unreachable, known packs stay in service
                 log.warning("pack store %s: %s", self._settings.packs, error)
+
+    async def follow_replicas(self) -> None:
+        """Allow as many concurrent calls as there are replicas, whose number may change.
+
+        Runs until the task is cancelled.
+        """
+        while True:
+            try:
+                replicas = await self._backend.replicas()
+            except Exception as error:  # the number of before holds until the next answer
+                log.warning("number of replicas: %s", error)
+            else:
+                for queue, running in (
+                    (self._texts, replicas.texts),
+                    (self._counts, replicas.texts),
+                    (self._images, replicas.images),
+                    (self._queries, replicas.searches),
+                ):
+                    queue.slots = self._settings.calls * max(running, 1)
+            await asyncio.sleep(REPLICAS_EVERY_S)
 
     async def search_text(self, text: str, language: str, page: Page) -> SearchResult:
         """Search by a text in `language`, which is a BCP-47 tag or `AUTO` for detection."""
@@ -255,7 +282,7 @@ class Service:
 
     async def _encode_image(self, image: bytes) -> Encoded:
         """Encode one image. Bytes that are not an image raise a problem with status 422."""
-        encoded = await self._backend.encode_images([image])
+        encoded = await self._images([image])
         if encoded.errors:
             raise of_fault(encoded.errors[0])
         return encoded

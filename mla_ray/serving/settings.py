@@ -65,15 +65,25 @@ class Settings(BaseModel):
         description="Maximum number of texts in one call to a text encoder. A single request "
         "with more texts is not split.",
     )
+    max_images: int = Field(
+        default=8, ge=1, le=64, description="Maximum number of images in one call to an encoder."
+    )
     calls: int = Field(
         default=1,
         ge=1,
-        description="Maximum number of concurrent batches. Use one for each encoder replica.",
+        description="Maximum number of concurrent batches of one ingress for each replica that "
+        "encodes or searches.",
     )
     max_queue: int = Field(
         default=2048,
         ge=1,
         description="Maximum number of texts that wait. The server answers 503 to further texts.",
+    )
+    max_wait_s: float = Field(
+        default=2,
+        gt=0,
+        description="Maximum time in seconds that a text or image would wait for an encoder. The "
+        "server answers 503 to requests that would wait longer, and says when to try again.",
     )
     max_in_flight: int = Field(
         default=1024,

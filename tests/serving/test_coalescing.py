@@ -13,10 +13,12 @@ class Doubler:
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
+        self.waits: list[float] = []
         self.gate = asyncio.Event()
 
-    async def __call__(self, numbers: list[int]) -> Sequence[int]:
+    async def __call__(self, numbers: list[int], waited_s: float) -> Sequence[int]:
         self.calls.append(numbers)
+        self.waits.append(waited_s)
         await self.gate.wait()
         if 13 in numbers:
             raise ValueError("unlucky")
@@ -90,5 +92,88 @@ def test_who_has_gone_costs_nothing() -> None:
         assert await first == [0]
         assert await third == [4]
         assert [1] not in doubler.calls
+
+    asyncio.run(run())
+
+
+def test_as_many_calls_run_as_there_are_slots_and_their_number_may_change() -> None:
+    async def run() -> None:
+        doubler = Doubler()
+        double = Coalescer(doubler, max_batch=1, max_queue=9)
+        tasks = [asyncio.create_task(double([n])) for n in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert doubler.calls == [[0]]
+        double.slots = 3
+        tasks.append(asyncio.create_task(double([4])))  # a new request starts what has room
+        await asyncio.sleep(0.01)
+        assert doubler.calls == [[0], [1], [2]]
+        double.slots = 1
+        doubler.gate.set()
+        assert await asyncio.gather(*tasks) == [[0], [2], [4], [6], [8]]
+
+    asyncio.run(run())
+
+
+def test_a_call_is_told_how_long_its_items_waited() -> None:
+    async def run() -> None:
+        doubler = Doubler()
+        double = Coalescer(doubler, max_batch=4, max_queue=9)
+        first = asyncio.create_task(double([0]))
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(double([1, 2, 3]))
+        await asyncio.sleep(0.1)
+        third = asyncio.create_task(double([4]))
+        await asyncio.sleep(0.1)
+        doubler.gate.set()
+        await asyncio.gather(first, second, third)
+        assert doubler.calls == [[0], [1, 2, 3, 4]]
+        assert doubler.waits[0] < 0.05
+        # Three items waited for at least 0.2 s, and one for at least 0.1 s.
+        assert doubler.waits[1] >= 0.17
+
+    asyncio.run(run())
+
+
+class Slow:
+    """Takes `seconds` for each item."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def __call__(self, numbers: list[int], waited_s: float) -> Sequence[int]:
+        await asyncio.sleep(self.seconds * len(numbers))
+        return numbers
+
+
+def test_who_would_wait_too_long_is_refused_and_told_when_to_come_back() -> None:
+    async def run() -> None:
+        slow = Slow(0.01)
+        echo = Coalescer(slow, max_batch=4, max_queue=10_000, max_wait_s=1.5)
+        # Nothing is known of the speed yet, so the burst is accepted as a whole.
+        burst = [asyncio.create_task(echo([n] * 4)) for n in range(100)]
+        await asyncio.sleep(0.2)
+        with pytest.raises(Overloaded) as refused:  # about 380 items of at least 10 ms wait
+            await echo([7])
+        assert 2 <= refused.value.retry_after_s <= 60
+        assert echo.queued >= 300
+        for task in burst[20:]:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert list(await echo([8])) == [8]
+        await asyncio.gather(*burst, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_small_batches_say_nothing_of_the_speed_of_a_full_queue() -> None:
+    async def run() -> None:
+        echo = Coalescer(Slow(0.02), max_batch=16, max_queue=10_000, max_wait_s=0.1)
+        for number in range(3):  # one item a call, as on a server with little load
+            await echo([number])
+        burst = [asyncio.create_task(echo([n])) for n in range(12)]
+        await asyncio.sleep(0)
+        assert echo.expected_wait_s == 0
+        assert await asyncio.gather(*burst) == [[n] for n in range(12)]
 
     asyncio.run(run())

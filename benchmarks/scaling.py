@@ -1,0 +1,439 @@
+"""Watch the autoscaled application under load: replicas, latency and refused requests over time.
+
+    python -m benchmarks.scaling [PART ...] [--run runs/demo] [--picture docs/scaling.png]
+                                [--json scaling.json]
+
+Parts: start, saturate, sawtooth, overload, zero. All parts run by default, in about 25 minutes. The
+benchmark needs Debian's `wrk`, the German pack of `make demo` in `--run`, and one earlier run of
+`mla serve`, which makes the index.
+
+The deployments are those of serve/config.yaml, on a private Ray with 16 logical CPUs. Real cores
+may be fewer: replicas then share them, and more replicas do not answer more requests. These
+settings differ: no rate limit, at most three text encoders, and the delays that `TEST` names.
+
+- start: the parts of the start of a text encoder, in a process of its own.
+- saturate: German searches over 48 connections for two minutes, then none.
+- sawtooth: ten minutes, in each 30 s over 48 connections and 30 s without load.
+- overload: 512 connections for five minutes, at most two text encoders. A probe of 10 requests/s
+  has the latency of the accepted requests, apart from the refused ones.
+- zero: an image encoder with min_replicas 0: the first request, until it is gone again.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import numpy as np
+import psutil
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Picture
+
+from benchmarks.serving import Bench, wrk
+from mla_ray.model.native import Native
+from mla_ray.runtime.cluster import free_port, ray_session
+from mla_ray.serving.local import NAME, running, scratch_environment
+from mla_ray.serving.settings import Settings
+
+Figures = dict[str, Any]
+TEST: Figures = {"downscale_delay_s": 60}
+LOGICAL_CPUS, CONNECTIONS, SLICE_S, PROBES = 16, 48, 2, 10
+CONFIG = Path(__file__).parent.parent / "serve" / "config.yaml"
+
+START = """
+import json, time
+began = time.perf_counter()
+parts, last = {}, began
+def part(name):
+    global last
+    now = time.perf_counter()
+    parts[name], last = round(now - last, 2), now
+import mla_ray.serving.deployments
+part("imports, s")
+from mla_ray.serving.engines import TextEngine
+engine = TextEngine(NATIVE, PACKS, 32, 1)
+part("native, s")
+engine.warm()
+part("packs and first texts, s")
+print(json.dumps(parts))
+"""
+
+
+def deployments(**changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of serve/config.yaml by deployment, with changed autoscaling settings."""
+    config = yaml.safe_load(CONFIG.read_text())
+    options = {}
+    for deployment in config["applications"][0]["deployments"]:
+        name = deployment.pop("name")
+        if "autoscaling_config" in deployment:
+            deployment["autoscaling_config"] |= TEST | dict(changes.get(name, {}))
+        options[name] = deployment
+    return options
+
+
+class Watch:
+    """Samples of the number of replicas, taken in a thread, and of the load."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.replicas: list[tuple[float, dict[str, int], dict[str, int]]] = []  # running, starting
+        self.load: list[tuple[float, int, Figures]] = []  # time, connections, result of wrk
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def now(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self.began
+
+    def count(self, deployment: str) -> int:
+        """Return the last number of running replicas."""
+        return self.replicas[-1][1].get(deployment, 0) if self.replicas else 0
+
+    def first(self, deployment: str, replicas: int, after: float = 0) -> float | None:
+        """Return the first time after `after` at which exactly `replicas` replicas ran."""
+        times = (t for t, had, _ in self.replicas if t >= after and had[deployment] == replicas)
+        return next((round(t, 1) for t in times), None)
+
+    def changes(self, deployment: str) -> list[tuple[float, int]]:
+        """Return the changes of the number of running replicas, with their times."""
+        changes: list[tuple[float, int]] = []
+        for t, had, _ in self.replicas:
+            if not changes or changes[-1][1] != had[deployment]:
+                changes.append((round(t, 1), had[deployment]))
+        return changes[1:]
+
+    def _run(self) -> None:
+        from ray import serve
+        from ray.serve.schema import ReplicaState
+
+        while not self._stop.wait(0.5):
+            application = serve.status().applications[NAME].deployments
+            states = {name: of.replica_states for name, of in application.items()}
+            had = {name: int(of.get(ReplicaState.RUNNING, 0)) for name, of in states.items()}
+            starting = {name: int(of.get(ReplicaState.STARTING, 0)) for name, of in states.items()}
+            self.replicas.append((self.now(), had, starting))
+
+
+def milliseconds(latency: str) -> float:
+    """Parse a latency of wrk, such as 12.3ms."""
+    for unit, factor in (("us", 1e-3), ("ms", 1.0), ("s", 1e3), ("m", 6e4)):
+        if latency.endswith(unit):
+            return float(latency.removesuffix(unit)) * factor
+    raise ValueError(latency)
+
+
+class Scene:
+    """One application with its load."""
+
+    def __init__(self, bench: Bench, url: str) -> None:
+        self.url = url
+        self.scratch = bench.scratch
+        names = [quote(text) for language, text in bench.queries if language == "de"]
+        paths = ",".join(json.dumps(f"/v1/search?language=de&q={name}") for name in names)
+        self.script = (
+            f"local paths = {{{paths}}}\nlocal n = 0\n"
+            'request = function() n = n + 1 return wrk.format("GET", paths[n % #paths + 1]) end\n'
+        )
+        self.names = names
+
+    def load(self, watch: Watch, connections: int, seconds: float) -> None:
+        """Send searches over some connections, measured in slices of `SLICE_S` seconds."""
+        until = watch.now() + seconds
+        while watch.now() < until:
+            began = watch.now()
+            if connections:
+                result = wrk(self.url, connections, SLICE_S, self.script, self.scratch)
+            else:
+                time.sleep(SLICE_S)
+                result = {"rate": 0.0, "failed": 0, "errors": ""}
+            watch.load.append((began, connections, result))
+
+    async def probe(self, until: Callable[[], bool]) -> tuple[Counter[str], list[float]]:
+        """Send `PROBES` searches a second. Return statuses and the latencies of accepted ones."""
+        statuses: Counter[str] = Counter()
+        latencies: list[float] = []
+
+        async def one(client: httpx2.AsyncClient, number: int) -> None:
+            began = time.perf_counter()
+            path = f"/v1/search?language=de&q={self.names[number % len(self.names)]}"
+            answer = await client.get(path)
+            statuses[str(answer.status_code)] += 1
+            if answer.status_code == 200:
+                latencies.append(time.perf_counter() - began)
+            elif "retry-after" not in answer.headers:
+                statuses["without Retry-After"] += 1
+
+        async with httpx2.AsyncClient(base_url=self.url, timeout=60) as client:
+            tasks, number = [], 0
+            while not until():
+                tasks.append(asyncio.create_task(one(client, number)))
+                number += 1
+                await asyncio.sleep(1 / PROBES)
+            await asyncio.gather(*tasks)
+        return statuses, latencies
+
+
+@contextmanager
+def deployed(bench: Bench, **changes: Mapping[str, Any]) -> Iterator[tuple[Scene, Watch]]:
+    """Run the application on a private Ray, and watch it."""
+    index = bench.scratch / "index"
+    if not index.exists():
+        subprocess.run(["cp", "-r", str(bench.index), str(index)], check=True)
+    settings = Settings(packs=str(bench.packs), index=f"edge:{index}")
+    port = free_port()
+    with (
+        ray_session(LOGICAL_CPUS),
+        running(settings, port=port, options=deployments(**changes)) as url,
+        Watch() as watch,
+    ):
+        scene = Scene(bench, url)
+        scene.load(watch, 1, 4)  # warm-up
+        watch.began += watch.now()
+        watch.replicas.clear()
+        watch.load.clear()
+        yield scene, watch
+
+
+def failures(watch: Watch) -> dict[str, Any]:
+    """Return the number of answers other than 2xx, and socket errors."""
+    return {
+        "failed": sum(result["failed"] for *_, result in watch.load),
+        "socket errors": [result["errors"] for *_, result in watch.load if result["errors"]],
+    }
+
+
+def start(bench: Bench) -> Figures:
+    """Return the parts of the start of a text encoder with all packs, the median of three."""
+    code = START.replace("NATIVE", repr(bench.native.name)).replace("PACKS", repr(str(bench.packs)))
+    runs = []
+    for _ in range(3):
+        began = time.perf_counter()
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        runs.append(json.loads(out) | {"process, s": round(time.perf_counter() - began, 2)})
+    return {name: sorted(run[name] for run in runs)[1] for name in runs[0]}
+
+
+def saturate(bench: Bench, picture: Path | None) -> Figures:
+    """Load the application for two minutes, and wait until it is small again."""
+    with deployed(bench, TextEncoder={"max_replicas": 3}) as (scene, watch):
+        scene.load(watch, 0, 10)
+        began = watch.now()
+        scene.load(watch, CONNECTIONS, 120)
+        ended = watch.now()
+        while watch.count("TextEncoder") > 1 and watch.now() < ended + 240:
+            scene.load(watch, 0, SLICE_S)
+        scene.load(watch, 0, 6)
+        if picture:
+            draw(watch, picture)
+        decided = next((t for t, _, more in watch.replicas if t > began and more["TextEncoder"]), 0)
+
+        def after(replicas: int, since: float) -> float | None:
+            at = watch.first("TextEncoder", replicas, since)
+            return None if at is None else round(at - since, 1)
+
+        return {
+            "decision, s after the load began": round(decided - began, 1),
+            "second encoder, s after the load began": after(2, began),
+            "third encoder, s after the load began": after(3, began),
+            "one again, s after the load ended": after(1, ended),
+            "ingresses at most": max(had["Ingress"] for _, had, _ in watch.replicas),
+            "searches/s, first and last 10 s": [
+                round(float(np.mean([r["rate"] for _, c, r in part if c])))
+                for part in (
+                    [s for s in watch.load if began <= s[0] < began + 10],
+                    [s for s in watch.load if ended - 10 <= s[0] < ended],
+                )
+            ],
+            "changes": watch.changes("TextEncoder"),
+        } | failures(watch)
+
+
+def sawtooth(bench: Bench, periods: int) -> Figures:
+    """Load the application half of each minute."""
+    with deployed(bench, TextEncoder={"max_replicas": 3}) as (scene, watch):
+        for _ in range(periods):
+            scene.load(watch, CONNECTIONS, 30)
+            scene.load(watch, 0, 30)
+        changes = watch.changes("TextEncoder")
+        by_period = Counter(int(t // 60) for t, _ in changes)
+        return {
+            "periods of 60 s": periods,
+            "changes": changes,
+            "most changes in a period": max(by_period.values(), default=0),
+            "changes of Ingress": watch.changes("Ingress"),
+        } | failures(watch)
+
+
+def overload(bench: Bench, seconds: int) -> Figures:
+    """Send far more than the largest size can do."""
+    with deployed(bench, TextEncoder={"max_replicas": 2}, Ingress={"max_replicas": 1}) as (
+        scene,
+        watch,
+    ):
+        scene.load(watch, CONNECTIONS, 40)
+        capacity = float(np.median([result["rate"] for *_, result in watch.load[-10:]]))
+        before = memory()
+        begun, end = len(watch.load), watch.now() + seconds
+        loading = threading.Thread(target=scene.load, args=(watch, 512, seconds))
+        loading.start()
+        statuses, latencies = asyncio.run(scene.probe(lambda: watch.now() > end))
+        loading.join()
+        under = watch.load[begun:]
+        sent = sum(result["rate"] * SLICE_S for *_, result in under)
+        refused = sum(result["failed"] for *_, result in under)
+        return {
+            "searches/s at 48 connections": round(capacity),
+            "requests/s at 512 connections": round(sent / seconds),
+            "of these answered": round((sent - refused) / seconds),
+            "of these refused": round(refused / seconds),
+            "probe": dict(statuses),
+            "accepted, p50 and p99, s": np.percentile(latencies, [50, 99]).round(2).tolist(),
+            "max_wait_s": Settings().max_wait_s,
+            "memory before and after, MB": [before, memory()],
+            "socket errors": [r["errors"] for *_, r in under if r["errors"]],
+        }
+
+
+def zero(bench: Bench) -> Figures:
+    """Wait until the image encoder is gone, and send an image."""
+    grey = bench.scratch / "grey.png"
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "grey").save(grey)
+    options = {"min_replicas": 0, "downscale_delay_s": 5}
+    with deployed(bench, ImageEncoder=options) as (scene, watch):
+        while watch.count("ImageEncoder") or not watch.replicas:
+            time.sleep(1)
+        health = httpx2.get(f"{scene.url}/healthz", timeout=30)
+        began = time.perf_counter()
+        headers = {"Content-Type": "image/png"}
+        answer = httpx2.post(
+            f"{scene.url}/v1/embeddings/image",
+            content=grey.read_bytes(),
+            headers=headers,
+            timeout=60,
+        )
+        first = time.perf_counter() - began
+        came = watch.now()
+        while watch.count("ImageEncoder"):
+            time.sleep(1)
+        return {
+            "healthz without a replica": health.status_code,
+            "first image": answer.status_code,
+            "first image, s": round(first, 1),
+            "gone again after, s": round(watch.now() - came, 1),
+        }
+
+
+def memory() -> dict[str, int]:
+    """Return the unique memory in MB of all replicas, by deployment."""
+    found: Counter[str] = Counter()
+    for child in psutil.Process().children(recursive=True):
+        name = (child.cmdline() or [""])[0]
+        if name.startswith("ray::ServeReplica:"):
+            found[name.rsplit(":", 1)[1]] += child.memory_full_info().uss // 2**20
+    return dict(found)
+
+
+def draw(watch: Watch, path: Path) -> None:
+    """Draw load, replicas and latencies over time."""
+    picture = Picture(figsize=(8, 6), layout="constrained")
+    FigureCanvasAgg(picture)
+    load, replicas, latency = picture.subplots(3, 1, sharex=True)
+    times = [t for t, *_ in watch.load]
+    load.step(times, [c for _, c, _ in watch.load], where="post", color="#8a9099")
+    load.set_ylabel("connections")
+    rate = load.twinx()
+    rate.step(times, [r["rate"] for *_, r in watch.load], where="post", color="#0072b2")
+    rate.set_ylabel("searches/s", color="#0072b2")
+    for name, color in (("TextEncoder", "#0072b2"), ("Ingress", "#d55e00")):
+        sampled = [t for t, *_ in watch.replicas]
+        replicas.step(
+            sampled,
+            [had[name] + more[name] for _, had, more in watch.replicas],
+            where="post",
+            color=color,
+            linestyle=":",
+            label=f"{name}, wanted",
+        )
+        replicas.step(
+            sampled,
+            [had[name] for _, had, _ in watch.replicas],
+            where="post",
+            color=color,
+            label=f"{name}, running",
+        )
+    replicas.set_ylabel("replicas")
+    replicas.legend(frameon=False, fontsize="small", ncols=2)
+    loaded = [(t, r) for t, c, r in watch.load if c]
+    for key, color in (("p50", "#0072b2"), ("p99", "#d55e00")):
+        latency.plot(
+            [t for t, _ in loaded],
+            [milliseconds(r[key]) for _, r in loaded],
+            color=color,
+            label=key,
+        )
+    latency.set_ylabel("latency, ms")
+    latency.set_ylim(bottom=0)
+    latency.set_xlabel("seconds")
+    latency.legend(frameon=False, fontsize="small")
+    for axis in (load, replicas, latency):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="both", color="#e5e7ea", linewidth=0.7)
+    picture.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Parse the options, and run and print the requested parts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = ("start", "saturate", "sawtooth", "overload", "zero")
+    parser.add_argument("parts", nargs="*", choices=[*names, []], default=[])
+    parser.add_argument("--periods", type=int, default=10, help="periods of the sawtooth")
+    parser.add_argument("--seconds", type=int, default=300, help="seconds of overload")
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="mla-scaling-") as scratch, scratch_environment():
+        bench = Bench(Native.load("emoji-clip"), given.run, given.data, Path(scratch), ("de",))
+        timed: dict[str, Callable[[], Figures]] = {
+            "start": lambda: start(bench),
+            "saturate": lambda: saturate(bench, given.picture),
+            "sawtooth": lambda: sawtooth(bench, given.periods),
+            "overload": lambda: overload(bench, given.seconds),
+            "zero": lambda: zero(bench),
+        }
+        for name in given.parts or names:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            results[name] = timed[name]()
+            print(json.dumps({name: results[name]}, indent=2), flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
