@@ -63,7 +63,7 @@ def part(name):
     parts[name], last = round(now - last, 2), now
 import mla_ray.serving.deployments
 part("imports, s")
-from mla_ray.serving.engines import TextEngine
+from mla_ray.serving.encoders import TextEngine
 engine = TextEngine(NATIVE, PACKS, 32, 1)
 part("native, s")
 engine.warm()

@@ -9,7 +9,8 @@ Shapes: B batch, L tokens, V embedding rows, W row width, D text width, H acquir
 E joint embedding size.
 """
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class EmbeddingBlock(nn.Module):
 
     Args:
         rows_VW: Initial rows `[V, W]`: M-BERT's word embeddings, or rows from `learned_rows` or
-            `aligned_rows`. They are copied.
+            `aligned_rows`. They are copied. On the meta device nothing is initialized.
         tower: Text tower of the native.
 
     """
@@ -61,6 +62,8 @@ class EmbeddingBlock(nn.Module):
         # Sparse gradients: a batch uses about a thousand rows, and M-BERT has 119,547.
         self.rows = nn.Embedding(count, row_width, _weight=rows_VW.clone(), sparse=True)
         self.linear = nn.Linear(row_width, tower.width)
+        if rows_VW.is_meta:
+            return
         gain = float(tower.token_embedding.weight.std() / rows_VW.std())
         if row_width == tower.width:
             nn.init.eye_(self.linear.weight)
@@ -71,8 +74,12 @@ class EmbeddingBlock(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        """Return token embeddings `[B, L, D]` of embedding rows `ids_BL`, int64."""
-        return cast(Tensor, self.linear(self.rows(ids_BL)))
+        """Return token embeddings `[B, L, D]` of embedding rows `ids_BL`, int64.
+
+        Rows in half precision are converted after they are looked up.
+        """
+        rows_BLW = self.rows(ids_BL).to(self.linear.weight.dtype)
+        return cast(Tensor, self.linear(rows_BLW))
 
 
 def learned_rows(count: int, tower: TextTower, generator: torch.Generator) -> Tensor:
@@ -108,6 +115,21 @@ class LanguageEncoder(nn.Module):
         self.embedding = embedding
         self.acquirers = nn.ModuleList(Acquirer(tower.width, hidden) for _ in tower.blocks)
         self._tower = [tower]  # a list, so that nn.Module does not register it
+
+    @classmethod
+    def of_weights(cls, tower: TextTower, weights: Mapping[str, Tensor]) -> Self:
+        """Create the encoder whose `state_dict` is `weights`, which are not copied.
+
+        Raises:
+            RuntimeError: The names or shapes are not those of an encoder for the tower.
+
+        """
+        with torch.device("meta"):
+            rows_VW = torch.empty_like(weights["embedding.rows.weight"], device="meta")
+            hidden = len(weights["acquirers.0.down.bias"])
+            encoder = cls(tower, EmbeddingBlock(rows_VW, tower), hidden)
+        encoder.load_state_dict(weights, assign=True)
+        return encoder
 
     @property
     def tower(self) -> TextTower:

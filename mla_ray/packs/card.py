@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from mla_ray.model.encoder import LanguageEncoder
     from mla_ray.model.native import Native
 
-SCHEMA_VERSION = 1
-"""Version of the file format that this release reads and writes."""
+ROWS = {1: "F32", 2: "F16"}
+"""Versions of the file format, and safetensors' name for the dtype of embedding rows in each."""
 RENEW = "To update the fingerprint, load the pack and save it again: LanguagePack.load(…).save(…)."
 """Advice for a card whose fingerprint follows rule 1."""
 
@@ -34,7 +34,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default=1, description="Version of the file format (`ROWS`).")
     language: Language
     native: str
     fingerprint: str
@@ -163,9 +163,10 @@ def parse_card(data: bytes, where: str) -> Card:
     try:
         document = json.loads(data)
         schema = document.get("schema_version") if isinstance(document, dict) else None
-        if schema != SCHEMA_VERSION:
+        if schema not in [*ROWS]:
+            known = " and ".join(map(str, ROWS))
             raise PackError(
-                f"{where}: has schema version {schema}, but this mla-ray reads {SCHEMA_VERSION}; "
+                f"{where}: has schema version {schema}, but this mla-ray reads {known}; "
                 "update mla-ray or make the pack again"
             )
         card = Card.model_validate(document)

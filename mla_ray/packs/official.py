@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
+from mla_ray.model.encoder import LanguageEncoder
 from mla_ray.model.native import Native
 from mla_ray.model.open_clip_config import ModelConfig, Preprocessing, preprocessing
 from mla_ray.model.towers import TextTower
@@ -67,12 +67,8 @@ class Checkpoint:
             raise ValueError(f"{self.path}: no language {language!r}; it has {[*self.acquirers]}")
         weights = {f"embedding.{name}": weight for name, weight in self.embedding.items()}
         weights |= self.acquirers[language]
-        hidden = self.acquirers[language]["acquirers.0.down.bias"].shape[0]
-        encoder = LanguageEncoder(
-            tower, EmbeddingBlock(weights["embedding.rows.weight"], tower), hidden
-        )
         try:
-            encoder.load_state_dict(weights)
+            encoder = LanguageEncoder.of_weights(tower, weights)
         except RuntimeError as error:
             raise ValueError(f"{self.path}: language {language!r} does not fit: {error}") from error
         return encoder.to(tower.token_embedding.weight.device)

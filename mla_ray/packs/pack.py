@@ -1,6 +1,7 @@
 """A language pack: everything that one acquired language adds to a native, in a folder of a few MB.
 
-    weights.safetensors   embedding rows, linear layer, acquirers, tokenizer ids of the rows
+    weights.safetensors   embedding rows, linear layer, acquirers, tokenizer ids of the rows:
+                          float32, except for rows in float16 (`LanguagePack.with_half_rows`)
     tokenizer.json        format of the `tokenizers` library
     card.json             metadata, origin, metrics, hashes of the other files
     README.md             model card
@@ -25,11 +26,11 @@ from torch import Tensor
 from upath import UPath
 
 from mla_ray.model.batches import by_length
-from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
+from mla_ray.model.encoder import LanguageEncoder
 from mla_ray.model.native import Native
 from mla_ray.model.text import as_texts
 from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer
-from mla_ray.packs.card import Card, make_card, read_card
+from mla_ray.packs.card import ROWS, Card, make_card, read_card
 from mla_ray.packs.files import PackError, check_file, fetch_files
 from mla_ray.packs.official import END, read_checkpoint
 from mla_ray.packs.readme import model_card
@@ -37,6 +38,9 @@ from mla_ray.runtime.atomic import read_consistently, replacing_folder
 from mla_ray.runtime.storage import as_path, download, is_local, upload
 
 BATCH = 256  # texts per batch
+EMBEDDING_ROWS = "embedding.rows.weight"
+SCHEMAS = {torch.float32: 1, torch.float16: 2}
+"""Version of the file format by the dtype of the embedding rows."""
 
 
 class LanguagePack:
@@ -133,6 +137,21 @@ class LanguagePack:
             features_NE[rows] = self.encoder(ids_BL.to(device), length_B.to(device)).float()
         return features_NE
 
+    def with_half_rows(self) -> "LanguagePack":
+        """Return the pack with embedding rows in float16, which take half the space of float32.
+
+        Features change by less than 1e-4. float16 rounds rows eight times finer than bfloat16, and
+        their values are far from its largest, 65,504. Rows that have a larger value stay as they
+        are. The returned pack shares all other weights with this one.
+        """
+        weights = self._weights()
+        half_VW = weights[EMBEDDING_ROWS].half()
+        if not torch.isfinite(half_VW).all():
+            return self
+        weights[EMBEDDING_ROWS] = half_VW
+        encoder = LanguageEncoder.of_weights(self.encoder.tower, weights)
+        return LanguagePack(self.card, encoder, self.tokenizer)
+
     def save(self, folder: str | Path | UPath) -> None:
         """Write the pack to a path or URL.
 
@@ -142,9 +161,12 @@ class LanguagePack:
         Raises:
             PackError: A weight is not finite.
             FileExistsError: The local folder contains something other than a pack.
-            ValueError: The pack has no tokenizer.
+            ValueError: The pack has no tokenizer, or rows that are not float32 or float16.
 
         """
+        rows = self.encoder.embedding.rows.weight.dtype
+        if rows not in SCHEMAS:
+            raise ValueError(f"{folder}: embedding rows are {rows}; a pack has {[*SCHEMAS]}")
         _check_finite(self._weights(), str(folder))
         with _place_for(as_path(folder)) as scratch:
             save_file(
@@ -155,20 +177,30 @@ class LanguagePack:
             (scratch / "weights.safetensors").chmod(0o644)  # safetensors creates private files
             self.tokenizer.tokenizer.save(str(scratch / "tokenizer.json"))
             hashes = {n: _sha256(scratch / n) for n in ("weights.safetensors", "tokenizer.json")}
-            self.card = self.card.model_copy(update={"sha256": hashes})
+            changed = {"sha256": hashes, "schema_version": SCHEMAS[rows]}
+            self.card = self.card.model_copy(update=changed)
             (scratch / "card.json").write_text(
                 self.card.model_dump_json(indent=2, exclude_none=True) + "\n"
             )
             (scratch / "README.md").write_text(model_card(self.card))
 
     @classmethod
-    def load(cls, folder: str | Path | UPath, native: Native, called: str = "") -> Self:
+    def load(
+        cls,
+        folder: str | Path | UPath,
+        native: Native,
+        called: str = "",
+        *,
+        mapped: bool = False,
+    ) -> Self:
         """Load the pack at a path or URL onto the native's device.
 
         Args:
             folder: Path or URL of the pack.
             native: Native that the pack was made for.
             called: Name of the pack for messages about another native. The default is `folder`.
+            mapped: On the CPU, leave the embedding rows in the file, from which each is read when
+                it is used. The file may be deleted, but nothing may write to it.
 
         Raises:
             PackError: A file is missing, damaged or too large, or the pack was made for another
@@ -179,13 +211,13 @@ class LanguagePack:
         place, called = as_path(folder), called or str(folder)
         if is_local(place):
             local = Path(place.path)
-            return read_consistently(local, lambda: cls._load(local, native, called))
+            return read_consistently(local, lambda: cls._load(local, native, called, mapped))
         with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
             fetch_files(place, Path(scratch))
-            return cls._load(Path(scratch), native, called)
+            return cls._load(Path(scratch), native, called, mapped)
 
     @classmethod
-    def _load(cls, folder: Path, native: Native, called: str) -> Self:
+    def _load(cls, folder: Path, native: Native, called: str, mapped: bool) -> Self:
         card = read_card(folder)
         card.check(native, called)
         card = card.renewed(native)
@@ -196,11 +228,9 @@ class LanguagePack:
                 f"{folder}/card.json: width, blocks, context {sizes} differ from the native's"
             )
         _check_files(folder, card)
-        weights = _read_weights(folder / "weights.safetensors", card)
+        weights = _read_weights(folder / "weights.safetensors", card, mapped)
         tokens = weights.pop("embedding.tokens").numpy()
-        embedding = EmbeddingBlock(weights["embedding.rows.weight"], tower)
-        encoder = LanguageEncoder(tower, embedding, card.hidden)
-        encoder.load_state_dict(weights)
+        encoder = LanguageEncoder.of_weights(tower, weights)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises nothing narrower
@@ -271,11 +301,26 @@ def import_official(
     return frozen, packs
 
 
-def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
-    """Read the tensors of a pack, after checking their header against the card."""
+def _read_weights(path: Path, card: Card, mapped: bool) -> dict[str, Tensor]:
+    """Read the tensors of a pack after a check. If `mapped` is True, rows stay in the file."""
+    _check_header(path, card)
+    # The check maps the file for itself. Pages that it touches do not stay in this process.
+    _check_finite(_tensors(path), str(path))
+    kept = [EMBEDDING_ROWS] if mapped else []
+    return {n: w if n in kept else w.clone() for n, w in _tensors(path).items()}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, which is mapped into memory."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _check_header(path: Path, card: Card) -> None:
+    """Check the names, shapes and dtypes of a file of weights against the card."""
     expected: dict[str, tuple[list[int], str]] = {
         "embedding.tokens": ([card.rows], "I32"),
-        "embedding.rows.weight": ([card.rows, card.row_width], "F32"),
+        EMBEDDING_ROWS: ([card.rows, card.row_width], ROWS[card.schema_version]),
         "embedding.linear.weight": ([card.width, card.row_width], "F32"),
         "embedding.linear.bias": ([card.width], "F32"),
     }
@@ -295,11 +340,8 @@ def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
                 raise PackError(
                     f"{path}: tensors missing, unknown or of another shape: {wrong[:5]}"
                 )
-            weights = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise PackError(f"{path}: not a safetensors file: {error}") from error
-    _check_finite(weights, str(path))
-    return weights
 
 
 def _check_files(folder: Path, card: Card) -> None:

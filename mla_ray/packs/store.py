@@ -12,18 +12,21 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from mla_ray.model.language import ENGLISH, UnknownLanguage, canonical, nearest
-from mla_ray.model.native import Native
 from mla_ray.model.recognition import recognised
 from mla_ray.packs.card import RENEW, Card, parse_card
 from mla_ray.packs.files import MAX_FILE_BYTES, NEEDED, PackError, fetch_files
-from mla_ray.packs.pack import LanguagePack
 from mla_ray.runtime.atomic import folders_in_replacement, recover_folder
 from mla_ray.runtime.storage import as_path, patiently
+
+if TYPE_CHECKING:  # they import torch, which takes seconds
+    from mla_ray.model.native import Native
+    from mla_ray.packs.pack import LanguagePack
 
 MAX_PACKS = 1_000  # per store
 # Consecutive scans that must miss a pack before it is dropped. A replacement takes two renames.
@@ -136,7 +139,7 @@ class PackStore:
                 listing.packs[language] = seen.listed
         return listing
 
-    def load(self, listed: Listed, native: Native) -> LanguagePack:
+    def load(self, listed: Listed, native: "Native") -> "LanguagePack":
         """Load a pack as it was listed.
 
         Raises:
@@ -144,6 +147,8 @@ class PackStore:
             OSError: The store is not available.
 
         """
+        from mla_ray.packs.pack import LanguagePack
+
         with tempfile.TemporaryDirectory(prefix="mla-pack-") as scratch:
             folder = Path(scratch) / "pack"
             folder.mkdir()
@@ -152,7 +157,7 @@ class PackStore:
             if _version((folder / "card.json").read_bytes()) != listed.version:
                 raise PackError(f"{there}: replaced while it was read")
             try:
-                return LanguagePack.load(folder, native, there)
+                return LanguagePack.load(folder, native, there, mapped=True)
             except PackError as error:
                 raise PackError(str(error).replace(str(folder), there)) from error
 

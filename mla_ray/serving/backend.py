@@ -6,16 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
+from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
 from mla_ray.serving.engines import (
     Encoded,
     Identity,
-    ImageEngine,
     IndexEngine,
     Query,
     QueryResult,
     Text,
-    TextEngine,
     Vectors,
     torch_thread,
 )
@@ -109,6 +108,8 @@ class LocalBackend:
     """Backend with all engines in this process, for servers without Ray and for tests."""
 
     def __init__(self, settings: Settings) -> None:
+        from mla_ray.serving.encoders import ImageEngine, TextEngine  # they import torch
+
         self._torch_thread = torch_thread()
         self._index_thread = ThreadPoolExecutor(1, "index")
         self._text = self._torch_thread.submit(
@@ -117,7 +118,8 @@ class LocalBackend:
         self._image = self._torch_thread.submit(
             ImageEngine, settings.native, settings.threads
         ).result()
-        self._index = IndexEngine(settings.index, self._text.native, settings.index_timeout_s)
+        space = Encoders(self._text.native, {}).space
+        self._index = IndexEngine(settings.index, space, settings.index_timeout_s)
 
     async def identity(self) -> Identity:
         """Return the identity of the native."""

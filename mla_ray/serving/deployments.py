@@ -2,6 +2,8 @@
 
 Ingress (FastAPI) ──► TextEncoder, ImageEncoder     autoscaled; each replica holds the whole native
                  └──► Index                         one replica for the embedded engine
+
+All processes import this module, but only the encoders import torch, which takes 400 MB of each.
 """
 
 import asyncio
@@ -16,19 +18,17 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
-from mla_ray.model.native import Native
 from mla_ray.serving.app import create_app
 from mla_ray.serving.breaker import IndexUnavailable
 from mla_ray.serving.engines import (
     Encoded,
     Identity,
-    ImageEngine,
     IndexEngine,
     Query,
     QueryResult,
     Text,
-    TextEngine,
     Vectors,
     torch_thread,
 )
@@ -98,6 +98,8 @@ class TextEncoder:
     """Deployment that encodes texts, with packs from a store that it watches."""
 
     def __init__(self, settings: Settings) -> None:
+        from mla_ray.serving.encoders import TextEngine  # it imports torch
+
         self._load = RecordedLoad(RayExporter())
         self._torch_thread = torch_thread()
         threads = _threads(settings)
@@ -182,6 +184,8 @@ class ImageEncoder:
     """Deployment that encodes images."""
 
     def __init__(self, settings: Settings) -> None:
+        from mla_ray.serving.encoders import ImageEngine  # it imports torch
+
         self._load = RecordedLoad(RayExporter())
         self._torch_thread = torch_thread()
         self._engine = self._torch_thread.submit(
@@ -218,11 +222,11 @@ class Index:
     def __init__(self, settings: Settings) -> None:
         self._metrics = IndexMetrics(RayExporter())
         self._load = RecordedLoad(RayExporter())
-        native = Native.load(settings.native)  # its fingerprint identifies the vectors of an index
+        space = Encoders(settings.native, {}, "cpu").space  # loads no native that is known
         deadline = time.monotonic() + OPEN_FOR_S
         while True:
             try:
-                self._engine = IndexEngine(settings.index, native, settings.index_timeout_s)
+                self._engine = IndexEngine(settings.index, space, settings.index_timeout_s)
                 break
             except RuntimeError:  # the previous replica still owns the folder
                 if time.monotonic() > deadline:

@@ -1,14 +1,13 @@
-"""Engines behind the deployments, without Ray: encode texts, encode images, search and write.
+"""What the engines take and return, and the engine of the index, without Ray.
 
-An engine returns unit vectors and the errors by row. A bad text, image or pack affects only its own
-rows.
+The engines that encode are in `encoders`. An engine returns unit vectors and the errors by row. A
+bad text, image or pack affects only its own rows. Does not import torch.
 
 Shapes: N rows, E joint embedding size.
 """
 
 import errno
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,29 +16,14 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import Image
 
-from mla_ray.data.images import STRANGER, BadImage, decode_image
+from mla_ray.index.backend import VectorSpace
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage, ScoredEntry
-from mla_ray.index.ingest import space_of
 from mla_ray.index.search import Search
-from mla_ray.model.batches import by_length
 from mla_ray.model.directions import units
-from mla_ray.model.language import ENGLISH
-from mla_ray.model.native import Native
-from mla_ray.model.tokenizers import Shares
-from mla_ray.packs.library import PackLibrary
-from mla_ray.packs.mixed_batch import read_mixed
-from mla_ray.packs.pack import LanguagePack
-from mla_ray.packs.store import PackStore
 from mla_ray.serving.breaker import Breaker
 from mla_ray.serving.schemas import Collection, ProblemKind
-
-# Rows of one forward pass. The activations of a small batch stay in the cache of a CPU: 2,600 texts
-# a second with 32 rows, 2,150 with 128 (emoji-clip, two cores). A GPU needs large batches.
-ROWS_A_PASS = {"cpu": 32, "cuda": 1024}
 
 Vectors = npt.NDArray[np.float32]
 
@@ -77,7 +61,7 @@ class Encoded:
 
     vectors: Vectors
     """Unit vectors `[N, E]` float32. The vector of a row in `errors` has no meaning."""
-    unknown_tokens: Shares
+    unknown_tokens: npt.NDArray[np.float64]
     """Share of each text's tokens that is unknown, `[N]`, 0 to 1. 0 for an image."""
     errors: dict[int, Fault] = field(default_factory=dict)
     """Reason by row, for rows without a vector."""
@@ -87,16 +71,18 @@ class Encoded:
         """Return zero vectors of the shape `[rows, dim]`, to be filled with `put`."""
         return cls(np.zeros((rows, dim), np.float32), np.zeros(rows))
 
-    def put(self, rows: Sequence[int], features: torch.Tensor, encoders: Sequence[str]) -> None:
+    def put(
+        self, rows: Sequence[int], features: npt.NDArray[np.float32], encoders: Sequence[str]
+    ) -> None:
         """Normalize features and store them. A zero or non-finite feature becomes an error.
 
         Args:
             rows: Rows to fill.
-            features: Features of these rows `[len(rows), E]`, of any norm.
+            features: Features of these rows `[len(rows), E]` float32, of any norm.
             encoders: For each row, the name of its encoder for the error message.
 
         """
-        vectors, faults = units(features.float().cpu().numpy())
+        vectors, faults = units(features)
         self.vectors[rows] = vectors
         for position, fault in faults.items():
             detail = f"{encoders[position]} gives a feature that is {fault}"
@@ -138,162 +124,6 @@ class QueryResult(NamedTuple):
     fault: Fault | None = None
 
 
-class PreparedPacks(NamedTuple):
-    """Packs by language, and the reason by language for those that cannot be loaded."""
-
-    packs: dict[str, LanguagePack | None]
-    """None for English, which needs no pack."""
-    faults: dict[str, Fault]
-
-
-class TextEngine:
-    """Text encoder: one native and the packs of a store."""
-
-    def __init__(self, native: str, store: str, max_packs: int, threads: int) -> None:
-        self.native = _load(native, threads)
-        packs = PackStore(store, self.native.fingerprint, self.native.fingerprint_v1)
-        self._max_packs = max_packs
-        self.library = PackLibrary(packs, self.native, max_packs)
-        self.library.refresh()
-
-    @property
-    def identity(self) -> Identity:
-        """Identity of the native."""
-        native = self.native
-        return Identity(native.name, native.fingerprint, native.dim, native.fingerprint_v1)
-
-    def prepare(self, languages: set[str]) -> PreparedPacks:
-        """Return the packs of `languages`. Load those that are not in memory."""
-        prepared = PreparedPacks({}, {})
-        for language in languages:
-            try:
-                prepared.packs[language] = self.library.get(language)
-            except KeyError:
-                detail = f"no pack for {language!r} in the store"
-                prepared.faults[language] = Fault(ProblemKind.PACK_UNAVAILABLE, detail)
-            except Exception as error:  # any error concerns this language only
-                detail = f"the pack for {language!r} cannot be loaded: {error}"
-                prepared.faults[language] = Fault(ProblemKind.PACK_UNAVAILABLE, detail)
-        return prepared
-
-    def count_tokens(self, texts: Sequence[Text]) -> list[int | None]:
-        """Count the tokens of each text in its language; None if its pack is unavailable."""
-        packs = self.prepare({language for language, _ in texts}).packs
-        counts: list[int | None] = []
-        for language, text in texts:
-            if language not in packs:
-                counts.append(None)
-            elif pack := packs[language]:
-                counts.append(pack.tokenizer.count(text))
-            else:
-                counts.append(self.native.count(text))
-        return counts
-
-    def encode(self, texts: Sequence[Text], prepared: PreparedPacks) -> Encoded:
-        """Encode texts. One forward pass may hold several languages.
-
-        Args:
-            texts: Texts of any languages, in any order.
-            prepared: Result of `prepare` for all languages of `texts`.
-
-        """
-        result = Encoded.empty(len(texts), self.native.dim)
-        good: list[tuple[int, str, str, LanguagePack | None]] = []
-        for row, (language, text) in enumerate(texts):
-            if language in prepared.faults:
-                result.errors[row] = prepared.faults[language]
-            else:
-                good.append((row, language, text, prepared.packs[language]))
-        lengths = [len(text) for _, _, text, _ in good]
-        for positions in by_length(lengths, ROWS_A_PASS[self.native.device.type]):
-            self._encode([good[position] for position in positions], result)
-        return result
-
-    def _encode(
-        self, batch: Sequence[tuple[int, str, str, LanguagePack | None]], result: Encoded
-    ) -> None:
-        """Encode one batch. If it fails, encode its halves, so that only bad rows get an error."""
-        rows = [row for row, *_ in batch]
-        try:
-            mixed = read_mixed(self.native, [(text, pack) for _, _, text, pack in batch])
-        except Exception as error:  # raised by a tokenizer, or by torch for too large a batch
-            if len(batch) > 1:
-                half = len(batch) // 2
-                self._encode(batch[:half], result)
-                self._encode(batch[half:], result)
-            else:
-                detail = f"{batch[0][1]!r}: this text cannot be encoded: {type(error).__name__}"
-                result.errors[rows[0]] = Fault(ProblemKind.NOT_ENCODED, detail)
-                log.warning(detail)
-            return
-        result.unknown_tokens[rows] = mixed.unknown_tokens
-        encoders = [
-            f"the pack for {language!r}" if pack else f"native {self.native.name!r}"
-            for _, language, _, pack in batch
-        ]
-        result.put(rows, mixed.features, encoders)
-
-    def warm(self) -> None:
-        """Load the packs of the store, at most as many as stay in memory, and encode a text.
-
-        The first requests are then as fast as later ones. A pack that cannot be loaded is an error
-        of its own requests only.
-        """
-        languages = {ENGLISH, *sorted(self.library.listing.packs)[: self._max_packs]}
-        prepared = self.prepare(languages)
-        self.encode([Text(language, "dog") for language in languages], prepared)
-
-    def check(self) -> None:
-        """Encode a test text.
-
-        Raises:
-            RuntimeError: The result is not a unit vector.
-
-        """
-        encoded = self.encode([Text(ENGLISH, "dog")], PreparedPacks({ENGLISH: None}, {}))
-        if not np.isclose(np.linalg.norm(encoded.vectors[0]), 1, atol=1e-3):
-            raise RuntimeError(f"native {self.native.name!r}: a text has no unit vector")
-
-
-class ImageEngine:
-    """Image encoder of one native."""
-
-    def __init__(self, native: str, threads: int) -> None:
-        self.native = _load(native, threads)
-
-    @torch.inference_mode()
-    def encode(self, images: Sequence[bytes]) -> Encoded:
-        """Decode images in a file format (PNG, JPEG, …) and encode them."""
-        result = Encoded.empty(len(images), self.native.dim)
-        rows, pixels = [], []
-        for row, data in enumerate(images):
-            try:
-                pixels.append(self.native.preprocess(decode_image(data, STRANGER)))
-                rows.append(row)
-            except BadImage as error:
-                result.errors[row] = Fault(ProblemKind.BAD_IMAGE, f"the image {error}")
-        if pixels:
-            features = self.native.encode_image(torch.stack(pixels))
-            result.put(rows, features, [f"native {self.native.name!r}"] * len(rows))
-        return result
-
-    @torch.inference_mode()
-    def warm(self) -> None:
-        """Encode a black image. The first request is then as fast as later ones."""
-        self.native.encode_image(self.native.preprocess(Image.new("RGB", (64, 64)))[None])
-
-    def check(self) -> None:
-        """Check the first weight tensor of the image tower.
-
-        Raises:
-            RuntimeError: A weight is not finite.
-
-        """
-        weight = next(self.native.model.visual.parameters())
-        if not bool(torch.isfinite(weight).all()):
-            raise RuntimeError(f"native {self.native.name!r}: image weights are not finite")
-
-
 class IndexEngine:
     """Collections `images` and `captions` of one native.
 
@@ -301,15 +131,14 @@ class IndexEngine:
 
     Args:
         url: URL of the index, as for `CaptionIndex.open`.
-        native: The native whose vectors the index holds.
+        space: Vector space of the native whose vectors the index holds.
         timeout_s: Time limit of one request to a Qdrant server in seconds.
 
     """
 
-    def __init__(self, url: str, native: Native, timeout_s: int | None = None) -> None:
+    def __init__(self, url: str, space: VectorSpace, timeout_s: int | None = None) -> None:
         self.collections: dict[str, CaptionIndex] = {}
         self._breaker = Breaker(self._ping)
-        space = space_of(native)
         try:
             for name in (IMAGES, CAPTIONS):
                 self.collections[name] = CaptionIndex.open(url, space, name, timeout_s=timeout_s)
@@ -425,8 +254,3 @@ def torch_thread() -> ThreadPoolExecutor:
     one.
     """
     return ThreadPoolExecutor(1, "torch")
-
-
-def _load(native: str, threads: int) -> Native:
-    torch.set_num_threads(threads or os.cpu_count() or 1)  # Ray starts workers with one thread
-    return Native.load(native, "cuda" if torch.cuda.is_available() else "cpu")

@@ -306,7 +306,7 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         return True
 
     def save_packs(self, stage: str) -> None:
-        """Write a pack for each language, with a copy of the embedding rows that it uses.
+        """Write a pack for each language, with the embedding rows that it uses in float16.
 
         Args:
             stage: Stage that the packs come from, or `fresh` for untrained ones.
@@ -330,7 +330,8 @@ class AcquisitionLearner(Learner[LanguageBatch]):
                 metrics=metrics,
             )
             tokenizer = self.tokenizer_of(self.own_rows[language].numpy())
-            LanguagePack(card, encoder, tokenizer).save(self.run / "packs" / stage / language)
+            pack = LanguagePack(card, encoder, tokenizer).with_half_rows()
+            pack.save(self.run / "packs" / stage / language)
 
 
 def initial_encoders(

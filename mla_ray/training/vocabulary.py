@@ -132,7 +132,7 @@ class Vocabulary:
         weights: dict[str, Tensor] = {}
         if self.start is not None:
             weights = self.start.encoder.state_dict()
-            rows = weights.pop("embedding.rows.weight")
+            rows = weights.pop("embedding.rows.weight").float()
         else:
             rows = self._initial_rows(native, tokenizer, pairs, config)
         tensors = {"rows": rows, "tokens": torch.from_numpy(tokenizer.tokens)}

@@ -77,7 +77,7 @@ def clip(build_model: BuildModel, tokenize: Tokenize) -> Native:
 
 @pytest.fixture(scope="module")
 def german(clip: Native, corpus: dict[str, list[str]]) -> LanguagePack:
-    return pack_on(clip, corpus["de"])
+    return pack_on(clip, corpus["de"]).with_half_rows()
 
 
 @pytest.fixture(scope="module")

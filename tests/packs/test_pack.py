@@ -34,7 +34,7 @@ FILES = {"weights.safetensors", "tokenizer.json", "card.json", "README.md"}
 @pytest.fixture
 def saved(make_pack: MakePack, tmp_path: Path) -> Path:
     folder = tmp_path / "packs" / "de"
-    make_pack("de").save(folder)
+    make_pack("de").with_half_rows().save(folder)
     return folder
 
 
@@ -57,16 +57,23 @@ def refuse(folder: Path, native: Native, *words: str) -> None:
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize("version", [1, 2])
 def test_a_loaded_pack_gives_the_saved_ones_features_to_the_byte(
-    make_pack: MakePack, native: Native, corpus: dict[str, list[str]], tmp_path: Path
+    make_pack: MakePack,
+    native: Native,
+    corpus: dict[str, list[str]],
+    tmp_path: Path,
+    version: int,
 ) -> None:
-    pack = make_pack("hi")
+    """Also a pack with rows in float32, as all packs of mla-ray 0.1.0 are."""
+    pack = make_pack("hi") if version == 1 else make_pack("hi").with_half_rows()
     features = pack.encode_text(corpus["hi"])
     assert features.shape == (6, 32)
     assert features.dtype == torch.float32
     pack.save(tmp_path / "hi")
     loaded = LanguagePack.load(tmp_path / "hi", native)
     assert torch.equal(loaded.encode_text(corpus["hi"]), features)
+    assert loaded.card.schema_version == version
     assert loaded.card == pack.card == read_card(tmp_path / "hi")
     assert loaded.language == "hi"
 
@@ -174,7 +181,7 @@ def test_a_wrong_tensor_is_refused(saved: Path, native: Native, name: str, chang
     if change == "another shape":
         weights[name] = weight[:-1].clone()
     elif change == "another type":
-        weights[name] = weight.half() if weight.is_floating_point() else weight.long()
+        weights[name] = weight.double() if weight.is_floating_point() else weight.long()
     save_file(weights, path)
     sign(saved)
     refuse(saved, native, "weights.safetensors", name)
@@ -208,10 +215,10 @@ def test_a_file_of_another_format_is_refused_whatever_its_hash(
     refuse(saved, native, name)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None, [2]])
 def test_another_schema_version_is_refused(saved: Path, native: Native, version: Any) -> None:
     edit_card(saved, schema_version=version)
-    refuse(saved, native, "card.json", f"schema version {version}", "reads 1")
+    refuse(saved, native, "card.json", f"schema version {version}", "reads 1 and 2")
 
 
 @pytest.mark.parametrize("key", ["width", "blocks", "context_length"])
@@ -294,9 +301,9 @@ def test_a_pack_is_as_small_as_what_it_holds(saved: Path) -> None:
     card = read_card(saved)
     acquirers = card.blocks * (2 * card.width * card.hidden + card.width + card.hidden)
     linear = card.width * (card.row_width + 1)
-    values = card.rows * (1 + card.row_width) + linear + acquirers
+    held = 4 * (card.rows + linear + acquirers) + 2 * card.rows * card.row_width
     size = (saved / "weights.safetensors").stat().st_size
-    assert 4 * values < size < 4 * values + 2048
+    assert held < size < held + 2048
     assert sum(path.stat().st_size for path in saved.iterdir()) < size + 64_000
 
 
@@ -344,6 +351,79 @@ def test_a_pickle_in_disguise_is_never_read(
     with pytest.raises(Exception, match=r"."):  # which one, another test says
         LanguagePack.load(saved, native)
     assert not (tmp_path / "sprung").exists()
+
+
+# --- rows in half precision ---------------------------------------------------------------------
+
+
+def test_half_rows_are_held_and_saved_as_float16_and_hardly_change_a_feature(
+    make_pack: MakePack, native: Native, corpus: dict[str, list[str]], tmp_path: Path
+) -> None:
+    whole = make_pack("de")
+    expected = whole.encode_text(corpus["de"])
+    half = whole.with_half_rows()
+    half.save(tmp_path / "half")
+    for name, weight in load_file(tmp_path / "half" / "weights.safetensors").items():
+        rows = name == "embedding.rows.weight"
+        assert weight.dtype == (torch.float16 if rows else torch.float32) or name.endswith("tokens")
+    loaded = LanguagePack.load(tmp_path / "half", native)
+    dtypes = {name: w.dtype for name, w in loaded.encoder.state_dict().items()}
+    assert dtypes.pop("embedding.rows.weight") == torch.float16
+    assert set(dtypes.values()) == {torch.float32}
+    features = loaded.encode_text(corpus["de"])
+    assert features.dtype == torch.float32
+    assert 0 < (features - expected).norm(dim=1).max() < 1e-3 * expected.norm(dim=1).min()
+    assert torch.equal(whole.encode_text(corpus["de"]), expected)  # the pack itself is unchanged
+    assert whole.encoder.embedding.rows.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("schema", "dtype"), [(1, torch.float16), (2, torch.float32)])
+def test_rows_of_another_dtype_than_the_cards_version_are_refused(
+    saved: Path, native: Native, schema: int, dtype: torch.dtype
+) -> None:
+    path = saved / "weights.safetensors"
+    weights = load_file(path)
+    weights["embedding.rows.weight"] = weights["embedding.rows.weight"].to(dtype)
+    save_file(weights, path)
+    sign(saved)
+    edit_card(saved, schema_version=schema)
+    refuse(saved, native, "weights.safetensors", "embedding.rows.weight")
+
+
+def test_rows_that_float16_cannot_hold_stay_in_float32(
+    make_pack: MakePack, native: Native, tmp_path: Path
+) -> None:
+    pack = make_pack("de")
+    with torch.no_grad():
+        pack.encoder.embedding.rows.weight[3, 5] = 65_520  # the first that rounds to infinity
+    pack.with_half_rows().save(tmp_path / "de")
+    loaded = LanguagePack.load(tmp_path / "de", native)
+    assert torch.equal(loaded.encoder.embedding.rows.weight, pack.encoder.embedding.rows.weight)
+
+
+def test_rows_of_a_dtype_that_no_reader_knows_are_not_saved(
+    make_pack: MakePack, tmp_path: Path
+) -> None:
+    pack = make_pack("de")
+    pack.encoder.double()
+    with pytest.raises(ValueError, match=r"embedding rows are torch.float64"):
+        pack.save(tmp_path / "de")
+    assert not (tmp_path / "de").exists()
+
+
+def test_a_loaded_pack_does_not_depend_on_its_folder_unless_it_is_mapped(
+    saved: Path, native: Native, corpus: dict[str, list[str]]
+) -> None:
+    pack, mapped = (LanguagePack.load(saved, native, mapped=on) for on in (False, True))
+    features = pack.encode_text(corpus["de"])
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    held = [line.split("-")[0] for line in maps if line.endswith(f"{saved}/weights.safetensors")]
+    assert len(held) == 1  # the mapped pack's; those of the checks are gone
+    (saved / "weights.safetensors").unlink()
+    assert torch.equal(mapped.encode_text(corpus["de"]), features)
+    rows, others = mapped.encoder.embedding.rows.weight, pack.encoder.embedding.rows.weight
+    assert 0 <= rows.data_ptr() - int(held[0], 16) < rows.nbytes + 65_536
+    assert torch.equal(rows, others)
 
 
 # --- weights and cards that are no numbers ------------------------------------------------------

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 
 from mla_ray.model.native import Native
 from mla_ray.packs.library import PackLibrary
 from mla_ray.packs.store import PackStore
+from tests.support.natives import MakePack
 
 
 def rewrite(path: Path, data: bytes) -> None:
@@ -133,3 +135,23 @@ def test_a_card_that_is_unreadable_elsewhere_is_read_again(
             assert packs.scan().languages == ["de", "en", "hi"]
         finally:
             memory.rm("/cards", recursive=True)
+
+
+def test_rows_are_read_from_a_copy_that_no_change_of_the_store_reaches(
+    store: Path, native: Native, make_pack: MakePack, corpus: dict[str, list[str]]
+) -> None:
+    """Writing over a file that is mapped into memory would change the pack, or end the process."""
+    packs = PackStore(str(store), native.fingerprint)
+    pack = packs.load(packs.scan().packs["de"], native)
+    place = pack.encoder.embedding.rows.weight.data_ptr()
+    mapped = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    (file,) = [
+        path
+        for addresses, *_, path in (line for line in mapped if len(line) == 6)
+        if int(addresses.split("-")[0], 16) <= place < int(addresses.split("-")[1], 16)
+    ]
+    assert file.endswith("/weights.safetensors (deleted)")
+    assert not file.startswith(str(store))
+    (store / "de" / "weights.safetensors").write_bytes(b"")
+    expected = make_pack("de").with_half_rows().encode_text(corpus["de"])
+    assert torch.equal(pack.encode_text(corpus["de"]), expected)

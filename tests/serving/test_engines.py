@@ -1,5 +1,8 @@
 """Promises of serving.engines: a row's answer is its own, whoever shares the pass with it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -12,20 +15,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mla_ray.data.feature_store import encode_images
 from mla_ray.index.entry import Entry
+from mla_ray.index.ingest import space_of
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder, learned_rows
 from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer
 from mla_ray.packs.card import make_card
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.serving.engines import (
-    Encoded,
-    ImageEngine,
-    IndexEngine,
-    Query,
-    Text,
-    TextEngine,
-)
+from mla_ray.serving.encoders import ImageEngine, TextEngine
+from mla_ray.serving.engines import Encoded, IndexEngine, Query, Text
 from mla_ray.serving.schemas import ProblemKind
+from tests.support import ROOT
 from tests.support.natives import CONTEXT, MakePack
 
 PutPack = Callable[[LanguagePack], None]
@@ -191,7 +190,7 @@ def test_a_picture_is_encoded_upright(native_folder: Path) -> None:
 
 def test_a_feature_without_direction_costs_itself_alone() -> None:
     found = Encoded.empty(4, 2)
-    features = torch.tensor([[3.0, 4.0], [float("nan"), 1.0], [0.0, 0.0]])
+    features = np.array([[3, 4], [np.nan, 1], [0, 0]], np.float32)
     found.put([3, 0, 1], features, ["a", "b", "c"])
     assert found.vectors.tolist() == [
         [0, 0],
@@ -205,8 +204,25 @@ def test_a_feature_without_direction_costs_itself_alone() -> None:
     }
 
 
+def test_the_index_of_a_native_that_was_loaded_here_before_loads_no_native(
+    native_folder: Path, tmp_path: Path
+) -> None:
+    TextEngine(str(native_folder), str(tmp_path / "packs"), 1, 1)
+    code = """
+import sys
+from mla_ray.serving.deployments import Index
+from mla_ray.serving.settings import Settings
+index = Index(Settings(native=sys.argv[1], index=sys.argv[2]))
+print("torch" in sys.modules, sorted(index._engine.collections))
+"""
+    command = [sys.executable, "-c", code, str(native_folder), f"edge:{tmp_path / 'index'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert run.stdout == "False ['captions', 'images']\n"
+
+
 def test_an_ill_query_costs_itself_alone(native: Native, tmp_path: Path) -> None:
-    engine = IndexEngine(f"edge:{tmp_path / 'index'}", native)
+    engine = IndexEngine(f"edge:{tmp_path / 'index'}", space_of(native))
     try:
         unit = np.eye(native.dim, dtype=np.float32)
         engine.upsert("images", [Entry("a", "a", "", "", "s")], unit[:1])
