@@ -95,7 +95,9 @@ def folder_of_0_1_0(folder: Path) -> None:
     with CaptionIndex.open(f"edge:{folder}/scratch", SPACE) as scratch:
         scratch.upsert(ENTRIES, vectors(0))
         shard = scratch._backend.shard  # type: ignore[attr-defined]
-        points, _ = shard.scroll(edge.ScrollRequest(limit=256, with_payload=True, with_vector=True))
+        points, _ = shard.scroll(
+            edge.ScrollRequest(limit=256, with_payload=True, with_vector=["joint"])
+        )
     version = version_of(folder)
     subprocess.run(["rm", "-r", str(version)], check=True)
     params = edge.EdgeVectorParams(size=SPACE.dim, distance=edge.Distance.Cosine)
