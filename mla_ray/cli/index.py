@@ -94,7 +94,8 @@ def index_command(
         typer.Option(
             "--optimize",
             help="Instead of writing a table, or after --delete, build the search graph and free "
-            "the disk space of removed entries.",
+            "the disk space of removed entries. Captions of an index that was made without words "
+            "get them, for hybrid searches.",
         ),
     ] = False,
     status: Annotated[

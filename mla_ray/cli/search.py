@@ -1,7 +1,7 @@
 """Command `mla search`, which searches an index in this process or asks a server."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, cast
 
 import typer
 
@@ -10,7 +10,7 @@ from mla_ray.index.limits import MAX_K
 
 if TYPE_CHECKING:
     from mla_ray.index.entry import Entry
-    from mla_ray.serving.schemas import Collection, Hit
+    from mla_ray.serving.schemas import Collection, Hit, Mode
 
 
 class HitRow(TypedDict):
@@ -69,7 +69,7 @@ def search(
         str | None,
         typer.Option(
             help="Collection to search: images or captions. The default is images, or captions "
-            "with --image."
+            "with --image or --mode hybrid."
         ),
     ] = None,
     in_language: Annotated[
@@ -89,6 +89,13 @@ def search(
             help="Return only hits with at least this cosine. docs/serving.md explains scores.",
         ),
     ] = None,
+    mode: Annotated[
+        Literal["vector", "hybrid"],
+        typer.Option(
+            help="hybrid finds captions also by their words, such as names and codes. Its scores "
+            "are those of ranks.",
+        ),
+    ] = "vector",
     image: Annotated[
         Path | None, typer.Option(help="With --url: image file to search by instead of a text.")
     ] = None,
@@ -98,6 +105,11 @@ def search(
 
     A server (--url) can also search by an image.
     """
+    if mode == "hybrid":
+        _refuse("--mode hybrid", {"--min-score": min_score, "--image": image})
+        find = find or "captions"
+        if find == "images":
+            raise typer.BadParameter("--mode hybrid is for captions: --find captions")
     if index is not None and url is None:
         _refuse("--index", {"--in-language": in_language, "--source": source, "--image": image})
         if query is None:
@@ -106,7 +118,7 @@ def search(
             raise typer.BadParameter("--language auto needs a server: --url")
         native, find = native or "emoji-clip", find or "images"
         rows, unknown = _search_index(
-            query, index, language or "en", k, min_score, pack, native, find
+            query, index, language or "en", k, min_score, pack, native, find, mode
         )
     elif url is not None and index is None:
         _refuse("--url", {"--pack": pack, "--native": native})
@@ -115,7 +127,7 @@ def search(
         if image is not None:
             _refuse("--image", {"--language": language})
         rows, unknown = _search_server(
-            query, url, language, k, min_score, find, in_language, source, image
+            query, url, language, k, min_score, find, in_language, source, image, mode
         )
     else:
         raise typer.BadParameter("give either --index, to search here, or --url, to ask a server")
@@ -142,11 +154,13 @@ def _search_index(
     pack: Path | None,
     native: str,
     find: str,
+    mode: "Mode",
 ) -> tuple[list[HitRow], float | None]:
     """Search an index. Return the hits and the share of the query's tokens that is unknown."""
     from mla_ray.evaluation.evaluation import encode_query, unknown_in
     from mla_ray.index.collection import CaptionIndex
     from mla_ray.index.ingest import space_of
+    from mla_ray.index.lexical import QueryText
     from mla_ray.model.native import Native
     from mla_ray.packs.library import load_packs
 
@@ -158,7 +172,8 @@ def _search_index(
     vector = encode_query(frozen, packs, language, [query])[0]
     unknown = float(unknown_in(frozen, packs, language, [query])[0])
     with CaptionIndex.open(index, space_of(frozen), find, create=False) as collection:
-        hits = collection.search(vector, k, min_score=min_score)
+        hybrid = QueryText(query, language) if mode == "hybrid" else None
+        hits = collection.search(vector, k, min_score=min_score, hybrid=hybrid)
     return [_hit_row(hit.entry, hit.score) for hit in hits], unknown
 
 
@@ -172,6 +187,7 @@ def _search_server(
     in_language: str | None,
     source: str | None,
     image: Path | None,
+    mode: "Mode",
 ) -> tuple[list[HitRow], float | None]:
     """Ask a server. Return the same as `_search_index`, or None for a share it does not report."""
     from mla_ray.serving.client import Client
@@ -198,6 +214,7 @@ def _search_server(
                 min_score=min_score,
                 in_language=in_language,
                 source=source,
+                mode=mode,
             )
     return [_hit_row(hit, hit.score) for hit in page.hits], page.unknown_tokens
 

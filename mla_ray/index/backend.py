@@ -11,6 +11,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from mla_ray.index.lexical import RULE as WORDS_RULE
+from mla_ray.index.lexical import Words, words_of_caption
+from mla_ray.index.limits import MAX_HYBRID
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings, Quantization
 from mla_ray.model.recognition import recognised
 
@@ -20,6 +23,13 @@ MIXED_SCHEMA = 2
 """Older schema: some point ids may follow rule 1. Schemas other than these two are refused."""
 VECTOR = "joint"
 """Name of a point's vector."""
+WORDS = "words"
+"""Name of the sparse vector with the words of a caption. Images have none."""
+CANDIDATES = MAX_HYBRID
+"""Best points by vector, and as many by words, that a hybrid search ranks."""
+RRF_K = 2
+"""Constant of reciprocal rank fusion, Qdrant's default. A point scores 1 / (k + rank), with ranks
+from 0, by vector and by words."""
 SCROLL = 1000
 """Payloads per scroll request."""
 SCROLL_VECTORS = 256
@@ -96,12 +106,18 @@ def are_equal(one: Point, other: Point) -> bool:
     return bool(np.linalg.norm(away) <= SAME)
 
 
+def words_of(point: Point) -> Words:
+    """Return the words of a point's caption."""
+    return words_of_caption(point.payload["caption"], point.payload["language"])
+
+
 class Nearest(NamedTuple):
-    """Search of one vector in a collection."""
+    """Search of one vector in a collection, or of a vector and words if these are given."""
 
     vector: list[float]  # [E], unit length
     limit: int
     where: PayloadFilter
+    words: Words | None = None
 
 
 Record = dict[str, Any]
@@ -115,6 +131,12 @@ class CollectionConfig:
     space: VectorSpace
     settings: IndexSettings = ENGINE_DEFAULTS
     schema: int = SCHEMA
+    words: int = WORDS_RULE  # rule of the captions' words; 0 if there are none
+
+    @property
+    def has_words(self) -> bool:
+        """Whether captions have words by the current rule, so that hybrid searches are possible."""
+        return self.words == WORDS_RULE
 
     @property
     def quantization(self) -> Quantization | None:
@@ -123,12 +145,17 @@ class CollectionConfig:
 
     def record(self) -> Record:
         """Return the configuration as the JSON that is stored with the points."""
-        return {"schema": self.schema, **_owner(self.space), "quantization": self.quantization}
+        return {
+            "schema": self.schema,
+            **_owner(self.space),
+            "quantization": self.quantization,
+            "words": self.words,
+        }
 
     def rebuilt(self, settings: IndexSettings | None = None) -> "CollectionConfig":
-        """Return the configuration of the next version: current schema, changed settings."""
+        """Return the configuration of the next version: current rules, changed settings."""
         changed = self.settings if settings is None else settings.over(self.settings)
-        return replace(self, settings=changed, schema=SCHEMA)
+        return replace(self, settings=changed, schema=SCHEMA, words=WORDS_RULE)
 
     @classmethod
     def read(cls, record: Any, where: str) -> "CollectionConfig":
@@ -185,7 +212,10 @@ class CollectionConfig:
         settings = stored.model_copy(update={"quantization": record.get("quantization")})
         self.settings.require_same(settings, where)
         return CollectionConfig(
-            replace(space, fingerprint=record["fingerprint"]), settings, record["schema"]
+            replace(space, fingerprint=record["fingerprint"]),
+            settings,
+            record["schema"],
+            record.get("words", 0),
         )
 
 
@@ -330,7 +360,10 @@ class CollectionBackend(Protocol):
         ...
 
     def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
-        """Return payloads and cosines of each query, best first, equal scores in any order."""
+        """Return payloads and scores of each query, best first, equal scores in any order.
+
+        The scores are cosines, or those of reciprocal rank fusion if a query has words.
+        """
         ...
 
     def page(
@@ -386,6 +419,10 @@ class CollectionBackend(Protocol):
         """
         ...
 
+    def add_words(self) -> None:
+        """Give words to all captions that lack them."""
+        ...
+
     def flush(self) -> None:
         """Wait until all writes are on disk."""
         ...
@@ -393,38 +430,3 @@ class CollectionBackend(Protocol):
     def close(self) -> None:
         """Release the connection or the folder."""
         ...
-
-
-def version(space: VectorSpace, collection: str, number: int) -> str:
-    """Return the name of a version of a collection."""
-    return f"{collection}-{space.fingerprint[:12]}-v{number}"
-
-
-def versions(space: VectorSpace, collection: str, names: Iterable[str]) -> dict[str, int]:
-    """Return the numbers of those `names` that are versions of this collection, by name."""
-    pattern = re.compile(re.escape(f"{collection}-{space.fingerprint[:12]}-v") + r"([1-9][0-9]*)")
-    matches = [pattern.fullmatch(name) for name in names]
-    return {match[0]: int(match[1]) for match in matches if match}
-
-
-def next_version(space: VectorSpace, collection: str, names: Iterable[str]) -> str:
-    """Return the name of the version after the latest one in `names`."""
-    taken = versions(space, collection, names).values()
-    return version(space, collection, max(taken, default=0) + 1)
-
-
-def check_kept(name: str, names: Iterable[str]) -> None:
-    """Raise a RuntimeError if the version being filled is no longer in `names`.
-
-    Another rebuild that ended first has then removed it.
-    """
-    if name not in names:
-        raise RuntimeError(
-            f"{name} is gone: another rebuild of the collection ended first and took its place; "
-            "let one process rebuild at a time, and run this one again if its data is newer"
-        )
-
-
-def no_such_collection(where: str) -> LookupError:
-    """Return the error for a collection that does not exist."""
-    return LookupError(f"{where} does not exist; ingest into it first, or open with create=True")

@@ -20,16 +20,13 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import QdrantClient
 
-from mla_ray.index.address import Address
 from mla_ray.index.backend import (
     MIXED_SCHEMA,
     SCROLL,
@@ -39,7 +36,6 @@ from mla_ray.index.backend import (
     Point,
     VectorSpace,
 )
-from mla_ray.index.edge import EdgeBackend
 from mla_ray.index.entry import (
     FORMER_RULE,
     NAMESPACE,
@@ -54,9 +50,10 @@ from mla_ray.index.entry import (
     payload_of,
     point_id,
 )
+from mla_ray.index.lexical import QueryText
 from mla_ray.index.limits import MAX_PAGE
+from mla_ray.index.opening import backend_at
 from mla_ray.index.search import Search, check, pages
-from mla_ray.index.server import ServerBackend, connect
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 from mla_ray.index.vectors import lengths_of, unit
 
@@ -117,25 +114,7 @@ class CaptionIndex:
                 "the first a letter or digit"
             )
         config = CollectionConfig(space, settings)
-        if not url.startswith(("http", "grpc")):
-            settings.require_embedded(url)
-        if url == ":memory:":
-            local = QdrantClient(":memory:")
-            backend: CollectionBackend = ServerBackend.open(local, url, config, collection, create)
-            return cls(backend, backend.config.space)
-        scheme, _, rest = url.partition(":")
-        if scheme == "edge" and rest:
-            if "?prefix=" in rest:
-                raise ValueError(f"index {url!r}: a folder has no prefix; give another folder")
-            folder = Path(rest).expanduser().resolve() / collection
-            backend = EdgeBackend.open(folder, config, create)
-            return cls(backend, backend.config.space)
-        client = connect(url, timeout_s)
-        with ExitStack() as undo:
-            undo.callback(client.close)
-            prefixed = Address.parse(url).prefixed(collection)
-            backend = ServerBackend.open(client, url, config, prefixed, create)
-            undo.pop_all()
+        backend = backend_at(url, config, collection, create, timeout_s)
         return cls(backend, backend.config.space)
 
     def check_writable(self) -> None:
@@ -255,6 +234,7 @@ class CaptionIndex:
         source: str | None = None,
         offset: int = 0,
         min_score: float | None = None,
+        hybrid: QueryText | None = None,
     ) -> list[ScoredEntry]:
         """Return the entries nearest to a vector, best first.
 
@@ -267,13 +247,15 @@ class CaptionIndex:
             source: Return only entries of exactly this source.
             offset: Number of best entries to skip, at most
                 `limits.MAX_OFFSET`.
-            min_score: Return only entries with at least this cosine, -1 to 1.
+            min_score: Return only entries with at least this cosine, -1 to 1. Not with `hybrid`.
+            hybrid: Text of the query. Captions are then searched by its words, too, and both
+                results are fused. Scores are those of the fusion, not cosines.
 
         Raises:
-            ValueError: `vector`, `k`, `offset` or `min_score` is invalid.
+            ValueError: An argument is invalid, or the captions have no words (`add_words`).
 
         """
-        return self.search_all([Search(vector, k, language, source, offset, min_score)])[0]
+        return self.search_all([Search(vector, k, language, source, offset, min_score, hybrid)])[0]
 
     def search_all(self, searches: Sequence[Search]) -> list[list[ScoredEntry]]:
         """Return for each search what `search` returns. A server gets them in one request.
@@ -284,6 +266,11 @@ class CaptionIndex:
         """
         for search in searches:
             check(search)
+            if search.hybrid and not self._backend.config.has_words:
+                raise ValueError(
+                    "the index was made without words, so it has no hybrid search; "
+                    "`mla index --optimize` adds them"
+                )
         units = [unit(search.vector, self.space) for search in searches]
         return [
             [ScoredEntry(entry_of(payload), score) for payload, score in page]
@@ -395,6 +382,19 @@ class CaptionIndex:
 
         """
         self._backend.optimize(reclaim)
+
+    def add_words(self) -> None:
+        """Give words to the captions of a collection that was made without them.
+
+        Hybrid searches then work in this object, and elsewhere when the collection is opened again.
+        Captions that others write meanwhile, with the collection opened before, get no words.
+        Nothing is encoded. An interrupted call can be repeated.
+
+        Raises:
+            RuntimeError: The server is older than Qdrant 1.18.
+
+        """
+        self._backend.add_words()
 
     def flush(self) -> None:
         """Wait until all writes are on disk. A killed process loses no writes even without it."""

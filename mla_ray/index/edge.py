@@ -7,20 +7,19 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import qdrant_edge as edge
 
 from mla_ray.index.backend import (
     HASH,
-    HNSW_EF,
     INDEXED,
     MAX_LANGUAGES,
-    OVERSAMPLING,
     SCROLL,
     SCROLL_VECTORS,
-    VECTOR,
+    WORDS,
+    WORDS_RULE,
     CollectionBackend,
     CollectionConfig,
     Nearest,
@@ -28,18 +27,14 @@ from mla_ray.index.backend import (
     PayloadFilter,
     Point,
     are_equal,
-    check_kept,
     counts_by_value,
     hashes_by_id,
-    next_version,
-    no_such_collection,
     payloads_and_next,
     payloads_and_scores,
     scrolled,
-    version,
-    versions,
     whole_points,
 )
+from mla_ray.index.batches import batched
 from mla_ray.index.edge_folder import (
     RESERVE,
     fills_holes,
@@ -50,8 +45,16 @@ from mla_ray.index.edge_folder import (
     private_copy,
     require_space,
 )
-from mla_ray.index.edge_settings import CONFIG_FILE, creation_of, settings_of
+from mla_ray.index.edge_requests import filter_of, request_of, row_of, size_written, words_vector
+from mla_ray.index.edge_settings import CONFIG_FILE, creation_of, has_words, settings_of
 from mla_ray.index.settings import IndexSettings
+from mla_ray.index.versions import (
+    check_kept,
+    next_version,
+    no_such_collection,
+    version,
+    versions,
+)
 from mla_ray.runtime.atomic import replacing_file
 
 FLUSH = 16 * 2**20
@@ -63,6 +66,8 @@ STALE = "stale"
 
 Their data may still be in the segments or in the log.
 """
+RECORD = "space.json"
+"""File in a collection's folder with the record of its points."""
 LOG_LIMIT = 16 * 2**20
 """Bytes that a log may always have, even if there are few points."""
 
@@ -132,15 +137,15 @@ class EdgeBackend:
         with self._writing:
             changed = self._changed(points)
             if changed:
-                size = sum(_size_written(point) for point in changed)
+                size = sum(size_written(point) for point in changed)
                 self._require(size, f"{len(changed)} more points")
-                rows = [edge.Point(p.id, {VECTOR: p.vector}, p.payload) for p in changed]
+                rows = [row_of(point, self.config) for point in changed]
                 self._update(edge.UpdateOperation.upsert_points(rows), size)
 
     def delete(self, where: PayloadFilter, ids: list[str] | None = None) -> int:
         """Remove the points that match, or those of `ids` that match. Return how many."""
         self.check_writable()
-        chosen = self._filter(where, ids)
+        chosen = filter_of(where, ids)
         with self._writing:
             matching = int(self.shard.count(edge.CountRequest(exact=True, filter=chosen)))
             if matching:
@@ -176,30 +181,16 @@ class EdgeBackend:
         return list(last.values())
 
     def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
-        """Return payloads and cosines of each query, best first, equal scores in any order."""
-        return [self._search(query) for query in queries]
-
-    def _search(self, query: Nearest) -> list[tuple[Payload, float]]:
-        rescored = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
-        points = self.shard.query(
-            edge.QueryRequest(
-                limit=query.limit,
-                query=edge.Query.Nearest(query.vector, VECTOR),
-                filter=self._filter(query.where),
-                with_payload=True,
-                params=edge.SearchParams(
-                    hnsw_ef=HNSW_EF, quantization=rescored if self.config.quantization else None
-                ),
-            )
-        )
-        return payloads_and_scores(points)
+        """Return payloads and scores of each query, best first, equal scores in any order."""
+        requests = (request_of(query, self.config) for query in queries)
+        return [payloads_and_scores(self.shard.query(request)) for request in requests]
 
     def page(
         self, where: PayloadFilter, limit: int, start: str | None
     ) -> tuple[list[Payload], str | None]:
         """Return payloads of points that match, and the id of the point after them."""
         request = edge.ScrollRequest(
-            offset=start, limit=limit, filter=self._filter(where), with_payload=True
+            offset=start, limit=limit, filter=filter_of(where), with_payload=True
         )
         return payloads_and_next(*self.shard.scroll(request))
 
@@ -225,7 +216,7 @@ class EdgeBackend:
 
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""
-        return int(self.shard.count(edge.CountRequest(exact=True, filter=self._filter(where))))
+        return int(self.shard.count(edge.CountRequest(exact=True, filter=filter_of(where))))
 
     def facet(self, field: str) -> dict[str, int]:
         """Return the number of points by value of a payload field."""
@@ -260,7 +251,7 @@ class EdgeBackend:
             raise
         shard.close()  # a caller that kept `fresh` must not write to it after the swap
         _write(self.folder / "current", name)
-        _write(self.folder / "space.json", json.dumps(config.record(), indent=2))
+        _write(self.folder / RECORD, json.dumps(config.record(), indent=2))
         self.config = config
         # The old shard is not closed here. Searches that still run in it can end; it then closes
         # itself.
@@ -326,6 +317,30 @@ class EdgeBackend:
                     break
             fresh.shard.optimize()
 
+    def add_words(self) -> None:
+        """Give words to all captions that lack them. An interrupted call can be repeated."""
+        self.check_writable()
+        if self.config.has_words:
+            return
+        with self._writing:
+            if not has_words(self._version()):
+                self._require(RESERVE, "the words of captions")
+                self._update(edge.UpdateOperation.create_sparse_vector(WORDS, edge.Modifier.Idf), 0)
+            for points in batched(self.points(), SCROLL_VECTORS):
+                size = sum(size_written(point) for point in points)
+                self._require(size, "the words of captions")
+                rows = [
+                    edge.PointVectors(point.id, words)
+                    for point in points
+                    if (words := words_vector(point))
+                ]
+                if rows:
+                    self._update(edge.UpdateOperation.update_vectors(rows), size)
+            self.flush()
+            config = replace(self.config, words=WORDS_RULE)
+            _write(self.folder / RECORD, json.dumps(config.record(), indent=2))
+            self.config = config
+
     def _version(self) -> Path:
         return self.folder / (self.folder / "current").read_text()
 
@@ -339,18 +354,6 @@ class EdgeBackend:
         self.shard.close()
         self._held.close()
 
-    @staticmethod
-    def _filter(where: PayloadFilter, ids: list[str] | None = None) -> edge.Filter:
-        must: list[Any] = [
-            edge.IsEmptyCondition(field)
-            if value is None
-            else edge.FieldCondition(field, match=edge.MatchValue(value))
-            for field, value in where.items()
-        ]
-        if ids is not None:
-            must.append(edge.HasIdCondition(set(ids)))
-        return edge.Filter(must=must)
-
 
 def _open_current(
     folder: Path, config: CollectionConfig
@@ -361,7 +364,7 @@ def _open_current(
         The configuration of the collection, and the shard.
 
     """
-    current, record = folder / "current", folder / "space.json"
+    current, record = folder / "current", folder / RECORD
     if record.exists():
         made = folder / (current.read_text() if current.exists() else "")
         stored = settings_of(made) if (made / CONFIG_FILE).exists() else config.settings
@@ -394,14 +397,6 @@ def _create_shard(path: Path, config: CollectionConfig) -> edge.EdgeShard:
     for field in INDEXED:
         shard.update(edge.UpdateOperation.create_field_index(field, edge.PayloadSchemaType.Keyword))
     return shard
-
-
-def _size_written(point: Point) -> int:
-    """Return an upper bound for the bytes of a point in its segment and in the log.
-
-    A vector component takes 4 bytes in the segment, and 5 or more in the log.
-    """
-    return 10 * len(point.vector) + 3 * len(json.dumps(point.payload)) + 2048
 
 
 def _remove_others(folder: Path, config: CollectionConfig, name: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import qdrant_edge as edge
 
-from mla_ray.index.backend import QUANTILE, VECTOR, CollectionConfig
+from mla_ray.index.backend import QUANTILE, VECTOR, WORDS, CollectionConfig
 from mla_ray.index.settings import IndexSettings
 
 HNSW_M, HNSW_EF_CONSTRUCT, FULL_SCAN = 16, 100, 10_000
@@ -32,7 +32,19 @@ def creation_of(config: CollectionConfig) -> edge.EdgeConfig:
         hnsw_config=graph,
         quantization_config=int8 if config.quantization else None,
     )
-    return edge.EdgeConfig(vectors={VECTOR: params}, on_disk_payload=settings.on_disk_payload)
+    words = edge.EdgeSparseVectorParams(
+        modifier=edge.Modifier.Idf, on_disk=settings.on_disk_vectors
+    )
+    return edge.EdgeConfig(
+        vectors={VECTOR: params},
+        sparse_vectors={WORDS: words},
+        on_disk_payload=settings.on_disk_payload,
+    )
+
+
+def has_words(shard: Path) -> bool:
+    """Return whether the points in the folder of a shard may have words."""
+    return WORDS in json.loads((shard / CONFIG_FILE).read_text()).get("sparse_vectors", {})
 
 
 def settings_of(shard: Path) -> IndexSettings:

@@ -55,10 +55,13 @@ def remove(
 def reclaim(url: str, space: VectorSpace) -> None:
     """Build the search graphs and free the disk space of removed entries, in both collections.
 
+    Captions of an index that was made without words get them.
+
     Raises:
         LookupError: A collection does not exist. For other errors see `CaptionIndex.optimize`.
 
     """
     for name in (IMAGES, CAPTIONS):
         with CaptionIndex.open(url, space, name, create=False) as index:
+            index.add_words()
             index.optimize(reclaim=True)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mla_ray.index.backend import CollectionBackend, Nearest, Payload, PayloadFilter
-from mla_ray.index.limits import MAX_K, MAX_OFFSET
+from mla_ray.index.lexical import QueryText, words_of_query
+from mla_ray.index.limits import MAX_HYBRID, MAX_K, MAX_OFFSET
 
 MAX_TIES = 10_000
 """Most entries with equal scores that are read beyond a page to order them by id."""
@@ -18,7 +19,7 @@ DECIMALS = 6
 """Decimals of a score. Finer differences are float32 noise and would order ties at random."""
 
 Hits = list[tuple[Payload, float]]
-"""Payloads and rounded cosines, best first."""
+"""Payloads and rounded scores, best first."""
 
 
 class Search(NamedTuple):
@@ -30,6 +31,7 @@ class Search(NamedTuple):
     source: str | None = None
     offset: int = 0
     min_score: float | None = None
+    hybrid: QueryText | None = None
 
     @property
     def end(self) -> int:
@@ -44,7 +46,7 @@ class Search(NamedTuple):
 
 
 def check(search: Search) -> None:
-    """Raise a ValueError if `k`, `offset` or `min_score` is invalid."""
+    """Raise a ValueError if `k`, `offset` or `min_score` is invalid, or not for a hybrid search."""
     k, offset, min_score = search.k, search.offset, search.min_score
     if not 1 <= k <= MAX_K:
         raise ValueError(f"k is {k}, must be 1 to {MAX_K}; page with offset for more")
@@ -52,6 +54,13 @@ def check(search: Search) -> None:
         raise ValueError(f"offset is {offset}, must be 0 to {MAX_OFFSET}; narrow the search")
     if min_score is not None and not -1 <= min_score <= 1:
         raise ValueError(f"min_score is {min_score}, must be -1 to 1, as cosines are")
+    if search.hybrid and min_score is not None:
+        raise ValueError("min_score is for cosines, and hybrid scores are ranks; leave it out")
+    if search.hybrid and search.end > MAX_HYBRID:
+        raise ValueError(
+            f"a hybrid search ranks {MAX_HYBRID} entries, offset + k is {search.end}; narrow the "
+            "search"
+        )
 
 
 def pages(
@@ -66,11 +75,15 @@ def pages(
 
     """
     found: list[Hits] = [[] for _ in searches]
+    words = [words_of_query(search.hybrid) if search.hybrid else None for search in searches]
     # Engines order equal scores arbitrarily. One more entry than requested shows whether the page
     # ends inside a tie. If so, read on until the tie is complete and can be ordered.
     limits = {row: search.end + 1 for row, search in enumerate(searches)}
     while limits:
-        asked = [Nearest(units[row], limit, searches[row].where) for row, limit in limits.items()]
+        asked = [
+            Nearest(units[row], limit, searches[row].where, words[row])
+            for row, limit in limits.items()
+        ]
         rows = list(limits)
         for row, answer in zip(rows, backend.search(asked), strict=True):
             limit, end = limits.pop(row), searches[row].end

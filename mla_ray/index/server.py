@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,38 @@ from qdrant_client import QdrantClient, models
 from mla_ray.index.address import Address
 from mla_ray.index.backend import (
     HASH,
-    HNSW_EF,
     INDEXED,
     MAX_LANGUAGES,
-    OVERSAMPLING,
     SCROLL,
     SCROLL_VECTORS,
     VECTOR,
+    WORDS_RULE,
     CollectionBackend,
     CollectionConfig,
     Nearest,
     Payload,
     PayloadFilter,
     Point,
-    check_kept,
     counts_by_value,
     hashes_by_id,
-    next_version,
-    no_such_collection,
     payloads_and_next,
     payloads_and_scores,
     scrolled,
-    version,
-    versions,
     whole_points,
 )
 from mla_ray.index.server_errors import API_KEY, CA_FILE, ERRORS, reaching
+from mla_ray.index.server_requests import filter_of, request_of, row_of
 from mla_ray.index.server_settings import creation_of, settings_of
 from mla_ray.index.server_version import check_version
+from mla_ray.index.server_words import add_words
 from mla_ray.index.settings import IndexSettings
+from mla_ray.index.versions import (
+    check_kept,
+    next_version,
+    no_such_collection,
+    version,
+    versions,
+)
 
 log = logging.getLogger(__package__)
 
@@ -164,16 +168,13 @@ class ServerBackend:
 
     def upsert(self, points: list[Point]) -> None:
         """Write points, and wait until the server has applied them."""
-        rows = [
-            models.PointStruct(id=p.id, vector={VECTOR: p.vector}, payload=p.payload)
-            for p in points
-        ]
+        rows = [row_of(point, self.config) for point in points]
         with self._reaching():
             self.client.upsert(self.name, rows, wait=True)
 
     def delete(self, where: PayloadFilter, ids: list[str] | None = None) -> int:
         """Remove the points that match, or those of `ids` that match. Return how many."""
-        chosen = self._filter(where, ids)
+        chosen = filter_of(where, ids)
         with self._reaching():
             matching = self.client.count(self.name, count_filter=chosen, exact=True).count
             if matching:
@@ -187,28 +188,13 @@ class ServerBackend:
         return hashes_by_id(found)
 
     def search(self, queries: Sequence[Nearest]) -> list[list[tuple[Payload, float]]]:
-        """Return payloads and cosines of each query, best first, equal scores in any order.
+        """Return payloads and scores of each query, best first, equal scores in any order.
 
         Queries share requests, because a request costs more than a search.
         """
-        params = models.SearchParams(hnsw_ef=HNSW_EF)
-        if self.config.quantization:
-            params.quantization = models.QuantizationSearchParams(
-                rescore=True, oversampling=OVERSAMPLING
-            )
         results = []
         for batch in _in_requests(queries):
-            requests = [
-                models.QueryRequest(
-                    query=query.vector,
-                    using=VECTOR,
-                    limit=query.limit,
-                    filter=self._filter(query.where),
-                    params=None if self.local else params,
-                    with_payload=True,
-                )
-                for query in batch
-            ]
+            requests = [request_of(query, self.config, self.local) for query in batch]
             with self._reaching():
                 responses = self.client.query_batch_points(self.name, requests)
             results += [payloads_and_scores(response.points) for response in responses]
@@ -220,7 +206,7 @@ class ServerBackend:
         """Return payloads of points that match, and the id of the point after them."""
         with self._reaching():
             points, following = self.client.scroll(
-                self.name, scroll_filter=self._filter(where), limit=limit, offset=start
+                self.name, scroll_filter=filter_of(where), limit=limit, offset=start
             )
         return payloads_and_next(points, following)
 
@@ -244,7 +230,7 @@ class ServerBackend:
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""
         with self._reaching():
-            return self.client.count(self.name, count_filter=self._filter(where), exact=True).count
+            return self.client.count(self.name, count_filter=filter_of(where), exact=True).count
 
     def facet(self, field: str) -> dict[str, int]:
         """Return the number of points by value of a payload field."""
@@ -296,10 +282,7 @@ class ServerBackend:
 
     def _vacuum(self) -> None:
         """Lower the limits of removed points until every segment is free of them."""
-        aliases = self.client.get_aliases().aliases
-        name = {alias.alias_name: alias.collection_name for alias in aliases}.get(
-            self.name, self.name
-        )
+        name = self._version()
         usual = self.client.get_collection(name).config.optimizer_config
         eager = models.OptimizersConfigDiff(deleted_threshold=0, vacuum_min_vector_number=100)
         self.client.update_collection(name, optimizers_config=eager)
@@ -326,6 +309,23 @@ class ServerBackend:
                 "see its log"
             )
 
+    def add_words(self) -> None:
+        """Give words to all captions that lack them. An interrupted call can be repeated."""
+        if self.config.has_words:
+            return
+        with self._reaching():
+            name = self._version()
+            add_words(self.client, self.url, name, self.points())
+            config = replace(self.config, words=WORDS_RULE)
+            self.client.update_collection(name, metadata=config.record())
+            self.config = config
+
+    def _version(self) -> str:
+        """Return the name of the version that requests use."""
+        aliases = self.client.get_aliases().aliases
+        names = {alias.alias_name: alias.collection_name for alias in aliases}
+        return names.get(self.name, self.name)
+
     def flush(self) -> None:
         """Do nothing: every write waits for the server."""
 
@@ -348,18 +348,6 @@ class ServerBackend:
 
     def _names(self) -> list[str]:
         return [collection.name for collection in self.client.get_collections().collections]
-
-    @staticmethod
-    def _filter(where: PayloadFilter, ids: list[str] | None = None) -> models.Filter:
-        must: list[models.Condition] = [
-            models.IsEmptyCondition(is_empty=models.PayloadField(key=field))
-            if value is None
-            else models.FieldCondition(key=field, match=models.MatchValue(value=value))
-            for field, value in where.items()
-        ]
-        if ids is not None:
-            must.append(models.HasIdCondition(has_id=list(ids)))
-        return models.Filter(must=must)
 
 
 def alias_of(collection: str, fingerprint: str) -> str:

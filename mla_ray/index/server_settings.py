@@ -4,7 +4,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from mla_ray.index.backend import QUANTILE, VECTOR, CollectionConfig
+from mla_ray.index.backend import QUANTILE, VECTOR, WORDS, CollectionConfig
 from mla_ray.index.settings import IndexSettings
 
 
@@ -22,8 +22,13 @@ def creation_of(config: CollectionConfig) -> dict[str, Any]:
         hnsw_config=graph,
         quantization_config=models.ScalarQuantization(scalar=int8) if config.quantization else None,
     )
+    words = models.SparseVectorParams(
+        modifier=models.Modifier.IDF,
+        index=models.SparseIndexParams(on_disk=settings.on_disk_vectors),
+    )
     return {
         "vectors_config": {VECTOR: vectors},
+        "sparse_vectors_config": {WORDS: words},
         "shard_number": settings.shard_number,
         "replication_factor": settings.replication_factor,
         "write_consistency_factor": settings.write_consistency_factor,

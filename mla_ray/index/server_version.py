@@ -9,6 +9,8 @@ log = logging.getLogger(__package__)
 
 MINIMUM = (1, 16)
 """Oldest version of a server. Older ones cannot store a collection's record (its metadata)."""
+NAMED_LATER = (1, 18)
+"""Oldest version that can add a vector to the points of a collection that exists."""
 TESTED = "1.18.3"
 """Version that the tests ran against."""
 
@@ -33,6 +35,16 @@ def check_version(found: str, url: str) -> None:
         )
     elif numbers > (_numbers(version("qdrant-client")) or numbers):
         _log_newer(found, url)
+
+
+def require_named_later(found: str, url: str) -> None:
+    """Raise a RuntimeError if a server cannot add words to the captions of a collection."""
+    if (_numbers(found) or NAMED_LATER) < NAMED_LATER:
+        raise RuntimeError(
+            f"the server at {url} is Qdrant {found}, and {'.'.join(map(str, NAMED_LATER))} is "
+            "needed to add words to a collection; upgrade the server, or fill a new index with "
+            "mla collection copy"
+        )
 
 
 def _numbers(text: str) -> tuple[int, int] | None:

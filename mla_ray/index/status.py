@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import qdrant_edge as edge
 from pydantic import BaseModel
 from qdrant_client import QdrantClient
 
@@ -13,8 +14,10 @@ from mla_ray.index.backend import CollectionBackend, CollectionConfig, is_ours, 
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.edge import EdgeBackend
 from mla_ray.index.edge_folder import occupied
+from mla_ray.index.edge_requests import HAS_WORDS as HAS_WORDS_HERE
 from mla_ray.index.server import ServerBackend, alias_of, connect
 from mla_ray.index.server_errors import reaching
+from mla_ray.index.server_requests import HAS_WORDS
 from mla_ray.index.server_settings import settings_of
 from mla_ray.index.server_version import check_version
 from mla_ray.index.settings import IndexSettings
@@ -47,6 +50,8 @@ class CollectionStatus(BaseModel):
     """Captions by language."""
     sources: dict[str, int]
     """Points by source."""
+    hybrid: bool
+    """Whether the captions have words, so that hybrid searches are possible."""
     settings: IndexSettings
     in_graph: int
     """Vectors in the search graph. The others are scanned."""
@@ -70,6 +75,7 @@ class CollectionStatus(BaseModel):
             f"schema {self.schema_number}",
             f"  languages: {_joined(self.languages)}",
             f"  sources: {_joined(self.sources)}",
+            f"  hybrid search: {'yes' if self.hybrid else 'no; mla index --optimize adds it'}",
             f"  settings: {_joined(self.settings.given())}",
             f"  vectors: {self.vector_bytes / 1e6:,.1f} MB a copy"
             + (f"; on disk {self.disk_bytes / 1e6:,.1f} MB" if self.disk_bytes is not None else ""),
@@ -128,11 +134,15 @@ def _of_folder(root: Path) -> Iterator[CollectionStatus]:
         record = json.loads((folder / "space.json").read_text())
         space = recorded_space(record)
         with closing(EdgeBackend.open(folder, CollectionConfig(space), create=False)) as backend:
+            shard = backend.shard
+            indexed = shard.info().indexed_vectors_count
+            if backend.config.has_words:  # the engine counts them, too
+                indexed -= shard.count(edge.CountRequest(exact=True, filter=HAS_WORDS_HERE))
             yield _status(
                 backend,
                 collection=folder.name,
                 version=(folder / "current").read_text(),
-                in_graph=backend.shard.info().indexed_vectors_count,
+                in_graph=max(indexed, 0),
                 disk_bytes=occupied(folder),
             )
 
@@ -145,7 +155,9 @@ def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[Collecti
         if not is_ours(record) or not alias.startswith(prefix + SEPARATOR if prefix else ""):
             continue
         space = recorded_space(record)
-        config = CollectionConfig(space, settings_of(info.config), record["schema"])
+        config = CollectionConfig(
+            space, settings_of(info.config), record["schema"], record.get("words", 0)
+        )
         cluster = client.collection_cluster_info(version)
         replicas = [
             Replica(shard=shard.shard_id, peer=cluster.peer_id, state=shard.state.value)
@@ -155,11 +167,14 @@ def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[Collecti
             for shard in cluster.remote_shards
         ]
         optimizer = info.optimizer_status
+        indexed = info.indexed_vectors_count or 0
+        if config.has_words:  # the server counts them, too
+            indexed -= client.count(version, count_filter=HAS_WORDS, exact=True).count
         yield _status(
             ServerBackend(client, url, config, alias, alias),
             collection=alias.removesuffix(alias_of("", space.fingerprint)),
             version=version,
-            in_graph=info.indexed_vectors_count or 0,
+            in_graph=max(indexed, 0),  # it was counted at different times
             state=info.status.value,
             optimizer=getattr(optimizer, "error", None) or "ok",
             replicas=sorted(replicas, key=lambda copy: (copy.shard, copy.peer)),
@@ -179,6 +194,7 @@ def _status(backend: CollectionBackend, **found: object) -> CollectionStatus:
             "points": points,
             "languages": contents.languages,
             "sources": contents.sources,
+            "hybrid": backend.config.has_words,
             "settings": backend.config.settings,
             "vector_bytes": points * space.dim * 4,
             **found,

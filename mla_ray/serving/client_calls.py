@@ -39,6 +39,7 @@ from mla_ray.serving.schemas import (
     ImageWritten,
     IngestResult,
     Languages,
+    Mode,
     SearchResult,
     TextEmbeddingRequest,
     TextInput,
@@ -121,6 +122,7 @@ def search(
     in_language: str | None = None,
     source: str | None = None,
     min_score: float | None = None,
+    mode: Mode = "vector",
 ) -> Call[SearchResult]:
     """Search for the images or captions nearest to a text.
 
@@ -135,12 +137,16 @@ def search(
         source: Return only entries of this source.
         min_score: Return only hits with at least this cosine. It is not a probability, and its
             scale differs between languages and natives.
+        mode: With `hybrid`, captions are also found by their words, such as names and codes. It
+            requires `find="captions"`. Scores are then those of ranks.
 
     Returns:
         A page of hits, best first.
 
     """
     params = _page(find, k, offset, in_language, source, min_score)
+    if mode != "vector":  # the default of all servers, also of those without modes
+        params["mode"] = mode
     return get(SEARCH_PATH, SearchResult, {"q": query, "language": language} | params)
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from mla_ray.index.backend import VectorSpace
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage, ScoredEntry
+from mla_ray.index.lexical import QueryText
 from mla_ray.index.search import Search
 from mla_ray.model.directions import units
 from mla_ray.serving.breaker import Breaker
@@ -115,6 +116,7 @@ class Query(NamedTuple):
     language: str | None
     source: str | None
     min_score: float | None = None
+    hybrid: QueryText | None = None
 
 
 class QueryResult(NamedTuple):
@@ -159,7 +161,8 @@ class IndexEngine:
     def _search(self, collection: str, queries: Sequence[Query]) -> list[QueryResult]:
         """Search one collection. If a query is malformed, run each half, so that it fails alone."""
         searches = [
-            Search(q.vector, q.k, q.language, q.source, q.offset, q.min_score) for q in queries
+            Search(q.vector, q.k, q.language, q.source, q.offset, q.min_score, q.hybrid)
+            for q in queries
         ]
         try:
             return [QueryResult(hits) for hits in self.collections[collection].search_all(searches)]

@@ -39,6 +39,7 @@ from mla_ray.serving.schemas import (
     ImageWritten,
     IngestResult,
     Languages,
+    Mode,
     ProblemKind,
     SaysSomething,
     SearchResult,
@@ -93,6 +94,14 @@ MinScore = Annotated[
         description="Return only hits with at least this score, which is a cosine.",
     ),
 ]
+InMode = Annotated[
+    Mode,
+    Query(
+        description="`vector` finds what is nearest in the joint space. `hybrid` also finds "
+        "captions by their words (BM25), such as names and codes, and fuses both results. It "
+        "requires `find=captions`, and goes without `min_score`.",
+    ),
+]
 
 
 @router.get(SEARCH_PATH, tags=["search"], responses=problem_responses(404))
@@ -126,9 +135,10 @@ async def search(
     in_language: InLanguage = None,
     source: FromSource = None,
     min_score: MinScore = None,
+    mode: InMode = "vector",
 ) -> SearchResult:
     """Return the images or captions nearest to a text. Captions may be in any language."""
-    page = Page(find, k, offset, in_language, source, min_score)
+    page = Page(find, k, offset, in_language, source, min_score, mode)
     return _under_root(request, await service.search_text(q, language, page))
 
 

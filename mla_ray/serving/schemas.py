@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mla_ray.index.limits import MAX_OFFSET
+from mla_ray.index.limits import MAX_HYBRID, MAX_OFFSET
 from mla_ray.model.text import normalized
 
 TOKEN_VARIABLE = "MLA_API_TOKEN"  # noqa: S105  the name of the variable, not a token
@@ -93,6 +93,7 @@ GivenId = Annotated[Id, BeforeValidator(_digits), SaysSomething]
 """Id as a JSON string or integer: `"7"` or `7`."""
 Source = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE)]
 Collection = Literal["images", "captions"]
+Mode = Literal["vector", "hybrid"]
 Encoding = Literal["float", "base64"]
 
 
@@ -183,7 +184,8 @@ class Hit(BaseModel):
     image_id: str = Field(description="Id of the image, unique within its source.")
     score: float = Field(
         description="Cosine, -1 to 1. It is not a probability. Scores of different languages or "
-        "natives are not comparable."
+        "natives are not comparable. With `mode=hybrid` it is the sum of 1 / (2 + rank), ranks "
+        "from 0, by vector and by words: 0 to 1. It says nothing but the order."
     )
     language: str = Field(description="Language of the caption. It is empty for an image.")
     caption: str = Field(description="Text of the caption. It is empty for an image.")
@@ -210,7 +212,7 @@ class SearchResult(BaseModel):
     offset: int = Field(description="Number of hits before the first one of this page.")
     next_offset: int | None = Field(
         description="Value of `offset` for the next page. It is null if there are no more hits or "
-        f"if it would exceed {MAX_OFFSET:,}."
+        f"if it would exceed {MAX_OFFSET:,}, or {MAX_HYBRID:,} with `mode=hybrid`, `k` included."
     )
 
 

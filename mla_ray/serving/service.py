@@ -15,7 +15,8 @@ from mla_ray.data.images import STRANGER, decode_image
 from mla_ray.index import collection
 from mla_ray.index.entry import Entry, ScoredEntry
 from mla_ray.index.ingest import image_entry, owner
-from mla_ray.index.limits import MAX_OFFSET
+from mla_ray.index.lexical import QueryText
+from mla_ray.index.limits import MAX_HYBRID, MAX_OFFSET
 from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.text import normalized
 from mla_ray.packs.store import PackStore
@@ -42,6 +43,7 @@ from mla_ray.serving.schemas import (
     ImageWritten,
     IngestResult,
     Languages,
+    Mode,
     ProblemKind,
     SearchResult,
     TextInput,
@@ -64,6 +66,13 @@ class Page(NamedTuple):
     in_language: str | None
     source: str | None
     min_score: float | None
+    mode: Mode = "vector"
+
+    @property
+    def max_offset(self) -> int:
+        """Largest offset of a page of this search."""
+        # A page asks for one hit more than it shows.
+        return MAX_OFFSET if self.mode == "vector" else MAX_HYBRID - self.k - 1
 
 
 @dataclass(frozen=True)
@@ -174,10 +183,12 @@ class Service:
     async def search_text(self, text: str, language: str, page: Page) -> SearchResult:
         """Search by a text in `language`, which is a BCP-47 tag or `AUTO` for detection."""
         in_language = self._language_filter(page)
+        _check_mode(page)
         detected = language == AUTO
         language = await self._detect(text) if detected else self._languages.resolve(language)
         encoded = await self._encode_texts([Text(language, text)])
-        return await self._search(encoded, page, in_language, language, detected)
+        hybrid = QueryText(text, language) if page.mode == "hybrid" else None
+        return await self._search(encoded, page, in_language, language, detected, hybrid)
 
     async def search_image(self, image: bytes, page: Page) -> SearchResult:
         """Search by an image in a file format such as PNG."""
@@ -303,10 +314,11 @@ class Service:
         in_language: str | None,
         language: str | None = None,
         detected: bool = False,
+        hybrid: QueryText | None = None,
     ) -> SearchResult:
         """Search for the single row of `encoded` and return a page of hits.
 
-        `language` is the language of the query, or None for an image.
+        `language` is the language of the query, or None for an image. `hybrid` has its words.
         """
         query = Query(
             page.find,
@@ -316,12 +328,13 @@ class Service:
             in_language,
             page.source,
             page.min_score,
+            hybrid,
         )
         (result,) = await self._queries([query])
         if result.fault:
             raise of_fault(result.fault)
         next_offset = page.offset + page.k
-        more = len(result.hits) > page.k and next_offset <= MAX_OFFSET
+        more = len(result.hits) > page.k and next_offset <= page.max_offset
         return SearchResult(
             language=language,
             detected=detected,
@@ -365,3 +378,18 @@ class Service:
         if picture is None and source is not None and source == owner(sources):
             picture = await asyncio.to_thread(pictures.get_former, image_id)
         return picture
+
+
+def _check_mode(page: Page) -> None:
+    """Raise a problem with status 422 if the mode does not go with the rest of a request."""
+    if page.mode == "vector":
+        return
+    if page.find != collection.CAPTIONS:
+        message = f"images have no words; set find={collection.CAPTIONS}"
+        raise invalid(("query", "mode"), message)
+    if page.min_score is not None:
+        message = "it is for cosines, and hybrid scores are those of ranks; omit it"
+        raise invalid(("query", "min_score"), message)
+    if page.offset > page.max_offset:
+        message = f"with mode=hybrid and k={page.k} it is at most {page.max_offset}"
+        raise invalid(("query", "offset"), message)

@@ -239,6 +239,9 @@ def test_index_then_search_finds_images_and_captions(
     assert isinstance(captions, list)
     assert {hit["caption"] for hit in captions} == {"ein Hund"}
     assert captions[0]["score"] == pytest.approx(1.0, abs=1e-4)
+    hybrid = mla(*query, "-k", "2", "--mode", "hybrid").json
+    assert {hit["caption"] for hit in hybrid} == {"ein Hund"}
+    assert hybrid[1]["score"] < 1
 
 
 def test_an_index_is_made_with_the_settings_of_a_file(

@@ -98,7 +98,7 @@ def folder_of_0_1_0(folder: Path) -> None:
         scratch.upsert(ENTRIES, vectors(0))
         shard = scratch._backend.shard  # type: ignore[attr-defined]
         points, _ = shard.scroll(
-            qdrant_edge.ScrollRequest(limit=256, with_payload=True, with_vector=True)
+            qdrant_edge.ScrollRequest(limit=256, with_payload=True, with_vector=["joint"])
         )
     version = version_of(folder)
     subprocess.run(["rm", "-r", str(version)], check=True)

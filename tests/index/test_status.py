@@ -40,6 +40,7 @@ def test_a_folder_tells_what_it_has(tmp_path: Path) -> None:
         "fingerprint": "0123456789abcdef",
         "dim": 4,
         "schema_number": 3,
+        "hybrid": True,
         "points": 5,
         "languages": {"de": 3, "sw": 2},
         "sources": {"a": 3, "b": 2},

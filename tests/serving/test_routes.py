@@ -257,7 +257,7 @@ def test_a_parameter_that_nobody_knows_is_refused_by_name(server: Server) -> Non
     answer = server.get("/v1/search", q="x", min_scor=0.3)
     detail = problem(answer, 422, "invalid-request")
     assert detail.startswith("query/min_scor: ")
-    known = "q, language, find, k, offset, in_language, source, min_score"
+    known = "q, language, find, k, offset, in_language, source, min_score, mode"
     assert known in detail
     assert answer.json()["errors"][0]["loc"] == ["query", "min_scor"]
     assert "there are none" in problem(

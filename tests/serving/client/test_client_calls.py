@@ -117,6 +117,8 @@ def test_a_search_says_what_was_asked_and_no_more(ask: Ask, server: Server) -> N
     assert server.seen[1].query == sent
     ask("search", "dog", min_score=0)
     assert server.seen[2].query.endswith("&k=10&offset=0&min_score=0")
+    ask("search", "RX-7800", find="captions", mode="hybrid")
+    assert server.seen[3].query.endswith("&find=captions&k=10&offset=0&mode=hybrid")
 
 
 def test_a_search_by_picture_finds_captions_unless_told(

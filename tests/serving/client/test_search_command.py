@@ -33,6 +33,9 @@ def test_search_asks_a_server(mla: Mla, server: Server, monkeypatch: pytest.Monk
     assert run.out.splitlines()[0] == "1.000  photo 0  ein Hund"
     sent = "q=a+dog&language=auto&find=captions&k=10&offset=0&in_language=de&source=test"
     assert server.seen[1].query == f"{sent}&min_score=0.5"
+    assert mla("search", "RX-7800", "--url", server.url, "--mode", "hybrid").code == 0
+    sent = "q=RX-7800&language=auto&find=captions&k=10&offset=0&mode=hybrid"
+    assert server.seen[2].query == sent
 
 
 def test_search_says_how_much_of_the_query_is_unknown(mla: Mla, server: Server) -> None:
@@ -67,6 +70,8 @@ def test_search_by_picture_asks_a_server(
         ("dog --image x.png --url http://127.0.0.1:9", "give either a text or --image"),
         ("--index edge:x", "give a text"),
         ("--index edge:x --image x.png", "--image does not go with --index"),
+        ("dog --index edge:x --mode hybrid --find images", "--mode hybrid is for captions"),
+        ("dog --index edge:x --mode hybrid --min-score 0", "--min-score does not go with --mode"),
         ("dog --index edge:x --in-language de", "--in-language does not go with --index"),
         ("dog --index edge:x --source s", "--source does not go with --index"),
         ("dog --index edge:x --language auto", "--language auto needs a server"),
