@@ -158,8 +158,12 @@ class Scaled:
         """What Prometheus scrapes: Ray's file is where prometheus.yaml expects it."""
         (job,) = PROMETHEUS["scrape_configs"]
         (path,) = job["file_sd_configs"][0]["files"]
-        (file,) = self.scratch.glob(f"mla-ray-*/{Path(path).name}")
-        return [target for group in json.loads(file.read_text()) for target in group["targets"]]
+        groups = [
+            group
+            for file in self.scratch.glob(f"mla-ray-*/{Path(path).name}")
+            for group in json.loads(file.read_text())
+        ]
+        return [target for group in groups for target in group["targets"]]
 
     def replica(self, deployment: str) -> psutil.Process:
         for child in psutil.Process(self.process.pid).children(recursive=True):
