@@ -219,9 +219,9 @@ def test_dashboard_and_alerts_use_metrics_that_all_replicas_export(
     engines = {"TextEncoder", "ImageEncoder", "Index"}
     series, pages = scraped_when(
         scaled.targets,
-        lambda series: missing(series) == {failures} and deployments(series, waits) == engines,
+        lambda series: missing(series) <= {failures} and deployments(series, waits) == engines,
     )
-    assert missing(series) == {failures}  # so far nothing has failed
+    assert missing(series) <= {failures}
     assert deployments(series, waits) == engines
     assert deployments(series, "ray_mla_items_total") == engines
     assert deployments(series, "ray_mla_http_requests_total") == {"Ingress"}
