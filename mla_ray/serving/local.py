@@ -58,6 +58,8 @@ def environment(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # would log a line for each request
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        # A busy machine starts HAProxy in more than the default of 5 s. Ray would kill it then.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # Halves the time of a call between deployments. Ray's token authenticates these calls too.
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
         # The default of 10 s would delay each step of the autoscaling.

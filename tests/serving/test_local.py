@@ -29,7 +29,7 @@ from tests.serving.expected import image_vector, nearest, text_vector
 from tests.support import ROOT
 from tests.support.load import Load
 from tests.support.natives import MakePack
-from tests.support.prometheus import Series, scraped_when
+from tests.support.prometheus import Series, deployments, scraped_when
 from tests.support.server import Served, serving
 
 MLA = Path(sys.executable).parent / "mla"
@@ -141,16 +141,16 @@ def test_http_is_on_loopback_alone(place: Place) -> None:
 def test_prometheus_finds_the_metrics_of_all_replicas(place: Place) -> None:
     """`test_monitoring.py` has the rest."""
     place.get("/v1/search", q="Geheimnis", language="de")
-    wanted = {"ray_mla_http_requests_total": "Ingress", "ray_mla_index_up": "Index"}
 
-    def there(series: Series) -> bool:
-        return all(
-            deployment in {labels["deployment"] for labels in series.get(metric, [])}
-            for metric, deployment in wanted.items()
+    def complete(series: Series) -> bool:
+        return (
+            deployments(series, "ray_mla_http_requests_total") == {"Ingress"}
+            and deployments(series, "ray_mla_wait_seconds_count") >= {"TextEncoder", "Index"}
+            and deployments(series, "ray_mla_index_up") == {"Index"}
         )
 
-    series, page = scraped_when(lambda: [place.metrics], there)
-    assert there(series)
+    series, page = scraped_when(lambda: [place.metrics], complete)
+    assert complete(series), series.keys()
     assert "geheimnis" not in page.lower()
 
 

@@ -27,7 +27,7 @@ from tests.serving.app_server import NDJSON, PNG
 from tests.serving.promql import used
 from tests.support import ROOT
 from tests.support.natives import MakePack
-from tests.support.prometheus import Series, scraped_when
+from tests.support.prometheus import Series, deployments, scraped_when
 
 MONITORING = ROOT / "serve" / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text())
@@ -65,14 +65,15 @@ def needed() -> dict[str, set[str]]:
     return found
 
 
-def missing(series: Series) -> list[str]:
+def missing(series: Series) -> set[str]:
     """The metrics without a sample, and the labels that a sample of their metric lacks."""
-    return sorted(
-        metric if metric not in series else f"{metric}{{{label}}}"
+    without_sample = needed().keys() - series.keys()
+    return without_sample | {
+        f"{metric}{{{label}}}"
         for metric, labels in needed().items()
-        for label in labels or {""}
-        if metric not in series or any(label and label not in found for found in series[metric])
-    )
+        for label in labels
+        if any(label not in found for found in series.get(metric, []))
+    }
 
 
 def test_panels_fill_the_rows_and_do_not_overlap() -> None:
@@ -158,8 +159,12 @@ class Scaled:
         """What Prometheus scrapes: Ray's file is where prometheus.yaml expects it."""
         (job,) = PROMETHEUS["scrape_configs"]
         (path,) = job["file_sd_configs"][0]["files"]
-        (file,) = self.scratch.glob(f"mla-ray-*/{Path(path).name}")
-        return [target for group in json.loads(file.read_text()) for target in group["targets"]]
+        groups = [
+            group
+            for file in self.scratch.glob(f"mla-ray-*/{Path(path).name}")
+            for group in json.loads(file.read_text())
+        ]
+        return [target for group in groups for target in group["targets"]]
 
     def replica(self, deployment: str) -> psutil.Process:
         for child in psutil.Process(self.process.pid).children(recursive=True):
@@ -209,17 +214,21 @@ def test_dashboard_and_alerts_use_metrics_that_all_replicas_export(
         client.post("/v1/search/image", content=pngs[0], headers=PNG)
         line = {"image_id": "geheim", "language": "de", "caption": "ein Geheimnis"}
         client.post("/v1/captions", content=json.dumps(line), headers=NDJSON)
-        scaled.replica("ImageEncoder").send_signal(signal.SIGKILL)
 
-        series, pages = scraped_when(scaled.targets, lambda series: not missing(series))
-        assert missing(series) == []
-        assert "geheim" not in pages.lower()
-
-    def deployments(metric: str) -> set[str]:
-        return {labels["deployment"] for labels in series[metric]}
-
-    everything = {"Ingress", "TextEncoder", "ImageEncoder", "Index"}
-    assert deployments("ray_mla_wait_seconds_count") == everything - {"Ingress"}
-    assert deployments("ray_mla_http_requests_total") == {"Ingress"}
-    assert deployments("ray_serve_deployment_replica_healthy") == everything
+    waits, failures = "ray_mla_wait_seconds_count", "ray_serve_health_check_failures_total"
+    engines = {"TextEncoder", "ImageEncoder", "Index"}
+    series, pages = scraped_when(
+        scaled.targets,
+        lambda series: missing(series) <= {failures} and deployments(series, waits) == engines,
+    )
+    assert missing(series) <= {failures}
+    assert deployments(series, waits) == engines
+    assert deployments(series, "ray_mla_items_total") == engines
+    assert deployments(series, "ray_mla_http_requests_total") == {"Ingress"}
+    assert deployments(series, "ray_serve_deployment_replica_healthy") == {*engines, "Ingress"}
     assert {labels["language"] for labels in series["ray_mla_texts_encoded_total"]} == {"de", "en"}
+    assert "geheim" not in pages.lower()
+
+    scaled.replica("ImageEncoder").send_signal(signal.SIGKILL)
+    series, _ = scraped_when(scaled.targets, lambda series: not missing(series))
+    assert missing(series) == set()

@@ -38,3 +38,8 @@ def scraped_when(
         if complete(series) or time.monotonic() > deadline:
             return series, pages
         time.sleep(1)
+
+
+def deployments(series: Series, metric: str) -> set[str]:
+    """The deployments that export a metric."""
+    return {labels["deployment"] for labels in series.get(metric, [])}
