@@ -181,9 +181,9 @@ def test_too_little_space_is_said_before_anything_is_written(
         assert set(index.entries()) == set(ENTRIES)
 
 
-@pytest.fixture(params=[pytest.param("disk", marks=pytest.mark.slow), "memory"])
+@pytest.fixture(params=["disk", "memory"])
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A disk of 60 MB, or a tmpfs of 120 MB, on which holes in files are filled by reading."""
+    """A disk of 60 MB, or a tmpfs of 200 MB, on which holes in files are filled by reading."""
     at, image = tmp_path / "disk", tmp_path / "image"
     at.mkdir()
     if request.param == "disk":
@@ -191,7 +191,7 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         os.truncate(image, 60 * MB)
         commands = [["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image)]]
     else:
-        commands = [["mount", "-t", "tmpfs", "-o", "size=120m", "none"]]
+        commands = [["mount", "-t", "tmpfs", "-o", "size=200m", "none"]]
     commands[-1].append(str(at))
     for command in commands:
         path = "/usr/sbin:/sbin:" + os.environ["PATH"]
@@ -224,6 +224,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_no_process(small_disk: Path) -> None:
     """The engine's own answer is SIGBUS, when it writes and when it opens a folder."""
     folder = small_disk / "index"

@@ -140,10 +140,10 @@ def test_sync_removes_what_left_the_table_and_nothing_of_others(
 def test_a_table_synced_step_by_step_is_the_table_indexed_at_once(
     native: Native, pngs: list[bytes], tmp_path: Path
 ) -> None:
-    """Twenty random tables after one another, two sources in turn."""
+    """Ten random tables after one another, two sources in turn."""
     rng, url = np.random.default_rng(0), f"edge:{tmp_path / 'index'}"
     now: dict[str, set[tuple[str, str, str, str]]] = {}
-    for step in range(20):
+    for step in range(10):
         source = "ab"[step % 2]
         size = int(rng.integers(1, 9))
         drawn_ = {(str(rng.integers(4)), f"text {rng.integers(4)}") for _ in range(size)}

@@ -52,7 +52,7 @@ def running_with_token(patch: pytest.MonkeyPatch, start: Start) -> Iterator[Serv
 
 
 @pytest.fixture(scope="session")
-def filled(
+def with_images(
     native_folder: Path,
     make_pack: MakePack,
     pngs: list[bytes],
@@ -75,19 +75,19 @@ def filled(
 
 
 @pytest.fixture
-def start(tmp_path: Path, native_folder: Path, filled: Path) -> Start:
+def start(tmp_path: Path, native_folder: Path, with_images: Path) -> Start:
     """Starts a server of a tiny native, with German and Hindi, and no image."""
-    shutil.copytree(filled / "packs", tmp_path / "packs")
+    shutil.copytree(with_images / "packs", tmp_path / "packs")
     return partial(running, tmp_path, native_folder)
 
 
 @pytest.fixture
 def server(
-    start: Start, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, with_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
     """One that has its twelve images already."""
     for name in ("index", "pictures"):
-        shutil.copytree(filled / name, tmp_path / name)
+        shutil.copytree(with_images / name, tmp_path / name)
     with running_with_token(monkeypatch, start) as server:
         yield server
 

@@ -591,7 +591,9 @@ def test_a_held_out_image_that_is_broken_does_not_count(
 # --- interruptions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("held", [False, True], ids=["", "held-out"])
+@pytest.mark.parametrize(
+    "held", [pytest.param(False, marks=pytest.mark.slow, id=""), pytest.param(True, id="held-out")]
+)
 @pytest.mark.parametrize(
     "place", range(4), ids=["in nlt", "at the end of nlt", "in le", "at the end of le"]
 )
@@ -632,7 +634,10 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("saves", range(7))
+@pytest.mark.parametrize(
+    "saves",
+    [pytest.param(n, marks=pytest.mark.slow) if n in (1, 2, 4, 5) else n for n in range(7)],
+)
 def test_killed_at_any_checkpoint_it_leaves_the_same_bytes(
     make: Make, whole: dict[bool, Path], tmp_path: Path, saves: int
 ) -> None:
