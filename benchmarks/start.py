@@ -81,15 +81,6 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "mla index": [*mla, *write],
         "mla index, nothing new": [*mla, *write],
         "mla search --index": [*mla, *search],
-            *mla,
-            "search",
-            "dog",
-            "--language",
-            "en",
-            "--index",
-            index,
-            "--json",
-        ],
     }
 
 
