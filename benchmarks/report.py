@@ -126,7 +126,7 @@ def with_blocks(text: str, blocks: dict[str, str]) -> str:
         pattern = re.compile(f"{re.escape(first)}\n.*?{re.escape(last)}", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"{RESULTS}: no lines {first!r} and {last!r}; add them")
-        written = f"{first}\n{block}{last}"
+        written = f"{first}\n\n{block}\n{last}"  # an empty line ends a table
         text = pattern.sub(lambda _, written=written: written, text)
     return text
 

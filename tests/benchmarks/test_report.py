@@ -52,7 +52,7 @@ def test_a_table_is_written_between_its_markers_and_nothing_else_changes(
     block, _, after = rest.partition("<!-- end of together -->")
     assert (before, after) == ("# Results\n\nby hand\n\n", "\n\nalso by hand\n")
     assert "`python benchmarks/together.py`, 7 s, 2026-01-02, commit abc." in block
-    assert block.endswith("| edge, one by one | 27.2 | 23.2 |\n")
+    assert block.endswith("| edge, one by one | 27.2 | 23.2 |\n\n")
 
 
 def test_the_machine_is_told(results: Path) -> None:
