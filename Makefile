@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo serve results test test-all check format docs
+.PHONY: demo serve results bench test test-all check format docs
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,10 @@ serve: $(STAMP)
 # The paper's ablations: hours on a laptop; goes on where it was stopped.
 results: $(STAMP)
 	$(BIN)/mla reproduce --out docs
+
+# 15 minutes on two cores that do nothing else. Writes the tables of benchmarks/RESULTS.md.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.report
 
 # Two processes, each with a Ray of its own; more threads than cores would wait for each other.
 test: $(STAMP)

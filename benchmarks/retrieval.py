@@ -1,6 +1,7 @@
 """Measure the memory and time of ranking captions against images with memory-mapped features.
 
     python benchmarks/retrieval.py [--images 20000] [--captions 20000] [--dim 512] [--folds 1]
+        [--json retrieval.json]
 
 Random features are written to `--scratch` in pieces and removed at the end. The private memory of
 the process (RssAnon) is read twenty times per second. The memory before ranking is subtracted.
@@ -8,10 +9,12 @@ Mapped pages do not count, because the kernel can reclaim them at any time.
 """
 
 import argparse
+import json
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +24,9 @@ from mla_ray.runtime.console import bars
 from mla_ray.runtime.progress import counting
 
 PIECE = 10_000
+
+Figures = dict[str, Any]
+"""Measurements, in the format of the JSON file."""
 
 
 def made(path: Path, rows: int, dim: int, seed: int) -> Floats:
@@ -61,6 +67,14 @@ class Peak:
         self._thread.join()
 
 
+def table(figures: Figures) -> list[list[str]]:
+    """Return the rows of the table of the figures, the head first."""
+    head = ["captions x images x dimensions", "galleries", "processor time, s", "s", "peak, MB"]
+    size = "{captions:,} x {images:,} x {dim}".format(**figures)
+    times = [f"{figures[name]:.1f}" for name in ("cpu", "seconds")]
+    return [head, [size, str(figures["folds"]), *times, f"{figures['peak']:.0f}"]]
+
+
 def main() -> None:
     """Parse the options, run the benchmark and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -70,6 +84,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=1)
     parser.add_argument("--rivals", choices=("captions", "images"), default="captions")
     parser.add_argument("--scratch", type=Path, default=None)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     images, captions, dim = options.images, options.captions, options.dim
     rivals: Rivals = options.rivals
@@ -88,6 +103,10 @@ def main() -> None:
             f"peak {peak.most - peak.before:.0f} MB"
         )
         del image, text
+    if options.json:
+        figures = {name: getattr(options, name) for name in ("captions", "images", "dim", "folds")}
+        figures |= {"seconds": seconds, "cpu": cpu, "peak": peak.most - peak.before}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -333,6 +333,18 @@ def levers(stage: Stage, ours: Ours, theirs: Theirs, rounds: int) -> dict[str, f
     return times | {"+ active rows": measure(ours)}
 
 
+def table(figures: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of the figures, the head first."""
+    head = [figures["setting"], "ours, s", "texts/s", "theirs, s", "texts/s", "ratio (range)"]
+    rows = [[*head, "with the cost of frozen features"]]
+    for stage in USES:
+        found = figures[stage]
+        cells = [f"{n:.2f}" for step in found["step"] for n in (step, figures["batch"] / step)]
+        ratio = "{:.1f}x ({:.1f} to {:.1f})".format(*found["speed-up"])
+        rows.append([stage, *cells, ratio, f"{found['speed-up with frozen features']:.1f}x"])
+    return rows
+
+
 def main() -> None:
     """Parse the options and run the benchmark."""
     parser = argparse.ArgumentParser(
@@ -361,14 +373,13 @@ def main() -> None:
 
     where = args.device if args.device == "cuda" else f"{args.threads} threads"
     title = f"batch {args.batch}, {args.precision}, {where}, {len(ours.tokens):,} active rows"
-    head = ("", "ours s", "texts/s", "theirs s", "texts/s", "ratio", "with features")
-    table = Table(*head, title=title)
     figures = {stage: race(stage, ours, theirs, args.rounds, args.steps) for stage in USES}
-    for stage, found in figures.items():
-        cells = [f"{value:.2f}" for step in found["step"] for value in (step, args.batch / step)]
-        ratio = "{:.1f}x ({:.1f}-{:.1f})".format(*found["speed-up"])
-        table.add_row(stage, *cells, ratio, f"{found['speed-up with frozen features']:.1f}x")
-    console.print(table)
+    results: dict[str, Any] = {"setting": title, "batch": args.batch, **figures}
+    head, *rows = table(results)
+    shown = Table("", *head[1:], title=title)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
     for stage, found in figures.items():
         counts = "; ".join(
             f"{side}: {each['operators']:,} operators, {each['waits']} wait for the device"
@@ -379,7 +390,7 @@ def main() -> None:
         found["levers"] = times = levers(stage, ours, theirs, args.rounds)
         console.print(f"{stage}: " + ", ".join(f"{name} {t:.2f} s" for name, t in times.items()))
     if args.json:
-        args.json.write_text(json.dumps({"setting": title, **figures}, indent=2) + "\n")
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

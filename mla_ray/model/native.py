@@ -148,6 +148,12 @@ class Native:
             ) from error
         return cls(name, model, open_clip.get_tokenizer(source), device)
 
+    def on(self, device: str) -> "Native":
+        """Return the native on a device: this one if it is there, otherwise one loaded anew."""
+        if self.device.type == torch.device(device).type:
+            return self
+        return Native.load(self.name, device)
+
     @property
     def identity(self) -> NativeIdentity:
         """What identifies the vectors of this native."""

@@ -15,6 +15,7 @@ Each step can run as a job of its own. A step skips the work that is already don
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from upath import UPath
@@ -112,7 +113,9 @@ def acquire(
                     remove(tables / "data")  # the user can fix the table and run again
                     remove(run / RUN)
                 raise bad_images(filled)
-            fit(train, job_of(run, store, prepared_tables, tables), workers, hooks.named(run.name))
+            run_training = train if workers.count else partial(train, native=native)
+            job = job_of(run, store, prepared_tables, tables)
+            fit(run_training, job, workers, hooks.named(run.name))
             if not is_file(run / DONE):
                 raise Stopped(
                     f"{run}: stopped after saving a checkpoint; "
@@ -225,7 +228,7 @@ def encode(
         computed[kind] += new
         report(Progress(f"{kind} features", done[kind], total[kind]))
 
-    filled = fill(stores, native.name, needed, advance, encoders)
+    filled = fill(stores, native, needed, advance, encoders)
     for kind, rows in (+total).items():
         report(Progress(f"{kind} features", rows, rows, f"{computed[kind]:,} computed"))
     return filled

@@ -64,7 +64,13 @@ class PreparedRun:
         return AcquireConfig.model_validate(self.spec["config"])
 
 
-def train(job: PreparedRun, driver: Driver = Driver(), *, cpu: bool = True) -> bool:
+def train(
+    job: PreparedRun,
+    driver: Driver = Driver(),
+    *,
+    cpu: bool = True,
+    native: Native | None = None,
+) -> bool:
     """Run both stages, starting from the last valid checkpoint.
 
     Writes packs to `run/packs/<stage>/<language>`. At the end, `run/done.json` names the final
@@ -74,6 +80,7 @@ def train(job: PreparedRun, driver: Driver = Driver(), *, cpu: bool = True) -> b
         job: Prepared run.
         driver: Callbacks to the process that started the training.
         cpu: Train on the CPU even if there is a GPU.
+        native: Native of the run, if this process has loaded it.
 
     Returns:
         False if a stop request ended the training early.
@@ -84,7 +91,8 @@ def train(job: PreparedRun, driver: Driver = Driver(), *, cpu: bool = True) -> b
 
     """
     accelerator = accelerator_for(job.config, cpu)
-    native = Native.load(job.spec["native"], str(accelerator.device))
+    device = str(accelerator.device)
+    native = native.on(device) if native else Native.load(job.spec["native"], device)
     return run_loop(AcquisitionLearner(job, native), accelerator, driver)
 
 

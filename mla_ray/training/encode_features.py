@@ -88,7 +88,7 @@ OnEncoded = Callable[[Kind, int, int], None]
 
 def fill(
     stores: Mapping[Kind, FeatureStore],
-    native_name: str,
+    native: Native,
     contents: Sequence[Contents],
     progress: OnEncoded = lambda kind, rows, computed: None,
     encoders: Encoders = Encoders(),
@@ -104,7 +104,7 @@ def fill(
 
     Args:
         stores: Feature store by kind.
-        native_name: Name of the native model, as `Native.load` takes it.
+        native: Native model. Every node must have it by its name.
         contents: Contents to encode.
         progress: Called after each block.
         encoders: Number and resources of the actors.
@@ -126,7 +126,7 @@ def fill(
         return Filled()
     encoded = _encode_here if encoders.most == 0 else _encode_by_actors
     filled = Filled()
-    for outcome in encoded(native_name, stores, blocks, encoders):
+    for outcome in encoded(native, stores, blocks, encoders):
         filled.computed += outcome["computed"]
         filled.failed += outcome["failed"]
         room = MAX_FAILURES - len(filled.failures)
@@ -142,7 +142,7 @@ def fill(
 
 
 def _encode_here(
-    native: str,
+    native: Native,
     stores: Mapping[Kind, FeatureStore],
     blocks: Sequence[Block],
     encoders: Encoders,
@@ -154,7 +154,7 @@ def _encode_here(
 
 
 def _encode_by_actors(
-    native: str,
+    native: Native,
     stores: Mapping[Kind, FeatureStore],
     blocks: Sequence[Block],
     encoders: Encoders,
@@ -175,7 +175,7 @@ def _encode_by_actors(
     # wait forever for the cores that the actors hold.
     encoded = ray.data.from_arrow([pa.Table.from_pylist([block]) for block in blocks]).map_batches(
         BlockEncoder,
-        fn_constructor_kwargs={"native": native, "stores": stores},
+        fn_constructor_kwargs={"native": native.name, "stores": stores},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=encoders.cpus,
         num_gpus=gpus,
@@ -212,11 +212,17 @@ OUTCOME = pa.schema(
 
 
 class BlockEncoder:
-    """Encoder of blocks with one native model, as a Ray Data actor or in this process."""
+    """Encoder of blocks, as a Ray Data actor or in this process.
 
-    def __init__(self, native: str, stores: Mapping[Kind, FeatureStore]) -> None:
+    Args:
+        native: Native model, or its name, as `Native.load` takes it.
+        stores: Feature store by kind.
+
+    """
+
+    def __init__(self, native: Native | str, stores: Mapping[Kind, FeatureStore]) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.native = Native.load(native, device)
+        self.native = Native.load(native, device) if isinstance(native, str) else native.on(device)
         self.stores = stores
 
     def __call__(self, blocks: pa.Table) -> pa.Table:

@@ -315,7 +315,7 @@ def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
     def told(kind: Kind, rows: int, computed: int) -> None:
         seen.append((kind, rows, computed))
 
-    assert fill({"text": store}, str(native_folder), [contents], told).computed == 1500
+    assert fill({"text": store}, native, [contents], told).computed == 1500
     assert sum(rows for _, rows, _ in seen) == sum(new for _, _, new in seen) == 1500
     assert {kind for kind, _, _ in seen} == {"text"}
     asked = texts[::500]
@@ -325,8 +325,8 @@ def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
     # A block that is lost is all that is done again.
     prefix, lost = contents.blocks[1]
     next(store.folder.glob(f"b{prefix}-*")).unlink()
-    assert fill({store.kind: store}, str(native_folder), [contents]).computed == lost
-    assert fill({store.kind: store}, str(native_folder), [contents]).computed == 0
+    assert fill({store.kind: store}, native, [contents]).computed == lost
+    assert fill({store.kind: store}, native, [contents]).computed == 0
 
 
 @pytest.mark.slow
@@ -338,7 +338,7 @@ def test_a_bad_image_costs_its_row_and_is_told_every_time(
     images = [*pngs[:2], pngs[2][:60], b"text", *pngs[3:5]]
     contents = contents_of(tmp_path / "contents", "image", images, limit=4)
     for computed in (6, 0):
-        filled = fill({store.kind: store}, str(native_folder), [contents])
+        filled = fill({store.kind: store}, native, [contents])
         assert (filled.computed, filled.failed) == (computed, 2)
         failures = sorted(filled.failures, key=lambda failure: failure.row)
         assert [(f.file, f.row) for f in failures] == [("captions.parquet", row) for row in (3, 4)]
@@ -368,7 +368,7 @@ def test_what_was_refused_is_tried_again_at_each_fill(
     keys = [key_of(content) for content in (pngs[0], broken, pngs[2])]
     no_feature = np.zeros((3, native.dim), np.float32)
     store.write(keys, no_feature, ["was none of our formats", "is cut off", "was unknown"], "")
-    filled = fill({store.kind: store}, str(native_folder), [contents])
+    filled = fill({store.kind: store}, native, [contents])
     assert (filled.computed, filled.failed) == (2, 2)  # a feature, and a reason that is new
     have = store.keys()
     assert have[keys[0]] is None

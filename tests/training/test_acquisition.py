@@ -86,7 +86,8 @@ def run_of(native_folder: Path, store: Path) -> RunOf:
     def run(
         folder: Path, corpora: list[Corpus], config: AcquireConfig = CONFIG, **options: Any
     ) -> dict[str, Path]:
-        return acquire(str(native_folder), corpora, config, folder, store=store, **options)
+        options = {"store": store} | options
+        return acquire(str(native_folder), corpora, config, folder, **options)
 
     return run
 
@@ -224,6 +225,25 @@ def test_acquiring_another_language_leaves_a_pack_and_english_to_the_byte(
     english_after, de_after = outputs()
     assert torch.equal(english, english_after)
     assert torch.equal(de, de_after)
+
+
+def test_without_ray_the_native_is_loaded_once(
+    run_of: RunOf,
+    corpora: dict[str, Corpus],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A native is hundreds of megabytes, and an acquisition of few pairs takes seconds."""
+    loaded: list[str] = []
+    load = Native.load
+
+    def counted(name: str, device: str = "cpu") -> Native:
+        loaded.append(name)
+        return load(name, device)
+
+    monkeypatch.setattr(Native, "load", counted)
+    run_of(tmp_path / "run", [corpora["de"]], store=tmp_path / "store", workers=Workers(0))
+    assert len(loaded) == 1
 
 
 def test_languages_trained_together_each_get_a_pack_with_only_their_own_rows(
