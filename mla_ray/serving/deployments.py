@@ -25,6 +25,7 @@ from mla_ray.serving.breaker import IndexUnavailable
 from mla_ray.serving.coalescing import Overloaded
 from mla_ray.serving.engines import (
     Encoded,
+    Hashes,
     Identity,
     ImageEngine,
     IndexEngine,
@@ -195,9 +196,15 @@ class Index:
         """Search the index. Results are in the order of the queries."""
         return await asyncio.to_thread(self._engine.search, queries)
 
-    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write entries and their vectors `[N, E]` to a collection. Return their number."""
-        return await asyncio.to_thread(self._engine.upsert, collection, entries, vectors)
+    async def hashes(self, collection: str, entries: list[Entry]) -> list[str | None]:
+        """Return the hash that each entry of a collection was written with, or None."""
+        return await asyncio.to_thread(self._engine.hashes, collection, entries)
+
+    async def upsert(
+        self, collection: str, entries: list[Entry], vectors: Vectors, hashes: Hashes = None
+    ) -> int:
+        """Write entries, their vectors `[N, E]` and hashes to a collection. Return their number."""
+        return await asyncio.to_thread(self._engine.upsert, collection, entries, vectors, hashes)
 
     async def delete(self, collection: str, conditions: Conditions) -> int:
         """Remove the entries of a collection that meet every condition. Return their number."""
@@ -283,9 +290,17 @@ class HandleBackend:
         """Search the index with `Index`."""
         return await self._call(lambda: self._index.search.remote(queries))
 
-    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write entries and their vectors with `Index`. Return their number."""
-        return await self._call(lambda: self._index.upsert.remote(collection, entries, vectors))
+    async def hashes(self, collection: str, entries: list[Entry]) -> list[str | None]:
+        """Return the hash of each entry with `Index`."""
+        return await self._call(lambda: self._index.hashes.remote(collection, entries))
+
+    async def upsert(
+        self, collection: str, entries: list[Entry], vectors: Vectors, hashes: Hashes = None
+    ) -> int:
+        """Write entries, their vectors and hashes with `Index`. Return their number."""
+        return await self._call(
+            lambda: self._index.upsert.remote(collection, entries, vectors, hashes)
+        )
 
     async def delete(self, collection: str, conditions: Conditions) -> int:
         """Remove entries with `Index`. Return the number of the last attempt."""

@@ -1,5 +1,6 @@
 """Promises of indexing again: what is new or changed is encoded, and nothing else."""
 
+import json
 import os
 import subprocess
 import sys
@@ -367,13 +368,12 @@ def test_a_set_of_hashes_has_exactly_its_own() -> None:
     assert hashes[0] not in StoredHashes()
 
 
-# Indexes the table argv[1] at argv[2] with the native argv[3] and prints what was encoded.
+# Runs `mla index` at argv[1] with the native argv[2] and the options that follow.
 RUN = """
 import sys
 from mla_ray.cli import app
 try:
-    app(["index", "--captions", sys.argv[1], "--index", sys.argv[2], "--native", sys.argv[3],
-         "--language", "en", "--json"])
+    app(["index", "--index", sys.argv[1], "--native", sys.argv[2], "--json", *sys.argv[3:]])
 except SystemExit as end:
     assert not end.code, end.code
 print("torch" in sys.modules)
@@ -384,16 +384,21 @@ def test_nothing_is_loaded_if_nothing_has_to_be_encoded(
     native_folder: Path, table: pa.Table, tmp_path: Path
 ) -> None:
     pq.write_table(table, tmp_path / "photos.parquet")
-    places = [str(tmp_path / "photos.parquet"), f"edge:{tmp_path / 'index'}", str(native_folder)]
-    torch = []
-    for _ in range(2):
+    places = [f"edge:{tmp_path / 'index'}", str(native_folder)]
+    indexing = ["--captions", str(tmp_path / "photos.parquet"), "--language", "en"]
+    upkeep = ["--delete", "--image-id", "i1", "--optimize"]
+    torch, printed = [], []
+    for options in (indexing, indexing, upkeep):
         run = subprocess.run(
-            [sys.executable, "-c", RUN, *places],
+            [sys.executable, "-c", RUN, *places, *options],
             capture_output=True,
             text=True,
             env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
         )
         assert run.returncode == 0, run.stderr
-        torch.append(run.stdout.splitlines()[-1])
-    assert '"encoded": {"images": 0, "captions": 0}' in run.stdout
-    assert torch == ["True", "False"]
+        *lines, last = run.stdout.splitlines()
+        torch.append(last)
+        printed.append(json.loads("".join(lines)))
+    assert printed[1]["encoded"] == {"images": 0, "captions": 0}
+    assert printed[2]["removed"]["images"] == 1
+    assert torch == ["True", "False", "False"]
