@@ -241,7 +241,7 @@ class IngestResult(BaseModel):
     received: int = Field(description="Number of lines that were not empty.")
     written: int = Field(description="Number of captions that the index has now.")
     unchanged: int = Field(
-        0,
+        default=0,
         description="How many of these it had before with the same text and pack. They were not "
         "encoded again.",
     )
