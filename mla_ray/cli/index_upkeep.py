@@ -29,15 +29,14 @@ def upkeep(
 
     """
     from mla_ray.index import removal
-    from mla_ray.index.ingest import space_of
+    from mla_ray.index.encoders import Encoders
     from mla_ray.index.picture_store import PictureStore
-    from mla_ray.model.native import Native
 
     if conditions is not None and not any(conditions.values()):
         raise typer.BadParameter("--delete needs --source, --language or --image-id")
     if dry_run and optimize:
         raise typer.BadParameter("--dry-run does not go with --optimize")
-    space = space_of(Native.load(native))
+    space = Encoders(native, {}).space  # the native is loaded only if its files are new here
     result: dict[str, object] = {}
     lines = []
     if conditions is not None:

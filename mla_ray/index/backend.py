@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from mla_ray.index.lexical import RULE as WORDS_RULE
-from mla_ray.index.lexical import Words, words_of_caption
+from mla_ray.index.lexical import WORDS_RULE, Words, words_of_caption
 from mla_ray.index.limits import MAX_HYBRID
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings, Quantization
 from mla_ray.model.recognition import recognised

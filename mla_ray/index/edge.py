@@ -19,7 +19,6 @@ from mla_ray.index.backend import (
     SCROLL,
     SCROLL_VECTORS,
     WORDS,
-    WORDS_RULE,
     CollectionBackend,
     CollectionConfig,
     Nearest,
@@ -47,6 +46,7 @@ from mla_ray.index.edge_folder import (
 )
 from mla_ray.index.edge_requests import filter_of, request_of, row_of, size_written, words_vector
 from mla_ray.index.edge_settings import CONFIG_FILE, creation_of, has_words, settings_of
+from mla_ray.index.lexical import WORDS_RULE
 from mla_ray.index.settings import IndexSettings
 from mla_ray.index.versions import (
     check_kept,

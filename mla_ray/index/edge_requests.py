@@ -31,7 +31,7 @@ def row_of(point: Point, config: CollectionConfig) -> edge.Point:
     return edge.Point(point.id, vectors, point.payload)
 
 
-def words_vector(point: Point) -> dict[str, edge.SparseVector]:
+def words_vector(point: Point) -> dict[str, Any]:
     """Return the words of a point by the name of their vector, or nothing if it has none."""
     words = words_of(point)
     return {WORDS: edge.SparseVector(*words)} if words.hashes else {}
@@ -62,7 +62,7 @@ def request_of(query: Nearest, config: CollectionConfig) -> edge.QueryRequest:
     by_words = edge.Query.Nearest(edge.SparseVector(*query.words), WORDS)
     return edge.QueryRequest(
         limit=query.limit,
-        query=edge.Fusion.Rrf(RRF_K),
+        query=edge.Fusion.Rrf(RRF_K),  # type: ignore[arg-type]  # the stubs lack its base
         prefetches=[
             edge.Prefetch(CANDIDATES, nearest, params=params, filter=where),
             edge.Prefetch(CANDIDATES, by_words, filter=where),

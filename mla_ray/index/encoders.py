@@ -37,6 +37,24 @@ another vector, but for the decoding of images, which has its own version."""
 _fields = attrgetter(*(field.name for field in fields(Entry)))
 
 
+def caption_hash(entry: Entry, fingerprint: str, files: Mapping[str, str]) -> str | None:
+    """Return the hash of a caption as `Encoders.hash_of` does.
+
+    Args:
+        entry: Entry of the caption.
+        fingerprint: Fingerprint of the native.
+        files: SHA-256 of the files of the caption's pack by name; empty for English.
+
+    """
+    if entry.language != ENGLISH and not files:
+        return None
+    return _hash(entry, fingerprint, *(files[name] for name in sorted(files)))
+
+
+def _hash(entry: Entry, fingerprint: str, *encoder: object) -> str:
+    return key_of(json.dumps([*_fields(entry), HASH_RULE, fingerprint, *encoder]))
+
+
 class Encoders:
     """Native and packs that encode the entries of an index.
 
@@ -136,14 +154,11 @@ class Encoders:
             None for a caption whose pack was never saved, because its card has no hashes.
 
         """
-        encoder: list[object] = [HASH_RULE, self.identity.fingerprint]
+        fingerprint = self.identity.fingerprint
         if image_key:
-            encoder += [DECODING, image_key]
-        elif entry.language != ENGLISH:
-            if not (files := self._card(entry.language).sha256):
-                return None
-            encoder += [files[name] for name in sorted(files)]
-        return key_of(json.dumps([*_fields(entry), *encoder]))
+            return _hash(entry, fingerprint, DECODING, image_key)
+        files = {} if entry.language == ENGLISH else self._card(entry.language).sha256
+        return caption_hash(entry, fingerprint, files)
 
     def encode_captions(self, language: str, texts: list[str]) -> Floats:
         """Encode captions in a language to features `[N, E]` float32, not normalized."""

@@ -21,7 +21,7 @@ from unicodedata import normalize
 import qdrant_edge as edge
 import regex
 
-RULE = 1
+WORDS_RULE = 1
 """Number of the rule by which words are made. Increase it if a text now has other words."""
 AVERAGE_LENGTH = 16
 """Words of a caption whose length neither raises nor lowers its score."""

@@ -6,5 +6,5 @@ MAX_OFFSET = 10_000
 """Most entries that a search skips."""
 MAX_PAGE = 1000
 """Most entries of one page of a listing."""
-MAX_HYBRID = 1000
+MAX_HYBRID = 200
 """Most entries that a hybrid search skips and returns."""

@@ -58,7 +58,7 @@ def check(search: Search) -> None:
         raise ValueError("min_score is for cosines, and hybrid scores are ranks; leave it out")
     if search.hybrid and search.end > MAX_HYBRID:
         raise ValueError(
-            f"a hybrid search ranks {MAX_HYBRID} entries, offset + k is {search.end}; narrow the "
+            f"a hybrid search ends at {MAX_HYBRID} entries, offset + k is {search.end}; narrow the "
             "search"
         )
 

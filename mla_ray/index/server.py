@@ -21,7 +21,6 @@ from mla_ray.index.backend import (
     SCROLL,
     SCROLL_VECTORS,
     VECTOR,
-    WORDS_RULE,
     CollectionBackend,
     CollectionConfig,
     Nearest,
@@ -35,6 +34,7 @@ from mla_ray.index.backend import (
     scrolled,
     whole_points,
 )
+from mla_ray.index.lexical import WORDS_RULE
 from mla_ray.index.server_errors import API_KEY, CA_FILE, ERRORS, reaching
 from mla_ray.index.server_requests import filter_of, request_of, row_of
 from mla_ray.index.server_settings import creation_of, settings_of

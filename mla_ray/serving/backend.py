@@ -10,6 +10,7 @@ from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
 from mla_ray.serving.engines import (
     Encoded,
+    Hashes,
     Identity,
     IndexEngine,
     Query,
@@ -61,8 +62,14 @@ class Backend(Protocol):
         """Search the index. Results are in the order of the queries."""
         ...
 
-    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write entries and their vectors `[N, E]` to a collection. Return their number."""
+    async def hashes(self, collection: str, entries: list[Entry]) -> list[str | None]:
+        """Return the hash that each entry of a collection was written with, or None."""
+        ...
+
+    async def upsert(
+        self, collection: str, entries: list[Entry], vectors: Vectors, hashes: Hashes = None
+    ) -> int:
+        """Write entries, their vectors `[N, E]` and hashes to a collection. Return their number."""
         ...
 
     async def delete(self, collection: str, conditions: Conditions) -> int:
@@ -144,11 +151,17 @@ class LocalBackend:
         """Search the index on the index thread."""
         return await self._in(self._index_thread, lambda: self._index.search(queries))
 
-    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write entries and their vectors `[N, E]` to a collection. Return their number."""
-        return await self._in(
-            self._index_thread, lambda: self._index.upsert(collection, entries, vectors)
-        )
+    async def hashes(self, collection: str, entries: list[Entry]) -> list[str | None]:
+        """Return the hash that each entry of a collection was written with, or None."""
+        hashes = partial(self._index.hashes, collection, entries)
+        return await self._in(self._index_thread, hashes)
+
+    async def upsert(
+        self, collection: str, entries: list[Entry], vectors: Vectors, hashes: Hashes = None
+    ) -> int:
+        """Write entries, their vectors `[N, E]` and hashes to a collection. Return their number."""
+        upsert = partial(self._index.upsert, collection, entries, vectors, hashes)
+        return await self._in(self._index_thread, upsert)
 
     async def delete(self, collection: str, conditions: Conditions) -> int:
         """Remove the entries of a collection that meet every condition. Return their number."""

@@ -67,6 +67,7 @@ class IngestStream:
         total = self.result
         total.received += result.received
         total.written += result.written
+        total.unchanged += result.unchanged
         total.rejected += result.rejected
         room = MAX_ERRORS - len(total.errors)
         by_server = [RejectedLine(line=self._before + e.line, error=e.error) for e in result.errors]

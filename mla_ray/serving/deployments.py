@@ -24,6 +24,7 @@ from mla_ray.serving.app import create_app
 from mla_ray.serving.breaker import IndexUnavailable
 from mla_ray.serving.engines import (
     Encoded,
+    Hashes,
     Identity,
     IndexEngine,
     Query,
@@ -237,10 +238,18 @@ class Index:
         """Search the index. Results are in the order of the queries."""
         return await asyncio.to_thread(self._search, queries, time.monotonic() - waited_s)
 
-    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write entries and their vectors `[N, E]` to a collection. Return their number."""
+    async def hashes(self, collection: str, entries: list[Entry]) -> list[str | None]:
+        """Return the hash that each entry of a collection was written with, or None."""
+        return await asyncio.to_thread(self._engine.hashes, collection, entries)
+
+    async def upsert(
+        self, collection: str, entries: list[Entry], vectors: Vectors, hashes: Hashes = None
+    ) -> int:
+        """Write entries, their vectors `[N, E]` and hashes to a collection. Return their number."""
         with self._load.busy():
-            return await asyncio.to_thread(self._engine.upsert, collection, entries, vectors)
+            return await asyncio.to_thread(
+                self._engine.upsert, collection, entries, vectors, hashes
+            )
 
     async def delete(self, collection: str, conditions: Conditions) -> int:
         """Remove the entries of a collection that meet every condition. Return their number."""

@@ -88,6 +88,8 @@ class TextEngine:
 
         """
         result = Encoded.empty(len(texts), self.native.dim)
+        packs = prepared.packs.items()
+        result.files = {language: pack.card.sha256 for language, pack in packs if pack}
         good: list[tuple[int, str, str, LanguagePack | None]] = []
         for row, (language, text) in enumerate(texts):
             if language in prepared.faults:

@@ -27,6 +27,8 @@ from mla_ray.serving.breaker import Breaker
 from mla_ray.serving.schemas import Collection, ProblemKind
 
 Vectors = npt.NDArray[np.float32]
+Hashes = list[str | None] | None
+"""Hash of each entry that is written (`Encoders.hash_of`); None if no entry has one."""
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Encoded:
     """Share of each text's tokens that is unknown, `[N]`, 0 to 1. 0 for an image."""
     errors: dict[int, Fault] = field(default_factory=dict)
     """Reason by row, for rows without a vector."""
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    """SHA-256 of the files of the packs that encoded texts, by language and name."""
 
     @classmethod
     def empty(cls, rows: int, dim: int) -> Self:
@@ -99,7 +103,7 @@ class Encoded:
             for position, row in enumerate(range(*rows.indices(len(self))))
             if row in self.errors
         }
-        return type(self)(self.vectors[rows], self.unknown_tokens[rows], errors)
+        return type(self)(self.vectors[rows], self.unknown_tokens[rows], errors, self.files)
 
 
 class IndexNotWritable(Exception):
@@ -174,8 +178,15 @@ class IndexEngine:
                 collection, queries[half:]
             )
 
-    def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write entries and their vectors `[N, E]`. Return N.
+    def hashes(self, collection: str, entries: list[Entry]) -> list[str | None]:
+        """Return the hash that each entry was written with, as `CaptionIndex.hashes` does."""
+        with self._breaker.guarding():
+            return self.collections[collection].hashes(entries)
+
+    def upsert(
+        self, collection: str, entries: list[Entry], vectors: Vectors, hashes: Hashes = None
+    ) -> int:
+        """Write entries, their vectors `[N, E]` and the hashes of their contents. Return N.
 
         On return all entries are on disk or in the log of the engine.
 
@@ -184,7 +195,7 @@ class IndexEngine:
 
         """
         with self._breaker.guarding(), _writing():
-            return self.collections[collection].upsert(entries, vectors)
+            return self.collections[collection].upsert(entries, vectors, hashes)
 
     def delete(self, collection: str, conditions: Conditions) -> int:
         """Remove the entries that meet every condition. Return their number.

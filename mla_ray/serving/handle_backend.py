@@ -13,7 +13,7 @@ from ray.serve.schema import ReplicaState
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
 from mla_ray.serving.backend import Replicas
 from mla_ray.serving.coalescing import Overloaded
-from mla_ray.serving.engines import Encoded, Identity, Query, QueryResult, Text, Vectors
+from mla_ray.serving.engines import Encoded, Hashes, Identity, Query, QueryResult, Text, Vectors
 from mla_ray.serving.schemas import Collection
 
 T = TypeVar("T")
@@ -69,9 +69,17 @@ class HandleBackend:
         """Search the index with `Index`."""
         return await self._call(lambda: self._index.search.remote(queries, waited_s))
 
-    async def upsert(self, collection: str, entries: list[Entry], vectors: Vectors) -> int:
-        """Write entries and their vectors with `Index`. Return their number."""
-        return await self._call(lambda: self._index.upsert.remote(collection, entries, vectors))
+    async def hashes(self, collection: str, entries: list[Entry]) -> list[str | None]:
+        """Return the hash of each entry with `Index`."""
+        return await self._call(lambda: self._index.hashes.remote(collection, entries))
+
+    async def upsert(
+        self, collection: str, entries: list[Entry], vectors: Vectors, hashes: Hashes = None
+    ) -> int:
+        """Write entries, their vectors and hashes with `Index`. Return their number."""
+        return await self._call(
+            lambda: self._index.upsert.remote(collection, entries, vectors, hashes)
+        )
 
     async def delete(self, collection: str, conditions: Conditions) -> int:
         """Remove entries with `Index`. Return the number of the last attempt."""

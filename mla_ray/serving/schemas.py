@@ -239,7 +239,12 @@ class IngestResult(BaseModel):
     """Number of lines that an ingest received, wrote and rejected."""
 
     received: int = Field(description="Number of lines that were not empty.")
-    written: int = Field(description="Number of captions written.")
+    written: int = Field(description="Number of captions that the index has now.")
+    unchanged: int = Field(
+        default=0,
+        description="How many of these it had before with the same text and pack. They were not "
+        "encoded again.",
+    )
     rejected: int = Field(description="Number of lines rejected.")
     errors: list[RejectedLine] = Field(description=f"The first {MAX_ERRORS:,} rejected lines.")
 

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ import orjson
 
 from mla_ray.data.images import STRANGER, decode_image
 from mla_ray.index import collection
-from mla_ray.index.entry import Entry, ScoredEntry
+from mla_ray.index.entry import ScoredEntry
 from mla_ray.index.ingest import image_entry, owner
 from mla_ray.index.lexical import QueryText
 from mla_ray.index.limits import MAX_HYBRID, MAX_OFFSET
@@ -208,11 +209,11 @@ class Service:
 
     async def put_captions(self, body: AsyncIterator[bytes]) -> IngestResult:
         """Encode caption records and write them to the index while the NDJSON body arrives."""
-
-        async def upsert(entries: list[Entry], vectors: Vectors) -> int:
-            return await self._backend.upsert(collection.CAPTIONS, entries, vectors)
-
-        return await CaptionIngest(self._languages, self._texts, upsert).run(body)
+        stored = partial(self._backend.hashes, collection.CAPTIONS)
+        upsert = partial(self._backend.upsert, collection.CAPTIONS)
+        fingerprint = self._identity.fingerprint
+        ingest = CaptionIngest(self._languages, fingerprint, self._texts, stored, upsert)
+        return await ingest.run(body)
 
     async def put_image(self, image_id: str, source: str, image: bytes) -> ImageWritten:
         """Encode an image and write it to the index; store its small copy if pictures are kept."""

@@ -385,16 +385,19 @@ def test_nothing_is_loaded_if_nothing_has_to_be_encoded(
     mla: Mla, native_folder: Path, table: pa.Table, tmp_path: Path
 ) -> None:
     pq.write_table(table, tmp_path / "photos.parquet")
-    command = ["index", "--captions", tmp_path / "photos.parquet", "--native", native_folder]
-    command += ["--index", f"edge:{tmp_path / 'index'}", "--language", "en", "--json"]
-    first = mla(*command)
+    index = ["--index", f"edge:{tmp_path / 'index'}", "--native", str(native_folder), "--json"]
+    indexing = ["index", *index, "--captions", str(tmp_path / "photos.parquet"), "--language", "en"]
+    first = mla(*indexing)
     assert first.code == 0, first.err
     assert isinstance(first.json, dict)
     assert min(first.json["encoded"].values()) > 0
-    again = subprocess.run(
-        [sys.executable, "-c", RUN, *map(str, command)], capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stderr
-    *_, done, torch = again.stdout.splitlines()
-    assert json.loads(done)["encoded"] == {"images": 0, "captions": 0}
-    assert torch == "False"
+    upkeep = ["index", *index, "--delete", "--image-id", "i1", "--optimize"]
+    printed = []
+    for command in (indexing, upkeep):
+        run = subprocess.run([sys.executable, "-c", RUN, *command], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        *lines, torch = run.stdout.splitlines()
+        printed.append(json.loads("".join(lines)))
+        assert torch == "False"
+    assert printed[0]["encoded"] == {"images": 0, "captions": 0}
+    assert printed[1]["removed"]["images"] == 1

@@ -44,7 +44,7 @@ def test_an_index_that_is_away_is_told_and_found_again_when_it_is_back(
         raise ConnectionError("no Qdrant server answers at http://10.1.2.3:6333")
 
     with monkeypatch.context() as fault:
-        for method in ("search_all", "upsert", "languages", "sources", "ping"):
+        for method in ("search_all", "hashes", "upsert", "languages", "sources", "ping"):
             fault.setattr(f"mla_ray.index.collection.CaptionIndex.{method}", silent)
         answers = [
             server.get("/v1/search", **QUERY),

@@ -3,10 +3,17 @@
 import gzip
 import json
 import shutil
+import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mla_ray.index.encoders import Encoders
+from mla_ray.index.ingest import caption_entry
+from mla_ray.serving.engines import Text
 from tests.serving.app_server import NDJSON, PNG, Server, ingest, png_of, problem
+from tests.support.natives import MakePack
 
 
 def test_a_bad_line_costs_itself_only_and_is_named(server: Server) -> None:
@@ -62,6 +69,66 @@ def test_ingesting_twice_changes_nothing(server: Server) -> None:
     assert languages["en"]["native"] is True
 
 
+def test_unchanged_lines_are_not_encoded_again(
+    server: Server, make_pack: MakePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = server.backend._text.encode
+
+    def seen(texts: list[Text], prepared: Any) -> Any:
+        encoded.extend(text for _, text in texts)
+        return encode(texts, prepared)
+
+    monkeypatch.setattr(server.backend._text, "encode", seen)
+    german = {"image_id": "a", "language": "de", "caption": "ein Hund", "id": "1"}
+    lines = [german, {"image_id": "a", "language": "en", "caption": "a dog"}]
+    assert [ingest(server, *lines)["unchanged"] for _ in range(2)] == [0, 2]
+    assert encoded == ["ein Hund", "a dog"]
+    changed = german | {"caption": "zwei Hunde"}
+    result = ingest(server, changed, lines[1])
+    assert (result["written"], result["unchanged"]) == (2, 1)
+    assert encoded[2:] == ["zwei Hunde"]
+    # Of several lines for one caption the last one counts, also if it is the one that is stored.
+    ingest(server, german, changed)
+    assert encoded[3:] == ["ein Hund", "zwei Hunde"]
+    listed = server.get("/v1/captions", language="de").json()["captions"]
+    assert [row["caption"] for row in listed] == ["zwei Hunde"]
+    renew(server, make_pack)
+    assert ingest(server, changed, lines[1])["unchanged"] == 1  # the English one
+    assert encoded[5:] == ["zwei Hunde"]
+
+
+def renew(server: Server, make_pack: MakePack) -> None:
+    """Put another German pack into the store, and wait until it is served."""
+    pack = make_pack("de", texts=["zwei Hunde"])
+    fingerprint = server.backend._text.native.fingerprint
+    pack.card = pack.card.model_copy(update={"fingerprint": fingerprint})
+
+    def version() -> Any:
+        rows = server.get("/v1/languages").json()["languages"]
+        return next(row["version"] for row in rows if row["language"] == "de")
+
+    before = version()
+    folder = Path(server.settings.packs) / "de"
+    shutil.rmtree(folder)
+    pack.save(folder)
+    for _ in range(100):
+        if version() not in (None, before):
+            return
+        threading.Event().wait(0.1)
+    raise AssertionError("the new pack is not served within 10 s")
+
+
+def test_what_http_and_tables_write_has_the_same_hash(server: Server) -> None:
+    native = server.backend._text.native
+    for language, caption in (("de", "ein Hund"), ("en", "a dog")):
+        ingest(server, {"image_id": "a", "language": language, "caption": caption, "source": "s"})
+        entry = caption_entry("a", language, caption, "s")
+        packs = {"de": Path(server.settings.packs) / "de"}
+        stored = server.backend._index.collections["captions"].hashes([entry])
+        assert stored == [Encoders(native, packs).hash_of(entry)]
+
+
 def test_what_tables_take_is_taken(server: Server) -> None:
     good = {"language": "de", "caption": "ein Hund"}
     result = ingest(
@@ -101,7 +168,8 @@ def test_a_body_may_be_jsonl_marked_and_packed(
     answer = server.client.post(
         "/v1/captions", content=gzip.compress(body) if packed else body, headers=headers
     )
-    assert answer.json() == {"received": 1, "written": 1, "rejected": 0, "errors": []}
+    counts = {"received": 1, "written": 1, "unchanged": 0, "rejected": 0}
+    assert answer.json() == counts | {"errors": []}
 
 
 def test_a_packed_body_is_bounded_by_its_content(server: Server) -> None:
