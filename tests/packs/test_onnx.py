@@ -164,7 +164,8 @@ def test_the_files_say_what_they_are(exported: Path, german: LanguagePack, clip:
         assert [value.name for value in graph.output] == ["features"]
 
 
-@pytest.mark.parametrize("masked", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
 def test_a_bidirectional_tower_finds_what_pytorch_finds(
     build_model: BuildModel,
     tokenize: Tokenize,
@@ -185,10 +186,14 @@ def test_a_bidirectional_tower_finds_what_pytorch_finds(
         np.testing.assert_allclose(found, expected[part], rtol=0, atol=TOLERANCE)
 
 
-def test_the_graph_skips_and_cuts_tokens_as_the_tokenizer_does(german: LanguagePack) -> None:
+@pytest.mark.parametrize("tower", ["clip", "bidirectional"])
+def test_the_graph_skips_and_cuts_tokens_as_the_tokenizer_does(
+    tower: str, corpus: dict[str, list[str]], request: pytest.FixtureRequest
+) -> None:
     """Against `LanguageTokenizer.rows_of`, which does it text by text in numpy."""
     rng = np.random.default_rng(0)
-    graph, tokenizer = LanguageGraph(german).eval(), german.tokenizer
+    pack = pack_on(request.getfixturevalue(tower), corpus["de"])
+    graph, tokenizer = LanguageGraph(pack).eval(), pack.tokenizer
     end, size = tokenizer.end, len(tokenizer.row_of)
     for _ in range(60):
         batch, length = int(rng.integers(1, 6)), int(rng.integers(2, 3 * CONTEXT))
@@ -200,7 +205,7 @@ def test_the_graph_skips_and_cuts_tokens_as_the_tokenizer_does(german: LanguageP
         token_ids = torch.from_numpy(ids)
         with torch.inference_mode():
             found = graph(token_ids, torch.from_numpy(lengths))
-        expected = german.encode_ids(token_ids)
+        expected = pack.encode_ids(token_ids)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
