@@ -66,22 +66,27 @@ def recorded(scene: str, job: Figures, folder: Path) -> Figures:
 # --- the picture ---------------------------------------------------------------------------------
 
 
+TITLES = {
+    "encoders": "Serving: 2, 3, then 1 text encoder asked for",
+    "workers": "Training with --workers 1:4; a node is killed",
+    "trials": "A sweep with --concurrent 3",
+    "losses": "Its loss, and that of one worker at the same step",
+}
+
+
 def draw(found: Figures) -> Figure:
-    """Draw a panel for each scene, and the losses below the workers."""
-    picture = Figure(figsize=(10, 7), layout="constrained")
+    """Draw a panel for each scene that was recorded, and one for the losses of the workers."""
+    panels = [name for name in TITLES if name in found or (name == "losses" and "workers" in found)]
+    rows = (len(panels) + 1) // 2
+    picture = Figure(figsize=(10, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(picture)
-    axes = picture.subplots(2, 2)
-    titles = {
-        "encoders": "Serving: 2, 3, then 1 text encoder asked for",
-        "workers": "Training with --workers 1:4; a node is killed",
-        "trials": "A sweep with --concurrent 3",
-    }
-    for axis, (scene, title) in zip(axes.flat, titles.items(), strict=False):
-        axis.set_title(title, fontsize=11)
-        if scene in found:
-            _steps(axis, found[scene], scene)
-    _losses(axes[1, 1], found.get("workers", {}))
-    for axis in axes.flat:
+    for place, name in enumerate(panels, 1):
+        axis = picture.add_subplot(rows, 2, place)
+        axis.set_title(TITLES[name], fontsize=11)
+        if name == "losses":
+            _losses(axis, found["workers"])
+        else:
+            _steps(axis, found[name], name)
         axis.set_xlabel("seconds")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="both", color="#e5e7ea", linewidth=0.7)
@@ -104,9 +109,6 @@ def _steps(axis: Axes, scene: Figures, name: str) -> None:
 
 
 def _losses(axis: Axes, scene: Figures) -> None:
-    axis.set_title("Its loss, and that of one worker at the same step", fontsize=11)
-    if not scene:
-        return
     seconds, _, losses = zip(*scene["losses"], strict=True)
     axis.plot(seconds, losses, color=INK, label="1 to 4 workers")
     axis.plot(seconds, scene["one worker"], "--", color=NODES, label="one worker", linewidth=1)

@@ -133,7 +133,7 @@ def workers(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         assert lost.train_workers()
         watch.mark("a node is killed")
         cluster.lose(lost)
-        watch.until("3 nodes", alive=3)
+        watch.until("the node is missed", lambda: lost.id not in cluster.alive())
         watch.until("another node", alive=4)
         trains_on("a step of 4 again", 4)
         watch.mark("stopped")
