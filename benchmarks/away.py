@@ -43,6 +43,7 @@ from mla_ray.runtime.cluster import free_port
 POINTS = 2000
 STEADY_S, AWAY_S, BACK_S = 10, 15, 10
 PAUSE_S = 0.1
+START_S = 400
 WINDOW_S = 0.5
 FULL = 0.9
 QUERY = {"q": "a red umbrella", "language": "en", "find": "captions", "k": "5"}
@@ -114,18 +115,22 @@ def serving(index: str, scratch: Path) -> Iterator[str]:
         subprocess.Popen(command, stdout=log, stderr=log) as process,
     ):
         try:
-            for _ in range(600):
-                try:
-                    if httpx2.get(f"{url}/healthz", timeout=5).status_code == 200:
-                        break
-                except httpx2.HTTPError:
-                    pass
+            deadline = time.monotonic() + START_S
+            while not is_healthy(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"mla serve:\n{(scratch / 'serve.log').read_text()[-2000:]}")
                 time.sleep(0.5)
-            else:
-                raise TimeoutError(f"mla serve is not healthy: {(scratch / 'serve.log')}")
             yield url
         finally:
             process.terminate()
+
+
+def is_healthy(url: str) -> bool:
+    """Return whether a server answers and all of its parts do."""
+    try:
+        return httpx2.get(f"{url}/healthz", timeout=5).status_code == 200
+    except httpx2.HTTPError:
+        return False
 
 
 async def measure(url: str, qdrant: Qdrant, connections: int) -> dict[str, Any]:

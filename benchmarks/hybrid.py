@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mla_ray.data.table_reader import read_captions
 from mla_ray.evaluation.evaluation import encode_query
@@ -120,7 +121,7 @@ def measured(
     language: str,
     mode: str,
     queries: list[Asked],
-    vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]],
+    vectors: npt.NDArray[np.float32],
 ) -> list[dict[str, object]]:
     """Search and return the recalls of each kind of query, and the milliseconds of a search."""
     ranks: dict[str, list[int]] = {}

@@ -82,8 +82,9 @@ class Data:
         rng = np.random.default_rng(seed)
         latent = rng.standard_normal((rows, LATENT), dtype=np.float32) @ self._map
         noise = rng.standard_normal(latent.shape, dtype=np.float32) * NOISE * LATENT**0.5
-        made: Vectors = latent + noise
-        return made / np.linalg.norm(made, axis=1, keepdims=True)
+        made = latent + noise
+        units: Vectors = made / np.linalg.norm(made, axis=1, keepdims=True)
+        return units
 
     def captions(self, seed: int, rows: int) -> list[str]:
         """Return captions of words such as `w17`."""

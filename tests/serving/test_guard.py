@@ -68,7 +68,7 @@ def test_a_full_queue_answers_at_once_and_a_late_answer_is_given_up(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "t")
-    with start(max_queue=1, timeout_s=2) as server, ThreadPoolExecutor(8) as pool:
+    with start(max_queue=1, timeout_s=5) as server, ThreadPoolExecutor(8) as pool:
         server.client.headers["Authorization"] = "Bearer t"
         assert server.get("/v1/search", q="Hund").status_code == 200
         gate = threading.Event()
