@@ -1,6 +1,7 @@
 """Measure what captions take on three Qdrant nodes on this machine, for docs/sizing.md.
 
-    python benchmarks/qdrant_nodes.py --start PROGRAM [--count 200000] [--dim 512] [--shards 6] [--json]
+    python benchmarks/qdrant_nodes.py --start PROGRAM [--count 200000] [--dim 512] [--shards 6]
+                                      [--json]
 
 PROGRAM starts a node: `PROGRAM FOLDER HTTP_PORT GRPC_PORT [NAME=VALUE …] [-- ARGUMENT …]`, and
 writes the process id to `FOLDER/pid`. The benchmark starts three, and makes a collection with two
