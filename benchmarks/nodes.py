@@ -70,7 +70,7 @@ TITLES = {
     "encoders": "Serving: 2, 3, then 1 text encoder asked for",
     "workers": "Training with --workers 1:4; a node is killed",
     "trials": "A sweep with --concurrent 3",
-    "losses": "Its loss, and that of one worker at the same step",
+    "losses": "Its loss, and that of one worker",
 }
 
 
@@ -87,7 +87,7 @@ def draw(found: Figures) -> Figure:
             _losses(axis, found["workers"])
         else:
             _steps(axis, found[name], name)
-        axis.set_xlabel("seconds")
+        axis.set_xlabel("step" if name == "losses" else "seconds")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="both", color="#e5e7ea", linewidth=0.7)
         axis.set_axisbelow(True)
@@ -109,9 +109,9 @@ def _steps(axis: Axes, scene: Figures, name: str) -> None:
 
 
 def _losses(axis: Axes, scene: Figures) -> None:
-    seconds, _, losses = zip(*scene["losses"], strict=True)
-    axis.plot(seconds, losses, color=INK, label="1 to 4 workers")
-    axis.plot(seconds, scene["one worker"], "--", color=NODES, label="one worker", linewidth=1)
+    _, steps, losses = zip(*scene["losses"], strict=True)
+    axis.plot(steps, losses, "o", color=INK, label="1 to 4 workers")
+    axis.plot(steps, scene["one worker"], "x", color=NODES, label="one worker")
     axis.legend(frameon=False, fontsize=9)
 
 
