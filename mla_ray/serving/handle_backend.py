@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from ray import serve
@@ -17,6 +18,7 @@ from mla_ray.serving.engines import Encoded, Hashes, Identity, Query, QueryResul
 from mla_ray.serving.schemas import Collection
 
 T = TypeVar("T")
+CONTROLLER_WITHIN_S = 2
 ATTEMPTS = 3  # for a call whose replica died; every call can be repeated safely
 
 
@@ -126,6 +128,9 @@ class HandleBackend:
 
         A deployment that has scaled to zero is `ok`. The check would start a replica.
         """
+        with suppress(Exception):  # without an answer of the controller, the last numbers hold
+            async with asyncio.timeout(CONTROLLER_WITHIN_S):
+                await self.replicas()
         checks = {
             "text": self._text.check_health,
             "image": self._image.check_health,
