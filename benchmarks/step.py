@@ -374,8 +374,7 @@ def main() -> None:
     where = args.device if args.device == "cuda" else f"{args.threads} threads"
     title = f"batch {args.batch}, {args.precision}, {where}, {len(ours.tokens):,} active rows"
     figures = {stage: race(stage, ours, theirs, args.rounds, args.steps) for stage in USES}
-    results: dict[str, Any] = {"setting": title, "batch": args.batch}
-    results.update(figures)
+    results: dict[str, Any] = {"setting": title, "batch": args.batch, **figures}
     head, *rows = table(results)
     shown = Table("", *head[1:], title=title)
     for row in rows:

@@ -46,15 +46,28 @@ class Application:
         (application,) = self.config["applications"]
         application["args"] |= args
         for deployment in application["deployments"]:
-            deployment.pop("autoscaling_config", None)
+            scaling = deployment.pop("autoscaling_config", None)
             deployment["num_replicas"] = 1
             if deployment["name"] == "TextEncoder":
-                self.encoder = deployment
+                self.encoder, self.scaling = deployment, scaling
         self.encoder["ray_actor_options"] = encoder
         self.encoder["logging_config"] = {"enable_access_log": True, "log_level": "INFO"}
 
     def deploy(self, encoders: int) -> None:
         self.encoder["num_replicas"] = encoders
+        self._deploy()
+
+    def deploy_autoscaled(self, **changes: Any) -> None:
+        """Let the policy of the file set the number of text encoders, with changed settings."""
+        self.encoder.pop("num_replicas")
+        self.encoder["autoscaling_config"] = self.scaling | changes
+        self._deploy()
+
+    def running(self) -> bool:
+        """Whether the application takes requests."""
+        return any(app["status"] == "RUNNING" for app in self._applications().values())
+
+    def _deploy(self) -> None:
         for attempt in reversed(range(3)):  # Ray's server has its own limits on a busy machine
             answer = self.ray.put("/api/serve/applications/", json=self.config)
             if answer.status_code == 200:

@@ -7,11 +7,14 @@ import httpx2
 
 
 class Load:
-    """Requests, one after another in each of some threads, until it is left."""
+    """Requests, one after another in each of some threads with a pause, until it is left."""
 
-    def __init__(self, url: str, languages: list[str], threads: int = 4) -> None:
+    def __init__(
+        self, url: str, languages: list[str], threads: int = 4, pause_s: float = 0.05
+    ) -> None:
         self.url = url
         self.languages = languages
+        self.pause_s = pause_s
         self.answers: list[tuple[float, int | str]] = []
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
@@ -41,4 +44,4 @@ class Load:
                     status = type(error).__name__
                 self.answers.append((time.monotonic(), status))
                 number += 1
-                time.sleep(0.05)
+                time.sleep(self.pause_s)
