@@ -373,8 +373,9 @@ def main() -> None:
 
     where = args.device if args.device == "cuda" else f"{args.threads} threads"
     title = f"batch {args.batch}, {args.precision}, {where}, {len(ours.tokens):,} active rows"
-    figures: dict[str, Any] = {s: race(s, ours, theirs, args.rounds, args.steps) for s in USES}
-    results: dict[str, Any] = {"setting": title, "batch": args.batch, **figures}
+    figures = {stage: race(stage, ours, theirs, args.rounds, args.steps) for stage in USES}
+    results: dict[str, Any] = {"setting": title, "batch": args.batch}
+    results |= {str(stage): found for stage, found in figures.items()}
     head, *rows = table(results)
     shown = Table("", *head[1:], title=title)
     for row in rows:
