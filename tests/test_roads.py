@@ -195,7 +195,7 @@ def test_by_a_job(
 
 
 def without_hashes(points: Points) -> Points:
-    """As a server writes them: `mla index` encodes them once more and adds the hash."""
+    """As a server writes images: `mla index` encodes them once more and adds the hash."""
     return {
         key: ({name: value for name, value in payload.items() if name != "hash"}, vector)
         for key, (payload, vector) in points.items()
@@ -230,7 +230,9 @@ def by_http(settings: Settings, records: list[Row], pngs: list[bytes]) -> None:
             content=body.encode(),
             headers={"Content-Type": "application/x-ndjson"},
         )
-        assert sent.json() == {"received": ROWS, "written": ROWS, "rejected": 0, "errors": []}
+        result = sent.json()
+        assert (result["received"], result["written"]) == (ROWS, ROWS)
+        assert (result["rejected"], result["errors"]) == (0, [])
 
 
 def by_client(settings: Settings, records: list[Row], pngs: list[bytes]) -> None:
@@ -275,4 +277,6 @@ def test_by_a_server(
     ]
     send(settings, records, pngs)
     for collection, there in expected.items():
-        assert_same(points(tmp_path / "index", collection), without_hashes(there))
+        if collection == "images":
+            there = without_hashes(there)
+        assert_same(points(tmp_path / "index", collection), there)

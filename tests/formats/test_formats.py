@@ -120,7 +120,8 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(kept: Path) -> None:
     packs = json.loads((kept / "stopped" / "done.json").read_text())["packs"]
     german = LanguagePack.load(run / packs["de"], native).encode_text(GERMAN).numpy()
     expected = load_file(kept / "expected.safetensors")["german"]
-    np.testing.assert_allclose(german, expected, atol=1e-4)
+    # Packs have their rows in float16 since. The features of this tiny native are not normalized.
+    np.testing.assert_allclose(german, expected, atol=3e-3)
 
 
 def test_a_run_that_ended_is_not_begun_again(kept: Path) -> None:

@@ -19,6 +19,8 @@ from mla_ray.serving.breaker import IndexUnavailable
 from mla_ray.serving.client import Client
 from mla_ray.serving.client_retries import Retry
 from mla_ray.serving.deployments import Index
+from mla_ray.serving.exporters import Registry
+from mla_ray.serving.metrics import IndexMetrics
 from tests.serving.app_server import NDJSON, PNG, Server, Start, ingest, png_of, problem
 from tests.support.qdrant import OwnQdrant, own_qdrant
 
@@ -73,6 +75,7 @@ def test_a_replica_is_not_ill_because_its_server_is_away() -> None:
         raise faults[0]
 
     index = object.__new__(Index)
+    index._metrics = IndexMetrics(Registry("replica"))
     index._engine = SimpleNamespace(check=check, close=lambda: None)  # type: ignore[assignment]
     asyncio.run(index.check_health())
     with pytest.raises(IndexUnavailable):
