@@ -148,7 +148,7 @@ def wrk(url: str, connections: int, seconds: int, script: str, scratch: Path) ->
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
     errors = re.search(r"Socket errors: (.*)", out)
-    p50, p99 = (re.search(rf"{share}%\s+(\S+)", out) for share in (50, 99))
+    p50, p99 = (re.search(rf"^\s+{share}%\s+(\S+)", out, re.MULTILINE) for share in (50, 99))
     if not rate or not p50 or not p99:
         raise RuntimeError(out)
     return {
