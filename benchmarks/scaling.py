@@ -12,7 +12,8 @@ may be fewer: replicas then share them, and more replicas do not answer more req
 settings differ: no rate limit, at most three text encoders, and the delays that `TEST` names.
 
 - start: the parts of the start of a text encoder, in a process of its own.
-- saturate: German searches over 48 connections for two minutes, then none.
+- saturate: requests of 16 German texts over 48 connections for two minutes, then none. (Of single
+  searches, the ingress does more than the encoder.)
 - sawtooth: ten minutes, in each 30 s over 48 connections and 30 s without load.
 - overload: 512 connections for five minutes, at most two text encoders. A probe of 10 requests/s
   has the latency of the accepted requests, apart from the refused ones.
@@ -41,7 +42,7 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
 
-from benchmarks.serving import Bench, wrk
+from benchmarks.serving import Bench, lua_list, wrk
 from mla_ray.demo.showcase import prepare
 from mla_ray.model.native import Native
 from mla_ray.runtime.cluster import free_port, ray_session
@@ -50,7 +51,7 @@ from mla_ray.serving.settings import Settings
 
 Figures = dict[str, Any]
 TEST: Figures = {"downscale_delay_s": 60}
-LOGICAL_CPUS, CONNECTIONS, SLICE_S, PROBES = 16, 48, 2, 10
+LOGICAL_CPUS, CONNECTIONS, TEXTS, SLICE_S, PROBES = 16, 48, 16, 2, 10
 CONFIG = Path(__file__).parent.parent / "serve" / "config.yaml"
 
 START = """
@@ -149,16 +150,28 @@ class Scene:
     def __init__(self, bench: Bench, url: str) -> None:
         self.url = url
         self.scratch = bench.scratch
-        names = [quote(text) for language, text in bench.queries if language == "de"]
-        paths = ",".join(json.dumps(f"/v1/search?language=de&q={name}") for name in names)
+        names = [text for language, text in bench.queries if language == "de"]
+        bodies = [
+            json.dumps(
+                {
+                    "inputs": [{"text": text, "language": "de"} for text in names[n : n + TEXTS]],
+                    "encoding": "base64",
+                }
+            )
+            for n in range(0, len(names) - TEXTS)
+        ]
         self.script = (
-            f"local paths = {{{paths}}}\nlocal n = 0\n"
-            'request = function() n = n + 1 return wrk.format("GET", paths[n % #paths + 1]) end\n'
+            f"local bodies = {lua_list(bodies)}\nlocal n = 0\n"
+            'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\n'
+            'wrk.path = "/v1/embeddings/text"\n'
+            "request = function() n = n + 1\n"
+            "  return wrk.format(nil, nil, nil, bodies[n % #bodies + 1])\n"
+            "end\n"
         )
         self.names = names
 
     def load(self, watch: Watch, connections: int, seconds: float) -> None:
-        """Send searches over some connections, measured in slices of `SLICE_S` seconds."""
+        """Send texts over some connections, measured in slices of `SLICE_S` seconds."""
         until = watch.now() + seconds
         while watch.now() < until:
             began = watch.now()
@@ -176,7 +189,7 @@ class Scene:
 
         async def one(client: httpx2.AsyncClient, number: int) -> None:
             began = time.perf_counter()
-            path = f"/v1/search?language=de&q={self.names[number % len(self.names)]}"
+            path = f"/v1/search?language=de&q={quote(self.names[number % len(self.names)])}"
             answer = await client.get(path)
             statuses[str(answer.status_code)] += 1
             if answer.status_code == 200:
@@ -260,7 +273,7 @@ def saturate(bench: Bench, picture: Path | None) -> Figures:
             "third encoder, s after the load began": after(3, began),
             "one again, s after the load ended": after(1, ended),
             "ingresses at most": max(had["Ingress"] for _, had, _ in watch.replicas),
-            "searches/s, first and last 10 s": [
+            "requests/s, first and last 10 s": [
                 round(float(np.mean([r["rate"] for _, c, r in part if c])))
                 for part in (
                     [s for s in watch.load if began <= s[0] < began + 10],
@@ -305,7 +318,7 @@ def overload(bench: Bench, seconds: int) -> Figures:
         sent = sum(result["rate"] * SLICE_S for *_, result in under)
         refused = sum(result["failed"] for *_, result in under)
         return {
-            "searches/s at 48 connections": round(capacity),
+            "requests/s at 48 connections": round(capacity),
             "requests/s at 512 connections": round(sent / seconds),
             "of these answered": round((sent - refused) / seconds),
             "of these refused": round(refused / seconds),
@@ -370,7 +383,7 @@ def draw(watch: Watch, path: Path) -> None:
     load.set_ylabel("connections")
     rate = load.twinx()
     rate.step(times, [r["rate"] for *_, r in watch.load], where="post", color="#0072b2")
-    rate.set_ylabel("searches/s", color="#0072b2")
+    rate.set_ylabel("requests/s", color="#0072b2")
     for name, color in (("TextEncoder", "#0072b2"), ("Ingress", "#d55e00")):
         sampled = [t for t, *_ in watch.replicas]
         replicas.step(

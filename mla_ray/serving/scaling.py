@@ -26,6 +26,7 @@ class WaitPolicy:
     With R running replicas, mean wait w and the sum B of their busy shares, it asks for
 
     - R * min(w / max_wait_s, 2) replicas if w is over `max_wait_s`,
+    - B / max_busy replicas if B / R is over `max_busy`,
     - B / target_busy replicas if R - 1 replicas would be less busy than `target_busy`,
     - R replicas otherwise.
 
@@ -36,17 +37,22 @@ class WaitPolicy:
     Args:
         max_wait_s: Mean time in seconds that work may wait.
         target_busy: Largest mean busy share after a step down, 0 to 1.
+        max_busy: Mean busy share above which a replica is added even if nothing waits. An encoder
+            that is always busy may still take more, in larger batches. An event loop cannot.
 
     """
 
-    def __init__(self, max_wait_s: float = 0.05, target_busy: float = 0.6) -> None:
-        if max_wait_s <= 0 or not 0 < target_busy < 1:
+    def __init__(
+        self, max_wait_s: float = 0.05, target_busy: float = 0.6, max_busy: float = 1.0
+    ) -> None:
+        if max_wait_s <= 0 or not 0 < target_busy < max_busy <= 1:
             raise ValueError(
-                f"max_wait_s {max_wait_s} must be positive, and target_busy {target_busy} between "
-                "0 and 1"
+                f"max_wait_s {max_wait_s} must be positive, and 0 < target_busy {target_busy} < "
+                f"max_busy {max_busy} <= 1"
             )
         self._max_wait_s = max_wait_s
         self._target_busy = target_busy
+        self._max_busy = max_busy
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """Return the number of replicas to have, before rounding, and the new policy state."""
@@ -69,6 +75,8 @@ class WaitPolicy:
         """
         if wait_s > self._max_wait_s:
             return running * min(wait_s / self._max_wait_s, MOST)
+        if work > self._max_busy * running:
+            return work / self._max_busy
         if work < self._target_busy * (running - 1) or work == 0:
             return math.ceil(work / self._target_busy)
         return running

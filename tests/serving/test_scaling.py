@@ -35,6 +35,14 @@ def test_the_number_of_replicas(running: int, wait_s: float, work: float, wanted
     assert math.ceil(policy.replicas(running, wait_s, work)) == wanted
 
 
+def test_a_busy_ingress_gets_a_second_one_although_nothing_waits() -> None:
+    policy = WaitPolicy(max_busy=0.8)
+    assert policy.replicas(1, 0.0, 0.75) == 1
+    assert math.ceil(policy.replicas(1, 0.0, 0.85)) == 2
+    assert math.ceil(policy.replicas(2, 0.0, 1.3)) == 2
+    assert math.ceil(policy.replicas(2, 0.0, 1.9)) == 3
+
+
 def test_a_step_down_causes_no_step_up() -> None:
     """The work stays the same on fewer replicas, so each of them stays below `target_busy`."""
     policy = WaitPolicy()
@@ -60,7 +68,9 @@ def test_without_measurements_nothing_changes(load: dict[str, dict[str, float]] 
     assert WaitPolicy()(context(1, 3, load))[0] == 3
 
 
-@pytest.mark.parametrize("settings", [{"max_wait_s": 0}, {"target_busy": 1.0}, {"target_busy": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"max_wait_s": 0}, {"target_busy": 1.0}, {"target_busy": 0}, {"max_busy": 0.5}]
+)
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         WaitPolicy(**settings)
