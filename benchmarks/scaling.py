@@ -22,6 +22,7 @@ settings differ: no rate limit, at most three text encoders, and the delays that
 
 import argparse
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -41,6 +42,7 @@ import psutil
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
+from PIL import Image
 
 from benchmarks.serving import Bench, lua_list, wrk
 from mla_ray.demo.showcase import prepare
@@ -228,7 +230,7 @@ def deployed(bench: Bench, **changes: Mapping[str, Any]) -> Iterator[tuple[Scene
         yield scene, watch
 
 
-def failures(watch: Watch) -> dict[str, Any]:
+def failures(watch: Watch) -> Figures:
     """Return the number of answers other than 2xx, and socket errors."""
     return {
         "failed": sum(result["failed"] for *_, result in watch.load),
@@ -296,7 +298,6 @@ def sawtooth(bench: Bench, periods: int) -> Figures:
             "periods of 60 s": periods,
             "changes": changes,
             "most changes in a period": max(by_period.values(), default=0),
-            "changes of Ingress": watch.changes("Ingress"),
         } | failures(watch)
 
 
@@ -326,27 +327,23 @@ def overload(bench: Bench, seconds: int) -> Figures:
             "accepted, p50 and p99, s": np.percentile(latencies, [50, 99]).round(2).tolist(),
             "max_wait_s": Settings().max_wait_s,
             "memory before and after, MB": [before, memory()],
-            "socket errors": [r["errors"] for *_, r in under if r["errors"]],
         }
 
 
 def zero(bench: Bench) -> Figures:
     """Wait until the image encoder is gone, and send an image."""
-    grey = bench.scratch / "grey.png"
-    from PIL import Image
-
-    Image.new("RGB", (64, 64), "grey").save(grey)
+    grey = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(grey, "PNG")
     options = {"min_replicas": 0, "downscale_delay_s": 5}
     with deployed(bench, ImageEncoder=options) as (scene, watch):
         while watch.count("ImageEncoder") or not watch.replicas:
             time.sleep(1)
         health = httpx2.get(f"{scene.url}/healthz", timeout=30)
         began = time.perf_counter()
-        headers = {"Content-Type": "image/png"}
         answer = httpx2.post(
             f"{scene.url}/v1/embeddings/image",
-            content=grey.read_bytes(),
-            headers=headers,
+            content=grey.getvalue(),
+            headers={"Content-Type": "image/png"},
             timeout=60,
         )
         first = time.perf_counter() - began
@@ -411,12 +408,9 @@ def draw(watch: Watch, path: Path) -> None:
             color=color,
             label=key,
         )
-    latency.set_ylabel("latency, ms")
-    latency.set_ylim(bottom=0)
-    latency.set_xlabel("seconds")
+    latency.set(ylabel="latency, ms", xlabel="seconds", ylim=(0, None))
     latency.legend(frameon=False, fontsize="small")
     for axis in (load, replicas, latency):
-        axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="both", color="#e5e7ea", linewidth=0.7)
     picture.savefig(path, dpi=110)
 
