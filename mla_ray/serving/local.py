@@ -62,8 +62,9 @@ def environment(scratch: Path) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # Halves the time of a call between deployments. Ray's token authenticates these calls too.
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-        # The default of 10 s would delay each step of the autoscaling.
+        # The defaults of 10 s would delay each step of the autoscaling.
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
         # The event loop of a replica handles HTTP. The engines run in their own threads.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
