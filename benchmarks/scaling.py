@@ -44,7 +44,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
 from PIL import Image
 
-from benchmarks.serving import Bench, lua_list, wrk
+from benchmarks.serving import Bench, lua_list, run_parts, wrk
 from mla_ray.demo.showcase import prepare
 from mla_ray.model.native import Native
 from mla_ray.runtime.cluster import free_port, ray_session
@@ -427,7 +427,6 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    results = {}
     prepare(given.run, given.data)
     with tempfile.TemporaryDirectory(prefix="mla-scaling-") as scratch, scratch_environment():
         bench = Bench(Native.load("emoji-clip"), given.run, given.data, Path(scratch), ("de",))
@@ -438,12 +437,7 @@ def main() -> None:
             "overload": lambda: overload(bench, given.seconds),
             "zero": lambda: zero(bench),
         }
-        for name in given.parts or names:
-            print(f"{name} …", file=sys.stderr, flush=True)
-            results[name] = timed[name]()
-            print(json.dumps({name: results[name]}, indent=2), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=2) + "\n")
+        run_parts(timed, given.parts or names, given.json)
 
 
 if __name__ == "__main__":

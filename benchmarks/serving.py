@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -402,6 +402,19 @@ def packs(bench: Bench, seconds: int) -> Figures:
     }
 
 
+def run_parts(
+    parts: dict[str, Callable[[], Figures]], names: Sequence[str], kept: Path | None
+) -> None:
+    """Run and print the named parts, and write their results to the file `kept` at the end."""
+    results = {}
+    for name in names:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        results[name] = parts[name]()
+        print(json.dumps({name: results[name]}, indent=2), flush=True)
+    if kept:
+        kept.write_text(json.dumps(results, indent=2) + "\n")
+
+
 def main() -> None:
     """Parse the options, and run and print the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -413,7 +426,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    results = {}
     with tempfile.TemporaryDirectory(prefix="mla-serving-") as scratch:
         bench = Bench(Native.load(NATIVE), given.run, given.data, Path(scratch))
         timed: dict[str, Callable[[], Figures]] = {
@@ -424,12 +436,7 @@ def main() -> None:
             "kill": lambda: kill(bench, given.seconds),
             "packs": lambda: packs(bench, given.seconds),
         }
-        for name in given.parts or names:
-            print(f"{name} …", file=sys.stderr, flush=True)
-            results[name] = timed[name]()
-            print(json.dumps({name: results[name]}, indent=2), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=2) + "\n")
+        run_parts(timed, given.parts or names, given.json)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from mla_ray.index.encoders import Encoders
 from mla_ray.index.entry import Conditions, Contents, Entry, EntryPage
+from mla_ray.index.ingest import space_of
 from mla_ray.serving.engines import (
     Encoded,
     Hashes,
@@ -125,7 +125,7 @@ class LocalBackend:
         self._image = self._torch_thread.submit(
             ImageEngine, settings.native, settings.threads
         ).result()
-        space = Encoders(self._text.native, {}).space
+        space = space_of(self._text.native)
         self._index = IndexEngine(settings.index, space, settings.index_timeout_s)
 
     async def identity(self) -> Identity:

@@ -35,7 +35,7 @@ from mla_ray.serving.engines import (
 )
 from mla_ray.serving.exporters import RayExporter
 from mla_ray.serving.handle_backend import HandleBackend
-from mla_ray.serving.load import LoopLoad, Sample
+from mla_ray.serving.load import Load, LoopLoad, Sample
 from mla_ray.serving.metrics import IndexMetrics, RecordedLoad
 from mla_ray.serving.schemas import Collection
 from mla_ray.serving.settings import Settings
@@ -95,8 +95,20 @@ def batched(
     return decorated
 
 
-class TextEncoder:
+class Measured:
+    """Base of the deployments. Their replicas tell Ray Serve their load for the autoscaling."""
+
+    _load: Load | LoopLoad
+
+    async def record_autoscaling_stats(self) -> Sample:
+        """Return the load since the previous call. Ray Serve calls this method periodically."""
+        return self._load.sample()
+
+
+class TextEncoder(Measured):
     """Deployment that encodes texts, with packs from a store that it watches."""
+
+    _load: Load
 
     def __init__(self, settings: Settings) -> None:
         from mla_ray.serving.encoders import TextEngine  # it imports torch
@@ -120,10 +132,6 @@ class TextEncoder:
         loop = asyncio.get_running_loop()
         call = Call(texts, time.monotonic() - waited_s)
         return await loop.run_in_executor(self._torch_thread, self._count, call)
-
-    async def record_autoscaling_stats(self) -> Sample:
-        """Return the load since the previous call. Ray Serve calls this method periodically."""
-        return self._load.sample()
 
     @batched
     async def _encode_calls(self, calls: list[Call]) -> list[Encoded]:
@@ -150,8 +158,7 @@ class TextEncoder:
         await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
 
     def _count(self, call: Call) -> list[int | None]:
-        self._load.waited(time.monotonic() - call.since, len(call.texts))
-        with self._load.busy():
+        with self._load.processing(call.since, len(call.texts)):
             return self._engine.count_tokens(call.texts)
 
     def _encode(self, calls: list[Call]) -> list[Encoded]:
@@ -181,8 +188,10 @@ class TextEncoder:
                 log.warning("pack store: %s", error)
 
 
-class ImageEncoder:
+class ImageEncoder(Measured):
     """Deployment that encodes images."""
+
+    _load: Load
 
     def __init__(self, settings: Settings) -> None:
         from mla_ray.serving.encoders import ImageEngine  # it imports torch
@@ -199,26 +208,23 @@ class ImageEncoder:
         loop, since = asyncio.get_running_loop(), time.monotonic() - waited_s
         return await loop.run_in_executor(self._torch_thread, self._encode, images, since)
 
-    async def record_autoscaling_stats(self) -> Sample:
-        """Return the load since the previous call. Ray Serve calls this method periodically."""
-        return self._load.sample()
-
     async def check_health(self) -> None:
         """Raise an error if the image tower fails its check."""
         await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
 
     def _encode(self, images: list[bytes], since: float) -> Encoded:
-        self._load.waited(time.monotonic() - since, len(images))
-        with self._load.busy():
+        with self._load.processing(since, len(images)):
             return self._engine.encode(images)
 
 
-class Index:
+class Index(Measured):
     """Deployment that searches and writes the index.
 
     An `edge:` folder has one owner, so this deployment then needs exactly one replica. A Qdrant
     server accepts any number of replicas.
     """
+
+    _load: Load
 
     def __init__(self, settings: Settings) -> None:
         self._metrics = IndexMetrics(RayExporter())
@@ -256,10 +262,6 @@ class Index:
         with self._load.busy():
             return await asyncio.to_thread(self._engine.delete, collection, conditions)
 
-    async def record_autoscaling_stats(self) -> Sample:
-        """Return the load since the previous call. Ray Serve calls this method periodically."""
-        return self._load.sample()
-
     async def page(
         self, collection: str, conditions: Conditions, limit: int, cursor: str | None
     ) -> EntryPage:
@@ -291,8 +293,7 @@ class Index:
             await self.check()
 
     def _search(self, queries: list[Query], since: float) -> list[QueryResult]:
-        self._load.waited(time.monotonic() - since, len(queries))
-        with self._load.busy():
+        with self._load.processing(since, len(queries)):
             return self._engine.search(queries)
 
     def __del__(self) -> None:
@@ -301,7 +302,7 @@ class Index:
 
 
 @serve.ingress()
-class Ingress:
+class Ingress(Measured):
     """Deployment that runs the FastAPI app and calls the other deployments."""
 
     def __init__(
@@ -320,10 +321,6 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         replica = serve.get_replica_context().replica_id.unique_id
         return create_app(self._backend, self._settings, replica, [RayExporter()])
-
-    async def record_autoscaling_stats(self) -> Sample:
-        """Return the load since the previous call. Ray Serve calls this method periodically."""
-        return self._load.sample()
 
 
 def _threads(settings: Settings) -> int:

@@ -62,6 +62,13 @@ class Load:
                 if self._active == 0:
                     self._busy_s += self._clock() - self._active_since
 
+    @contextmanager
+    def processing(self, since: float, items: int) -> Iterator[None]:
+        """Count the context as busy with items that have waited since a time of the clock."""
+        self.waited(self._clock() - since, items)
+        with self.busy():
+            yield
+
     def sample(self) -> Sample:
         """Return the load since the previous call."""
         with self._lock:

@@ -159,9 +159,9 @@ def install(app: FastAPI) -> None:
         ).response()
 
     async def on_overload(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Overloaded)  # noqa: S101
         detail = f"the server is at its limit ({error}); try again"
-        seconds = error.retry_after_s if isinstance(error, Overloaded) else RETRY_AFTER_S
-        return overloaded(detail, seconds).response()
+        return overloaded(detail, error.retry_after_s).response()
 
     async def on_not_writable(request: Request, error: Exception) -> Response:
         cause = getattr(error, "cause", error)  # the text of Ray's own error is a traceback
