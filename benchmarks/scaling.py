@@ -15,8 +15,8 @@ settings differ: no rate limit, at most three text encoders, and the delays that
 - saturate: requests of 16 German texts over 48 connections for two minutes, then none. (Of single
   searches, the ingress does more than the encoder.)
 - sawtooth: ten minutes, in each 30 s over 48 connections and 30 s without load.
-- overload: 512 connections for five minutes, at most two text encoders. A probe of 10 requests/s
-  has the latency of the accepted requests, apart from the refused ones.
+- overload: twice the requests that two text encoders, the most there may be, have just answered,
+  for five minutes. A client that is refused does not wait for the answers of before.
 - zero: an image encoder with min_replicas 0: the first request, until it is gone again.
 """
 
@@ -34,7 +34,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx2
 import numpy as np
@@ -49,11 +48,13 @@ from mla_ray.demo.showcase import prepare
 from mla_ray.model.native import Native
 from mla_ray.runtime.cluster import free_port, ray_session
 from mla_ray.serving.local import NAME, running, scratch_environment
+from mla_ray.serving.schemas import JSON
 from mla_ray.serving.settings import Settings
 
 Figures = dict[str, Any]
 TEST: Figures = {"downscale_delay_s": 60}
-LOGICAL_CPUS, CONNECTIONS, TEXTS, SLICE_S, PROBES = 16, 48, 16, 2, 10
+LOGICAL_CPUS, CONNECTIONS, TEXTS, SLICE_S = 16, 48, 16, 2
+PATH = "/v1/embeddings/text"
 CONFIG = Path(__file__).parent.parent / "serve" / "config.yaml"
 
 START = """
@@ -153,7 +154,7 @@ class Scene:
         self.url = url
         self.scratch = bench.scratch
         names = [text for language, text in bench.queries if language == "de"]
-        bodies = [
+        self.bodies = [
             json.dumps(
                 {
                     "inputs": [{"text": text, "language": "de"} for text in names[n : n + TEXTS]],
@@ -163,14 +164,13 @@ class Scene:
             for n in range(0, len(names) - TEXTS)
         ]
         self.script = (
-            f"local bodies = {lua_list(bodies)}\nlocal n = 0\n"
+            f"local bodies = {lua_list(self.bodies)}\nlocal n = 0\n"
             'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\n'
-            'wrk.path = "/v1/embeddings/text"\n'
+            f'wrk.path = "{PATH}"\n'
             "request = function() n = n + 1\n"
             "  return wrk.format(nil, nil, nil, bodies[n % #bodies + 1])\n"
             "end\n"
         )
-        self.names = names
 
     def load(self, watch: Watch, connections: int, seconds: float) -> None:
         """Send texts over some connections, measured in slices of `SLICE_S` seconds."""
@@ -184,28 +184,37 @@ class Scene:
                 result = {"rate": 0.0, "failed": 0, "errors": ""}
             watch.load.append((began, connections, result))
 
-    async def probe(self, until: Callable[[], bool]) -> tuple[Counter[str], list[float]]:
-        """Send `PROBES` searches a second. Return statuses and the latencies of accepted ones."""
+    async def send(self, rate: float, seconds: float) -> tuple[Counter[str], list[float]]:
+        """Send texts at a rate, whether earlier requests are answered or not.
+
+        Args:
+            rate: Requests per second.
+            seconds: Time during which requests are sent.
+
+        Returns:
+            The number of answers by status, and the latencies in seconds of the accepted requests.
+
+        """
         statuses: Counter[str] = Counter()
         latencies: list[float] = []
 
         async def one(client: httpx2.AsyncClient, number: int) -> None:
             began = time.perf_counter()
-            path = f"/v1/search?language=de&q={quote(self.names[number % len(self.names)])}"
-            answer = await client.get(path)
+            body = self.bodies[number % len(self.bodies)]
+            answer = await client.post(PATH, content=body, headers={"Content-Type": JSON})
             statuses[str(answer.status_code)] += 1
             if answer.status_code == 200:
                 latencies.append(time.perf_counter() - began)
             elif "retry-after" not in answer.headers:
                 statuses["without Retry-After"] += 1
 
-        async with httpx2.AsyncClient(base_url=self.url, timeout=60) as client:
-            tasks, number = [], 0
-            while not until():
-                tasks.append(asyncio.create_task(one(client, number)))
-                number += 1
-                await asyncio.sleep(1 / PROBES)
-            await asyncio.gather(*tasks)
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=self.url, timeout=60, limits=limits) as client:
+            began = time.perf_counter()
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(round(rate * seconds)):
+                    await asyncio.sleep(max(began + number / rate - time.perf_counter(), 0))
+                    tasks.create_task(one(client, number))
         return statuses, latencies
 
 
@@ -302,28 +311,22 @@ def sawtooth(bench: Bench, periods: int) -> Figures:
 
 
 def overload(bench: Bench, seconds: int) -> Figures:
-    """Send far more than the largest size can do."""
+    """Send twice as many requests as the largest size answers."""
     with deployed(bench, TextEncoder={"max_replicas": 2}, Ingress={"max_replicas": 1}) as (
         scene,
         watch,
     ):
-        scene.load(watch, CONNECTIONS, 40)
+        scene.load(watch, CONNECTIONS, 60)
         capacity = float(np.median([result["rate"] for *_, result in watch.load[-10:]]))
-        before = memory()
-        begun, end = len(watch.load), watch.now() + seconds
-        loading = threading.Thread(target=scene.load, args=(watch, 512, seconds))
-        loading.start()
-        statuses, latencies = asyncio.run(scene.probe(lambda: watch.now() > end))
-        loading.join()
-        under = watch.load[begun:]
-        sent = sum(result["rate"] * SLICE_S for *_, result in under)
-        refused = sum(result["failed"] for *_, result in under)
+        encoders, before = watch.count("TextEncoder"), memory()
+        statuses, latencies = asyncio.run(scene.send(2 * capacity, seconds))
         return {
-            "requests/s at 48 connections": round(capacity),
-            "requests/s at 512 connections": round(sent / seconds),
-            "of these answered": round((sent - refused) / seconds),
-            "of these refused": round(refused / seconds),
-            "probe": dict(statuses),
+            "text encoders": encoders,
+            "requests/s answered at 48 connections": round(capacity),
+            "requests/s sent": round(2 * capacity),
+            "seconds": seconds,
+            "answers": dict(statuses),
+            "requests/s accepted": round(len(latencies) / seconds),
             "accepted, p50 and p99, s": np.percentile(latencies, [50, 99]).round(2).tolist(),
             "max_wait_s": Settings().max_wait_s,
             "memory before and after, MB": [before, memory()],

@@ -67,7 +67,9 @@ def create_app(
     app.needs_token = settings.token() is not None
     app.state.service, app.state.registry = service, registry
     app.state.collections = CollectionService(backend, pictures)
-    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    app.add_middleware(
+        Guard, settings=settings, metrics=metrics, expected_wait_s=service.expected_wait_s
+    )
     app.add_middleware(HeadAsGet)
     # The middleware that is added last runs first.
     app.add_middleware(PublicPath, root_path=settings.root_path)

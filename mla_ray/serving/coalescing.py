@@ -25,8 +25,8 @@ TELLING = 4
 
 Small batches cost more per item. Their speed says little about that of a full queue.
 """
-FORGET = 1.02
-"""Factor by which the remembered time per item grows with each telling batch."""
+NEWEST = 0.3
+"""Weight of the last telling batch in the mean time per item."""
 
 
 class Waiting(NamedTuple, Generic[Item, Results]):
@@ -79,7 +79,7 @@ class Coalescer(Generic[Item, Results]):
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._max_wait_s = max_wait_s
-        self._item_s = 0.0  # of the fastest telling batch lately; 0 before the first one
+        self._item_s = 0.0  # mean of the last telling batches; 0 before the first one
         self._waiting: deque[Waiting[Item, Results]] = deque()
         self._queued = 0
         self._running: set[asyncio.Task[None]] = set()  # asyncio holds only weak references
@@ -146,7 +146,7 @@ class Coalescer(Generic[Item, Results]):
             results = await self._call(items, waited / max(len(items), 1))
             if len(items) * TELLING >= self._max_batch:
                 item_s = (time.monotonic() - began) / len(items)
-                self._item_s = min(self._item_s * FORGET or item_s, item_s)
+                self._item_s += (item_s - self._item_s) * (NEWEST if self._item_s else 1.0)
             start = 0
             for request in batch:
                 if not request.future.done():

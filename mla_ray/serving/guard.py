@@ -2,7 +2,9 @@
 
 import asyncio
 import hmac
+import math
 import time
+from collections.abc import Callable
 
 from fastapi import HTTPException
 from limits import parse
@@ -46,12 +48,27 @@ HEADERS = [
 
 
 class Guard:
-    """ASGI middleware that admits requests, adds security headers and records metrics."""
+    """ASGI middleware that admits requests, adds security headers and records metrics.
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    Args:
+        app: Next ASGI app.
+        settings: Settings of the server.
+        metrics: Destination of the metrics.
+        expected_wait_s: Returns the time in seconds that a new request to a path would wait.
+
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        expected_wait_s: Callable[[str], float],
+    ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
+        self._expected_wait_s = expected_wait_s
         self._token = settings.token()
         self._hosts = {host.lower() for host in settings.hosts}
         self._in_flight = 0
@@ -126,6 +143,11 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > _limit(scope):
             raise _too_large(_limit(scope))
+        # The queues check the wait too. Here a refusal costs neither a body nor its parsing.
+        wait_s = self._expected_wait_s(path)
+        if wait_s > self._settings.max_wait_s:
+            detail = f"a new request would wait {wait_s:.0f} s; try again"
+            raise overloaded(detail, math.ceil(wait_s))
 
 
 def _limit(scope: Scope) -> int:

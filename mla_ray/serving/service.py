@@ -36,7 +36,11 @@ from mla_ray.serving.problems import (
 )
 from mla_ray.serving.schemas import (
     AUTO,
+    EMBED_IMAGE_PATH,
+    EMBED_TEXT_PATH,
     IMAGES_PATH,
+    SEARCH_IMAGE_PATH,
+    SEARCH_PATH,
     BrokenPack,
     Collection,
     Health,
@@ -52,7 +56,7 @@ from mla_ray.serving.schemas import (
 from mla_ray.serving.served_languages import ServedLanguages
 from mla_ray.serving.settings import Settings
 
-REPLICAS_EVERY_S = 2
+REPLICAS_EVERY_S = 5
 """Seconds between two queries of the number of replicas."""
 
 log = logging.getLogger(__name__)
@@ -160,6 +164,14 @@ class Service:
             "images": self._images.queued,
             "queries": self._queries.queued,
         }
+
+    def expected_wait_s(self, path: str) -> float:
+        """Return the time in seconds that a new request to a path would wait for an encoder."""
+        if path in (SEARCH_PATH, EMBED_TEXT_PATH):
+            return self._texts.expected_wait_s
+        if path in (SEARCH_IMAGE_PATH, EMBED_IMAGE_PATH):
+            return self._images.expected_wait_s
+        return 0.0
 
     async def follow_replicas(self) -> None:
         """Allow as many concurrent calls as there are replicas, whose number may change.

@@ -1,6 +1,7 @@
 """The app in this process, on a tiny native, and what the tests of all its modules ask of it."""
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -46,6 +47,13 @@ def problem(answer: Any, status: int, kind: str) -> str:
     assert body["type"] == f"urn:mla-ray:problem:{kind}"
     assert body["status"] == status
     return str(body["detail"])
+
+
+def wait_for(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "not within 30 s"
+        time.sleep(0.1)
 
 
 def png_of(colour: str) -> bytes:

@@ -177,3 +177,21 @@ def test_small_batches_say_nothing_of_the_speed_of_a_full_queue() -> None:
         assert await asyncio.gather(*burst) == [[n] for n in range(12)]
 
     asyncio.run(run())
+
+
+def test_a_server_that_becomes_slower_refuses_after_a_few_batches() -> None:
+    async def run() -> None:
+        slow = Slow(0.0001)
+        echo = Coalescer(slow, max_batch=4, max_queue=10_000, max_wait_s=1.0)
+        for _ in range(10):
+            await echo([1] * 4)
+        slow.seconds = 0.01
+        burst = [asyncio.create_task(echo([n] * 4)) for n in range(100)]
+        await asyncio.sleep(0.4)
+        with pytest.raises(Overloaded):  # over 300 items of at least 10 ms wait
+            await echo([7])
+        for task in burst:
+            task.cancel()
+        await asyncio.gather(*burst, return_exceptions=True)
+
+    asyncio.run(run())

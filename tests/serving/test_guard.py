@@ -1,14 +1,16 @@
 """Promises of what stands before the app: sizes, token, names, rates, full queues, headers."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mla_ray.serving.schemas import MAX_TEXTS, TOKEN_VARIABLE
+from mla_ray.serving.service import Service
 from mla_ray.serving.settings import Settings
-from tests.serving.app_server import PNG, Server, Start, problem
+from tests.serving.app_server import PNG, Server, Start, problem, wait_for
 
 
 def test_bodies_are_bounded(server: Server) -> None:
@@ -85,6 +87,32 @@ def test_a_full_queue_answers_at_once_and_a_late_answer_is_given_up(
             assert answer.headers["retry-after"] == "1"
         problem(late[0], 504, "timeout")
         assert server.get("/v1/search", q="Hund").status_code == 200
+
+
+def test_a_long_wait_is_refused_before_the_body_is_read(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "t")
+    with start(max_batch=4, max_wait_s=0.5) as server, ThreadPoolExecutor(2) as pool:
+        server.client.headers["Authorization"] = "Bearer t"
+        four = {"inputs": [{"text": "Hund", "language": "de"}] * 4}
+
+        def embed() -> int:
+            return server.client.post("/v1/embeddings/text", json=four).status_code
+
+        server.backend._torch_thread.submit(time.sleep, 2)
+        assert embed() == 200  # the server now knows that four texts take 2 s
+        gate = threading.Event()
+        server.backend._torch_thread.submit(gate.wait)
+        asked = [pool.submit(embed) for _ in range(2)]  # one is encoded, one waits
+        service: Service = server.client.app.state.service  # type: ignore[attr-defined]
+        wait_for(lambda: service.queued()["texts"] == 4)
+        answer = server.client.post("/v1/embeddings/text", content=b"no JSON")
+        problem(answer, 503, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 2
+        assert server.get("/v1/languages").status_code == 200
+        gate.set()
+        assert [future.result() for future in asked] == [200, 200]
 
 
 def test_every_answer_carries_the_security_headers(server: Server) -> None:

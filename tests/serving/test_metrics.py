@@ -1,7 +1,6 @@
 """Promises of the metrics: requests and queues are counted, nothing that users wrote is kept."""
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mla_ray.serving.exporters import Registry, Several
 from mla_ray.serving.metrics import IndexMetrics, Metrics, RecordedLoad
-from tests.serving.app_server import Server
+from tests.serving.app_server import Server, wait_for
 
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -100,13 +99,6 @@ def opened(gate: threading.Event) -> Iterator[None]:
         yield
     finally:
         gate.set()
-
-
-def wait_for(holds: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, "not within 30 s"
-        time.sleep(0.1)
 
 
 def test_the_load_is_sampled_and_counted() -> None:
