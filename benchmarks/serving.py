@@ -41,6 +41,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import numpy as np
@@ -96,27 +97,38 @@ class Bench:
             for name in rng.choice(self.names[language], 67, replace=False)
         ][:200]
 
+    def searches(self) -> str:
+        """Return a script of wrk that sends the queries as searches."""
+        paths = [f"/v1/search?language={lang}&q={quote(text)}" for lang, text in self.queries]
+        return (
+            f"local paths = {lua_list(paths)}\nlocal n = 0\n"
+            'request = function() n = n + 1 return wrk.format("GET", paths[n % #paths + 1]) end\n'
+        )
+
     @contextmanager
-    def server(self, kind: str) -> Iterator[str]:
-        """Start a server with its own copy of the index, and yield its URL.
+    def server(self, kind: str, index: str | None = None) -> Iterator[str]:
+        """Start a server, and yield its URL.
 
         Args:
             kind: `serve` for `mla serve`, or `plain` for the app on uvicorn.
+            index: URL of the index. By default the server has a copy of the demo's.
 
         """
-        index = self.scratch / f"index-{kind}"
-        if not index.exists():
-            shutil.copytree(self.index, index)
+        if index is None:
+            folder = self.scratch / f"index-{kind}"
+            if not folder.exists():
+                shutil.copytree(self.index, folder)
+            index = f"edge:{folder}"
         port = free_port()
         if kind == "serve":
             command = [str(Path(sys.executable).parent / "mla"), "serve", "--no-open", "--json"]
-            command += ["--packs", str(self.packs), "--index", f"edge:{index}", "--port", str(port)]
+            command += ["--packs", str(self.packs), "--index", index, "--port", str(port)]
             environment = {}
         else:
             command = [sys.executable, "-m", "uvicorn", "--factory", "plain_app:build"]
             command += ["--port", str(port), "--no-access-log", "--log-level", "error"]
             command += ["--app-dir", str(Path(__file__).parent)]
-            environment = {"MLA_PACKS": str(self.packs), "MLA_INDEX": f"edge:{index}"}
+            environment = {"MLA_PACKS": str(self.packs), "MLA_INDEX": index}
         url = f"http://127.0.0.1:{port}"
         log = (self.scratch / f"{kind}.log").open("w")
         with (
@@ -238,13 +250,7 @@ def embed(bench: Bench, seconds: int, rounds: int) -> Figures:
 
 def search(bench: Bench, seconds: int, rounds: int) -> Figures:
     """Compare searches per second through Ray Serve and through uvicorn alone."""
-    from urllib.parse import quote
-
-    paths = [f"/v1/search?language={lang}&q={quote(text)}" for lang, text in bench.queries]
-    script = (
-        f"local paths = {lua_list(paths)}\nlocal n = 0\n"
-        'request = function() n = n + 1 return wrk.format("GET", paths[n % #paths + 1]) end\n'
-    )
+    script = bench.searches()
     results: dict[str, list[Figures]] = {"serve": [], "plain": []}
     with bench.server("plain") as plain, bench.server("serve") as served:
         for number in range(rounds + 1):

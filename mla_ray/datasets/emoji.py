@@ -239,7 +239,8 @@ class Emoji:
     def drawn(self, progress: Callable[[int], None] | None = None) -> dict[str, bytes]:
         """Return the PNG images of the caption table by image id, `style/key`.
 
-        The images are cached in `drawings-64.parquet`, so each is drawn once.
+        The images are cached in `drawings-64.parquet`, so each is drawn once. Drawings of other
+        versions of the packages are drawn again.
 
         Args:
             progress: Called with the number of concepts just drawn.
@@ -247,8 +248,9 @@ class Emoji:
         """
         path = self.folder / f"drawings-{SIZE}.parquet"
         kept: dict[str, bytes] = {}
-        if path.exists():
-            table = pq.read_table(path)
+        table = pq.read_table(path) if path.exists() else pa.table({})
+        versions = {b"packages": " ".join(PACKAGES[style].sha256 for style in STYLES).encode()}
+        if table.schema.metadata == versions:
             cells = (table[name].to_pylist() for name in ("image_id", "image"))
             kept = dict(zip(*cells, strict=True))
         before = len(kept)
@@ -261,7 +263,7 @@ class Emoji:
                 progress(1)
         if len(kept) > before:
             columns = {"image_id": list(kept), "image": pa.array(kept.values(), pa.binary())}
-            write_parquet(as_path(path), pa.table(columns))
+            write_parquet(as_path(path), pa.table(columns).replace_schema_metadata(versions))
         return kept
 
     @cached_property

@@ -7,6 +7,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -195,3 +197,19 @@ def test_drawings_that_are_missing_from_those_kept_are_drawn(
     assert few.items() < more.items()
     assert {image_id.partition("/")[2] for image_id in more} == {c.key for c in every}
     assert emoji.drawn() == more
+
+
+def test_drawings_of_another_version_are_drawn_again(
+    emoji: Emoji, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emoji, "folder", tmp_path)
+    monkeypatch.setitem(vars(emoji), "concepts", emoji.concepts[:1])
+    drawn = emoji.drawn()
+    path = next(tmp_path.glob("drawings-*.parquet"))
+    kept = pq.read_table(path)
+    assert kept.schema.metadata[b"packages"]
+    other = kept.set_column(1, "image", pa.array([b"another drawing"] * len(kept), pa.binary()))
+    pq.write_table(other, path)
+    assert set(emoji.drawn().values()) == {b"another drawing"}
+    pq.write_table(other.replace_schema_metadata({b"packages": b"those of last year"}), path)
+    assert emoji.drawn() == drawn

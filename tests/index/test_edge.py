@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import qdrant_edge
 
 from mla_ray.index import edge
@@ -130,6 +131,7 @@ def optimize_until(name: str, folder: str) -> None:
     CaptionIndex.open(f"edge:{folder}", SPACE).optimize()
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_log_is_shortened_loses_nothing(tmp_path: Path) -> None:
     folder_of_0_1_0(tmp_path)
     for name in ("check_kept", "_write"):  # the next version is full; it is to be named

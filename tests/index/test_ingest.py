@@ -137,6 +137,7 @@ def test_sync_removes_what_left_the_table_and_nothing_of_others(
     assert {entry[0] for entry in held(url, native)[1]} == {"theirs"}
 
 
+@pytest.mark.slow
 def test_a_table_synced_step_by_step_is_the_table_indexed_at_once(
     native: Native, pngs: list[bytes], tmp_path: Path
 ) -> None:
