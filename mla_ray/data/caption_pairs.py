@@ -18,6 +18,8 @@ from mla_ray.runtime.storage import as_path
 
 COLUMNS = ("image_id", "language", "caption", "split")
 TRAIN = "train"
+RULE = 2
+"""Version of the rule below, part of the file name's hash. Rule 1 kept repeated pairs."""
 
 
 def pairs_of_captions(
@@ -26,9 +28,9 @@ def pairs_of_captions(
     """Write a translation table from the training rows of a caption table.
 
     The n-th caption of an image is paired with its n-th English caption. If an image has fewer
-    English captions, these are reused in order. In a table without a `split` column, all rows are
-    training rows. The file name contains a hash of the caption files and of `skip_invalid`. If this
-    file exists, it is not written again.
+    English captions, these are reused in order. A pair that several images have is written once.
+    In a table without a `split` column, all rows are training rows. The file name contains a hash
+    of the caption files and of `skip_invalid`. If this file exists, it is not written again.
 
     Args:
         captions: Caption table, a path or URL.
@@ -47,7 +49,8 @@ def pairs_of_captions(
     language = canonical(language)
     stream = Stream([captions], COLUMNS, {"split": TRAIN}, {}, [ENGLISH, language])
     # One per part. A file that was written with `skip_invalid` is not valid without it.
-    digests = json.dumps([*map(fingerprint, stream.files), *(["skip"] if skip_invalid else [])])
+    skip = ["skip"] if skip_invalid else []
+    digests = json.dumps([RULE, *map(fingerprint, stream.files), *skip])
     digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
     path = as_path(folder) / f"{language}-{digest}.parquet"
     if path.exists():
@@ -61,17 +64,18 @@ def pairs_of_captions(
             if split == TRAIN and tag in (ENGLISH, language):
                 said[image_id][tag].append(caption)
     stream.check(rows, skip_invalid)
-    pairs = [
-        {"source": of[ENGLISH][number % len(of[ENGLISH])], "target": target, "language": language}
+    pairs = dict.fromkeys(
+        (of[ENGLISH][number % len(of[ENGLISH])], target)
         for of in said.values()
         for number, target in enumerate(of[language])
         if of[ENGLISH]
-    ]
+    )
     if not pairs:
         raise stream.invalid(
             f"no picture of split {TRAIN!r} has captions in both {ENGLISH!r} and {language!r}, so "
             "no pairs can be made; give a translation table (--pairs)"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_parquet(path, pa.Table.from_pylist(pairs))
+    table = [{"source": source, "target": to, "language": language} for source, to in pairs]
+    write_parquet(path, pa.Table.from_pylist(table))
     return str(path)

@@ -36,6 +36,13 @@ def test_the_nth_caption_goes_with_the_nth_in_english(tmp_path: Path) -> None:
     assert pairs_of_captions(tmp_path / "c.csv", "de", tmp_path / "pairs") != path
 
 
+def test_two_pictures_of_the_same_make_one_pair(tmp_path: Path) -> None:
+    rows = ["1,en,a dog", "1,de,ein Hund", "2,en,a dog", "2,de,ein Hund", "2,de,ein Tier"]
+    (tmp_path / "c.csv").write_text("\n".join(["image_id,language,caption", *rows, ""]))
+    path = pairs_of_captions(tmp_path / "c.csv", "de", tmp_path)
+    assert pq.read_table(path)["target"].to_pylist() == ["ein Hund", "ein Tier"]
+
+
 def test_a_later_part_that_changes_is_another_table(tmp_path: Path) -> None:
     def write(number: int, caption: str) -> None:
         columns = {"image_id": ["1", "1"], "language": ["en", "de"], "caption": ["dog", caption]}

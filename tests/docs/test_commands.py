@@ -23,10 +23,11 @@ from tests.support.commands import Mla
 from tests.support.server import serving
 
 RUN = {
-    ("README.md", "mla acquire --language cs"),
-    ("docs/photos.md", "mla acquire --language cs"),
-    ("docs/tuning.md", "mla sweep --language sw"),
+    ("README.md", "mla acquire --language cs"): "cs",
+    ("docs/photos.md", "mla acquire --language cs"): "cs",
+    ("docs/tuning.md", "mla sweep --language sw"): "sw",
 }
+"""Language that the tables of a block have beside English."""
 NOT_RUN = {
     ("README.md", "make demo"): "the demo and the tests themselves",
     ("docs/index.md", "make demo"): "the demo itself",
@@ -100,11 +101,10 @@ def test_the_commands_that_are_shown_exist(mla: Mla) -> None:
                     assert re.search(rf"{flag}\b", helps[command]), (page, line, flag)
 
 
-@pytest.fixture
-def project(mla: Mla, tmp_path: Path) -> Path:
-    """A folder as a user has one: pictures, captions in three languages, translations."""
+def project(mla: Mla, tmp_path: Path, language: str) -> Path:
+    """Make a folder as a user has one: pictures, captions in two languages, translations."""
     data, tables = Path(os.environ.get("MLA_DATA", ROOT / "data")), tmp_path / "tables"
-    made = mla("data", "emoji", "--languages", "en,cs,sw", "--data", data, "--out", tables)
+    made = mla("data", "emoji", "--languages", f"en,{language}", "--data", data, "--out", tables)
     assert made.code == 0, made.err
     folder = tmp_path / "project"
     (folder / "photos").mkdir(parents=True)
@@ -125,18 +125,16 @@ def project(mla: Mla, tmp_path: Path) -> Path:
     captions = pa.Table.from_pylist(rows)
     pa.csv.write_csv(captions, folder / "captions.csv")
     pq.write_table(captions, folder / "captions.parquet")
-    pa.csv.write_csv(pq.read_table(tables / "pairs-cs.parquet")[:PAIRS], folder / "pairs.csv")
-    pa.csv.write_csv(
-        pq.read_table(tables / "pairs-sw.parquet")[:PAIRS],
-        folder / "pairs.tsv",
-        pa.csv.WriteOptions(delimiter="\t"),
-    )
+    pairs = pq.read_table(tables / f"pairs-{language}.parquet")[:PAIRS]
+    pa.csv.write_csv(pairs, folder / "pairs.csv")
+    pa.csv.write_csv(pairs, folder / "pairs.tsv", pa.csv.WriteOptions(delimiter="\t"))
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "start"), sorted(RUN))
-def test_a_shell_block_runs_as_it_is_shown(page: str, start: str, project: Path) -> None:
+def test_a_shell_block_runs_as_it_is_shown(page: str, start: str, mla: Mla, tmp_path: Path) -> None:
+    folder = project(mla, tmp_path, RUN[page, start])
     [block] = [c for c in map(commands, blocks()[page]) if c[0].startswith(start)]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with ExitStack() as servers:
@@ -145,11 +143,11 @@ def test_a_shell_block_runs_as_it_is_shown(page: str, start: str, project: Path)
             command = shown.replace("ViT-B-32/openai", "emoji-clip").replace("--trials 24", TRIALS)
             if command.startswith("mla serve"):
                 flags = shlex.split(command)[2:]
-                url = servers.enter_context(serving(*flags, folder=project)).url
+                url = servers.enter_context(serving(*flags, folder=folder)).url
                 continue
             ran = subprocess.run(
                 ["bash", "-c", command.replace("http://127.0.0.1:8000", url.rstrip("/"))],
-                cwd=project,
+                cwd=folder,
                 env=environment,
                 capture_output=True,
                 text=True,
