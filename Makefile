@@ -28,9 +28,9 @@ results: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.report
 
-# Three processes on two cores, as they often wait for Ray. More threads than cores would wait for each other.
+# Two processes, each with a Ray of its own; more threads than cores would wait for each other.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster and not server and not browser and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster and not server and not browser and not gpu"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

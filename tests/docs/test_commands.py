@@ -1,7 +1,7 @@
 """The shell blocks of README and docs: each is run here, or listed with the reason why not.
 
-They run as they are shown, except for the native (`emoji-clip`, which needs no hub), the port and
-the number of trials of a sweep.
+They run as they are shown, except for the native (`emoji-clip`, which needs no hub), the port, and
+the number and size of the trials of a sweep.
 """
 
 import json
@@ -51,7 +51,16 @@ NOT_RUN = {
     ("docs/video.md", "mla data animated"): "half an hour of training on 9,500 videos",
 }
 IMAGES, PAIRS = 150, 2000  # of each split; of each language
-TRIALS = "--trials 2"
+TRIALS = "--trials 2 --space small.yaml"
+SPACE = """\
+trials: 2
+settings:
+  nlt: {steps: 18, batch: 128, lr: 1.0e-3}
+  le: {steps: 2, batch: 128, lr: 3.0e-5}
+parameters:
+  nlt.lr: {low: 3.0e-4, high: 1.0e-2, log: true}
+  steps: {choices: [10, 20]}
+"""
 BLOCK = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -128,6 +137,7 @@ def project(mla: Mla, tmp_path: Path, language: str) -> Path:
     pairs = pq.read_table(tables / f"pairs-{language}.parquet")[:PAIRS]
     pa.csv.write_csv(pairs, folder / "pairs.csv")
     pa.csv.write_csv(pairs, folder / "pairs.tsv", pa.csv.WriteOptions(delimiter="\t"))
+    (folder / "small.yaml").write_text(SPACE)
     return folder
 
 
