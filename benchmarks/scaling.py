@@ -16,7 +16,7 @@ settings differ: no rate limit, at most three text encoders, and the delays that
   searches, the ingress does more than the encoder.)
 - sawtooth: ten minutes, in each 30 s over 48 connections and 30 s without load.
 - overload: twice the requests that two text encoders, the most there may be, have just answered,
-  for five minutes. A client that is refused does not wait for the answers of before.
+  for five minutes, at a fixed rate, whether earlier requests are answered or not.
 - zero: an image encoder with min_replicas 0: the first request, until it is gone again.
 """
 
