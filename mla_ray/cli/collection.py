@@ -9,7 +9,7 @@ import typer
 from mla_ray.cli.options import Int8, Json, NativeName, emit
 
 if TYPE_CHECKING:
-    from mla_ray.index.foreign import ForeignVectors
+    from mla_ray.index.foreign import NumpyVectors, QdrantVectors
     from mla_ray.index.transfer import Transferred
 
 collection_app = typer.Typer(
@@ -142,46 +142,58 @@ def collection_adopt(
             "collection or file."
         ),
     ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Copy nothing: search the collection itself, on its own server. INDEX is then the "
+            "same server.",
+        ),
+    ] = False,
     int8: Int8 = False,
     as_json: Json = False,
 ) -> None:
-    """Copy image vectors that other software made with the same native to the collection `images`.
+    """Make image vectors that other software made with the same native searchable.
 
-    First some images are encoded and compared with their vectors, to be sure that the native is
-    the same. The vectors are not encoded again.
+    They are copied to the collection `images`, or searched where they are (--in-place). First some
+    images are encoded and compared with their vectors, to be sure that the native is the same. The
+    vectors are not encoded again.
     """
     from contextlib import closing
 
-    from mla_ray.index.adopt import adopt
+    from mla_ray.index.adopt import adopt, adopt_in_place
+    from mla_ray.index.foreign import NumpyVectors
     from mla_ray.index.settings import IndexSettings
     from mla_ray.model.native import Native
     from mla_ray.runtime.console import bars, print_dropped
 
     rejected: list[str] = []
     with closing(_foreign(vectors, vector, ids, id_field, image_field)) as foreign:
+        if in_place and (int8 or isinstance(foreign, NumpyVectors)):
+            raise typer.BadParameter(
+                "--in-place is for a collection as it is, not for a NumPy file or with --int8"
+            )
         frozen = Native.load(native)
         with bars() as report:
-            done = adopt(
-                foreign,
-                index,
-                frozen,
-                source or foreign.name,
-                images,
-                report,
-                settings=IndexSettings(quantization="int8" if int8 else None),
-                reject=rejected.append,
-            )
+            to = index, frozen, source or foreign.name, images, report
+            if in_place and not isinstance(foreign, NumpyVectors):
+                done = adopt_in_place(foreign, *to)
+            else:
+                done = adopt(
+                    foreign,
+                    *to,
+                    settings=IndexSettings(quantization="int8" if int8 else None),
+                    reject=rejected.append,
+                )
     print_dropped(len(rejected), rejected)
-    text = (
-        f"images: {done.written:,} points\n"
-        f"checked: {done.checked} images, lowest cosine {done.agreement:.6f}"
-    )
+    found = f"{foreign.total:,} points, in place" if in_place else f"{done.written:,} points"
+    text = f"images: {found}\nchecked: {done.checked} images, lowest cosine {done.agreement:.6f}"
     emit(asdict(done), as_json, text)
 
 
 def _foreign(
     vectors: str, vector: str, ids: str | None, id_field: str | None, image_field: str | None
-) -> "ForeignVectors":
+) -> "NumpyVectors | QdrantVectors":
     from mla_ray.index.foreign import NumpyVectors, QdrantVectors
 
     if "://" in vectors:

@@ -1,25 +1,32 @@
 """Adoption of image vectors that other software made with the same native.
 
-The vectors are copied to the collection `images`, not encoded again. First a sample of the images
-is encoded, and must agree with their vectors. Payload of the other software is not copied.
+The vectors are copied to the collection `images`, or searched where they are. They are not encoded
+again. First a sample of the images is encoded, and must agree with their vectors. Payload of the
+other software is not copied.
 
 Shapes: N images, E joint embedding size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
+from qdrant_client import QdrantClient, models
 
 from mla_ray.data.feature_store import encode_images
 from mla_ray.data.table_images import read_image
+from mla_ray.index.address import Address
+from mla_ray.index.backend import CollectionConfig, is_ours
 from mla_ray.index.batches import Reservoir
-from mla_ray.index.collection import IMAGES
-from mla_ray.index.foreign import ForeignImage, ForeignVectors
+from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
+from mla_ray.index.foreign import ForeignImage, ForeignVectors, QdrantVectors
 from mla_ray.index.ingest import image_entry, space_of
+from mla_ray.index.server import alias_of, point_alias
+from mla_ray.index.server_errors import reaching
+from mla_ray.index.server_settings import settings_of
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 from mla_ray.index.writing import open_collections
 from mla_ray.model.directions import Floats, faults, norms, units
@@ -41,8 +48,8 @@ SIMILAR = 0.9
 class Adopted:
     """Result of an adoption."""
 
-    written: int
-    rejected: int  # vectors that are zero or not finite
+    written: int  # 0 in place
+    rejected: int  # vectors that are zero or not finite; in place they are not looked at
     checked: int  # images that were encoded
     agreement: float  # lowest cosine of these
 
@@ -82,13 +89,7 @@ def adopt(
         ValueError: An id occurs twice, or no image of the sample can be read.
 
     """
-    if foreign.dim != native.dim:
-        raise Disagreement(
-            f"{foreign.where} has vectors of {foreign.dim} dimensions, native {native.name!r} "
-            f"makes {native.dim}; they were made by another native: name it with --native"
-        )
-    candidates = _candidates(foreign, images, report)
-    checked, agreement = _check(foreign, native, candidates, images, report)
+    checked, agreement = _check(foreign, native, images, report)
     advance = counting(report, "adopting", foreign.total)
     written = rejected = 0
     with open_collections(url, space_of(native), settings) as collections:
@@ -105,6 +106,92 @@ def adopt(
             advance(len(ids))
         index.optimize()
     return Adopted(written, rejected, checked, agreement)
+
+
+def adopt_in_place(
+    foreign: QdrantVectors,
+    url: str,
+    native: Native,
+    source: str,
+    images: Path | None,
+    report: Report,
+) -> Adopted:
+    """Make a collection of other software the collection `images` of an index on its server.
+
+    Nothing is copied: searches read the collection itself, also what its software writes later.
+    First the same check is made as by `adopt`, whose arguments these are. The collection `captions`
+    is created beside it if it is missing.
+
+    Raises:
+        Disagreement: A sample of the images, encoded by `native`, has other vectors.
+        ValueError: The collection is not compared by cosine, it is on another server than `url`,
+            the index has other images of this native, an id occurs twice, or no image of the sample
+            can be read.
+
+    """
+    if foreign.distance != models.Distance.COSINE:
+        raise ValueError(
+            f"{foreign.where} compares vectors by {foreign.distance.value}, so its scores are no "
+            "cosines; copy the vectors: leave --in-place out"
+        )
+    if Address.parse(url).url.rstrip("/") != foreign.server:
+        raise ValueError(
+            f"{url} is not the server of {foreign.where}; a collection is adopted in place on its "
+            f"own server: give {foreign.server}, or copy the vectors without --in-place"
+        )
+    checked, agreement = _check(foreign, native, images, report)
+    layout = replace(foreign.layout, source=source)
+    config = CollectionConfig(space_of(native), words=0, layout=layout)
+    _attach(foreign.client, url, config, foreign.name)
+    CaptionIndex.open(url, space_of(native), CAPTIONS).close()  # serving wants both
+    return Adopted(0, 0, checked, agreement)
+
+
+def _attach(client: QdrantClient, url: str, config: CollectionConfig, collection: str) -> None:
+    """Make a collection of other software the collection `images` of an index on its server.
+
+    It gets our record beside its own metadata, and then the native's alias. Its points, vectors and
+    settings stay as they are. Safe to call again after an interruption.
+
+    Args:
+        client: The client.
+        url: URL of the index.
+        config: Configuration of the collection, with its layout.
+        collection: Name of the collection.
+
+    Raises:
+        ValueError: The index has images of this native elsewhere, or mla-ray made the collection.
+
+    """
+    alias = alias_of(Address.parse(url).prefixed(IMAGES), config.space.fingerprint)
+    with reaching(url):
+        found = client.get_collection(collection).config
+        metadata = found.metadata or {}
+        if is_ours(metadata):
+            raise ValueError(
+                f"mla-ray made the collection {collection!r}: it needs no adoption, and `mla "
+                "collection copy` copies it"
+            )
+        aliases = {a.alias_name: a.collection_name for a in client.get_aliases().aliases}
+        former = aliases.get(alias)
+        replaced = former if former not in (None, collection) else None
+        if replaced and (count := client.count(replaced, exact=True).count):
+            raise ValueError(
+                f"{url} has {count:,} images of this native in {replaced!r}; give the adopted "
+                "ones a prefix of their own (?prefix=NAME)"
+            )
+        stored = settings_of(found, config.layout)
+        record = replace(config, settings=stored).record()
+        client.update_collection(collection, metadata={**metadata, alias: record})
+        forget = models.DeleteAlias(alias_name=alias)
+        client.update_collection_aliases(
+            [
+                *([models.DeleteAliasOperation(delete_alias=forget)] if former else []),
+                point_alias(alias, collection),
+            ]
+        )
+        if replaced and is_ours(client.get_collection(replaced).config.metadata):
+            client.delete_collection(replaced)  # the empty one that `mla serve` creates
 
 
 def _candidates(foreign: ForeignVectors, folder: Path | None, report: Report) -> list[ForeignImage]:
@@ -148,19 +235,21 @@ def _names(folder: Path) -> dict[str, str]:
 
 
 def _check(
-    foreign: ForeignVectors,
-    native: Native,
-    candidates: list[ForeignImage],
-    folder: Path | None,
-    report: Report,
+    foreign: ForeignVectors, native: Native, folder: Path | None, report: Report
 ) -> tuple[int, float]:
     """Encode some of the images; return their number and their lowest cosine.
 
     Raises:
-        Disagreement: A cosine is too low.
-        ValueError: No image can be read.
+        Disagreement: A cosine is too low, or the vectors have another size.
+        ValueError: An id occurs twice, or no image can be read.
 
     """
+    if foreign.dim != native.dim:
+        raise Disagreement(
+            f"{foreign.where} has vectors of {foreign.dim} dimensions, native {native.name!r} "
+            f"makes {native.dim}; they were made by another native: name it with --native"
+        )
+    candidates = _candidates(foreign, folder, report)
     advance = counting(report, "checking", min(SAMPLE, len(candidates)))
     root = as_path(folder or Path.cwd())
     encoded: list[Floats] = []

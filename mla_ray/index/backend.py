@@ -6,8 +6,8 @@ Shapes: N entries, E joint embedding size.
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -124,6 +124,20 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class ForeignLayout:
+    """Where a collection of other software has what an entry of an image needs."""
+
+    vector: str  # name of the vector; "" if it has none
+    id_field: str | None  # payload field of the images' ids; None for the ids of the points
+    source: str  # source of all its images
+
+    @classmethod
+    def of_record(cls, record: Record) -> Self | None:
+        """Return the layout in the record of a collection. One of our own has none."""
+        return cls(**record["layout"]) if "layout" in record else None
+
+
+@dataclass(frozen=True)
 class CollectionConfig:
     """Configuration of a collection. Its record is stored with the points."""
 
@@ -131,6 +145,7 @@ class CollectionConfig:
     settings: IndexSettings = ENGINE_DEFAULTS
     schema: int = SCHEMA
     words: int = WORDS_RULE  # rule of the captions' words; 0 if there are none
+    layout: ForeignLayout | None = None  # of a collection of other software, adopted in place
 
     @property
     def has_words(self) -> bool:
@@ -149,6 +164,7 @@ class CollectionConfig:
             **_owner(self.space),
             "quantization": self.quantization,
             "words": self.words,
+            **({"layout": asdict(self.layout)} if self.layout else {}),
         }
 
     def rebuilt(self, settings: IndexSettings | None = None) -> "CollectionConfig":
@@ -215,6 +231,7 @@ class CollectionConfig:
             settings,
             record["schema"],
             record.get("words", 0),
+            ForeignLayout.of_record(record),
         )
 
 

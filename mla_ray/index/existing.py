@@ -10,6 +10,7 @@ from mla_ray.index.backend import CollectionConfig
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.server import aliases_of, connect
 from mla_ray.index.server_errors import reaching
+from mla_ray.index.server_settings import record_of
 from mla_ray.index.settings import ENGINE_DEFAULTS, IndexSettings
 
 
@@ -41,7 +42,7 @@ def config_at(
     with closing(connect(url)) as client, reaching(url):
         aliases = sorted(alias.alias_name for alias in client.get_aliases().aliases)
         records = {
-            name: client.get_collection(name).config.metadata
+            name: record_of(client.get_collection(name).config, name)
             for name in aliases
             if names.fullmatch(name)
         }

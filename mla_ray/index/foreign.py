@@ -3,7 +3,7 @@
 Shapes: N images, E joint embedding size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -16,10 +16,12 @@ from mla_ray.data.problems import InvalidTable
 from mla_ray.data.table_columns import Columns
 from mla_ray.data.table_files import files_of_table
 from mla_ray.data.table_formats import read_chunks
-from mla_ray.index.backend import SCROLL, SCROLL_VECTORS
+from mla_ray.index.backend import SCROLL, SCROLL_VECTORS, ForeignLayout
 from mla_ray.index.batches import batched
 from mla_ray.index.server import connect, scroll_records
 from mla_ray.index.server_errors import reaching
+from mla_ray.index.server_requests import field_of
+from mla_ray.index.server_settings import vector_params
 from mla_ray.model.directions import Floats
 from mla_ray.runtime.storage import as_path
 
@@ -165,14 +167,14 @@ class QdrantVectors:
         self.where, self.name = url, address.path.strip("/")
         if not self.name or "/" in self.name:
             raise ValueError(f"{url!r} names no collection; give http://host:port/COLLECTION")
-        self._url = f"{address.scheme}://{address.netloc}"
-        self._vector, self._id_field, self._image_field = vector, id_field, image_field
-        self._client = connect(self._url)
-        with reaching(self._url):
-            info = self._client.get_collection(self.name)
-            self.total = self._client.count(self.name, exact=True).count
-        params = info.config.params.vectors
-        by_name = {"": params} if isinstance(params, models.VectorParams) else dict(params or {})
+        self.server = f"{address.scheme}://{address.netloc}"
+        self.layout = ForeignLayout(vector, id_field, self.name)
+        self._image_field = image_field
+        self.client = connect(self.server)
+        with reaching(self.server):
+            info = self.client.get_collection(self.name)
+            self.total = self.client.count(self.name, exact=True).count
+        by_name = vector_params(info.config)
         if vector not in by_name:
             names = ", ".join(repr(name) for name in sorted(by_name))
             raise ValueError(
@@ -181,6 +183,7 @@ class QdrantVectors:
         if by_name[vector].multivector_config:
             raise ValueError(f"{url}: vector {vector!r} is a list of vectors a point; give another")
         self.dim = by_name[vector].size
+        self.distance = by_name[vector].distance
 
     def images(self) -> Iterator[ForeignImage]:
         """Yield all images, without their vectors.
@@ -189,16 +192,16 @@ class QdrantVectors:
             ValueError: A point lacks the field of ids.
 
         """
-        fields = [field for field in (self._id_field, self._image_field) if field]
+        fields = [field for field in (self.layout.id_field, self._image_field) if field]
         options: dict[str, Any] = {"limit": SCROLL, "with_payload": fields or False}
-        for point in scroll_records(self._client, self._url, self.name, **options):
-            file = _field(point.payload or {}, self._image_field) if self._image_field else None
+        for point in scroll_records(self.client, self.server, self.name, **options):
+            file = field_of(point.payload or {}, self._image_field) if self._image_field else None
             yield ForeignImage(point.id, self._id_of(point), None if file is None else str(file))
 
     def vectors(self, keys: Sequence[PointKey]) -> Floats:
         """Return the vectors `[N, E]` of some images, by their keys."""
-        with reaching(self._url):
-            points = self._client.retrieve(
+        with reaching(self.server):
+            points = self.client.retrieve(
                 self.name, list(keys), with_payload=False, with_vectors=self._with_vectors()
             )
         found = {point.id: point for point in points}
@@ -208,27 +211,28 @@ class QdrantVectors:
         """Yield ids and vectors of all images, in the order of `images`."""
         options: dict[str, Any] = {
             "limit": SCROLL_VECTORS,
-            "with_payload": [self._id_field] if self._id_field else False,
+            "with_payload": [self.layout.id_field] if self.layout.id_field else False,
             "with_vectors": self._with_vectors(),
         }
-        points = scroll_records(self._client, self._url, self.name, **options)
+        points = scroll_records(self.client, self.server, self.name, **options)
         for batch in batched(points, SCROLL_VECTORS):
             yield [self._id_of(point) for point in batch], self._rows(batch)
 
     def close(self) -> None:
         """Close the client."""
-        self._client.close()
+        self.client.close()
 
     def _with_vectors(self) -> bool | list[str]:
-        return [self._vector] if self._vector else True
+        return [self.layout.vector] if self.layout.vector else True
 
     def _id_of(self, point: models.Record) -> str:
-        if self._id_field is None:
+        field = self.layout.id_field
+        if field is None:
             return str(point.id)
-        found = _field(point.payload or {}, self._id_field)
+        found = field_of(point.payload or {}, field)
         if not isinstance(found, str | int) or found == "":
             raise ValueError(
-                f"{self.where}: point {point.id} has {found!r} in the field {self._id_field!r}; "
+                f"{self.where}: point {point.id} has {found!r} in the field {field!r}; "
                 "name a field with an id in every point, or leave --id-field out"
             )
         return str(found)
@@ -238,15 +242,7 @@ class QdrantVectors:
         for row, point in zip(rows, points, strict=True):
             vector: Any = point.vector
             if isinstance(vector, dict):
-                vector = vector.get(self._vector)
+                vector = vector.get(self.layout.vector)
             if vector is not None:  # a point without this vector stays zero, and is rejected
                 row[:] = vector
         return rows
-
-
-def _field(payload: Mapping[str, Any], field: str) -> Any:
-    """Return the value of a payload field, or None; `a.b` is field `b` of the object `a`."""
-    value: Any = payload
-    for part in field.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value

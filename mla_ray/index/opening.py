@@ -19,6 +19,7 @@ def backend_at(
     # Imported here, as qdrant_client takes a second that the processes of a folder would wait.
     from qdrant_client import QdrantClient
 
+    from mla_ray.index.adopted import server_backend
     from mla_ray.index.server import ServerBackend, connect
 
     if url == ":memory:":
@@ -27,9 +28,9 @@ def backend_at(
     with ExitStack() as undo:
         undo.callback(client.close)
         prefixed = Address.parse(url).prefixed(collection)
-        backend = ServerBackend.open(client, url, config, prefixed, create)
+        own = ServerBackend.open(client, url, config, prefixed, create)
         undo.pop_all()
-    return backend
+    return server_backend(client, url, own.config, own.collection, own.name)
 
 
 def _folder(url: str, config: CollectionConfig, collection: str, create: bool) -> EdgeBackend:

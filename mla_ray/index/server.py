@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
 
@@ -23,6 +23,7 @@ from mla_ray.index.backend import (
     VECTOR,
     CollectionBackend,
     CollectionConfig,
+    ForeignLayout,
     Nearest,
     Payload,
     PayloadFilter,
@@ -37,7 +38,7 @@ from mla_ray.index.backend import (
 from mla_ray.index.lexical import WORDS_RULE
 from mla_ray.index.server_errors import API_KEY, CA_FILE, ERRORS, reaching
 from mla_ray.index.server_requests import filter_of, request_of, row_of
-from mla_ray.index.server_settings import creation_of, settings_of
+from mla_ray.index.server_settings import creation_of, record_of, settings_of
 from mla_ray.index.server_version import check_version
 from mla_ray.index.server_words import add_words
 from mla_ray.index.settings import IndexSettings
@@ -55,6 +56,8 @@ GRPC_CA_FILE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
 """gRPC's own environment variable of the file of certificate authorities."""
 RECONNECTION = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 1000}
 """Options of gRPC. By default it tries a server that was away again after up to two minutes."""
+P = TypeVar("P", models.Record, models.ScoredPoint)
+
 MAX_HITS = 10_000
 """Most hits of one response. They are about 5 MB of JSON."""
 VACUUM_S = 3600
@@ -109,8 +112,10 @@ class ServerBackend:
             if self.name not in aliases:
                 self._create_first(aliases, create)
             found = client.get_collection(self.name).config
-        stored = config.settings if self.local else settings_of(found)
-        self.config = config.of_record(found.metadata, stored, f"collection {self.name!r}")
+        record = record_of(found, self.name)
+        layout = ForeignLayout.of_record(record)
+        stored = config.settings if self.local else settings_of(found, layout)
+        self.config = config.of_record(record, stored, f"collection {self.name!r}")
         return self
 
     def _alias(self, aliases: dict[str, str]) -> str:
@@ -142,7 +147,7 @@ class ServerBackend:
             )
         first = version(space, self.collection, 1)
         self._create(first, self.config, exist_ok=True)  # another process may create it, too
-        self.client.update_collection_aliases([_point_alias(self.name, first)])
+        self.client.update_collection_aliases([point_alias(self.name, first)])
         if others:
             log.warning("made %s for native %r, beside that of %s", first, space.native, others)
 
@@ -150,7 +155,7 @@ class ServerBackend:
         """Return name and fingerprint of the natives that have a collection of this name."""
         ours = aliases_of(self.collection)
         records = [
-            self.client.get_collection(name).config.metadata or {}
+            record_of(self.client.get_collection(name).config, name)
             for name in sorted(aliases)
             if ours.fullmatch(name)
         ]
@@ -194,11 +199,18 @@ class ServerBackend:
         """
         results = []
         for batch in _in_requests(queries):
-            requests = [request_of(query, self.config, self.local) for query in batch]
+            requests = [self._request(query) for query in batch]
             with self._reaching():
                 responses = self.client.query_batch_points(self.name, requests)
-            results += [payloads_and_scores(response.points) for response in responses]
+            results += [payloads_and_scores(self._read(each.points)) for each in responses]
         return results
+
+    def _request(self, query: Nearest) -> models.QueryRequest:
+        return request_of(query, self.config, self.local)
+
+    def _read(self, points: Sequence[P]) -> Sequence[P]:
+        """Return points with our payload, as these have it already."""
+        return points
 
     def page(
         self, where: PayloadFilter, limit: int, start: str | None
@@ -258,7 +270,7 @@ class ServerBackend:
             self.client.update_collection_aliases(  # one request, so that the swap is atomic
                 [
                     models.DeleteAliasOperation(delete_alias=forget),
-                    _point_alias(self.name, fresh),
+                    point_alias(self.name, fresh),
                 ]
             )
             self.config = config
@@ -389,7 +401,8 @@ def _in_requests(queries: Sequence[Nearest]) -> Iterator[list[Nearest]]:
         yield batch
 
 
-def _point_alias(alias: str, name: str) -> models.CreateAliasOperation:
+def point_alias(alias: str, name: str) -> models.CreateAliasOperation:
+    """Return the operation that makes an alias refer to a collection."""
     return models.CreateAliasOperation(
         create_alias=models.CreateAlias(collection_name=name, alias_name=alias)
     )

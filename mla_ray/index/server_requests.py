@@ -1,5 +1,8 @@
 """Points, searches and filters as a Qdrant server takes them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from qdrant_client import models
 
 from mla_ray.index.backend import (
@@ -90,3 +93,11 @@ def filter_of(where: PayloadFilter, ids: list[str] | None = None) -> models.Filt
 
 def _sparse(words: Words) -> models.SparseVector:
     return models.SparseVector(indices=words.hashes, values=words.weights)
+
+
+def field_of(payload: Mapping[str, Any], field: str) -> Any:
+    """Return the value of a payload field, or None; `a.b` is field `b` of the object `a`."""
+    value: Any = payload
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -4,7 +4,14 @@ from typing import Any
 
 from qdrant_client import models
 
-from mla_ray.index.backend import QUANTILE, VECTOR, WORDS, CollectionConfig
+from mla_ray.index.backend import (
+    QUANTILE,
+    VECTOR,
+    WORDS,
+    CollectionConfig,
+    ForeignLayout,
+    Record,
+)
 from mla_ray.index.settings import IndexSettings
 
 
@@ -37,13 +44,30 @@ def creation_of(config: CollectionConfig) -> dict[str, Any]:
     }
 
 
-def settings_of(config: models.CollectionConfig) -> IndexSettings:
+def record_of(config: models.CollectionConfig, alias: str) -> Record:
+    """Return the record of a collection.
+
+    A collection of other software that was adopted in place has one for each alias of ours. A
+    collection of our own is its record's only owner.
+    """
+    metadata = config.metadata or {}
+    adopted = metadata.get(alias)
+    return adopted if isinstance(adopted, dict) else metadata
+
+
+def vector_params(config: models.CollectionConfig) -> dict[str, models.VectorParams]:
+    """Return the parameters of a collection's vectors by name. "" is a vector without one."""
+    params = config.params.vectors
+    return {"": params} if isinstance(params, models.VectorParams) else dict(params or {})
+
+
+def settings_of(config: models.CollectionConfig, layout: ForeignLayout | None) -> IndexSettings:
     """Return the settings that a server reports for a collection.
 
     They are not validated: another program may have made the collection.
     """
     params, graph = config.params, config.hnsw_config
-    vectors = params.vectors.get(VECTOR) if isinstance(params.vectors, dict) else None
+    vectors = vector_params(config).get(layout.vector if layout else VECTOR)
     own = (vectors and vectors.hnsw_config) or models.HnswConfigDiff()
     quantized = vectors and isinstance(vectors.quantization_config, models.ScalarQuantization)
     return IndexSettings.model_construct(

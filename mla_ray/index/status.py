@@ -10,15 +10,22 @@ from pydantic import BaseModel
 from qdrant_client import QdrantClient
 
 from mla_ray.index.address import SEPARATOR, Address
-from mla_ray.index.backend import CollectionBackend, CollectionConfig, is_ours, recorded_space
+from mla_ray.index.adopted import server_backend
+from mla_ray.index.backend import (
+    CollectionBackend,
+    CollectionConfig,
+    ForeignLayout,
+    is_ours,
+    recorded_space,
+)
 from mla_ray.index.collection import CaptionIndex
 from mla_ray.index.edge import EdgeBackend
 from mla_ray.index.edge_folder import occupied
 from mla_ray.index.edge_requests import HAS_WORDS as HAS_WORDS_HERE
-from mla_ray.index.server import ServerBackend, alias_of, connect
+from mla_ray.index.server import alias_of, connect
 from mla_ray.index.server_errors import reaching
 from mla_ray.index.server_requests import HAS_WORDS
-from mla_ray.index.server_settings import settings_of
+from mla_ray.index.server_settings import record_of, settings_of
 from mla_ray.index.server_version import check_version
 from mla_ray.index.settings import IndexSettings
 
@@ -151,12 +158,17 @@ def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[Collecti
     aliases = {a.alias_name: a.collection_name for a in client.get_aliases().aliases}
     for alias, version in sorted(aliases.items()):
         info = client.get_collection(version)
-        record = info.config.metadata or {}
+        record = record_of(info.config, alias)
         if not is_ours(record) or not alias.startswith(prefix + SEPARATOR if prefix else ""):
             continue
         space = recorded_space(record)
+        layout = ForeignLayout.of_record(record)
         config = CollectionConfig(
-            space, settings_of(info.config), record["schema"], record.get("words", 0)
+            space,
+            settings_of(info.config, layout),
+            record["schema"],
+            record.get("words", 0),
+            layout,
         )
         cluster = client.collection_cluster_info(version)
         replicas = [
@@ -171,7 +183,7 @@ def _of_server(client: QdrantClient, url: str, prefix: str) -> Iterator[Collecti
         if config.has_words:  # the server counts them, too
             indexed -= client.count(version, count_filter=HAS_WORDS, exact=True).count
         yield _status(
-            ServerBackend(client, url, config, alias, alias),
+            server_backend(client, url, config, alias, alias),
             collection=alias.removesuffix(alias_of("", space.fingerprint)),
             version=version,
             in_graph=max(indexed, 0),  # it was counted at different times
