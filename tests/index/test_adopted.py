@@ -1,6 +1,8 @@
 """Promises of mla_ray.index.adopted: a collection of other software is searched where it is, and
 nothing of it changes but its metadata."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,17 +18,20 @@ from mla_ray.data.feature_store import encode_images
 from mla_ray.index.adopt import Disagreement, adopt_in_place
 from mla_ray.index.adopted import server_backend
 from mla_ray.index.backend import CollectionConfig, ForeignLayout, VectorSpace
+from mla_ray.index.batches import batched
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.entry import Entry
 from mla_ray.index.existing import config_at
 from mla_ray.index.foreign import QdrantVectors
 from mla_ray.index.ingest import space_of
-from mla_ray.index.server import ServerBackend, alias_of
+from mla_ray.index.server import ServerBackend, alias_of, scroll_records
 from mla_ray.index.status import status_of
 from mla_ray.index.transfer import copy_index
+from mla_ray.model.directions import units
 from mla_ray.model.native import Native
 from mla_ray.runtime.progress import Progress
 from tests.support.commands import Mla
+from tests.support.natives import MakePack
 
 Vectors = npt.NDArray[np.float32]
 PHOTOS = "photos-of-a-shop"
@@ -292,6 +297,47 @@ def check_first(url: str, space: VectorSpace, features: Vectors) -> None:
     with CaptionIndex.open(url, space, IMAGES, create=False) as index:
         for number, feature in enumerate(features):
             assert index.search(feature, 1)[0].entry.id == str(100 + number)
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_every_pack_searches_100_000_images_of_which_no_vector_is_written(
+    native: Native, shop: Shop, make_pack: MakePack, corpus: dict[str, list[str]]
+) -> None:
+    many = np.random.default_rng(0).standard_normal((100_000, 32)).astype(np.float32)
+    keys = np.arange(len(many)) + 20_000
+    points = (
+        models.PointStruct(
+            id=int(key),
+            vector={"clip": vector.tolist()},
+            payload={"photo": {"id": int(key)}, "text": "theirs"},
+        )
+        for key, vector in zip(keys, many, strict=True)
+    )
+    for batch in batched(points, 1000):
+        shop.client.upsert(PHOTOS, batch, wait=True)
+    before = digest(shop)
+    shop.adopt(native)
+    everything, _ = units(np.concatenate([shop.features, many]))
+    ids = [str(100 + n) for n in range(len(shop.features))] + [str(key) for key in keys]
+    with CaptionIndex.open(shop.index, space_of(native), IMAGES, create=False) as index:
+        for language in ("de", "hi"):
+            queries, _ = units(make_pack(language).encode_text(corpus[language]).numpy())
+            shared = 0
+            for query, scores in zip(queries, queries @ everything.T, strict=True):
+                found = {hit.entry.id for hit in index.search(query, 10)}
+                shared += len(found & {ids[row] for row in np.argsort(-scores)[:10]})
+            assert shared >= 0.95 * 10 * len(queries)  # the graph is approximate
+    assert digest(shop) == before
+
+
+def digest(shop: Shop) -> str:
+    """Return a digest of all points with vectors and payload."""
+    read = hashlib.sha256()
+    for point in scroll_records(shop.client, shop.server, PHOTOS, limit=2000, with_vectors=True):
+        content = [point.id, point.vector, point.payload]
+        read.update(json.dumps(content, sort_keys=True).encode())
+    return read.hexdigest()
 
 
 @pytest.mark.server
