@@ -1,4 +1,4 @@
-"""A place to open collections in, of every kind there is."""
+"""A place to open collections in, of every kind there is, and a folder of pictures."""
 
 import os
 from collections.abc import Iterator
@@ -27,3 +27,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             forget(client)
             yield Url(url)
             forget(client)
+
+
+@pytest.fixture
+def images(tmp_path: Path, pngs: list[bytes]) -> Path:
+    """Pictures `p0.png` to `p11.png`."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, png in enumerate(pngs):
+        (folder / f"p{number}.png").write_bytes(png)
+    return folder

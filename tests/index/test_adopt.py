@@ -34,15 +34,6 @@ def silent(progress: Progress) -> None:
 
 
 @pytest.fixture
-def images(tmp_path: Path, pngs: list[bytes]) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number, png in enumerate(pngs):
-        (folder / f"p{number}.png").write_bytes(png)
-    return folder
-
-
-@pytest.fixture
 def features(native: Native, pngs: list[bytes]) -> Vectors:
     return encode_images(native, pngs)
 

@@ -88,15 +88,6 @@ def images_of(features: Vectors, source: str = PHOTOS) -> set[Entry]:
     return {Entry(id_, id_, "", "", source) for id_ in ids}
 
 
-@pytest.fixture
-def images(tmp_path: Path, pngs: list[bytes]) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number, png in enumerate(pngs):
-        (folder / f"p{number}.png").write_bytes(png)
-    return folder
-
-
 @pytest.fixture(params=["MLA_TEST_QDRANT_URL", "MLA_TEST_QDRANT_GRPC_URL"])
 def shop(
     request: pytest.FixtureRequest, native: Native, pngs: list[bytes], images: Path
