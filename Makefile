@@ -29,8 +29,12 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.report
 
 # Two processes, each with a Ray of its own; more threads than cores would wait for each other.
+# Tests of a Qdrant server follow where there is one, in one process: they share its collections.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster and not server and not browser and not gpu"
+ifneq ($(MLA_TEST_QDRANT_URL)$(MLA_TEST_QDRANT_START),)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "server and not slow"
+endif
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

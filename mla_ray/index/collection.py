@@ -105,7 +105,7 @@ class CaptionIndex:
             LookupError: The collection does not exist, and `create` is False.
             RuntimeError: Another process owns the folder, or the server refuses the request.
             ConnectionError: No server answers.
-            OSError: There is too little disk space (ENOSPC).
+            OSError: The folder or the server has too little disk space (ENOSPC).
 
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", collection):

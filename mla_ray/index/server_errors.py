@@ -1,5 +1,6 @@
 """Errors of a Qdrant server: which of them pass, and what to do about a refusal."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ CA_FILE = "SSL_CERT_FILE"
 """Environment variable of the file of certificate authorities."""
 MAX_SAID = 300
 """Most characters of an answer that a message repeats."""
+FULL = "no space left on device"
+"""What a server says about its disk, in lower case: itself, or in the words of its system."""
 
 
 def _is_passing(error: Exception) -> bool:
@@ -36,6 +39,16 @@ def _is_passing(error: Exception) -> bool:
             codes.RESOURCE_EXHAUSTED,
         )
     return True
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether the server failed because its disk is full."""
+    if isinstance(error, UnexpectedResponse):  # a refusal of input (4xx) may quote the input
+        said = error.content.decode(errors="replace").lower()
+        return (error.status_code or 0) >= 500 and FULL in said
+    if isinstance(error, grpc.RpcError):
+        return error.code() == grpc.StatusCode.INTERNAL and FULL in str(error.details()).lower()
+    return False
 
 
 def _said(error: Exception) -> str:
@@ -75,12 +88,20 @@ def reaching(url: str) -> Iterator[None]:
 
     Raises:
         ConnectionError: The server does not answer, or the request may succeed later.
+        OSError: The disk of the server is full (ENOSPC).
         RuntimeError: The server refuses the request.
 
     """
     try:
         yield
     except ERRORS as error:
+        if _is_full(error):
+            raise OSError(
+                errno.ENOSPC,
+                "the disk of the Qdrant server is too full for this write, and what was written "
+                "before is kept: free some space there, or give it a larger disk, and try again",
+                url,
+            ) from error
         if _is_passing(error):
             said = _said(error)
             if "CERTIFICATE_VERIFY_FAILED" in said:

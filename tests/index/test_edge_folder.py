@@ -22,11 +22,11 @@ from mla_ray.index.entry import Entry
 from mla_ray.index.ingest import index_captions, space_of
 from mla_ray.index.writing import open_collections
 from mla_ray.model.native import Native
+from tests.support.disks import MB, mounted_disk, mounted_memory
 
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 16)
 ENTRIES = [Entry(f"c{i:03}", f"i{i}", "de", f"caption {i}", "a") for i in range(100)]
 VECTORS = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
-MB = 2**20
 
 
 @pytest.fixture
@@ -184,23 +184,10 @@ def test_too_little_space_is_said_before_anything_is_written(
 @pytest.fixture(params=["disk", "memory"])
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A disk of 60 MB, or a tmpfs of 200 MB, on which holes in files are filled by reading."""
-    at, image = tmp_path / "disk", tmp_path / "image"
-    at.mkdir()
-    if request.param == "disk":
-        image.touch()
-        os.truncate(image, 60 * MB)
-        commands = [["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image)]]
-    else:
-        commands = [["mount", "-t", "tmpfs", "-o", "size=200m", "none"]]
-    commands[-1].append(str(at))
-    for command in commands:
-        path = "/usr/sbin:/sbin:" + os.environ["PATH"]
-        if not shutil.which(command[0], path=path):
-            pytest.skip(f"no {command[0]} here")
-        if subprocess.run(command, capture_output=True, env={"PATH": path}).returncode:
-            pytest.skip("mounting is not allowed here")
-    yield at
-    subprocess.run(["umount", str(at)], check=True)
+    disk = request.param == "disk"
+    mounted = mounted_disk(tmp_path, 60 * MB) if disk else mounted_memory(tmp_path, 200 * MB)
+    with mounted as at:
+        yield at
 
 
 # Writes to the folder argv[1] until it is told that there is no room; then how much is in it.

@@ -1,4 +1,4 @@
-"""Promise of a Qdrant cluster with two copies of each shard: one node may die."""
+"""Promises of a Qdrant cluster with two copies of each shard: one node may die, and come back."""
 
 import threading
 import time
@@ -67,46 +67,90 @@ def batch(number: int) -> tuple[list[Entry], npt.NDArray[np.float32]]:
     return entries, rng.normal(size=(BATCH, SPACE.dim)).astype(np.float32)
 
 
+class Writer:
+    """A thread that writes batches while the context is open, and what was acknowledged."""
+
+    def __init__(self, url: str) -> None:
+        self.acknowledged: list[Entry] = []
+        self._url = url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+
+    def __enter__(self) -> "Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def goes_on(self, batches: int) -> None:
+        """Wait until that many more batches are acknowledged."""
+        before = len(self.acknowledged)
+        wait_until(lambda: len(self.acknowledged) >= before + batches * BATCH)
+
+    def _write(self) -> None:
+        with CaptionIndex.open(self._url, SPACE) as index:
+            number = 0
+            while not self._stop.is_set():
+                entries, vectors = batch(number)
+                try:
+                    index.upsert(entries, vectors)
+                except (ConnectionError, RuntimeError):
+                    continue  # not acknowledged: the same again, as `patiently` does
+                self.acknowledged.extend(entries)
+                number += 1
+
+
+def assert_searches_answer(index: CaptionIndex) -> None:
+    """Assert that 200 searches find what is in the first ten batches."""
+    for number in range(200):
+        entries, vectors = batch(number % 10)
+        hits = index.search(vectors[number % BATCH], 1)
+        assert [hit.entry for hit in hits] == [entries[number % BATCH]]
+
+
 @pytest.mark.server
 def test_a_killed_node_costs_no_answer_and_no_acknowledged_point(
     nodes: list[OwnQdrant],
 ) -> None:
     url = nodes[0].urls["http"]
-    acknowledged: list[Entry] = []
-    stop = threading.Event()
     with CaptionIndex.open(url, SPACE, settings=SETTINGS) as index:
         copies = status_of(url).collections[0].replicas
         assert len(copies) == 12
         assert len({copy.peer for copy in copies}) == 3
-
-        def write() -> None:
-            with CaptionIndex.open(url, SPACE) as own:
-                number = 0
-                while not stop.is_set():
-                    entries, vectors = batch(number)
-                    try:
-                        own.upsert(entries, vectors)
-                    except (ConnectionError, RuntimeError):
-                        continue  # not acknowledged: the same again, as `patiently` does
-                    acknowledged.extend(entries)
-                    number += 1
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            wait_until(lambda: len(acknowledged) >= 10 * BATCH)
+        with Writer(url) as writer:
+            writer.goes_on(batches=10)
             nodes[2].kill()
             time.sleep(AFTER_A_KILL)
-            before = len(acknowledged)
-            for number in range(200):
-                entries, vectors = batch(number % 10)
-                hits = index.search(vectors[number % BATCH], 1)
-                assert [hit.entry for hit in hits] == [entries[number % BATCH]]
-            wait_until(lambda: len(acknowledged) >= before + BATCH)  # writing goes on, too
-        finally:
-            stop.set()
-            writer.join()
-        assert set(index.entries()) >= set(acknowledged)
+            assert_searches_answer(index)
+            writer.goes_on(batches=1)
+        assert set(index.entries()) >= set(writer.acknowledged)
         dead = [copy for copy in status_of(url).collections[0].replicas if copy.state != "Active"]
         assert {copy.state for copy in dead} == {"Dead"}
         assert len({copy.peer for copy in dead}) == 1
+
+
+@pytest.mark.server
+def test_a_node_that_comes_back_under_load_gets_all_that_it_missed(
+    nodes: list[OwnQdrant],
+) -> None:
+    url = nodes[0].urls["http"]
+
+    def states() -> set[str]:
+        return {copy.state for copy in status_of(url).collections[0].replicas}
+
+    with CaptionIndex.open(url, SPACE, settings=SETTINGS) as index:
+        with Writer(url) as writer:
+            writer.goes_on(batches=10)
+            nodes[2].kill()
+            wait_until(lambda: "Dead" in states())
+            writer.goes_on(batches=10)
+            nodes[2].start()
+            assert_searches_answer(index)
+            wait_until(lambda: states() == {"Active"})
+            writer.goes_on(batches=1)
+        nodes[1].kill()  # some shards now have the copy of the node that came back, and no other
+        time.sleep(AFTER_A_KILL)
+        assert_searches_answer(index)
+        assert set(index.entries()) >= set(writer.acknowledged)
