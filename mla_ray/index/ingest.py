@@ -5,6 +5,7 @@ size and makes the same points with the functions of this module.
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from mla_ray.index.writing import open_collections
 from mla_ray.model.directions import Floats, faults, norms
 from mla_ray.model.text import normalized
 from mla_ray.runtime.progress import Advance, Report, counting
+from mla_ray.runtime.storage import patiently
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
     from mla_ray.model.native import Native
@@ -310,7 +312,9 @@ class _Writer:
             sound = [place for place in range(len(new)) if place not in bad]
             entries = [hashed[new[place]][0] for place in sound]
             hashes = [hashed[new[place]][1] for place in sound]
-            written = self._collections[collection].upsert(entries, features[sound], hashes)
+            index = self._collections[collection]
+            upsert = partial(index.upsert, entries, features[sound], hashes)
+            written = patiently(upsert, what=f"writing {collection}")
         self.indexed.count(collection, encoded=written, unchanged=len(hashed) - len(new))
         self._advance(len(hashed))
 
