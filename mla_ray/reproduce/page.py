@@ -145,12 +145,13 @@ def turns(results: Results) -> list[Row]:
 
 
 def _intro(results: Results, english: Figure | None, command: str) -> str:
+    seeds = "seed" if len(results.seeds) == 1 else "seeds"
     return (
         f"`{command}` generates this page and resumes after an interruption. With `--from "
         "results.jsonl`, it starts from the records of this page. AR is measured on the emoji test "
         "split: names of test concepts against Twemoji images, a drawing style not used in "
         f"training. English, measured with the native itself, reaches {english}. The page covers "
-        f"{len(results.languages)} languages with the seeds "
+        f"{len(results.languages)} languages with {seeds} "
         f"{', '.join(map(str, results.seeds))}. Unless a table says otherwise, all runs have "
         f"{ab.BASE.nlt.steps} steps of NLT and {ab.BASE.le.steps} steps of LE with a batch of "
         f"{ab.BASE.nlt.batch}, which is 0.15 of the default amount of training. The default "
