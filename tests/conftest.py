@@ -32,7 +32,9 @@ from mla_ray.training.optimizer import Optimizer
 from mla_ray.training.pretraining import save_native
 from tests.support.bulk import without_ray
 from tests.support.commands import Mla, Run
+from tests.support.disks import MB, mounted_disk
 from tests.support.natives import CONTEXT, TEXT, VISION, BuildModel, MakePack, Train
+from tests.support.qdrant import OwnQdrant, own_qdrant
 from tests.support.server import Served, serving
 
 set_environment()  # before the test modules, some of which import Ray
@@ -293,3 +295,17 @@ def mla(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return Run(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 MB that a test may fill."""
+    with mounted_disk(tmp_path, 300 * MB) as at:
+        yield at
+
+
+@pytest.fixture
+def qdrant(disk: Path) -> Iterator[OwnQdrant]:
+    """A Qdrant server with its data on `disk`."""
+    with own_qdrant(disk / "qdrant") as server:
+        yield server

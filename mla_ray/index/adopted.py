@@ -122,12 +122,6 @@ class AdoptedBackend(ServerBackend):
             payload = self._payload(record)
             yield Point(point_id(entry_of(payload)), vector_of(record, self._layout), payload)
 
-    def count(self, where: PayloadFilter) -> int:
-        """Return the number of points that match."""
-        with self._reaching():
-            chosen = self._filter(where)
-            return self.client.count(self.name, count_filter=chosen, exact=True).count
-
     def facet(self, field: str) -> dict[str, int]:
         """Return the number of points by value of a field that all images share."""
         value = {"language": "", "source": self._layout.source}[field]

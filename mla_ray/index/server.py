@@ -208,6 +208,9 @@ class ServerBackend:
     def _request(self, query: Nearest) -> models.QueryRequest:
         return request_of(query, self.config, self.local)
 
+    def _filter(self, where: PayloadFilter) -> models.Filter:
+        return filter_of(where)
+
     def _read(self, points: Sequence[P]) -> Sequence[P]:
         """Return points with our payload, as these have it already."""
         return points
@@ -218,7 +221,7 @@ class ServerBackend:
         """Return payloads of points that match, and the id of the point after them."""
         with self._reaching():
             points, following = self.client.scroll(
-                self.name, scroll_filter=filter_of(where), limit=limit, offset=start
+                self.name, scroll_filter=self._filter(where), limit=limit, offset=start
             )
         return payloads_and_next(points, following)
 
@@ -242,7 +245,7 @@ class ServerBackend:
     def count(self, where: PayloadFilter) -> int:
         """Return the number of points that match."""
         with self._reaching():
-            return self.client.count(self.name, count_filter=filter_of(where), exact=True).count
+            return self.client.count(self.name, count_filter=self._filter(where), exact=True).count
 
     def facet(self, field: str) -> dict[str, int]:
         """Return the number of points by value of a payload field."""

@@ -48,7 +48,7 @@ def record_of(config: models.CollectionConfig, alias: str) -> Record:
     """Return the record of a collection.
 
     A collection of other software that was adopted in place has one for each alias of ours. A
-    collection of our own is its record's only owner.
+    collection of our own has one, which is its metadata.
     """
     metadata = config.metadata or {}
     adopted = metadata.get(alias)

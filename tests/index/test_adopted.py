@@ -239,9 +239,14 @@ def test_what_cannot_be_searched_in_place_is_refused(
         elsewhere.adopt(native)
     with pytest.raises(LookupError):
         CaptionIndex.open(shop.index, space_of(native), IMAGES, create=False)
-    image = Entry("mine", "mine", "", "", "mine")
+    image = Entry("p0", "p0", "", "", "mine")
     with CaptionIndex.open(shop.index, space_of(native), IMAGES) as index:
         index.upsert([image], shop.features[:1])
+    alias = alias_of(f"{SHOP}.{IMAGES}", space_of(native).fingerprint)
+    own = QdrantVectors(f"{shop.server}/{alias}", "joint", "image_id", None)
+    with pytest.raises(ValueError, match="mla-ray made the collection"):
+        adopt_in_place(own, shop.index, native, "x", shop.images, silent)
+    own.close()
     with pytest.raises(ValueError, match=r"has 1 images of this native in .*\?prefix=NAME"):
         shop.adopt(native)
     with CaptionIndex.open(shop.index, space_of(native), IMAGES) as index:

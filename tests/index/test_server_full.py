@@ -1,7 +1,7 @@
 """Promises for a Qdrant server whose disk is full: it is told, and nothing written is lost."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -20,8 +20,8 @@ from mla_ray.index.sink import FIELDS, upsert_block
 from mla_ray.index.status import status_of
 from mla_ray.runtime import storage
 from mla_ray.runtime.exit_codes import Exit, exit_code
-from tests.support.disks import MB, fill, mounted_disk
-from tests.support.qdrant import OwnQdrant, own_qdrant
+from tests.support.disks import MB, fill
+from tests.support.qdrant import OwnQdrant
 
 SPACE = VectorSpace("emoji-clip", "0123456789abcdef", 512)
 BATCH = 256
@@ -58,18 +58,6 @@ def test_a_full_disk_of_a_server_is_told_with_the_server_and_the_remedy(error: E
 def test_a_refusal_that_quotes_these_words_is_no_full_disk(error: Exception) -> None:
     with pytest.raises(RuntimeError, match="refuses"), reaching("http://there:6333"):
         raise error
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with mounted_disk(tmp_path, 300 * MB) as at:
-        yield at
-
-
-@pytest.fixture
-def qdrant(disk: Path) -> Iterator[OwnQdrant]:
-    with own_qdrant(disk / "qdrant") as server:
-        yield server
 
 
 @pytest.fixture(params=["http", "grpc"])

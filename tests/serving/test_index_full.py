@@ -7,22 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.serving.app_server import NDJSON, PNG, Server, Start, ingest, png_of, problem
-from tests.support.disks import MB, fill, mounted_disk
-from tests.support.qdrant import OwnQdrant, own_qdrant
+from tests.support.disks import MB, fill
+from tests.support.qdrant import OwnQdrant
 
 QUERY = {"q": "ein Hund", "language": "de", "find": "captions"}
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with mounted_disk(tmp_path, 300 * MB) as at:
-        yield at
-
-
-@pytest.fixture
-def qdrant(disk: Path) -> Iterator[OwnQdrant]:
-    with own_qdrant(disk / "qdrant") as server:
-        yield server
 
 
 @pytest.fixture(params=["http", "grpc"])
