@@ -12,7 +12,8 @@ English (Zipf, 50,000 words). Then it prints:
 - points/s written by `--writers` threads over gRPC, and seconds until all nodes are green;
 - bytes on disk, by kind, and private and mapped memory of the nodes; all divided by points and
   copies;
-- milliseconds of a search and of a hybrid search (k = 10, one at a time) and recall@10 by vector.
+- milliseconds of a search and of a hybrid search (k = 10, one at a time) and recall@10 by vector;
+- the same after the last node was killed, with the number of searches that failed.
 """
 
 import argparse
@@ -23,9 +24,9 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from mla_ray.index.server import connect
 from mla_ray.index.settings import IndexSettings
 from mla_ray.index.status import status_of
 from mla_ray.runtime.cluster import free_port
+from mla_ray.runtime.console import bars
+from mla_ray.runtime.progress import Progress, Report, counting
 
 NODES, COPIES = 3, 2
 LATENT, NOISE, WORDS = 32, 0.3, 50_000
@@ -65,8 +68,12 @@ def main() -> None:
         shard_number=arguments.shards,
         replication_factor=COPIES,
     )
-    with tempfile.TemporaryDirectory() as scratch, nodes(arguments.start, Path(scratch)) as urls:
-        figures = measured(urls, data, settings, Path(scratch), arguments.writers)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        nodes(arguments.start, Path(scratch)) as urls,
+        bars() as report,
+    ):
+        figures = measured(urls, data, settings, Path(scratch), arguments.writers, report)
     print(json.dumps(figures, indent=None if arguments.json else 1))
 
 
@@ -118,7 +125,8 @@ def nodes(program: str, scratch: Path) -> Iterator[list[str]]:
         yield urls
     finally:
         for number in range(len(urls)):
-            os.kill(pid_of(scratch, number), signal.SIGTERM)
+            with suppress(ProcessLookupError):  # the one that was killed
+                os.kill(pid_of(scratch, number), signal.SIGTERM)
 
 
 def pid_of(scratch: Path, number: int) -> int:
@@ -127,7 +135,12 @@ def pid_of(scratch: Path, number: int) -> int:
 
 
 def measured(
-    urls: list[str], data: Data, settings: IndexSettings, scratch: Path, writers: int
+    urls: list[str],
+    data: Data,
+    settings: IndexSettings,
+    scratch: Path,
+    writers: int,
+    report: Report,
 ) -> dict[str, Any]:
     """Write all captions, and return the figures."""
     figures: dict[str, Any] = {"points": data.count, "dim": data.space.dim}
@@ -140,17 +153,24 @@ def measured(
             index.upsert(entries, data.vectors(start, rows))
 
         began = time.perf_counter()
+        advance = counting(report, "writing", data.count)
         with ThreadPoolExecutor(writers) as pool:
-            list(pool.map(write, data.pieces()))
+            for (_, rows), _ in zip(data.pieces(), pool.map(write, data.pieces()), strict=True):
+                advance(rows)
         wrote = time.perf_counter()
         figures["points/s written"] = round(data.count / (wrote - began))
+        advance = counting(report, "nodes that are green", NODES)
         for url in urls:
             while not is_green(url):
                 time.sleep(1)
+            advance(1)
         figures["green after, s"] = round(time.perf_counter() - wrote)
         figures["in the graph"] = status_of(urls[0]).collections[0].in_graph
         figures["bytes a point and copy"] = sizes(scratch, data.count * COPIES)
-        figures |= searches(index, data)
+        queries = Queries(data, report)
+        figures["three nodes"] = queries.searched(index)
+        os.kill(pid_of(scratch, NODES - 1), signal.SIGKILL)
+        figures["two nodes"] = queries.searched(index)
     return figures
 
 
@@ -177,40 +197,50 @@ def sizes(scratch: Path, points: int) -> dict[str, int]:
     return {kind: round(size / points) for kind, size in sorted(total.items())}
 
 
-def searches(index: CaptionIndex, data: Data) -> dict[str, Any]:
-    """Return latencies of both kinds of search, and the recall by vector."""
-    queries = data.vectors(data.count + 1, QUERIES)
-    texts = data.captions(data.count + 1, QUERIES)
-    best = np.full((QUERIES, K), -2.0, np.float32)
-    ids = np.zeros((QUERIES, K), np.int64)
-    for start, rows in data.pieces():  # exact
-        scores = np.hstack([best, queries @ data.vectors(start, rows).T])
-        order = np.argpartition(-scores, K, axis=1)[:, :K]
-        known = np.hstack([ids, np.broadcast_to(np.arange(start, start + rows), (QUERIES, rows))])
-        best, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(known, order, 1)
-    found: list[list[str]] = []
+class Queries:
+    """Queries, and the entries nearest to each by exact search."""
 
-    def by_vector(row: int) -> None:
-        found.append([hit.entry.id for hit in index.search(queries[row], K)])
+    def __init__(self, data: Data, report: Report) -> None:
+        self._vectors = data.vectors(data.count + 1, QUERIES)
+        self._texts = data.captions(data.count + 1, QUERIES)
+        self._report = report
+        advance = counting(report, "exact search", data.count)
+        best = np.full((QUERIES, K), -2.0, np.float32)
+        self._ids = np.zeros((QUERIES, K), np.int64)
+        for start, rows in data.pieces():
+            scores = np.hstack([best, self._vectors @ data.vectors(start, rows).T])
+            order = np.argpartition(-scores, K, axis=1)[:, :K]
+            new = np.broadcast_to(np.arange(start, start + rows), (QUERIES, rows))
+            best = np.take_along_axis(scores, order, 1)
+            self._ids = np.take_along_axis(np.hstack([self._ids, new]), order, 1)
+            advance(rows)
 
-    def hybrid(row: int) -> None:
-        index.search(queries[row], K, hybrid=QueryText(texts[row], "en"))
-
-    kinds: dict[str, Callable[[int], None]] = {"vector": by_vector, "hybrid": hybrid}
-    latencies: dict[str, list[float]] = {name: [] for name in kinds}
-    for row in range(QUERIES):  # both kinds take turns
-        for name, search in kinds.items():
-            began = time.perf_counter()
-            search(row)
-            latencies[name].append(1000 * (time.perf_counter() - began))
-    shared = [len(set(map(int, hits)) & set(row)) for hits, row in zip(found, ids, strict=True)]
-    return {
-        "recall@10": round(float(np.mean(shared)) / K, 4),
-        "ms, p50 and p99": {
-            name: [round(float(np.percentile(ms, share)), 1) for share in (50, 99)]
-            for name, ms in latencies.items()
-        },
-    }
+    def searched(self, index: CaptionIndex) -> dict[str, Any]:
+        """Return latencies of both kinds of search, searches that failed, and the recall."""
+        shared, failed = 0, 0
+        latencies: dict[str, list[float]] = {"vector": [], "hybrid": []}
+        for row in range(QUERIES):  # both kinds take turns
+            for kind, times in latencies.items():
+                words = QueryText(self._texts[row], "en") if kind == "hybrid" else None
+                began = time.perf_counter()
+                try:
+                    hits = index.search(self._vectors[row], K, hybrid=words)
+                except OSError:
+                    failed += 1
+                    continue
+                times.append(1000 * (time.perf_counter() - began))
+                if kind == "vector":
+                    shared += len({int(hit.entry.id) for hit in hits} & set(self._ids[row]))
+            self._report(Progress("searches", row + 1, QUERIES))
+        return {
+            "recall@10": round(shared / K / max(1, len(latencies["vector"])), 4),
+            "failed": failed,
+            "ms, p50 and p99": {
+                kind: [round(float(np.percentile(times, share)), 1) for share in (50, 99)]
+                for kind, times in latencies.items()
+                if times
+            },
+        }
 
 
 if __name__ == "__main__":
