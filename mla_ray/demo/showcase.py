@@ -1,6 +1,7 @@
-"""Default collection of `mla serve`: all emoji as Twemoji draws them.
+"""Default collection of `mla serve`: the emoji as Twemoji draws them, without skin-tone variants.
 
-Its languages are those that `mla demo` acquired. If there are none, the demo runs first.
+The variants of an emoji look so alike that they would fill a page of hits. The languages are those
+that `mla demo` acquired. If there are none, the demo runs first.
 """
 
 import json
@@ -70,6 +71,7 @@ def _packs(folder: Path) -> list[Path]:
 
 def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -> None:
     emoji = Emoji(data / "emoji")
+    concepts = [concept for concept in emoji.concepts if not concept.skin_tone]
     native = Native.load(demo.NATIVE)
     packs = load_packs(folders, native)
     labels = {language: emoji.labels(language) for language in ("en", *packs)}
@@ -82,8 +84,8 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
         return emoji.png(TEST_STYLE, concept.key, SIZE)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and image encoding release the GIL
-        images = pool.map(drawn, emoji.concepts)
-        for number, (concept, image) in enumerate(zip(emoji.concepts, images, strict=True), 1):
+        images = pool.map(drawn, concepts)
+        for number, (concept, image) in enumerate(zip(concepts, images, strict=True), 1):
             for language, known in labels.items():
                 if concept.key in known:
                     rows.append(
@@ -94,7 +96,7 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
                             "caption": known[concept.key].name,
                         }
                     )
-            report(Progress("drawing emoji", number, len(emoji.concepts)))
+            report(Progress("drawing emoji", number, len(concepts)))
     table = pa.Table.from_pylist(rows)
     index_captions(showcase.index, native, packs, table, TEST_STYLE, report)
     kept = {entry.key for entry in entries_of(table, TEST_STYLE)}

@@ -10,7 +10,7 @@ import base64
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple, Self, TypedDict
 
 from mla_ray.index.backend import HASH, Payload, Point, VectorSpace
@@ -121,7 +121,7 @@ def entry_of(payload: Payload) -> Entry:
 
 def payload_of(entry: Entry, hash_: str | None) -> Payload:
     """Return the payload of an entry's point. `hash_` is that of its content and its encoder."""
-    return asdict(entry) | {"rule": RULE} | ({HASH: hash_} if hash_ else {})
+    return vars(entry) | {"rule": RULE} | ({HASH: hash_} if hash_ else {})
 
 
 def of_rule(point: Point) -> Point:

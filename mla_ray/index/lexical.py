@@ -13,7 +13,7 @@ inverse document frequency. Hashes of words, weights and stemmers are those of Q
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 from unicodedata import normalize
@@ -75,6 +75,7 @@ class Words(NamedTuple):
     weights: list[float]
 
 
+@lru_cache(maxsize=1024)  # a batch is read for its size first, and then for its points
 def words_of_caption(caption: str, language: str) -> Words:
     """Return the words of a caption, weighted by their saturated frequency."""
     return _merged(caption, language, lambda model, text: model.embed_document(text))

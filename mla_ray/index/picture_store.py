@@ -9,6 +9,7 @@ from upath import UPath
 from mla_ray.runtime.storage import as_path, is_file, read_bytes, remove, write_bytes
 
 SIDE = 256  # pixels; longer side of a stored picture
+EFFORT = 2  # of 6; Pillow's default 4 takes 2.2 times as long for files that are 13 % smaller
 
 
 class PictureStore:
@@ -38,7 +39,7 @@ class PictureStore:
         small = image.copy()
         small.thumbnail((SIDE, SIDE))
         buffer = BytesIO()
-        small.save(buffer, "WEBP", quality=85)
+        small.save(buffer, "WEBP", quality=85, method=EFFORT)
         write_bytes(self._path(image_id, source), buffer.getvalue())
 
     def has(self, image_id: str, source: str) -> bool:

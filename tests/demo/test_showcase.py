@@ -1,4 +1,4 @@
-"""Promises of what `mla serve` shows when it is given no collection: every emoji, searchable."""
+"""Promises of what `mla serve` shows when it is given no collection: the emoji, searchable."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,8 @@ def test_every_emoji_is_found_by_its_name_and_has_a_picture(
     pack = make_pack("de")
     pack.save(tmp_path / "packs" / "de")
     shown = showcase.prepare(tmp_path, tmp_path / "data")
-    keys = [concept.key for concept in emoji.concepts]
+    keys = [concept.key for concept in emoji.concepts if not concept.skin_tone]
+    assert len(keys) < len(emoji.concepts), "the variants are left out"
     ids = [f"{TEST_STYLE}/{key}" for key in keys]
     image = encode_images(native, [emoji.png(TEST_STYLE, key, SIZE) for key in keys])
     name = emoji.labels("de")[keys[0]].name
