@@ -1,4 +1,8 @@
-"""Circuit breaker in front of an index on a Qdrant server that may be gone or frozen."""
+"""Circuit breakers for an index on a Qdrant server that may be gone or frozen.
+
+`Breaker` stands in front of the server. `Absence` stands in front of the encoders, so that no query
+is encoded for a server that is away.
+"""
 
 import logging
 import threading
@@ -8,12 +12,60 @@ from contextlib import contextmanager
 
 PROBE_EVERY_S = 1.0
 """Seconds between two probes of a server that is away."""
+TRIAL_EVERY_S = 0.25
+"""Seconds between two searches that are let through while the index is away."""
 
 log = logging.getLogger(__name__)
 
 
 class IndexUnavailable(Exception):
     """The server of the index does not answer. The same call may succeed later."""
+
+
+class Absence:
+    """Refuses searches before they cost anything, while searches find that the index is away.
+
+    One search in `every_s` is let through. If it succeeds, all are.
+
+    Args:
+        every_s: Seconds between two searches that are let through.
+        clock: Returns the time in seconds.
+
+    """
+
+    def __init__(
+        self, every_s: float = TRIAL_EVERY_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._away = False
+        self._next_trial = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the search in the `with` block.
+
+        Raises:
+            IndexUnavailable: The index is away. If an earlier search found it, the block does not
+                run.
+
+        """
+        now = self._clock()
+        if self._away:
+            if now < self._next_trial:
+                raise IndexUnavailable("the server of the index does not answer")
+            self._next_trial = now + self._every_s
+        try:
+            yield
+        except IndexUnavailable:
+            self._away = True
+            self._next_trial = self._clock() + self._every_s
+            raise
+        self.end()
+
+    def end(self) -> None:
+        """Let all searches through: the index answers."""
+        self._away = False
 
 
 class Breaker:

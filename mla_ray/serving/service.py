@@ -22,6 +22,7 @@ from mla_ray.index.picture_store import PictureStore
 from mla_ray.model.text import normalized
 from mla_ray.packs.store import PackStore
 from mla_ray.serving.backend import Backend
+from mla_ray.serving.breaker import Absence
 from mla_ray.serving.coalescing import Coalescer
 from mla_ray.serving.detection import candidates, likeliest
 from mla_ray.serving.engines import Encoded, Identity, Query, QueryResult, Text, Vectors
@@ -120,6 +121,7 @@ class Service:
         self._settings = settings
         self._metrics = metrics
         self._pictures = pictures
+        self._absence = Absence()
         self._identity: Identity
         self._languages: ServedLanguages
         batch, queue, wait_s = settings.max_batch, settings.max_queue, settings.max_wait_s
@@ -198,15 +200,17 @@ class Service:
         in_language = self._language_filter(page)
         _check_mode(page)
         detected = language == AUTO
-        language = await self._detect(text) if detected else self._languages.resolve(language)
-        encoded = await self._encode_texts([Text(language, text)])
-        hybrid = QueryText(text, language) if page.mode == "hybrid" else None
-        return await self._search(encoded, page, in_language, language, detected, hybrid)
+        with self._absence.watching():
+            language = await self._detect(text) if detected else self._languages.resolve(language)
+            encoded = await self._encode_texts([Text(language, text)])
+            hybrid = QueryText(text, language) if page.mode == "hybrid" else None
+            return await self._search(encoded, page, in_language, language, detected, hybrid)
 
     async def search_image(self, image: bytes, page: Page) -> SearchResult:
         """Search by an image in a file format such as PNG."""
         in_language = self._language_filter(page)
-        return await self._search(await self._encode_image(image), page, in_language)
+        with self._absence.watching():
+            return await self._search(await self._encode_image(image), page, in_language)
 
     async def embed_texts(self, inputs: list[TextInput]) -> EmbeddedRows:
         """Encode texts of any languages, in the order of the inputs."""
@@ -272,6 +276,8 @@ class Service:
         """Check every part of the backend."""
         parts = await self._backend.health()
         ok = all(state == "ok" for state in parts.values())
+        if ok:
+            self._absence.end()
         return Health(status="ok" if ok else "unavailable", parts=parts)
 
     def _language_filter(self, page: Page) -> str | None:

@@ -1,11 +1,11 @@
-"""Promises of the breaker: one probe at a time asks a server that is away, and no call does."""
+"""Promises of the breakers: one probe or search at a time asks a server that is away."""
 
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from mla_ray.serving.breaker import Breaker, IndexUnavailable
+from mla_ray.serving.breaker import Absence, Breaker, IndexUnavailable
 
 
 class Probe:
@@ -118,3 +118,44 @@ def test_an_outage_can_follow_another(breaker: Breaker, probe: Probe) -> None:
         assert not call(breaker)
         probe.find(None)
         until_closed(breaker)
+
+
+def search(absence: Absence, error: BaseException | None = None) -> bool:
+    """Return whether the search ran."""
+    ran = False
+    try:
+        with absence.watching():
+            ran = True
+            if error:
+                raise error
+    except (IndexUnavailable, ValueError):
+        pass
+    return ran
+
+
+def test_one_search_at_a_time_tries_an_index_that_is_away() -> None:
+    now = 100.0
+    absence = Absence(every_s=0.25, clock=lambda: now)
+    away = IndexUnavailable("away")
+    assert [search(absence) for _ in range(3)] == [True] * 3
+    assert search(absence, ValueError("a bad request says nothing of the index"))
+    assert search(absence, away)
+    assert [search(absence) for _ in range(3)] == [False] * 3
+    now += 0.25
+    assert search(absence, away), "the trial"
+    assert not search(absence), "it failed"
+    now += 0.25
+    with absence.watching():  # the next trial, which takes its time
+        assert not search(absence)
+        now += 0.25
+        assert search(absence, ValueError("a bad request")), "the one after it"
+        assert not search(absence)
+    assert [search(absence) for _ in range(3)] == [True] * 3, "the index answers"
+
+
+def test_searches_go_on_at_once_when_the_index_is_known_to_be_back() -> None:
+    absence = Absence(clock=lambda: 100.0)
+    assert search(absence, IndexUnavailable("away"))
+    assert not search(absence)
+    absence.end()
+    assert search(absence)
