@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
@@ -19,7 +20,7 @@ from qdrant_client import QdrantClient, models
 from mla_ray.data.feature_store import encode_images
 from mla_ray.data.table_images import read_image
 from mla_ray.index.address import Address
-from mla_ray.index.backend import CollectionConfig, is_ours
+from mla_ray.index.backend import CollectionConfig, VectorSpace, is_ours
 from mla_ray.index.batches import Reservoir
 from mla_ray.index.collection import CAPTIONS, IMAGES, CaptionIndex
 from mla_ray.index.foreign import ForeignImage, ForeignVectors, QdrantVectors
@@ -139,12 +140,48 @@ def adopt_in_place(
             f"{url} is not the server of {foreign.where}; a collection is adopted in place on its "
             f"own server: give {foreign.server}, or copy the vectors without --in-place"
         )
+    _place_of(foreign.client, url, space_of(native), foreign.name)  # refused before the encoding
     checked, agreement = _check(foreign, native, images, report)
     layout = replace(foreign.layout, source=source)
     config = CollectionConfig(space_of(native), words=0, layout=layout)
     _attach(foreign.client, url, config, foreign.name)
     CaptionIndex.open(url, space_of(native), CAPTIONS).close()  # serving wants both
     return Adopted(0, 0, checked, agreement)
+
+
+class _Place(NamedTuple):
+    """Where a collection is attached."""
+
+    alias: str  # the native's alias of the images
+    former: str | None  # collection that the alias names now
+    found: models.CollectionConfig  # configuration of the collection to attach
+
+
+def _place_of(client: QdrantClient, url: str, space: VectorSpace, collection: str) -> _Place:
+    """Return where a collection can be attached.
+
+    Raises:
+        ValueError: The index has images of this native elsewhere, or mla-ray made the collection.
+
+    """
+    alias = alias_of(Address.parse(url).prefixed(IMAGES), space.fingerprint)
+    with reaching(url):
+        found = client.get_collection(collection).config
+        if is_ours(found.metadata):
+            raise ValueError(
+                f"mla-ray made the collection {collection!r}: it needs no adoption, and `mla "
+                "collection copy` copies it"
+            )
+        aliases = {a.alias_name: a.collection_name for a in client.get_aliases().aliases}
+        former = aliases.get(alias)
+        if former is not None and former != collection:
+            count = client.count(former, exact=True).count
+            if count:
+                raise ValueError(
+                    f"{url} has {count:,} images of this native in {former!r}; give the adopted "
+                    "ones a prefix of their own (?prefix=NAME)"
+                )
+    return _Place(alias, former, found)
 
 
 def _attach(client: QdrantClient, url: str, config: CollectionConfig, collection: str) -> None:
@@ -160,29 +197,13 @@ def _attach(client: QdrantClient, url: str, config: CollectionConfig, collection
         collection: Name of the collection.
 
     Raises:
-        ValueError: The index has images of this native elsewhere, or mla-ray made the collection.
+        ValueError: As `_place_of`.
 
     """
-    alias = alias_of(Address.parse(url).prefixed(IMAGES), config.space.fingerprint)
+    alias, former, found = _place_of(client, url, config.space, collection)
     with reaching(url):
-        found = client.get_collection(collection).config
-        metadata = found.metadata or {}
-        if is_ours(metadata):
-            raise ValueError(
-                f"mla-ray made the collection {collection!r}: it needs no adoption, and `mla "
-                "collection copy` copies it"
-            )
-        aliases = {a.alias_name: a.collection_name for a in client.get_aliases().aliases}
-        former = aliases.get(alias)
-        replaced = former if former not in (None, collection) else None
-        if replaced and (count := client.count(replaced, exact=True).count):
-            raise ValueError(
-                f"{url} has {count:,} images of this native in {replaced!r}; give the adopted "
-                "ones a prefix of their own (?prefix=NAME)"
-            )
-        stored = settings_of(found, config.layout)
-        record = replace(config, settings=stored).record()
-        client.update_collection(collection, metadata={**metadata, alias: record})
+        record = replace(config, settings=settings_of(found, config.layout)).record()
+        client.update_collection(collection, metadata={**(found.metadata or {}), alias: record})
         forget = models.DeleteAlias(alias_name=alias)
         client.update_collection_aliases(
             [
@@ -190,6 +211,7 @@ def _attach(client: QdrantClient, url: str, config: CollectionConfig, collection
                 point_alias(alias, collection),
             ]
         )
+        replaced = former if former not in (None, collection) else None
         if replaced and is_ours(client.get_collection(replaced).config.metadata):
             client.delete_collection(replaced)  # the empty one that `mla serve` creates
 
