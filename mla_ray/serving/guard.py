@@ -54,7 +54,8 @@ class Guard:
         app: Next ASGI app.
         settings: Settings of the server.
         metrics: Destination of the metrics.
-        expected_wait_s: Returns the time in seconds that a new request to a path would wait.
+        expected_wait_s: Returns the time in seconds that a new request with this method and path
+            would wait.
 
     """
 
@@ -63,7 +64,7 @@ class Guard:
         app: ASGIApp,
         settings: Settings,
         metrics: Metrics,
-        expected_wait_s: Callable[[str], float],
+        expected_wait_s: Callable[[str, str], float],
     ) -> None:
         self._app = app
         self._settings = settings
@@ -144,7 +145,7 @@ class Guard:
         if length.isdigit() and int(length) > _limit(scope):
             raise _too_large(_limit(scope))
         # The queues check the wait too. Here a refusal costs neither a body nor its parsing.
-        wait_s = self._expected_wait_s(path)
+        wait_s = self._expected_wait_s(scope["method"], path)
         if wait_s > self._settings.max_wait_s:
             detail = f"a new request would wait {wait_s:.0f} s; try again"
             raise overloaded(detail, math.ceil(wait_s))

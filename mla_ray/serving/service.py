@@ -167,11 +167,12 @@ class Service:
             "queries": self._queries.queued,
         }
 
-    def expected_wait_s(self, path: str) -> float:
-        """Return the time in seconds that a new request to a path would wait for an encoder."""
+    def expected_wait_s(self, method: str, path: str) -> float:
+        """Return the time in seconds that a new request would wait for an encoder."""
         if path in (SEARCH_PATH, EMBED_TEXT_PATH):
             return self._texts.expected_wait_s
-        if path in (SEARCH_IMAGE_PATH, EMBED_IMAGE_PATH):
+        is_put = method == "PUT" and path.startswith(f"{IMAGES_PATH}/")
+        if is_put or path in (SEARCH_IMAGE_PATH, EMBED_IMAGE_PATH):
             return self._images.expected_wait_s
         return 0.0
 

@@ -5,12 +5,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 
 from mla_ray.serving.schemas import MAX_TEXTS, TOKEN_VARIABLE
 from mla_ray.serving.service import Service
 from mla_ray.serving.settings import Settings
-from tests.serving.app_server import PNG, Server, Start, problem, wait_for
+from tests.serving.app_server import PNG, Server, Start, png_of, problem, wait_for
 
 
 def test_bodies_are_bounded(server: Server) -> None:
@@ -113,6 +114,29 @@ def test_a_long_wait_is_refused_before_the_body_is_read(
         assert server.get("/v1/languages").status_code == 200
         gate.set()
         assert [future.result() for future in asked] == [200, 200]
+
+
+def test_an_image_that_would_wait_long_is_refused_before_it_is_read(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "t")
+    with start(max_images=1, max_wait_s=0.5) as server, ThreadPoolExecutor(2) as pool:
+        server.client.headers["Authorization"] = "Bearer t"
+
+        def put(content: bytes) -> httpx2.Response:
+            return server.client.put("/v1/images/new", content=content, headers=PNG)
+
+        server.backend._torch_thread.submit(time.sleep, 2)
+        assert put(png_of("red")).status_code == 200  # the server now knows that an image takes 2 s
+        gate = threading.Event()
+        server.backend._torch_thread.submit(gate.wait)
+        asked = [pool.submit(put, png_of("blue")) for _ in range(2)]  # one is encoded, one waits
+        service: Service = server.client.app.state.service  # type: ignore[attr-defined]
+        wait_for(lambda: service.queued()["images"] == 1)
+        problem(put(b"no image"), 503, "overloaded")
+        assert server.get("/v1/images/other").status_code == 404, "nothing to encode"
+        gate.set()
+        assert [future.result().status_code for future in asked] == [200, 200]
 
 
 def test_every_answer_carries_the_security_headers(server: Server) -> None:
