@@ -108,10 +108,15 @@ class LanguageEncoder(nn.Module):
         embedding: Embedding block of the language.
         hidden: Hidden size H of the acquirers.
 
+    Attributes:
+        activation_checkpointing: Keep only the input of each block for the backward pass, and
+            compute the rest again. Features and gradients stay the same.
+
     """
 
     def __init__(self, tower: TextTower, embedding: EmbeddingBlock, hidden: int) -> None:
         super().__init__()
+        self.activation_checkpointing = False
         self.embedding = embedding
         self.acquirers = nn.ModuleList(Acquirer(tower.width, hidden) for _ in tower.blocks)
         self._tower = [tower]  # a list, so that nn.Module does not register it
@@ -156,4 +161,5 @@ class LanguageEncoder(nn.Module):
             tower.sentence_position(length_B - 1),
             positions_L >= length_B[:, None],
             lambda number, x_BLD: self.acquirers[number](x_BLD),
+            self.activation_checkpointing,
         )

@@ -9,6 +9,7 @@ Shapes: B batch, L tokens, D text width, E joint embedding size.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import open_clip
@@ -18,12 +19,14 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from mla_ray.model.frozen_block import FrozenBlock, FrozenWeights, Mask
 from mla_ray.model.tokenizers import Ids, pad
 
+Block = Callable[[Tensor], Tensor]
 AfterBlock = Callable[[int, Tensor], Tensor]
 """Function (block number, x_BLD) -> x_BLD that runs after a frozen block, such as an acquirer."""
 
@@ -149,6 +152,7 @@ class TextTower(ABC):
         position_B: Tensor,
         padding_BL: Tensor | None = None,
         after_block: AfterBlock | None = None,
+        activation_checkpointing: bool = False,
     ) -> Tensor:
         """Run token embeddings through the frozen blocks to sentence features `[B, E]`.
 
@@ -161,6 +165,8 @@ class TextTower(ABC):
                 output. None leaves the tower unchanged. After the last block, a tower may pass
                 only the position that is read, `[B, 1, D]`, so the function must treat each
                 position alike.
+            activation_checkpointing: Keep only the input of each block for a backward pass, which
+                computes the rest again.
 
         """
 
@@ -257,25 +263,27 @@ class ClipTower(TextTower):
         position_B: Tensor,
         padding_BL: Tensor | None = None,
         after_block: AfterBlock | None = None,
+        activation_checkpointing: bool = False,
     ) -> Tensor:
         """Run token embeddings through the frozen blocks, the final norm and the projection.
 
         English runs through open_clip's own blocks, so its features are the library's to the byte.
         """
+        run = _recomputed if activation_checkpointing else _kept
         (positions_LD,) = self._positions.to(x_BLD.dtype)
         x_BLD = x_BLD + cast(Tensor, positions_LD)[: x_BLD.shape[1]].to(x_BLD.dtype)
         mask = self._mask(x_BLD, padding_BL)
         if after_block is None or self._frozen_blocks is None:
             full = self._full_mask(mask, x_BLD.shape[1])
             for number, block in enumerate(self.blocks):
-                x_BLD = block(x_BLD, attn_mask=full)
-                x_BLD = x_BLD if after_block is None else after_block(number, x_BLD)
+                x_BLD = run(partial(block, attn_mask=full), number, x_BLD, after_block)
             x_BD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), position_B]
         else:
             *inner, last = self._frozen_blocks
             for number, frozen in enumerate(inner):
-                x_BLD = after_block(number, frozen(x_BLD, mask))
-            x_BD = after_block(len(inner), last(x_BLD, mask, position_B))[:, 0]
+                x_BLD = run(partial(frozen, mask=mask), number, x_BLD, after_block)
+            read = partial(last, mask=mask, position_B=position_B)
+            x_BD = run(read, len(inner), x_BLD, after_block)[:, 0]
         return self._project(cast(Tensor, self.final_norm(x_BD)))
 
     def _mask(self, x_BLD: Tensor, padding_BL: Tensor | None) -> Mask:
@@ -371,8 +379,10 @@ class BertTower(TextTower):
         position_B: Tensor,
         padding_BL: Tensor | None = None,
         after_block: AfterBlock | None = None,
+        activation_checkpointing: bool = False,
     ) -> Tensor:
         """Run token embeddings through the frozen blocks, the pooler and the projection."""
+        run = _recomputed if activation_checkpointing else _kept
         transformer = self._encoder.transformer
         if padding_BL is None:
             padding_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)
@@ -382,9 +392,7 @@ class BertTower(TextTower):
         )
         mask = create_bidirectional_mask(transformer.config, x_BLD, valid_BL)
         for number, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, mask)
-            if after_block is not None:
-                x_BLD = after_block(number, x_BLD)
+            x_BLD = run(partial(block, attention_mask=mask), number, x_BLD, after_block)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=x_BLD,
             pooler_output=None if transformer.pooler is None else transformer.pooler(x_BLD),
@@ -395,6 +403,22 @@ class BertTower(TextTower):
         if self._before_first is None:
             return torch.arange(valid_BL.shape[1], device=valid_BL.device)[None]
         return valid_BL.cumsum(dim=1) * valid_BL + self._before_first
+
+
+def _kept(block: Block, number: int, x_BLD: Tensor, after_block: AfterBlock | None) -> Tensor:
+    """Run a block, and what follows it."""
+    x_BLD = block(x_BLD)
+    return x_BLD if after_block is None else after_block(number, x_BLD)
+
+
+def _recomputed(block: Block, number: int, x_BLD: Tensor, after_block: AfterBlock | None) -> Tensor:
+    """Run a block, and what follows it; a backward pass runs them again."""
+    # A frozen block has no dropout, so no state of random numbers has to be restored. On a GPU,
+    # reading it would make Python wait.
+    made: Tensor = checkpoint(
+        _kept, block, number, x_BLD, after_block, use_reentrant=False, preserve_rng_state=False
+    )
+    return made
 
 
 def _is_causal(mask_LL: Tensor) -> bool:

@@ -369,6 +369,7 @@ def initial_encoders(
         encoders[languages[0]].load_state_dict({"embedding.rows.weight": init["rows"], **start})
     for encoder in encoders.values():
         encoder.acquirers.requires_grad_(config.acquirers)
+        encoder.activation_checkpointing = config.activation_checkpointing
     return encoders
 
 

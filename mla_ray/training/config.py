@@ -106,6 +106,9 @@ class AcquireConfig(Training):
     """Initial values of the rows of a learned vocabulary (`mla_ray.model.alignment`)."""
     hidden: int | None = Field(default=None, ge=1)
     """Hidden size of the acquirers. By default half the native's text width, as in the paper."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block for the backward pass, and compute the rest again. A step
+    takes half as long again, and a tenth of the memory."""
     acquirers: bool = True
     """Whether the acquirers train. If not, they stay the identity, which serves as an ablation."""
     held_out: HeldOut = HeldOut()

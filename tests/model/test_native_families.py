@@ -173,6 +173,35 @@ def test_acquirers_step_in_after_every_block(native: Native) -> None:
     check_acquirers(native)
 
 
+def test_blocks_that_are_computed_again_have_the_same_gradients_and_keep_less(
+    native: Native,
+) -> None:
+    tower = native.text
+    embedding = EmbeddingBlock(tower.token_embedding.weight, tower)
+    encoder = LanguageEncoder(tower, embedding, hidden=16)
+    with torch.no_grad():
+        for weight in encoder.acquirers.parameters():
+            weight.add_(torch.randn_like(weight) * 0.02)
+    ids = random_texts(native)
+    lengths = torch.tensor([4, tower.context_length // 2, tower.context_length])
+    gradients, kept = [], []
+    for encoder.activation_checkpointing in (False, True):
+        tensors: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, tensors=tensors: tensors.append(tensor) or tensor,  # type: ignore[misc]
+            lambda tensor: tensor,
+        ):
+            features = encoder(ids, lengths)
+        of_texts = {t.data_ptr(): t.nbytes for t in tensors if t.shape[:2] == ids.shape}
+        kept.append(sum(of_texts.values()))
+        features.square().sum().backward()
+        gradients.append([weight.grad.to_dense() for weight in encoder.parameters()])
+        encoder.zero_grad(set_to_none=True)
+    for usual, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, usual, rtol=1e-5, atol=1e-6 * float(usual.abs().max()))
+    assert kept[1] < kept[0] / 3
+
+
 def test_a_batch_may_be_cut_where_padding_is_not_seen(native: Native) -> None:
     _, width, dim, context, fixed = FAMILIES[native.name]
     tower = native.text

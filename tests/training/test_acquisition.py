@@ -182,6 +182,17 @@ def test_without_workers_a_run_is_stopped_and_goes_on_to_the_same_bytes(
     assert same(packs["de"], german / "packs" / "le" / "de")
 
 
+def test_blocks_that_are_computed_again_train_the_same_pack(
+    run_of: RunOf, german: Path, corpora: dict[str, Corpus], tmp_path: Path
+) -> None:
+    assert "activation_checkpointing" not in json.loads((german / "run.json").read_text())["config"]
+    config = CONFIG.model_copy(update={"activation_checkpointing": True})
+    packs = run_of(tmp_path / "run", [corpora["de"]], config, workers=Workers(0))
+    usual = weights(german / "packs" / "le" / "de")
+    for name, weight in weights(packs["de"]).items():
+        np.testing.assert_allclose(weight, usual[name], atol=1e-5, err_msg=name)
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_pack_on_a_worker_and_without_any(
     ray_cluster: None, run_of: RunOf, german: Path, corpora: dict[str, Corpus], tmp_path: Path
