@@ -35,6 +35,8 @@ from mla_ray.runtime.storage import names_in, read_json, write_json
 Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
 BATCH = 256
+CPU_IMAGES = 64
+"""Images in a batch on a CPU, where the activations of more do not fit into its caches."""
 CLAIM = "native.json"
 """File in a folder that is named by a version 1 fingerprint. It holds the current fingerprint of
 the native that owns the folder.
@@ -88,12 +90,13 @@ def encode_frames(native: Native, pictures: Iterable[Sequence[Image.Image]]) -> 
         Features `[n, E]` float32 of the next n pictures.
 
     """
+    batch = CPU_IMAGES if native.device.type == "cpu" else BATCH
     pixels: list[torch.Tensor] = []
     counts: list[int] = []
     for frames in pictures:
         pixels += [native.preprocess(frame) for frame in frames]
         counts.append(len(frames))
-        if len(pixels) >= BATCH:
+        if len(pixels) >= batch:
             yield _pooled(native, pixels, counts)
             pixels, counts = [], []
     if counts:

@@ -64,8 +64,11 @@ def fetch(language: str, folder: Path) -> Path:
     return debian.fetch(f"dict-freedict-eng-{LANGUAGES[language]}", folder)
 
 
-def read_heads(deb: Path, language: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield English head words and phrases, each with up to `MAX_TRANSLATIONS` translations."""
+def read_heads(deb: Path, language: str) -> Iterator[tuple[str, Iterator[str]]]:
+    """Yield English head words and phrases, each with up to `MAX_TRANSLATIONS` translations.
+
+    The translations are found when they are asked for, because most callers want few head words.
+    """
     articles: dict[str, list[str]] = defaultdict(list)
     for head, body in _articles(deb, f"eng-{LANGUAGES[language]}"):
         if _HEAD.fullmatch(head):
@@ -120,8 +123,8 @@ def read_articles(deb: Path, path: str) -> Iterator[str]:
         yield text[offset : offset + length].decode()
 
 
-def _translations(bodies: list[str]) -> list[str]:
-    """Return the first translations in the articles of one head word, at most `MAX_TRANSLATIONS`.
+def _translations(bodies: list[str]) -> Iterator[str]:
+    """Yield the first translations in the articles of one head word, at most `MAX_TRANSLATIONS`.
 
     Some dictionaries, such as the German one, have one article per meaning in alphabetical order.
     The usual meaning is then the one with the most examples and references. Ties keep their order.
@@ -132,7 +135,7 @@ def _translations(bodies: list[str]) -> list[str]:
         for line in _senses(body):
             for target in _equivalents(line):
                 weight[target] += examples
-    return [target for target, _ in weight.most_common(MAX_TRANSLATIONS)]
+    yield from (target for target, _ in weight.most_common(MAX_TRANSLATIONS))
 
 
 def _senses(body: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from mla_ray.datasets import debian, freedict
 
-Translations = Iterator[tuple[str, Sequence[str]]]
+Translations = Iterator[tuple[str, Iterable[str]]]
 """English words in any spelling, each with its translations, the most usual first."""
 
 

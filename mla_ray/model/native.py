@@ -19,6 +19,7 @@ import numpy.typing as npt
 import open_clip
 import torch
 from huggingface_hub import constants
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
@@ -81,6 +82,10 @@ class Native:
             self.fingerprint_v1, self.model, self.text, tokenizer, self.tokenize
         )
         self.model.to(device)
+        if isinstance(
+            self.model.visual, ModifiedResNet
+        ):  # in this layout it takes a third less time
+            self.model.visual.to(memory_format=torch.channels_last)
         self.preprocess: Callable[[Image.Image], Tensor] = image_transform_v2(
             PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
         )

@@ -172,11 +172,12 @@ def _encode_by_actors(
     have = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1) / encoders.cpus
     most = min(encoders.most or max(1, int(have)), len(blocks))
     # Each of our blocks is one block of Ray Data from the start. The tasks of a repartition would
-    # wait forever for the cores that the actors hold.
+    # wait forever for the cores that the actors hold. All actors start at once, because each takes
+    # many seconds; what the cluster has no room for waits and holds up nothing.
     encoded = ray.data.from_arrow([pa.Table.from_pylist([block]) for block in blocks]).map_batches(
         BlockEncoder,
         fn_constructor_kwargs={"native": native.name, "stores": stores},
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=most, max_size=most),
         num_cpus=encoders.cpus,
         num_gpus=gpus,
         batch_size=None,  # one block
