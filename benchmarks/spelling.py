@@ -8,6 +8,7 @@ Names that a respelling does not change count, too. All packs must be of the sam
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -19,6 +20,7 @@ from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
 
 FATHA, TATWEEL, PATAH = "\u064e", "\u0640", "\u05b7"
+MARKS = re.compile("[\u064b-\u0652]")
 TONES, THAI_VOWELS = "\u0e48\u0e49\u0e4a\u0e4b", "\u0e31\u0e34\u0e35\u0e36\u0e37\u0e38\u0e39"
 Respell = Callable[[str], str]
 
@@ -58,7 +60,11 @@ def main() -> None:
 def respellings(language: str) -> dict[str, Respell]:
     """Return functions that respell names in common alternative ways, by description."""
     ways: dict[str, dict[str, Respell]] = {
-        "ar": {"vowel marks": _after_letters(FATHA), "tatweel": _stretched},
+        "ar": {
+            "vowel marks": _after_letters(FATHA),
+            "no vowel marks": lambda text: MARKS.sub("", text),
+            "tatweel": _stretched,
+        },
         "de": {"ss for ß": lambda text: text.replace("ß", "ss")},
         "fa": {"Arabic y and k": lambda text: text.replace("ی", "ي").replace("ک", "ك")},
         "fr": {"oe for œ": lambda text: text.replace("œ", "oe"), "capitals": str.upper},
