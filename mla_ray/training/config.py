@@ -5,6 +5,7 @@ Unknown keys are an error before anything is loaded. A section that names only s
 """
 
 from collections.abc import Mapping
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,7 +107,8 @@ class AcquireConfig(Training):
     """Initial values of the rows of a learned vocabulary (`mla_ray.model.alignment`)."""
     hidden: int | None = Field(default=None, ge=1)
     """Hidden size of the acquirers. By default half the native's text width, as in the paper."""
-    activation_checkpointing: bool = False
+    # Left out where it is off, so that runs and records from before it existed stay the same.
+    activation_checkpointing: bool = Field(default=False, exclude_if=not_)
     """Keep only the input of each block for the backward pass, and compute the rest again. A step
     takes half as long again, and a tenth of the memory."""
     acquirers: bool = True

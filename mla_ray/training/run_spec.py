@@ -34,7 +34,7 @@ class RunSpec(TypedDict, total=False):
     native: str
     fingerprint: str
     config: dict[str, Any]
-    """Settings, as `AcquireConfig.model_validate` takes them."""
+    """Settings, as `AcquireConfig.model_dump` returns them."""
     sources: dict[str, dict[str, list[str]]]
     """Fingerprints of the files of each table, by language and table name."""
     start: dict[str, dict[str, Any]] | None
@@ -46,13 +46,10 @@ class RunSpec(TypedDict, total=False):
 def spec_of(native: Native, corpora: Sequence[Corpus], config: AcquireConfig) -> RunSpec:
     """Return the spec of a run. The run resumes only with the same spec."""
     starts = {c.language: _start_card(c.start) for c in corpora if c.start is not None}
-    settings = config.model_dump()
-    if not config.activation_checkpointing:  # runs that began before the setting existed continue
-        del settings["activation_checkpointing"]
     return {
         "native": native.name,
         "fingerprint": native.fingerprint,
-        "config": settings,
+        "config": config.model_dump(),
         "sources": sources(corpora),
         "start": starts or None,
     }

@@ -217,7 +217,7 @@ def test_stills_and_videos_share_batches(native: Native, monkeypatch: pytest.Mon
         return encode(pixels)
 
     monkeypatch.setattr(native, "encode_image", counted)
-    monkeypatch.setattr(features, "BATCH", 5)
+    monkeypatch.setattr(features, "CPU_IMAGES", 5)
     done: list[int] = []
     np.testing.assert_allclose(encode_images(native, pictures, done.append), alone, atol=1e-6)
     assert (sizes, done) == ([1 + FRAMES, 1 + 1 + 3], [2, 3])
