@@ -6,7 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ from mla_ray.index.backend import (
     whole_points,
 )
 from mla_ray.index.lexical import WORDS_RULE
-from mla_ray.index.server_errors import API_KEY, CA_FILE, ERRORS, reaching
+from mla_ray.index.server_errors import API_KEY, CA_FILE, ERRORS, is_full, reaching
 from mla_ray.index.server_requests import filter_of, request_of, row_of
 from mla_ray.index.server_settings import creation_of, record_of, settings_of
 from mla_ray.index.server_version import check_version
@@ -262,7 +262,13 @@ class ServerBackend:
         with self._reaching():
             space, config = self.config.space, self.config.rebuilt(settings)
             fresh = next_version(space, self.collection, self._names())
-            self._create(fresh, config)
+            try:
+                self._create(fresh, config)
+            except ERRORS as error:
+                if is_full(error):  # the server has the collection all the same, empty
+                    with suppress(*ERRORS):
+                        self.client.delete_collection(fresh)
+                raise
             try:
                 yield ServerBackend(self.client, self.url, config, self.collection, fresh)
                 check_kept(fresh, self._names())

@@ -41,7 +41,7 @@ def _is_passing(error: Exception) -> bool:
     return True
 
 
-def _is_full(error: Exception) -> bool:
+def is_full(error: Exception) -> bool:
     """Return whether the server failed because its disk is full."""
     if isinstance(error, UnexpectedResponse):  # a refusal of input (4xx) may quote the input
         said = error.content.decode(errors="replace").lower()
@@ -95,7 +95,7 @@ def reaching(url: str) -> Iterator[None]:
     try:
         yield
     except ERRORS as error:
-        if _is_full(error):
+        if is_full(error):
             raise OSError(
                 errno.ENOSPC,
                 "the disk of the Qdrant server is too full for this write, and what was written "

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from mla_ray.index.backend import VectorSpace
 from mla_ray.index.collection import CAPTIONS, CaptionIndex
 from mla_ray.index.entry import Entry
+from mla_ray.index.server import connect
 from mla_ray.index.server_errors import reaching
 from mla_ray.index.sink import FIELDS, upsert_block
 from mla_ray.index.status import status_of
@@ -141,6 +143,11 @@ def test_all_that_needs_space_is_refused_alike_and_searches_go_on(disk: Path, ur
             assert_found(index, 3)
             index.ping()
         assert CaptionIndex.open(url, SPACE).count() == 3 * BATCH
+        with closing(connect(url)) as client:
+            names = [found.name for found in client.get_collections().collections]
+        assert [name for name in names if name.startswith(CAPTIONS)] == [
+            f"{CAPTIONS}-{SPACE.fingerprint[:12]}-v1"
+        ]
         taken.unlink()
         with index.rebuild() as fresh:
             fresh.upsert(*batch(3))
