@@ -16,12 +16,10 @@ Run this command after a package version changes, to find again which concepts s
 
 import hashlib
 import json
-import os
 import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -256,21 +254,13 @@ class Emoji:
             cells = (table[name].to_pylist() for name in ("image_id", "image"))
             kept = dict(zip(*cells, strict=True))
         before = len(kept)
-
-        def missing(concept: Concept) -> dict[str, bytes]:
-            styles = (TEST_STYLE,) if concept.split == "test" else self.styles(concept.key)
-            ids = {f"{style}/{concept.key}": style for style in styles}
-            return {
-                image_id: self.png(style, concept.key, SIZE)
-                for image_id, style in ids.items()
-                if image_id not in kept
-            }
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing releases the GIL
-            for made in pool.map(missing, self.concepts):
-                kept |= made
-                if progress:
-                    progress(1)
+        for concept in self.concepts:
+            test = concept.split == "test"
+            for style in (TEST_STYLE,) if test else self.styles(concept.key):
+                if (image_id := f"{style}/{concept.key}") not in kept:
+                    kept[image_id] = self.png(style, concept.key, SIZE)
+            if progress:
+                progress(1)
         if len(kept) > before:
             columns = {"image_id": list(kept), "image": pa.array(kept.values(), pa.binary())}
             write_parquet(as_path(path), pa.table(columns).replace_schema_metadata(versions))

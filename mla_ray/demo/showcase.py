@@ -83,7 +83,7 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
         pictures.put(_image_id(concept), TEST_STYLE, picture)
         return emoji.png(TEST_STYLE, concept.key, SIZE)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and image encoding release the GIL
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # encoding of images releases the GIL
         images = pool.map(drawn, concepts)
         for number, (concept, image) in enumerate(zip(concepts, images, strict=True), 1):
             for language, known in labels.items():

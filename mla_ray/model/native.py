@@ -82,9 +82,7 @@ class Native:
             self.fingerprint_v1, self.model, self.text, tokenizer, self.tokenize
         )
         self.model.to(device)
-        if isinstance(
-            self.model.visual, ModifiedResNet
-        ):  # in this layout it takes a third less time
+        if isinstance(self.model.visual, ModifiedResNet):  # convolutions take a third less time so
             self.model.visual.to(memory_format=torch.channels_last)
         self.preprocess: Callable[[Image.Image], Tensor] = image_transform_v2(
             PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
