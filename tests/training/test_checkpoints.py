@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,7 @@ def save_until_killed(folder: str, kill_at: str) -> None:
             die()
 
     storage._put, storage._remove = put_or_die, remove_or_die
+    tempfile.tempdir = str(Path(folder).parent)  # nobody else removes what it leaves there
     made = Checkpoints(as_path(folder))
     made.load()
     made.save(30, {"weight": torch.ones(9)}, {})
