@@ -146,16 +146,16 @@ def measured(
     figures: dict[str, Any] = {"points": data.count, "dim": data.space.dim}
     with CaptionIndex.open(urls[0], data.space, settings=settings) as index:
 
-        def write(piece: tuple[int, int]) -> None:
+        def write(piece: tuple[int, int]) -> int:
             start, rows = piece
             texts = data.captions(start, rows)
             entries = [Entry(str(start + n), "i", "en", text, "s") for n, text in enumerate(texts)]
-            index.upsert(entries, data.vectors(start, rows))
+            return index.upsert(entries, data.vectors(start, rows))
 
         began = time.perf_counter()
         advance = counting(report, "writing", data.count)
         with ThreadPoolExecutor(writers) as pool:
-            for (_, rows), _ in zip(data.pieces(), pool.map(write, data.pieces()), strict=True):
+            for rows in pool.map(write, data.pieces()):
                 advance(rows)
         wrote = time.perf_counter()
         figures["points/s written"] = round(data.count / (wrote - began))

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -46,11 +47,11 @@ def breaker(probe: Probe) -> Iterator[Breaker]:
     probe.told.release()
 
 
-def call(breaker: Breaker, error: BaseException | None = None) -> bool:
-    """Return whether the call ran, or raise what it raised."""
+def call(guard: AbstractContextManager[None], error: BaseException | None = None) -> bool:
+    """Return whether the call in the guard ran, or raise what it raised."""
     ran = False
     try:
-        with breaker.guarding():
+        with guard:
             ran = True
             if error:
                 raise error
@@ -61,18 +62,18 @@ def call(breaker: Breaker, error: BaseException | None = None) -> bool:
 
 def until_closed(breaker: Breaker) -> None:
     for _ in range(6000):
-        if call(breaker):
+        if call(breaker.guarding()):
             return
         threading.Event().wait(0.01)
     raise AssertionError("the breaker is open after 60 s")
 
 
 def test_calls_run_until_one_finds_no_connection(breaker: Breaker, probe: Probe) -> None:
-    assert call(breaker)
+    assert call(breaker.guarding())
     with pytest.raises(IndexUnavailable), breaker.guarding():
         raise ConnectionError("refused")
     for _ in range(5):
-        assert not call(breaker)
+        assert not call(breaker.guarding())
         probe.find(ConnectionError("refused"))
     probe.find(None)
     until_closed(breaker)
@@ -105,57 +106,51 @@ def test_one_probe_at_a_time_looks_for_the_server(breaker: Breaker, probe: Probe
 def test_an_answer_is_no_outage(breaker: Breaker, probe: Probe, error: Exception) -> None:
     with pytest.raises(type(error)), breaker.guarding():
         raise error
-    assert call(breaker)
-    call(breaker, ConnectionError("refused"))
-    assert not call(breaker)
+    assert call(breaker.guarding())
+    call(breaker.guarding(), ConnectionError("refused"))
+    assert not call(breaker.guarding())
     probe.find(error)
     until_closed(breaker)
 
 
 def test_an_outage_can_follow_another(breaker: Breaker, probe: Probe) -> None:
     for _ in range(3):
-        call(breaker, ConnectionError("refused"))
-        assert not call(breaker)
+        call(breaker.guarding(), ConnectionError("refused"))
+        assert not call(breaker.guarding())
         probe.find(None)
         until_closed(breaker)
-
-
-def search(absence: Absence, error: BaseException | None = None) -> bool:
-    """Return whether the search ran."""
-    ran = False
-    try:
-        with absence.watching():
-            ran = True
-            if error:
-                raise error
-    except (IndexUnavailable, ValueError):
-        pass
-    return ran
 
 
 def test_one_search_at_a_time_tries_an_index_that_is_away() -> None:
     now = 100.0
     absence = Absence(every_s=0.25, clock=lambda: now)
-    away = IndexUnavailable("away")
-    assert [search(absence) for _ in range(3)] == [True] * 3
-    assert search(absence, ValueError("a bad request says nothing of the index"))
-    assert search(absence, away)
-    assert [search(absence) for _ in range(3)] == [False] * 3
+
+    def search(error: BaseException | None = None) -> bool:
+        return call(absence.watching(), error)
+
+    def run_a_bad_one() -> None:  # it says nothing of the index
+        with pytest.raises(ValueError, match="bad request"):
+            search(ValueError("bad request"))
+
+    assert [search() for _ in range(3)] == [True] * 3
+    run_a_bad_one()
+    assert search(IndexUnavailable("away"))
+    assert [search() for _ in range(3)] == [False] * 3
     now += 0.25
-    assert search(absence, away), "the trial"
-    assert not search(absence), "it failed"
+    assert search(IndexUnavailable("away")), "the trial"
+    assert not search(), "it failed"
     now += 0.25
     with absence.watching():  # the next trial, which takes its time
-        assert not search(absence)
+        assert not search()
         now += 0.25
-        assert search(absence, ValueError("a bad request")), "the one after it"
-        assert not search(absence)
-    assert [search(absence) for _ in range(3)] == [True] * 3, "the index answers"
+        run_a_bad_one()
+        assert not search()
+    assert [search() for _ in range(3)] == [True] * 3, "the index answers"
 
 
 def test_searches_go_on_at_once_when_the_index_is_known_to_be_back() -> None:
     absence = Absence(clock=lambda: 100.0)
-    assert search(absence, IndexUnavailable("away"))
-    assert not search(absence)
+    assert call(absence.watching(), IndexUnavailable("away"))
+    assert not call(absence.watching())
     absence.end()
-    assert search(absence)
+    assert call(absence.watching())

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx2
 import pytest
@@ -90,53 +91,60 @@ def test_a_full_queue_answers_at_once_and_a_late_answer_is_given_up(
         assert server.get("/v1/search", q="Hund").status_code == 200
 
 
+@contextmanager
+def long_wait(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[Server], httpx2.Response],
+    queue: str,
+    items: int,
+    **settings: int,
+) -> Iterator[Server]:
+    """A server that knows that the items of one `ask` take 2 s, while one is at work and one waits.
+
+    Afterwards both are answered.
+    """
+    monkeypatch.setenv(TOKEN_VARIABLE, "t")
+    with start(max_wait_s=0.5, **settings) as server, ThreadPoolExecutor(2) as pool:
+        server.client.headers["Authorization"] = "Bearer t"
+        server.backend._torch_thread.submit(time.sleep, 2)
+        assert ask(server).status_code == 200
+        gate = threading.Event()
+        server.backend._torch_thread.submit(gate.wait)
+        asked = [pool.submit(ask, server) for _ in range(2)]
+        service: Service = server.client.app.state.service  # type: ignore[attr-defined]
+        try:
+            wait_for(lambda: service.queued()[queue] == items)
+            yield server
+        finally:
+            gate.set()
+        assert [future.result().status_code for future in asked] == [200, 200]
+
+
 def test_a_long_wait_is_refused_before_the_body_is_read(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, "t")
-    with start(max_batch=4, max_wait_s=0.5) as server, ThreadPoolExecutor(2) as pool:
-        server.client.headers["Authorization"] = "Bearer t"
-        four = {"inputs": [{"text": "Hund", "language": "de"}] * 4}
+    four = {"inputs": [{"text": "Hund", "language": "de"}] * 4}
 
-        def embed() -> int:
-            return server.client.post("/v1/embeddings/text", json=four).status_code
+    def embed(server: Server) -> httpx2.Response:
+        return server.client.post("/v1/embeddings/text", json=four)
 
-        server.backend._torch_thread.submit(time.sleep, 2)
-        assert embed() == 200  # the server now knows that four texts take 2 s
-        gate = threading.Event()
-        server.backend._torch_thread.submit(gate.wait)
-        asked = [pool.submit(embed) for _ in range(2)]  # one is encoded, one waits
-        service: Service = server.client.app.state.service  # type: ignore[attr-defined]
-        wait_for(lambda: service.queued()["texts"] == 4)
+    with long_wait(start, monkeypatch, embed, "texts", 4, max_batch=4) as server:
         answer = server.client.post("/v1/embeddings/text", content=b"no JSON")
         problem(answer, 503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 2
         assert server.get("/v1/languages").status_code == 200
-        gate.set()
-        assert [future.result() for future in asked] == [200, 200]
 
 
 def test_an_image_that_would_wait_long_is_refused_before_it_is_read(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, "t")
-    with start(max_images=1, max_wait_s=0.5) as server, ThreadPoolExecutor(2) as pool:
-        server.client.headers["Authorization"] = "Bearer t"
+    def put(server: Server, content: bytes = png_of("red")) -> httpx2.Response:
+        return server.client.put("/v1/images/new", content=content, headers=PNG)
 
-        def put(content: bytes) -> httpx2.Response:
-            return server.client.put("/v1/images/new", content=content, headers=PNG)
-
-        server.backend._torch_thread.submit(time.sleep, 2)
-        assert put(png_of("red")).status_code == 200  # the server now knows that an image takes 2 s
-        gate = threading.Event()
-        server.backend._torch_thread.submit(gate.wait)
-        asked = [pool.submit(put, png_of("blue")) for _ in range(2)]  # one is encoded, one waits
-        service: Service = server.client.app.state.service  # type: ignore[attr-defined]
-        wait_for(lambda: service.queued()["images"] == 1)
-        problem(put(b"no image"), 503, "overloaded")
+    with long_wait(start, monkeypatch, put, "images", 1, max_images=1) as server:
+        problem(put(server, b"no image"), 503, "overloaded")
         assert server.get("/v1/images/other").status_code == 404, "nothing to encode"
-        gate.set()
-        assert [future.result().status_code for future in asked] == [200, 200]
 
 
 def test_every_answer_carries_the_security_headers(server: Server) -> None:
