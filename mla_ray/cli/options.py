@@ -31,6 +31,13 @@ Int8 = Annotated[
     bool,
     typer.Option("--int8", help="Quantize the vectors of new collections to int8, to save memory."),
 ]
+WorkerCount = Annotated[
+    str,
+    typer.Option(
+        help="Number of Ray Train workers, such as 2, or a range such as 1:4. A range uses as many "
+        "workers as the cluster has resources for. 0 trains in this process without Ray."
+    ),
+]
 Repo = Annotated[
     str,
     typer.Argument(help="Repository of the pack: hf-hub:owner/name, or a folder or URL."),

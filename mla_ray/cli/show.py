@@ -9,6 +9,7 @@ from mla_ray.cli.options import (
     DataFolder,
     Json,
     NativeName,
+    WorkerCount,
     absolute,
     emit,
     one_language,
@@ -126,12 +127,14 @@ def demo(
     ] = "de",
     run: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("runs/demo"),
     data: DataFolder = Path("data"),
+    workers: WorkerCount = "1",
     as_json: Json = False,
 ) -> None:
     """Acquire a language on emoji, then evaluate, index and search it."""
     from mla_ray.demo.demo import print_result, run_demo
+    from mla_ray.training.workers import Workers
 
-    result = run_demo(language, run, data)
+    result = run_demo(language, run, data, Workers.parse(workers))
     if as_json:
         emit(result, as_json, "")
     else:

@@ -15,6 +15,7 @@ from mla_ray.cli.options import (
     Json,
     NativeName,
     Skip,
+    WorkerCount,
     absolute,
     emit,
     one_language,
@@ -28,13 +29,6 @@ from mla_ray.training.config import (
     load_finetune_config,
 )
 
-WorkerCount = Annotated[
-    str,
-    typer.Option(
-        help="Number of Ray Train workers, such as 2, or a range such as 1:4. A range uses as many "
-        "workers as the cluster has resources for. 0 trains in this process without Ray."
-    ),
-]
 ConfigFile = Annotated[
     Path | None, typer.Option(help="YAML file with settings. `mla config` lists bundled files.")
 ]

@@ -35,6 +35,8 @@ from mla_ray.runtime.storage import names_in, read_json, write_json
 Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
 BATCH = 256
+TOKENIZED = 64 * BATCH
+"""Texts that are tokenized at once, and then sorted by length."""
 CPU_IMAGES = 64
 """Images in a batch on a CPU, where the activations of more do not fit into its caches."""
 CLAIM = "native.json"
@@ -47,14 +49,17 @@ the native that owns the folder.
 def encode_texts(native: Native, texts: Sequence[str], progress: Advance | None = None) -> Features:
     """Encode English texts to features `[N, E]` float32, not normalized.
 
-    Texts of similar length share a batch, and each batch is trimmed to its longest text.
+    Texts of similar length in tokens share a batch, and each batch is trimmed to its longest text.
     """
     features = np.empty((len(texts), native.dim), dtype=np.float32)
-    for rows in by_length([len(text) for text in texts], BATCH):
-        ids_BL = native.text.trim(native.tokenize([texts[row] for row in rows]))
-        features[rows] = native.encode_text(ids_BL).float().cpu().numpy()
-        if progress:
-            progress(len(rows))
+    for start in range(0, len(texts), TOKENIZED):
+        ids_NL = native.tokenize(texts[start : start + TOKENIZED])
+        ends = native.text.english_end(ids_NL).tolist()
+        for rows in by_length(ends, BATCH):
+            ids_BL = native.text.trim(ids_NL[rows])
+            features[start + np.array(rows)] = native.encode_text(ids_BL).float().cpu().numpy()
+            if progress:
+                progress(len(rows))
     return features
 
 

@@ -19,10 +19,9 @@ import json
 import sys
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import resvg_py
 from PIL import Image
 
 from mla_ray.data.parquet import write_parquet
+from mla_ray.datasets.drawings import Drawing
 from mla_ray.datasets.npm import Package, fetch
 from mla_ray.model.language import NOT_A_LANGUAGE
 from mla_ray.model.text import identity, normalized
+from mla_ray.runtime.processes import map_in_processes
 from mla_ray.runtime.storage import as_path
 
 TRAIN_STYLES = ("noto", "openmoji", "fluent")
@@ -52,6 +52,7 @@ SIZE = 64  # width and height in pixels, the input size of the bundled native
 # Twemoji fills its canvas. The drawings of the other three sets fill 94, 76 and 87 % of theirs, so
 # Twemoji gets their mean margin on each side.
 MARGINS = {"twemoji": 0.07}
+DRAWN_TOGETHER = 128  # concepts; a process needs a second for them
 SKIN_TONES = frozenset(f"1f3f{digit}" for digit in "bcdef")
 
 PACKAGES = {
@@ -215,26 +216,21 @@ class Emoji:
         """Return the training styles that have a drawing of this concept."""
         return tuple(style for style in TRAIN_STYLES if key in self._drawings[style])
 
+    def drawing(self, style: str, key: str) -> Drawing:
+        """Return the drawing of a concept in a style."""
+        return Drawing(self._drawings[style][key], MARGINS.get(style, 0.0))
+
     def draw(self, style: str, key: str, size: int) -> Image.Image:
         """Return one drawing as an RGBA image of `size` x `size` pixels, transparent around it."""
-        margin = round(size * MARGINS.get(style, 0.0))
-        svg = self._drawings[style][key]
-        png = resvg_py.svg_to_bytes(svg, width=size - 2 * margin, skip_system_fonts=True)
-        canvas = Image.new("RGBA", (size, size))
-        canvas.paste(Image.open(BytesIO(png)).convert("RGBA"), (margin, margin))
-        return canvas
+        return self.drawing(style, key).image(size)
 
     def pixels(self, style: str, key: str, size: int) -> npt.NDArray[np.uint8]:
         """Return one drawing on white, `[size, size, 3]` uint8."""
-        canvas = Image.new("RGBA", (size, size), "white")
-        canvas.alpha_composite(self.draw(style, key, size))
-        return np.asarray(canvas.convert("RGB"))
+        return self.drawing(style, key).pixels(size)
 
     def png(self, style: str, key: str, size: int) -> bytes:
         """Return one drawing on white as PNG bytes."""
-        buffer = BytesIO()
-        Image.fromarray(self.pixels(style, key, size)).save(buffer, "PNG")
-        return buffer.getvalue()
+        return self.drawing(style, key).png(size)
 
     def drawn(self, progress: Callable[[int], None] | None = None) -> dict[str, bytes]:
         """Return the PNG images of the caption table by image id, `style/key`.
@@ -253,18 +249,28 @@ class Emoji:
         if table.schema.metadata == versions:
             cells = (table[name].to_pylist() for name in ("image_id", "image"))
             kept = dict(zip(*cells, strict=True))
-        before = len(kept)
-        for concept in self.concepts:
-            test = concept.split == "test"
-            for style in (TEST_STYLE,) if test else self.styles(concept.key):
-                if (image_id := f"{style}/{concept.key}") not in kept:
-                    kept[image_id] = self.png(style, concept.key, SIZE)
-            if progress:
-                progress(1)
-        if len(kept) > before:
+        starts = range(0, len(self.concepts), DRAWN_TOGETHER)
+        parts = [self.concepts[start : start + DRAWN_TOGETHER] for start in starts]
+        lacking = [self._lacking(part, kept) for part in parts]
+        if any(lacking):
+            for part, pngs in zip(parts, map_in_processes(_pngs, lacking), strict=True):
+                kept |= pngs
+                if progress:
+                    progress(len(part))
             columns = {"image_id": list(kept), "image": pa.array(kept.values(), pa.binary())}
             write_parquet(as_path(path), pa.table(columns).replace_schema_metadata(versions))
+        elif progress:
+            progress(len(self.concepts))
         return kept
+
+    def _lacking(self, concepts: Sequence[Concept], kept: Container[str]) -> dict[str, Drawing]:
+        """Return the drawings of the caption table that are not kept, by image id."""
+        return {
+            image_id: self.drawing(style, concept.key)
+            for concept in concepts
+            for style in ((TEST_STYLE,) if concept.split == "test" else self.styles(concept.key))
+            if (image_id := f"{style}/{concept.key}") not in kept
+        }
 
     @cached_property
     def _drawings(self) -> dict[str, dict[str, str]]:
@@ -349,6 +355,11 @@ def drawn_alike(
         progress(1)
     groups = {frozenset(group) for group in group_of.values() if len(group) > 1}
     return sorted(sorted(group) for group in groups)
+
+
+def _pngs(drawings: Mapping[str, Drawing]) -> dict[str, bytes]:
+    """Return drawings as PNG bytes by the same names, in the size of the caption table."""
+    return {name: drawing.png(SIZE) for name, drawing in drawings.items()}
 
 
 def _without_halves(test: set[str], groups: Iterable[set[str]]) -> set[str]:

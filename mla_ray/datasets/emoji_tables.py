@@ -11,6 +11,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
@@ -111,10 +112,15 @@ def local_tables(
         words = Lexicon.of_table(pq.read_table(files[2])) if files[2:] else None
     else:
         out = data / "emoji" / TABLES.format(language=language)
-        if not (out / f"pairs-{language}.parquet").exists():
-            write_tables(data, ["en", language], out, report)
         files = [out / "captions.parquet", out / f"pairs-{language}.parquet"]
-        words, file = _lexicon(language, data, out)
+        if files[1].exists():
+            words, file = _lexicon(language, data, out)
+        else:
+            Emoji(data / "emoji")  # downloads the packages, which both of these need
+            with ThreadPoolExecutor(1) as beside:  # drawing is the work of other processes
+                reading = beside.submit(_lexicon, language, data, out)
+                write_tables(data, ["en", language], out, report)
+                words, file = reading.result()
         files += [file] if words.pairs.num_rows else []
     note = words.note if words else "no dictionary pairs"
     if files[2:]:

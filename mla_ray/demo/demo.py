@@ -5,6 +5,7 @@ The tables, features and checkpoints are kept. A repeated or interrupted run res
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from mla_ray.runtime.console import bars, stderr, stdout
 from mla_ray.runtime.storage import as_path
 from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig
-from mla_ray.training.workers import Hooks
+from mla_ray.training.workers import Hooks, Workers
 
 NATIVE = "emoji-clip"
 CONFIG = AcquireConfig()
@@ -70,13 +71,14 @@ def has_skin_tone(image_id: str) -> bool:
     return emoji_data.Concept(image_id.partition("/")[2], "").skin_tone
 
 
-def run_demo(language: str, run: Path, data: Path) -> Result:
+def run_demo(language: str, run: Path, data: Path, workers: Workers = Workers()) -> Result:
     """Run the demo, and write report.html, contact-sheet.png and result.json.
 
     Args:
         language: BCP-47 code.
         run: Folder of the run, for the packs, the index and the reports.
         data: Folder of the datasets and the features.
+        workers: Training workers. With a count of 0, nothing starts Ray.
 
     Returns:
         The content of result.json, and the paths of the report and the contact sheet.
@@ -89,13 +91,14 @@ def run_demo(language: str, run: Path, data: Path) -> Result:
         native = Native.load(NATIVE)
         test = tables.split("test")
         corpus = tables.corpus(language)
-        with ray_session():
+        with ray_session() if workers.count else nullcontext():
             packs = acquire(
                 NATIVE,
                 [corpus],
                 CONFIG,
                 run / "run",
                 store=data / "features",
+                workers=workers,
                 resume=True,
                 hooks=Hooks(report=report),
             )

@@ -5,14 +5,15 @@ that `mla demo` acquired. If there are none, the demo runs first.
 """
 
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from mla_ray.datasets.emoji import SIZE, TEST_STYLE, Concept, Emoji
+from mla_ray.datasets.drawings import Drawing
+from mla_ray.datasets.emoji import DRAWN_TOGETHER, SIZE, TEST_STYLE, Concept, Emoji
 from mla_ray.demo import demo
 from mla_ray.index.ingest import entries_of, index_captions, space_of, sync
 from mla_ray.index.picture_store import PictureStore
@@ -20,6 +21,7 @@ from mla_ray.model.native import Native
 from mla_ray.packs.card import read_card
 from mla_ray.packs.library import load_packs
 from mla_ray.runtime.console import bars, stderr
+from mla_ray.runtime.processes import map_in_processes
 from mla_ray.runtime.progress import Progress, Report
 from mla_ray.runtime.storage import as_path, write_bytes
 
@@ -75,29 +77,35 @@ def _make(showcase: Showcase, folders: list[Path], data: Path, report: Report) -
     native = Native.load(demo.NATIVE)
     packs = load_packs(folders, native)
     labels = {language: emoji.labels(language) for language in ("en", *packs)}
-    pictures = PictureStore(showcase.pictures)
-    rows = []
-
-    def drawn(concept: Concept) -> bytes:
-        picture = emoji.draw(TEST_STYLE, concept.key, PICTURE_SIZE)
-        pictures.put(_image_id(concept), TEST_STYLE, picture)
-        return emoji.png(TEST_STYLE, concept.key, SIZE)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # encoding of images releases the GIL
-        images = pool.map(drawn, concepts)
-        for number, (concept, image) in enumerate(zip(concepts, images, strict=True), 1):
-            for language, known in labels.items():
-                if concept.key in known:
-                    rows.append(
-                        {
-                            "image_id": _image_id(concept),
-                            "image": image,
-                            "language": language,
-                            "caption": known[concept.key].name,
-                        }
-                    )
-            report(Progress("drawing emoji", number, len(concepts)))
+    starts = range(0, len(concepts), DRAWN_TOGETHER)
+    drawings = [
+        {_image_id(c): emoji.drawing(TEST_STYLE, c.key) for c in concepts[at : at + DRAWN_TOGETHER]}
+        for at in starts
+    ]
+    images: dict[str, bytes] = {}
+    for pngs in map_in_processes(partial(_draw, showcase.pictures), drawings):
+        images |= pngs
+        report(Progress("drawing emoji", len(images), len(concepts)))
+    rows = [
+        {
+            "image_id": _image_id(concept),
+            "image": images[_image_id(concept)],
+            "language": language,
+            "caption": known[concept.key].name,
+        }
+        for concept in concepts
+        for language, known in labels.items()
+        if concept.key in known
+    ]
     table = pa.Table.from_pylist(rows)
     index_captions(showcase.index, native, packs, table, TEST_STYLE, report)
     kept = {entry.key for entry in entries_of(table, TEST_STYLE)}
-    sync(showcase.index, space_of(native), TEST_STYLE, kept, pictures)
+    sync(showcase.index, space_of(native), TEST_STYLE, kept, PictureStore(showcase.pictures))
+
+
+def _draw(pictures: str, drawings: Mapping[str, Drawing]) -> dict[str, bytes]:
+    """Store pictures of drawings. Return them as PNG bytes in the size of the native's input."""
+    store = PictureStore(pictures)
+    for image_id, drawing in drawings.items():
+        store.put(image_id, TEST_STYLE, drawing.image(PICTURE_SIZE))
+    return {image_id: drawing.png(SIZE) for image_id, drawing in drawings.items()}

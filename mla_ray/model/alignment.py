@@ -115,12 +115,16 @@ def _links(
 
 def _english(native: Native, sources: Sequence[str], order: Index) -> Iterator[tuple[int, Index]]:
     """Yield the number and the native token ids, frame included, of each source in `order`."""
+    known: dict[str, Index] = {}  # a dictionary lists a word with each of its translations
     for start in range(0, len(order), BATCH):
-        numbers = order[start : start + BATCH]
-        ids_BL = native.tokenize([sources[number] for number in numbers])
-        end_B = native.text.english_end(ids_BL)
-        for number, ids, end in zip(numbers, ids_BL.numpy(), end_B.tolist(), strict=True):
-            yield int(number), ids[: end + 1]
+        numbers = order[start : start + BATCH].tolist()
+        texts = list({sources[number] for number in numbers} - known.keys())
+        ids_BL = native.tokenize(texts)
+        end_B = native.text.english_end(ids_BL).tolist() if texts else []
+        for text, ids, end in zip(texts, ids_BL.numpy(), end_B, strict=True):
+            known[text] = ids[: end + 1].copy()
+        for number in numbers:
+            yield number, known[sources[number]]
 
 
 def _model_1(

@@ -1,7 +1,8 @@
 """open_clip's frozen text block, computed so that only its input gets a gradient.
 
 `nn.MultiheadAttention` transposes its input, and its linear layers then multiply in small pieces.
-An explicit mask keeps attention from its causal kernel. Autocast holds its casts of weights that
+An explicit mask keeps attention from its causal kernel. On a CPU this kernel is slow for short
+texts, so they take products of whole batches instead. Autocast holds its casts of weights that
 train only, and casts frozen ones in every step. The last block computes positions that nothing
 reads. `FrozenBlock` does none of this.
 
@@ -14,6 +15,9 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+SHORT = 32
+"""Most tokens for which `_attend_short` is faster on a CPU than torch's kernel."""
 
 
 class Mask(NamedTuple):
@@ -147,16 +151,42 @@ class FrozenBlock:
             (query,) = self._split(asked_B1D, 1)
             key, value = self._split(F.linear(x_BLD, weight[width:], bias[width:]), 2)
             mask = mask.at(position_B, x_BLD)
-        attended_BHLK = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask.added, is_causal=mask.is_causal
-        )
-        return attended_BHLK.transpose(1, 2).flatten(2)
+        return _attention(query, key, value, mask).transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """Split `[B, L, parts * D]` into `parts` tensors `[B, H, L, K]`."""
         batch, length, _ = x.shape
         heads = x.reshape(batch, length, parts, self._heads, -1).permute(2, 0, 3, 1, 4)
         return heads.unbind()
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """Return what `[B, H, L, K]` queries read from M keys and values, `[B, H, L, K]`."""
+    several = torch.is_grad_enabled() or torch.get_num_threads() > 1
+    short = key.shape[2] <= SHORT and key.dtype is torch.float32
+    if key.device.type == "cpu" and short and several:
+        return _attend_short(query, key, value, mask)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask.added, is_causal=mask.is_causal
+    )
+
+
+def _attend_short(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """Return what `_attention` returns, by one product for all scores and one for all values.
+
+    It keeps the scores for the backward pass, which is little memory if texts are short.
+    """
+    batch, heads, length, width = query.shape
+    of_heads = batch * heads, -1, width
+    query, key, value = (each.reshape(of_heads) for each in (query, key, value))
+    if mask.is_causal:
+        added = query.new_full((length, length), float("-inf")).triu(1)
+    elif mask.added is None:
+        added = query.new_zeros(1)
+    else:
+        added = mask.added.expand(batch, heads, -1, -1).flatten(0, 1).to(query.dtype)
+    scores = torch.baddbmm(added, query, key.transpose(1, 2), alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), value).view(batch, heads, length, width)
 
 
 def _at(x_BLD: Tensor, position_B: Tensor) -> Tensor:

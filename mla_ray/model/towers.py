@@ -267,13 +267,15 @@ class ClipTower(TextTower):
     ) -> Tensor:
         """Run token embeddings through the frozen blocks, the final norm and the projection.
 
-        English runs through open_clip's own blocks, so its features are the library's to the byte.
+        English of the full context length runs through open_clip's own blocks, so its features are
+        the library's to the byte.
         """
         run = _recomputed if activation_checkpointing else _kept
         (positions_LD,) = self._positions.to(x_BLD.dtype)
         x_BLD = x_BLD + cast(Tensor, positions_LD)[: x_BLD.shape[1]].to(x_BLD.dtype)
         mask = self._mask(x_BLD, padding_BL)
-        if after_block is None or self._frozen_blocks is None:
+        exact = after_block is None and x_BLD.shape[1] == self.context_length
+        if exact or self._frozen_blocks is None:
             full = self._full_mask(mask, x_BLD.shape[1])
             for number, block in enumerate(self.blocks):
                 x_BLD = run(partial(block, attn_mask=full), number, x_BLD, after_block)

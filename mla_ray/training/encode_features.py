@@ -26,6 +26,8 @@ from mla_ray.data.video import frames_of
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import as_path, open_file, read_bytes
 
+FEW = 50_000
+"""Rows that a process on two cores encodes as soon as two actors do, which start in 11 seconds."""
 MAX_FAILURES = 1_000
 """Maximum number of failed images that are listed. All are counted."""
 
@@ -36,7 +38,8 @@ class Encoders:
 
     most: int | None = None
     """Maximum number of actors. By default as many as the GPUs of the cluster allow, or its cores
-    if the actors have no GPU. With 0 this process encodes."""
+    if the actors have no GPU. With 0 this process encodes. By default it does so, too, if the rows
+    are few and it has all cores of the only node."""
     cpus: float = 1.0
     """CPU cores per actor."""
     gpus: float | None = None
@@ -93,12 +96,13 @@ def fill(
     progress: OnEncoded = lambda kind, rows, computed: None,
     encoders: Encoders = Encoders(),
 ) -> Filled:
-    """Compute the features of these contents that the stores lack, with Ray Data.
+    """Compute the features of these contents that the stores lack, here or with Ray Data.
 
     The caller starts Ray first, unless `encoders.most` is 0. The same actors encode texts and
-    images, because an actor takes many seconds to start. An actor receives the location of a
-    block, reads it, encodes what the store lacks, and writes a part. Only counts and failures
-    return to the driver. A killed run loses only the blocks in progress.
+    images, because an actor takes many seconds to start: it imports torch and loads the native.
+    For a few rows on one machine, this process is done before that. An actor receives the
+    location of a block, reads it, encodes what the store lacks, and writes a part. Only counts and
+    failures return to the driver. A killed run loses only the blocks in progress.
 
     A bad image costs one row. Each later call tries it again and counts it again.
 
@@ -110,7 +114,7 @@ def fill(
         encoders: Number and resources of the actors.
 
     """
-    blocks = []
+    blocks, lacking = [], 0
     for store in stores.values():
         store.refresh()
         store.claim()
@@ -122,9 +126,10 @@ def fill(
             else:
                 place = {"path": str(path), "prefix": prefix}
                 blocks.append(place | {"kind": each.kind, "table": number})
+                lacking += rows
     if not blocks:
         return Filled()
-    encoded = _encode_here if encoders.most == 0 else _encode_by_actors
+    encoded = _encode_here if _is_sooner_here(lacking, encoders) else _encode_by_actors
     filled = Filled()
     for outcome in encoded(native, stores, blocks, encoders):
         filled.computed += outcome["computed"]
@@ -139,6 +144,17 @@ def fill(
     for store in stores.values():
         store.refresh()
     return filled
+
+
+def _is_sooner_here(rows: int, encoders: Encoders) -> bool:
+    """Return whether this process is to encode rows, as `Encoders.most` says."""
+    if encoders.most is not None or encoders.gpus or rows > FEW:
+        return encoders.most == 0
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = nodes[0].get("CPU", 0) if len(nodes) == 1 and not nodes[0].get("GPU") else None
+    return cores is not None and torch.get_num_threads() >= cores
 
 
 def _encode_here(

@@ -5,8 +5,6 @@ import json
 import re
 import tarfile
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
 from html import unescape
 from pathlib import Path
 
@@ -24,7 +22,6 @@ from mla_ray.demo import demo
 from mla_ray.demo.report import Result
 from mla_ray.model.native import Native
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.training.acquisition import acquire
 from mla_ray.training.config import AcquireConfig, Stage
 from mla_ray.training.workers import Workers
 
@@ -91,16 +88,13 @@ Demo = Callable[..., Result]
 def run_small(tables: EmojiTables, font: Path, native_folder: Path) -> Demo:
     """The demo on these tables, in a folder; without Ray, which takes longest to start."""
 
-    def run(folder: Path, with_ray: bool = False) -> Result:
+    def run(folder: Path, workers: int = 0) -> Result:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(demo, "NATIVE", str(native_folder))
             patch.setattr(demo, "CONFIG", FEW)
             patch.setattr(demo, "local_tables", lambda *_: tables)
             patch.setattr(demo, "fetch", lambda *_: font)
-            if not with_ray:
-                patch.setattr(demo, "ray_session", nullcontext)
-                patch.setattr(demo, "acquire", partial(acquire, workers=Workers(0)))
-            return demo.run_demo("de", folder, folder / "data")
+            return demo.run_demo("de", folder, folder / "data", Workers(workers))
 
     return run
 
@@ -238,7 +232,7 @@ def test_a_second_run_trains_nothing(result: Result, run: Path, run_small: Demo)
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_with_ray_it_is_the_same(result: Result, run_small: Demo, tmp_path: Path) -> None:
-    by_ray = run_small(tmp_path, with_ray=True)
+    by_ray = run_small(tmp_path, workers=1)
     assert by_ray["recall"] == result["recall"]
     assert [query["wanted"] for query in by_ray["queries"]] == [
         query["wanted"] for query in result["queries"]
