@@ -23,7 +23,8 @@ from mla_ray.data.feature_store import (
 )
 from mla_ray.data.keys import hashes, key_of
 from mla_ray.model.native import Native
-from mla_ray.training.encode_features import Contents, fill
+from mla_ray.training import encode_features
+from mla_ray.training.encode_features import Contents, Encoders, fill
 
 
 @pytest.fixture
@@ -70,6 +71,24 @@ def test_texts_have_the_features_of_the_native_at_full_length(
     order = np.random.default_rng(1).permutation(len(texts))
     shuffled = encode_texts(native, [texts[i] for i in order])
     np.testing.assert_allclose(shuffled, expected[order], atol=1e-5)
+
+
+def test_texts_of_as_many_tokens_share_a_batch(
+    native: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These have the same number of characters."""
+    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "TOKENIZED", 8)
+    texts = ["red boat", "umbrella"] * 8
+    two, one, *_ = (native.text.english_end(native.tokenize(texts)) + 1).tolist()
+    assert one < two < native.text.context_length
+    shapes: list[tuple[int, ...]] = []
+    hook = native.text.token_embedding.register_forward_pre_hook(
+        lambda _, arguments: shapes.append(tuple(arguments[0].shape))
+    )
+    with hook:
+        encode_texts(native, texts)
+    assert shapes == [(4, one), (4, two)] * 2
 
 
 def test_no_texts_have_no_features(native: Native) -> None:
@@ -315,7 +334,8 @@ def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
     def told(kind: Kind, rows: int, computed: int) -> None:
         seen.append((kind, rows, computed))
 
-    assert fill({"text": store}, native, [contents], told).computed == 1500
+    actors = Encoders(most=2)
+    assert fill({"text": store}, native, [contents], told, actors).computed == 1500
     assert sum(rows for _, rows, _ in seen) == sum(new for _, _, new in seen) == 1500
     assert {kind for kind, _, _ in seen} == {"text"}
     asked = texts[::500]
@@ -325,20 +345,42 @@ def test_a_store_is_filled_by_as_many_actors_as_there_are_cores(
     # A block that is lost is all that is done again.
     prefix, lost = contents.blocks[1]
     next(store.folder.glob(f"b{prefix}-*")).unlink()
-    assert fill({store.kind: store}, native, [contents]).computed == lost
-    assert fill({store.kind: store}, native, [contents]).computed == 0
+    assert fill({store.kind: store}, native, [contents], encoders=actors).computed == lost
+    assert fill({store.kind: store}, native, [contents], encoders=actors).computed == 0
 
 
-@pytest.mark.slow
+@pytest.fixture(params=["here", pytest.param("by actors", marks=pytest.mark.slow)])
+def encoders(request: pytest.FixtureRequest) -> Encoders:
+    """Where `fill` encodes: in this process, or with Ray."""
+    if request.param == "here":
+        return Encoders(most=0)
+    request.getfixturevalue("ray_cluster")
+    return Encoders(most=2)
+
+
+def test_a_few_rows_are_encoded_here_if_this_process_has_the_only_nodes_cores(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as many as the cluster has
+    few = encode_features.FEW
+    assert encode_features._is_sooner_here(few, Encoders())
+    assert not encode_features._is_sooner_here(few + 1, Encoders())
+    assert not encode_features._is_sooner_here(few, Encoders(most=1))
+    assert not encode_features._is_sooner_here(few, Encoders(gpus=0.5))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert not encode_features._is_sooner_here(few, Encoders())
+    assert encode_features._is_sooner_here(few + 1, Encoders(most=0))
+
+
 def test_a_bad_image_costs_its_row_and_is_told_every_time(
-    ray_cluster: None, native_folder: Path, pngs: list[bytes], tmp_path: Path
+    encoders: Encoders, native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:
     native = Native.load(str(native_folder))
     store = FeatureStore(UPath(tmp_path / "store"), native.fingerprint, "image")
     images = [*pngs[:2], pngs[2][:60], b"text", *pngs[3:5]]
     contents = contents_of(tmp_path / "contents", "image", images, limit=4)
     for computed in (6, 0):
-        filled = fill({store.kind: store}, native, [contents])
+        filled = fill({store.kind: store}, native, [contents], encoders=encoders)
         assert (filled.computed, filled.failed) == (computed, 2)
         failures = sorted(filled.failures, key=lambda failure: failure.row)
         assert [(f.file, f.row) for f in failures] == [("captions.parquet", row) for row in (3, 4)]
@@ -349,9 +391,8 @@ def test_a_bad_image_costs_its_row_and_is_told_every_time(
     assert len(list(Path(store.folder).iterdir())) == len(contents.blocks), "nothing was new"
 
 
-@pytest.mark.slow
 def test_what_was_refused_is_tried_again_at_each_fill(
-    ray_cluster: None, native_folder: Path, pngs: list[bytes], tmp_path: Path
+    encoders: Encoders, native_folder: Path, pngs: list[bytes], tmp_path: Path
 ) -> None:
     """As after an upgrade that reads more: one is readable now, one is not, one is gone."""
     native = Native.load(str(native_folder))
@@ -368,7 +409,7 @@ def test_what_was_refused_is_tried_again_at_each_fill(
     keys = [key_of(content) for content in (pngs[0], broken, pngs[2])]
     no_feature = np.zeros((3, native.dim), np.float32)
     store.write(keys, no_feature, ["was none of our formats", "is cut off", "was unknown"], "")
-    filled = fill({store.kind: store}, native, [contents])
+    filled = fill({store.kind: store}, native, [contents], encoders=encoders)
     assert (filled.computed, filled.failed) == (2, 2)  # a feature, and a reason that is new
     have = store.keys()
     assert have[keys[0]] is None

@@ -199,6 +199,25 @@ def test_drawings_that_are_missing_from_those_kept_are_drawn(
     assert emoji.drawn() == more
 
 
+def test_other_processes_draw_the_same(
+    emoji: Emoji, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emoji, "folder", tmp_path)
+    monkeypatch.setitem(vars(emoji), "concepts", emoji.concepts[:4])
+    monkeypatch.setattr(module, "DRAWN_TOGETHER", 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    done: list[int] = []
+    drawn = emoji.drawn(done.append)
+    assert done == [3, 1]
+    assert {image_id.partition("/")[2] for image_id in drawn} == {c.key for c in emoji.concepts}
+    assert drawn == {
+        image_id: emoji.png(*image_id.split("/"), module.SIZE)  # type: ignore[call-arg]
+        for image_id in drawn
+    }
+    assert emoji.drawn(done.append) == drawn
+    assert done == [3, 1, 4], "nothing was left to draw"
+
+
 def test_drawings_of_another_version_are_drawn_again(
     emoji: Emoji, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,10 +8,19 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
-from mla_ray.model.frozen_block import FrozenBlock, FrozenWeights, Mask
+from mla_ray.model.frozen_block import (
+    SHORT,
+    FrozenBlock,
+    FrozenWeights,
+    Mask,
+    _attend_short,
+    _attention,
+)
 from mla_ray.model.native import Native
 from mla_ray.model.towers import ClipTower
 from tests.support.natives import CONTEXT, BuildModel
@@ -73,6 +82,56 @@ def test_output_and_gradient_are_the_blocks(kind: str, masked: str) -> None:
     expected = output_and_gradient(lambda x: block(x, attn_mask=theirs)[rows, position])
     for ours, other in zip(found, expected, strict=True):
         assert_close(ours, other, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("masked", ["causal", "nothing", "padding", "added"])
+@pytest.mark.parametrize("queries", [LENGTH, 1])
+def test_attention_of_short_texts_is_that_of_torch(masked: str, queries: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    masks = {
+        "causal": Mask(is_causal=True),
+        "nothing": Mask(),
+        "padding": Mask(added=padding()[0]),
+        "added": Mask(added=CAUSAL),
+    }
+    mask = masks[masked]
+    if queries == 1:
+        mask = mask.at(torch.tensor([6, 0, 2, 5, 1]), torch.zeros(BATCH, LENGTH, WIDTH))
+    shape = BATCH, HEADS, LENGTH, WIDTH // HEADS
+    query, key, value = torch.randn(3, *shape, generator=generator).requires_grad_()
+    query = query[:, :, :queries]
+    found = _attend_short(query, key, value, mask)
+    expected = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask.added, is_causal=mask.is_causal
+    )
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "threads", "trains", "is_short"),
+    [
+        (SHORT, torch.float32, 1, True, True),
+        (SHORT, torch.float32, 2, False, True),
+        (SHORT, torch.float32, 1, False, False),
+        (SHORT + 1, torch.float32, 2, True, False),
+        (SHORT, torch.bfloat16, 2, True, False),
+    ],
+)
+def test_torchs_kernel_attends_where_it_is_fast(
+    length: int,
+    dtype: torch.dtype,
+    threads: int,
+    trains: bool,
+    is_short: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told by the operator that only it calls."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    query, key, value = torch.randn(3, 2, HEADS, length, 8, dtype=dtype)
+    with torch.set_grad_enabled(trains), profile(activities=[ProfilerActivity.CPU]) as seen:
+        _attention(query, key, value, Mask(is_causal=True))
+    called = {event.name for event in seen.events()}
+    assert ("aten::scaled_dot_product_attention" not in called) == is_short
 
 
 def test_a_block_of_another_kind_is_not_computed() -> None:
