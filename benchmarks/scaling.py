@@ -67,8 +67,8 @@ def part(name):
     parts[name], last = round(now - last, 2), now
 import mla_ray.serving.deployments
 part("imports, s")
-from mla_ray.serving.encoders import TextEngine
-engine = TextEngine(NATIVE, PACKS, 32, 1)
+from mla_ray.serving.encoders import TextEngine, load_native
+engine = TextEngine(load_native(NATIVE, 1), PACKS, 32)
 part("native, s")
 engine.warm()
 part("packs and first texts, s")

@@ -345,7 +345,7 @@ def kill(bench: Bench, seconds: int) -> Figures:
     """Kill one replica of each deployment under load."""
     outcomes = {}
     with bench.server("serve") as url:
-        for deployment in ("TextEncoder", "Index", "Ingress"):
+        for deployment in ("JointEncoder", "Index", "Ingress"):
 
             async def scene(deployment: str = deployment) -> Load:
                 load, end = Load(url, bench.queries), time.perf_counter() + 2 * seconds

@@ -115,16 +115,15 @@ class LocalBackend:
     """Backend with all engines in this process, for servers without Ray and for tests."""
 
     def __init__(self, settings: Settings) -> None:
-        from mla_ray.serving.encoders import ImageEngine, TextEngine  # they import torch
+        from mla_ray.serving import encoders  # it imports torch
 
         self._torch_thread = torch_thread()
         self._index_thread = ThreadPoolExecutor(1, "index")
-        self._text = self._torch_thread.submit(
-            TextEngine, settings.native, settings.packs, settings.max_packs, settings.threads
+        native = self._torch_thread.submit(
+            encoders.load_native, settings.native, settings.threads
         ).result()
-        self._image = self._torch_thread.submit(
-            ImageEngine, settings.native, settings.threads
-        ).result()
+        self._text = encoders.TextEngine(native, settings.packs, settings.max_packs)
+        self._image = encoders.ImageEngine(native)
         space = space_of(self._text.native)
         self._index = IndexEngine(settings.index, space, settings.index_timeout_s)
 

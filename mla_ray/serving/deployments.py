@@ -3,7 +3,8 @@
 Ingress (FastAPI) ──► TextEncoder, ImageEncoder     autoscaled; each replica holds the whole native
                  └──► Index                         one replica for the embedded engine
 
-All processes import this module, but only the encoders import torch, which takes 400 MB of each.
+On one machine, `JointEncoder` can take the place of both encoders. All processes import this
+module, but only the encoders import torch, which takes 400 MB of each.
 """
 
 import asyncio
@@ -70,6 +71,7 @@ DEPLOYMENTS: dict[str, DeploymentOptions] = {
     "Ingress": {"max_ongoing_requests": 2048},
     "TextEncoder": {"max_ongoing_requests": 16, "max_queued_requests": 64},
     "ImageEncoder": {"max_ongoing_requests": 32, "max_queued_requests": 64},
+    "JointEncoder": {"max_ongoing_requests": 48, "max_queued_requests": 128},
     "Index": {"max_ongoing_requests": 16, "max_queued_requests": 64},
 }
 
@@ -105,25 +107,37 @@ class Measured:
         return self._load.sample()
 
 
-class TextEncoder(Measured):
-    """Deployment that encodes texts, with packs from a store that it watches."""
+class Encoder(Measured):
+    """Base of the encoders. They hold the native, which only their torch thread uses."""
 
     _load: Load
 
     def __init__(self, settings: Settings) -> None:
-        from mla_ray.serving.encoders import TextEngine  # it imports torch
+        from mla_ray.serving.encoders import load_native  # it imports torch
 
         self._load = RecordedLoad(RayExporter())
         self._torch_thread = torch_thread()
-        threads = _threads(settings)
-        self._engine = self._torch_thread.submit(
-            TextEngine, settings.native, settings.packs, settings.max_packs, threads
+        self._native = self._torch_thread.submit(
+            load_native, settings.native, _threads(settings)
         ).result()
-        self._torch_thread.submit(self._engine.warm).result()
+
+    async def check_health(self) -> None:
+        """Raise an error if the replica should be replaced. Ray Serve calls this periodically."""
+
+
+class TextEncoder(Encoder):
+    """Deployment that encodes texts, with packs from a store that it watches."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        from mla_ray.serving.encoders import TextEngine
+
+        self._texts = TextEngine(self._native, settings.packs, settings.max_packs)
+        self._torch_thread.submit(self._texts.warm).result()
         self._scan_every_s = settings.scan_every_s
         self._store_watcher = asyncio.create_task(self._watch_store())
 
-    async def encode(self, texts: list[Text], waited_s: float = 0.0) -> Encoded:
+    async def encode_texts(self, texts: list[Text], waited_s: float = 0.0) -> Encoded:
         """Encode texts of any languages to unit vectors `[N, E]` float32."""
         return await self._encode_calls(Call(texts, time.monotonic() - waited_s))
 
@@ -136,15 +150,15 @@ class TextEncoder(Measured):
     @batched
     async def _encode_calls(self, calls: list[Call]) -> list[Encoded]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._torch_thread, self._encode, calls)
+        return await loop.run_in_executor(self._torch_thread, self._encode_together, calls)
 
     async def identity(self) -> Identity:
         """Return the identity of the native."""
-        return self._engine.identity
+        return self._texts.identity
 
     async def broken(self) -> dict[str, str]:
         """Return the errors of packs that cannot be served, by folder name."""
-        return dict(self._engine.library.listing.broken)
+        return dict(self._texts.library.listing.broken)
 
     async def check_health(self) -> None:
         """Encode a test text. Ray Serve calls this method periodically.
@@ -155,20 +169,21 @@ class TextEncoder(Measured):
         """
         if self._store_watcher.done():
             raise RuntimeError("the task that watches the pack store has ended")
-        await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
+        await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._texts.check)
+        await super().check_health()
 
     def _count(self, call: Call) -> list[int | None]:
         with self._load.processing(call.since, len(call.texts)):
-            return self._engine.count_tokens(call.texts)
+            return self._texts.count_tokens(call.texts)
 
-    def _encode(self, calls: list[Call]) -> list[Encoded]:
+    def _encode_together(self, calls: list[Call]) -> list[Encoded]:
         now = time.monotonic()
         for call in calls:
             self._load.waited(now - call.since, len(call.texts))
         texts = [text for call in calls for text in call.texts]
         with self._load.busy():
-            prepared = self._engine.prepare({language for language, _ in texts})
-            encoded = self._engine.encode(texts, prepared)
+            prepared = self._texts.prepare({language for language, _ in texts})
+            encoded = self._texts.encode(texts, prepared)
         results, start = [], 0
         for call in calls:
             results.append(encoded[start : start + len(call.texts)])
@@ -176,7 +191,7 @@ class TextEncoder(Measured):
         return results
 
     async def _watch_store(self) -> None:
-        loop, library = asyncio.get_running_loop(), self._engine.library
+        loop, library = asyncio.get_running_loop(), self._texts.library
         while True:
             await asyncio.sleep(self._scan_every_s)
             try:
@@ -188,33 +203,42 @@ class TextEncoder(Measured):
                 log.warning("pack store: %s", error)
 
 
-class ImageEncoder(Measured):
+class ImageEncoder(Encoder):
     """Deployment that encodes images."""
 
-    _load: Load
-
     def __init__(self, settings: Settings) -> None:
-        from mla_ray.serving.encoders import ImageEngine  # it imports torch
+        super().__init__(settings)
+        from mla_ray.serving.encoders import ImageEngine
 
-        self._load = RecordedLoad(RayExporter())
-        self._torch_thread = torch_thread()
-        self._engine = self._torch_thread.submit(
-            ImageEngine, settings.native, _threads(settings)
-        ).result()
-        self._torch_thread.submit(self._engine.warm).result()
+        self._images = ImageEngine(self._native)
+        self._torch_thread.submit(self._images.warm).result()
 
-    async def encode(self, images: list[bytes], waited_s: float = 0.0) -> Encoded:
+    async def encode_images(self, images: list[bytes], waited_s: float = 0.0) -> Encoded:
         """Encode images in a file format such as PNG to unit vectors `[N, E]` float32."""
         loop, since = asyncio.get_running_loop(), time.monotonic() - waited_s
-        return await loop.run_in_executor(self._torch_thread, self._encode, images, since)
+        return await loop.run_in_executor(self._torch_thread, self._encode_images, images, since)
 
     async def check_health(self) -> None:
-        """Raise an error if the image tower fails its check."""
-        await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._engine.check)
+        """Check the image tower.
 
-    def _encode(self, images: list[bytes], since: float) -> Encoded:
+        Raises:
+            RuntimeError: A weight is not finite.
+
+        """
+        await asyncio.get_running_loop().run_in_executor(self._torch_thread, self._images.check)
+        await super().check_health()
+
+    def _encode_images(self, images: list[bytes], since: float) -> Encoded:
         with self._load.processing(since, len(images)):
-            return self._engine.encode(images)
+            return self._images.encode(images)
+
+
+class JointEncoder(TextEncoder, ImageEncoder):
+    """Deployment that encodes texts and images by the same native, in one process.
+
+    It takes 600 MB less than one replica of each, and starts sooner on a few cores. Texts wait
+    while it encodes images, 8 at a time.
+    """
 
 
 class Index(Measured):
@@ -341,8 +365,15 @@ def build(settings: Settings) -> serve.Application:
     return assemble(settings, {})
 
 
-def assemble(settings: Settings, options: Mapping[str, DeploymentOptions]) -> serve.Application:
+def assemble(
+    settings: Settings, options: Mapping[str, DeploymentOptions], joint: bool = False
+) -> serve.Application:
     """Build the application with options by deployment name, which override `DEPLOYMENTS`.
+
+    Args:
+        settings: Settings of the application.
+        options: Options by deployment name.
+        joint: Whether `JointEncoder` takes the place of `TextEncoder` and `ImageEncoder`.
 
     Raises:
         ValueError: The index is `:memory:`, or the server is open to other machines without a
@@ -358,5 +389,8 @@ def assemble(settings: Settings, options: Mapping[str, DeploymentOptions]) -> se
         chosen = COMMON | DEPLOYMENTS[name] | options.get(name, DeploymentOptions())
         return serve.deployment(**chosen)(replica).bind(settings, *handles)
 
-    engines = [deployed(replica) for replica in (TextEncoder, ImageEncoder, Index)]
-    return deployed(Ingress, *engines)
+    if joint:
+        text = image = deployed(JointEncoder)
+    else:
+        text, image = deployed(TextEncoder), deployed(ImageEncoder)
+    return deployed(Ingress, text, image, deployed(Index))

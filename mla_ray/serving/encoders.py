@@ -28,6 +28,12 @@ ROWS_A_PASS = {"cpu": 32, "cuda": 1024}
 log = logging.getLogger(__name__)
 
 
+def load_native(name: str, threads: int) -> Native:
+    """Load a native, and set the number of PyTorch threads of this process. 0 means all cores."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)  # Ray starts workers with one thread
+    return Encoders(name, {}).native  # the next index of this native starts without loading it
+
+
 class PreparedPacks(NamedTuple):
     """Packs by language, and the reason by language for those that cannot be loaded."""
 
@@ -39,8 +45,8 @@ class PreparedPacks(NamedTuple):
 class TextEngine:
     """Text encoder: one native and the packs of a store."""
 
-    def __init__(self, native: str, store: str, max_packs: int, threads: int) -> None:
-        self.native = _load(native, threads)
+    def __init__(self, native: Native, store: str, max_packs: int) -> None:
+        self.native = native
         packs = PackStore(store, self.native.fingerprint, self.native.fingerprint_v1)
         self._max_packs = max_packs
         self.library = PackLibrary(packs, self.native, max_packs)
@@ -150,8 +156,8 @@ class TextEngine:
 class ImageEngine:
     """Image encoder of one native."""
 
-    def __init__(self, native: str, threads: int) -> None:
-        self.native = _load(native, threads)
+    def __init__(self, native: Native) -> None:
+        self.native = native
 
     @torch.inference_mode()
     def encode(self, images: Sequence[bytes]) -> Encoded:
@@ -184,8 +190,3 @@ class ImageEngine:
         weight = next(self.native.model.visual.parameters())
         if not bool(torch.isfinite(weight).all()):
             raise RuntimeError(f"native {self.native.name!r}: image weights are not finite")
-
-
-def _load(native: str, threads: int) -> Native:
-    torch.set_num_threads(threads or os.cpu_count() or 1)  # Ray starts workers with one thread
-    return Encoders(native, {}).native  # the next index of this native starts without loading it

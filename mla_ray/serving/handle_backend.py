@@ -28,8 +28,8 @@ class HandleBackend:
     If a replica dies during a call, the call is repeated, at most `ATTEMPTS` times in total.
 
     Args:
-        text: Handle of `TextEncoder`.
-        image: Handle of `ImageEncoder`.
+        text: Handle of `TextEncoder`, or of `JointEncoder`.
+        image: Handle of `ImageEncoder`, or of the same `JointEncoder`.
         index: Handle of `Index`.
         app: Name of the Ray Serve application.
         timeout_s: Time limit of one call in seconds, repetitions included.
@@ -57,7 +57,7 @@ class HandleBackend:
 
     async def encode_texts(self, texts: list[Text], waited_s: float) -> Encoded:
         """Encode texts with `TextEncoder`."""
-        return await self._call(lambda: self._text.encode.remote(texts, waited_s))
+        return await self._call(lambda: self._text.encode_texts.remote(texts, waited_s))
 
     async def count_tokens(self, texts: list[Text], waited_s: float) -> list[int | None]:
         """Count the tokens of each text with `TextEncoder`."""
@@ -65,7 +65,7 @@ class HandleBackend:
 
     async def encode_images(self, images: list[bytes], waited_s: float) -> Encoded:
         """Encode images with `ImageEncoder`."""
-        return await self._call(lambda: self._image.encode.remote(images, waited_s))
+        return await self._call(lambda: self._image.encode_images.remote(images, waited_s))
 
     async def search(self, queries: list[Query], waited_s: float) -> list[QueryResult]:
         """Search the index with `Index`."""

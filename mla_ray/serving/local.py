@@ -99,7 +99,7 @@ def serve_until_stopped(
     if metrics_port:
         _check_free("127.0.0.1", metrics_port, "--metrics-port")
     stop = threading.Event()
-    serving = running(settings, host, port, shut_down=False)
+    serving = running(settings, host, port, joint=True, shut_down=False)
     with scratch_environment(), ray_session(metrics_port=metrics_port), serving as url:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own handlers
             signal.signal(number, lambda *_: stop.set())
@@ -122,6 +122,7 @@ def running(
     host: str = "127.0.0.1",
     port: int = 8000,
     options: "Mapping[str, DeploymentOptions] | None" = None,
+    joint: bool = False,
     shut_down: bool = True,
 ) -> Iterator[str]:
     """Run the application while the context is open. Ray must be running.
@@ -132,6 +133,7 @@ def running(
         port: A free port.
         options: Options by deployment name, which override
             `mla_ray.serving.deployments.DEPLOYMENTS`.
+        joint: Encode texts and images in one process.
         shut_down: Shut down Ray Serve at the end. It is not necessary if Ray ends then, too.
 
     Yields:
@@ -148,7 +150,7 @@ def running(
 
     serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
     try:
-        application = assemble(settings, options or {})
+        application = assemble(settings, options or {}, joint)
         serve.run(application, name=NAME, route_prefix="/", logging_config=quiet)
         yield f"http://{host}:{port}"
     finally:

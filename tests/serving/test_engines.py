@@ -21,7 +21,7 @@ from mla_ray.model.native import Native
 from mla_ray.model.tokenizers import LanguageTokenizer
 from mla_ray.packs.card import make_card
 from mla_ray.packs.pack import LanguagePack
-from mla_ray.serving.encoders import ImageEngine, TextEngine
+from mla_ray.serving.encoders import ImageEngine, TextEngine, load_native
 from mla_ray.serving.engines import Encoded, IndexEngine, Query, Text
 from mla_ray.serving.schemas import ProblemKind
 from tests.support import ROOT
@@ -54,7 +54,7 @@ def engine(
         swedish.encoder.embedding.rows.weight[ids[-2]] = 3e38
     put_pack(swedish)
     put_pack(gives_up("da", native))
-    return TextEngine(str(native_folder), str(tmp_path / "packs"), 8, 1)
+    return TextEngine(load_native(str(native_folder), 1), str(tmp_path / "packs"), 8)
 
 
 def gives_up(language: str, native: Native) -> LanguagePack:
@@ -155,7 +155,7 @@ def test_a_pack_that_is_refused_costs_its_language_alone(
 def test_images_without_a_direction_are_errors_by_row(
     native_folder: Path, pngs: list[bytes]
 ) -> None:
-    engine = ImageEngine(str(native_folder), 1)
+    engine = ImageEngine(load_native(str(native_folder), 1))
     with torch.no_grad():
         engine.native.model.visual.proj.fill_(3e38)
     found = engine.encode([pngs[0], b"hello", pngs[1]])
@@ -180,7 +180,7 @@ def test_a_picture_is_encoded_upright(native_folder: Path) -> None:
         buffer = BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", exif=saying)
         sent.append(buffer.getvalue())
-    engine = ImageEngine(str(native_folder), 1)
+    engine = ImageEngine(load_native(str(native_folder), 1))
     found = engine.encode([*sent, sent[0][:200]])
     np.testing.assert_array_equal(found.vectors[1], found.vectors[0])
     assert found.errors[2].detail.startswith("the image is cut off: ")
@@ -207,7 +207,7 @@ def test_a_feature_without_direction_costs_itself_alone() -> None:
 def test_the_index_of_a_native_that_was_loaded_here_before_loads_no_native(
     native_folder: Path, tmp_path: Path
 ) -> None:
-    TextEngine(str(native_folder), str(tmp_path / "packs"), 1, 1)
+    TextEngine(load_native(str(native_folder), 1), str(tmp_path / "packs"), 1)
     code = """
 import sys
 from mla_ray.serving.deployments import Index

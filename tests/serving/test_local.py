@@ -145,7 +145,7 @@ def test_prometheus_finds_the_metrics_of_all_replicas(place: Place) -> None:
     def complete(series: Series) -> bool:
         return (
             deployments(series, "ray_mla_http_requests_total") == {"Ingress"}
-            and deployments(series, "ray_mla_wait_seconds_count") >= {"TextEncoder", "Index"}
+            and deployments(series, "ray_mla_wait_seconds_count") >= {"JointEncoder", "Index"}
             and deployments(series, "ray_mla_index_up") == {"Index"}
         )
 
@@ -195,12 +195,12 @@ def test_packs_come_change_and_go_under_load_without_a_failed_request(place: Pla
 @pytest.mark.slow
 def test_a_killed_encoder_costs_no_request(place: Place) -> None:
     with Load(place.server.url, ["de", "en"]) as load:
-        (victim,) = place.replicas("TextEncoder")
+        (victim,) = place.replicas("JointEncoder")
         victim.send_signal(signal.SIGKILL)
         killed = time.monotonic()
 
         def replaced() -> bool:
-            return place.replicas("TextEncoder") not in ([], [victim])
+            return place.replicas("JointEncoder") not in ([], [victim])
 
         def answered() -> bool:
             return any(at > killed + 2 and status == 200 for at, status in load.answers)
