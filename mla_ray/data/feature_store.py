@@ -26,7 +26,7 @@ from upath import UPath
 from mla_ray.data.keys import hashes
 from mla_ray.data.parquet import read_parquet, write_parquet
 from mla_ray.data.video import DECODING, frames_of, pooled
-from mla_ray.model.batches import by_length
+from mla_ray.model.batches import by_tokens
 from mla_ray.model.native import Native
 from mla_ray.model.recognition import recognised
 from mla_ray.runtime.progress import Advance
@@ -35,7 +35,7 @@ from mla_ray.runtime.storage import names_in, read_json, write_json
 Kind = Literal["image", "text"]
 Features = npt.NDArray[np.float32]
 BATCH = 256
-TOKENIZED = 64 * BATCH
+TOKENIZED = 16_384
 """Texts that are tokenized at once, and then sorted by length."""
 CPU_IMAGES = 64
 """Images in a batch on a CPU, where the activations of more do not fit into its caches."""
@@ -54,8 +54,9 @@ def encode_texts(native: Native, texts: Sequence[str], progress: Advance | None 
     features = np.empty((len(texts), native.dim), dtype=np.float32)
     for start in range(0, len(texts), TOKENIZED):
         ids_NL = native.tokenize(texts[start : start + TOKENIZED])
-        ends = native.text.english_end(ids_NL).tolist()
-        for rows in by_length(ends, BATCH):
+        length_N = native.text.english_end(ids_NL) + 1
+        lengths = [native.text.batch_length(length) for length in length_N.tolist()]
+        for rows in by_tokens(lengths, native.device.type):
             ids_BL = native.text.trim(ids_NL[rows])
             features[start + np.array(rows)] = native.encode_text(ids_BL).float().cpu().numpy()
             if progress:

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+MAX_TOKENS = {"cpu": 2_048, "cuda": 65_536}
+"""Padded tokens of a batch by type of device. On a CPU the activations of more do not fit into its
+caches, and a GPU is idle with fewer."""
+
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Yield batches of row numbers, sorted by text length, the shortest first.
@@ -14,3 +18,22 @@ def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def by_tokens(lengths: Sequence[int], device: str) -> Iterator[list[int]]:
+    """Yield batches of row numbers, sorted by text length, the longest first.
+
+    A batch has at most `MAX_TOKENS` tokens after padding to its longest text, or a single text.
+
+    Args:
+        lengths: Number of tokens of each text.
+        device: Type of the device that encodes them, such as `cuda`.
+
+    """
+    most = MAX_TOKENS.get(device, MAX_TOKENS["cpu"])
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    start = 0
+    while start < len(order):
+        size = max(1, most // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size

@@ -9,13 +9,15 @@ Shapes: B batch, L tokens, V embedding rows, W row width, D text width, H acquir
 E joint embedding size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mla_ray.model.batches import by_tokens
+from mla_ray.model.tokenizers import Ids
 from mla_ray.model.towers import TextTower
 
 
@@ -163,3 +165,20 @@ class LanguageEncoder(nn.Module):
             lambda number, x_BLD: self.acquirers[number](x_BLD),
             self.activation_checkpointing,
         )
+
+    def encode_all(self, texts: Sequence[Ids]) -> Tensor:
+        """Encode any number of texts to features `[N, E]` float32, not L2-normalized.
+
+        Texts of similar length share a batch, so memory for activations does not grow with N.
+
+        Args:
+            texts: Embedding rows of each text, int32.
+
+        """
+        tower, device = self.tower, self.embedding.linear.weight.device
+        features_NE = torch.empty(len(texts), tower.dim, device=device)
+        lengths = [tower.padded_length(len(text)) for text in texts]
+        for rows in by_tokens(lengths, device.type):
+            ids_BL, length_B = tower.pad([texts[row] for row in rows])
+            features_NE[rows] = self(ids_BL.to(device), length_B.to(device)).float()
+        return features_NE

@@ -162,10 +162,10 @@ class FrozenBlock:
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Return what `[B, H, L, K]` queries read from M keys and values, `[B, H, L, K]`."""
-    several = torch.is_grad_enabled() or torch.get_num_threads() > 1
-    short = key.shape[2] <= SHORT and key.dtype is torch.float32
-    if key.device.type == "cpu" and short and several:
-        return _attend_short(query, key, value, mask)
+    if not torch.compiler.is_compiling() and key.device.type == "cpu":  # not into exported files
+        several = torch.is_grad_enabled() or torch.get_num_threads() > 1
+        if several and key.shape[2] <= SHORT and key.dtype is torch.float32:
+            return _attend_short(query, key, value, mask)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask.added, is_causal=mask.is_causal
     )

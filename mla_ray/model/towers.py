@@ -274,7 +274,10 @@ class ClipTower(TextTower):
         (positions_LD,) = self._positions.to(x_BLD.dtype)
         x_BLD = x_BLD + cast(Tensor, positions_LD)[: x_BLD.shape[1]].to(x_BLD.dtype)
         mask = self._mask(x_BLD, padding_BL)
-        exact = after_block is None and x_BLD.shape[1] == self.context_length
+        exact = after_block is None and (
+            torch.compiler.is_compiling()  # an exported file is for any length
+            or x_BLD.shape[1] == self.context_length
+        )
         if exact or self._frozen_blocks is None:
             full = self._full_mask(mask, x_BLD.shape[1])
             for number, block in enumerate(self.blocks):

@@ -25,11 +25,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from upath import UPath
 
-from mla_ray.model.batches import by_length
 from mla_ray.model.encoder import LanguageEncoder
 from mla_ray.model.native import Native
 from mla_ray.model.text import as_texts
-from mla_ray.model.tokenizers import Ids, LanguageTokenizer, Shares, load_tokenizer
+from mla_ray.model.tokenizers import LanguageTokenizer, Shares, load_tokenizer
 from mla_ray.packs.card import ROWS, Card, make_card, read_card
 from mla_ray.packs.files import PackError, check_file, fetch_files
 from mla_ray.packs.official import END, read_checkpoint
@@ -37,7 +36,6 @@ from mla_ray.packs.readme import model_card
 from mla_ray.runtime.atomic import read_consistently, replacing_folder
 from mla_ray.runtime.storage import as_path, download, is_local, upload
 
-BATCH = 256  # texts per batch
 EMBEDDING_ROWS = "embedding.rows.weight"
 SCHEMAS = {torch.float32: 1, torch.float16: 2}
 """Version of the file format by the dtype of the embedding rows."""
@@ -113,7 +111,7 @@ class LanguagePack:
                 for a surrogate names the text and the position.
 
         """
-        return self._encode(self.tokenizer(as_texts(texts)))
+        return self.encoder.encode_all(self.tokenizer(as_texts(texts)))
 
     @torch.inference_mode()
     def encode_ids(self, token_ids: Tensor) -> Tensor:
@@ -127,15 +125,7 @@ class LanguagePack:
             ValueError: A row has no end token, or an id is not in the tokenizer's vocabulary.
 
         """
-        return self._encode(self.tokenizer.rows_of(token_ids.cpu().numpy()))
-
-    def _encode(self, ids: list[Ids]) -> Tensor:
-        device = self.encoder.embedding.linear.weight.device
-        features_NE = torch.empty(len(ids), self.encoder.tower.dim, device=device)
-        for rows in by_length([len(each) for each in ids], BATCH):
-            ids_BL, length_B = self.encoder.tower.pad([ids[row] for row in rows])
-            features_NE[rows] = self.encoder(ids_BL.to(device), length_B.to(device)).float()
-        return features_NE
+        return self.encoder.encode_all(self.tokenizer.rows_of(token_ids.cpu().numpy()))
 
     def with_half_rows(self) -> "LanguagePack":
         """Return the pack with embedding rows in float16, which take half the space of float32.

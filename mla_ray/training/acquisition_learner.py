@@ -235,7 +235,7 @@ class AcquisitionLearner(Learner[LanguageBatch]):
         return float(
             np.mean(
                 [
-                    held_out_ar(self.encoders[language], self.data / language, store, self.device)
+                    held_out_ar(self.encoders[language], self.data / language, store)
                     for language in self.languages
                 ]
             )

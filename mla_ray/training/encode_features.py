@@ -14,6 +14,7 @@ from upath import UPath
 
 from mla_ray.data.feature_store import (
     BATCH,
+    TOKENIZED,
     Features,
     FeatureStore,
     Kind,
@@ -261,7 +262,7 @@ class BlockEncoder:
             open_file(as_path(block["path"])) as raw,
             pq.ParquetFile(raw, buffer_size=1 << 20) as file,
         ):
-            for batch in file.iter_batches(BATCH if kind == "image" else BATCH * 64):
+            for batch in file.iter_batches(BATCH if kind == "image" else TOKENIZED):
                 rows += batch.num_rows
                 lacking = [
                     key not in tried and have.get(key, "") is not None

@@ -15,7 +15,7 @@ from upath import UPath
 
 from mla_ray.data.blocks import write_index
 from mla_ray.data.corpus import Corpus, named
-from mla_ray.data.feature_store import BATCH, Features, FeatureStore
+from mla_ray.data.feature_store import FeatureStore
 from mla_ray.data.parquet import read_parquet, write_parquet
 from mla_ray.evaluation.recall import rank
 from mla_ray.model.encoder import LanguageEncoder
@@ -175,16 +175,13 @@ def write_held_out(
 
 
 @torch.inference_mode()
-def held_out_ar(
-    encoder: LanguageEncoder, folder: UPath, store: FeatureStore, device: torch.device
-) -> float:
+def held_out_ar(encoder: LanguageEncoder, folder: UPath, store: FeatureStore) -> float:
     """Return AR in percent of a language's held-out texts against their frozen features.
 
     Args:
-        encoder: Encoder of the language, on `device`.
+        encoder: Encoder of the language.
         folder: Folder of the language, as in `write_held_out`.
         store: Feature store of the English texts or the images.
-        device: Device of the weights.
 
     Raises:
         ValueError: No held-out row has a feature.
@@ -199,9 +196,5 @@ def held_out_ar(
     column = table["ids"].to_pylist()
     ids = [np.array(column[row], np.int32) for row in sound]
     kept, of = np.unique(of[sound], return_inverse=True)
-    parts: list[Features] = []
-    for start in range(0, len(ids), BATCH):
-        ids_BL, length_B = encoder.tower.pad(ids[start : start + BATCH])
-        text_BE = encoder(ids_BL.to(device), length_B.to(device))
-        parts.append(text_BE.float().cpu().numpy())
-    return rank(np.concatenate(parts), frozen[kept], of.astype(np.int64)).recall().ar
+    text_NE = encoder.encode_all(ids).cpu().numpy()
+    return rank(text_NE, frozen[kept], of.astype(np.int64)).recall().ar

@@ -22,6 +22,7 @@ from mla_ray.data.feature_store import (
     encode_texts,
 )
 from mla_ray.data.keys import hashes, key_of
+from mla_ray.model.batches import MAX_TOKENS
 from mla_ray.model.native import Native
 from mla_ray.training import encode_features
 from mla_ray.training.encode_features import Contents, Encoders, fill
@@ -77,18 +78,18 @@ def test_texts_of_as_many_tokens_share_a_batch(
     native: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """These have the same number of characters."""
-    monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(module, "TOKENIZED", 8)
     texts = ["red boat", "umbrella"] * 8
     two, one, *_ = (native.text.english_end(native.tokenize(texts)) + 1).tolist()
     assert one < two < native.text.context_length
+    monkeypatch.setitem(MAX_TOKENS, "cpu", 4 * two)
     shapes: list[tuple[int, ...]] = []
     hook = native.text.token_embedding.register_forward_pre_hook(
         lambda _, arguments: shapes.append(tuple(arguments[0].shape))
     )
     with hook:
         encode_texts(native, texts)
-    assert shapes == [(4, one), (4, two)] * 2
+    assert shapes == [(4, two), (4, one)] * 2
 
 
 def test_no_texts_have_no_features(native: Native) -> None:

@@ -17,11 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mla_ray.model.batches import MAX_TOKENS
 from mla_ray.model.native import Native
 from mla_ray.packs.acquisition_encoder import AcquisitionEncoder
 from mla_ray.packs.card import read_card
 from mla_ray.packs.files import MAX_FILE_BYTES, PackError
-from mla_ray.packs.pack import BATCH, LanguagePack, copy_pack
+from mla_ray.packs.pack import LanguagePack, copy_pack
 from tests.support import ROOT, forks
 from tests.support.commands import Mla
 from tests.support.natives import BuildModel, MakePack
@@ -497,10 +498,10 @@ def test_a_card_that_no_answer_could_hold_is_refused(
 
 @pytest.fixture
 def many(corpus: dict[str, list[str]]) -> list[str]:
-    """More than two batches, in no order, some empty and some longer than the context."""
+    """For several batches, in no order, some empty and some longer than the context."""
     words = [word for line in corpus["de"] for word in line.split()]
     rng = np.random.default_rng(0)
-    return [" ".join(rng.choice(words, rng.integers(0, 14))) for _ in range(2 * BATCH + 37)]
+    return [" ".join(rng.choice(words, rng.integers(0, 14))) for _ in range(549)]
 
 
 def test_many_texts_have_the_features_of_each_alone_and_go_in_batches(
@@ -509,11 +510,12 @@ def test_many_texts_have_the_features_of_each_alone_and_go_in_batches(
     pack = make_pack("de")
     with torch.inference_mode():
         expected = pack.encoder(*pack.tokenize(many))  # all in one pass
-    seen: list[int] = []
-    with pack.encoder.embedding.register_forward_hook(lambda *call: seen.append(len(call[1][0]))):
+    seen: list[torch.Size] = []
+    with pack.encoder.embedding.register_forward_hook(lambda *call: seen.append(call[1][0].shape)):
         features = pack.encode_text(many)
-    assert sum(seen) == len(many)
-    assert max(seen) == BATCH
+    assert sum(batch for batch, _ in seen) == len(many)
+    assert len(seen) > 2
+    assert max(batch * length for batch, length in seen) <= MAX_TOKENS["cpu"]
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
     ids = torch.zeros(len(many), 100, dtype=torch.int64)
     for row, encoding in enumerate(pack.tokenizer.tokenizer.encode_batch(many)):
