@@ -47,7 +47,8 @@ class BasePlan(BaseModel):
     only on demand."""
     encoders: int | None = Field(default=None, ge=1)
     """Most actors that compute features. By default as many as the cluster's GPUs, or cores,
-    allow."""
+    allow; and none for little work, such as 50,000 texts of emoji-clip, on one machine without a
+    GPU."""
     encoder_cpus: float = Field(default=1.0, gt=0)
     """Cores per encoding actor."""
     encoder_gpus: float | None = Field(default=None, ge=0)

@@ -27,8 +27,9 @@ from mla_ray.data.video import frames_of
 from mla_ray.model.native import Native
 from mla_ray.runtime.storage import as_path, open_file, read_bytes
 
-FEW = 50_000
-"""Rows that a process on two cores encodes as soon as two actors do, which start in 11 seconds."""
+LITTLE = 50_000 * 10_000_000
+"""Rows times parameters of the native that a process on two cores encodes as soon as two actors do,
+which start in 11 seconds. Its operators would not use many cores as well as many actors do."""
 MAX_FAILURES = 1_000
 """Maximum number of failed images that are listed. All are counted."""
 
@@ -39,8 +40,8 @@ class Encoders:
 
     most: int | None = None
     """Maximum number of actors. By default as many as the GPUs of the cluster allow, or its cores
-    if the actors have no GPU. With 0 this process encodes. By default it does so, too, if the rows
-    are few and it has all cores of the only node."""
+    if the actors have no GPU. With 0 this process encodes. By default it does so, too, if the work
+    is little and it has all cores of the only node."""
     cpus: float = 1.0
     """CPU cores per actor."""
     gpus: float | None = None
@@ -130,7 +131,7 @@ def fill(
                 lacking += rows
     if not blocks:
         return Filled()
-    encoded = _encode_here if _is_sooner_here(lacking, encoders) else _encode_by_actors
+    encoded = _encode_here if _is_sooner_here(lacking, native, encoders) else _encode_by_actors
     filled = Filled()
     for outcome in encoded(native, stores, blocks, encoders):
         filled.computed += outcome["computed"]
@@ -147,9 +148,10 @@ def fill(
     return filled
 
 
-def _is_sooner_here(rows: int, encoders: Encoders) -> bool:
+def _is_sooner_here(rows: int, native: Native, encoders: Encoders) -> bool:
     """Return whether this process is to encode rows, as `Encoders.most` says."""
-    if encoders.most is not None or encoders.gpus or rows > FEW:
+    work = rows * sum(weight.numel() for weight in native.model.parameters())
+    if encoders.most is not None or encoders.gpus or work > LITTLE:
         return encoders.most == 0
     import ray
 

@@ -359,18 +359,19 @@ def encoders(request: pytest.FixtureRequest) -> Encoders:
     return Encoders(most=2)
 
 
-def test_a_few_rows_are_encoded_here_if_this_process_has_the_only_nodes_cores(
-    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+def test_little_is_encoded_here_if_this_process_has_the_only_nodes_cores(
+    ray_cluster: None, native: Native, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as many as the cluster has
-    few = encode_features.FEW
-    assert encode_features._is_sooner_here(few, Encoders())
-    assert not encode_features._is_sooner_here(few + 1, Encoders())
-    assert not encode_features._is_sooner_here(few, Encoders(most=1))
-    assert not encode_features._is_sooner_here(few, Encoders(gpus=0.5))
+    is_sooner = encode_features._is_sooner_here
+    few = encode_features.LITTLE // sum(weight.numel() for weight in native.model.parameters())
+    assert is_sooner(few, native, Encoders())
+    assert not is_sooner(few + 1, native, Encoders())
+    assert not is_sooner(few, native, Encoders(most=1))
+    assert not is_sooner(few, native, Encoders(gpus=0.5))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert not encode_features._is_sooner_here(few, Encoders())
-    assert encode_features._is_sooner_here(few + 1, Encoders(most=0))
+    assert not is_sooner(few, native, Encoders())
+    assert is_sooner(few + 1, native, Encoders(most=0))
 
 
 def test_a_bad_image_costs_its_row_and_is_told_every_time(
