@@ -20,8 +20,13 @@ that 20,000 texts use about 23,000 rows. Images are one batch of noise. Data loa
 The time of our step depends on the batch's length, so a round takes the mean over all 16 batches of
 a pool grouped by length. The time of the other step does not depend on it.
 
-The benchmark also counts the operators that PyTorch dispatches in a step. They stand in for the
-kernels that a GPU starts. It counts separately those among them that make Python wait for a GPU.
+The benchmark also counts the operators that PyTorch dispatches in a step, with torch's attention
+as on a GPU. They stand in for the kernels that a GPU starts. It counts separately those among them
+that make Python wait for a GPU.
+
+It counts the operations of the matrix products of a step, too. Divided by the time of the step and
+by the speed of `torch.mm` in the same process, they are the share of the machine that a step uses.
+The ratio of their operations to ours is the largest ratio of times, if both used all of it.
 
 Frozen features are not part of our step, but they have a cost. The last column spreads this cost
 over the paper's schedule: 10 epochs of NLT and one epoch of LE in 5 languages, which makes 50 uses
@@ -33,11 +38,13 @@ Shapes: B batch, L tokens, N texts, V embedding rows, W row width, D text width,
 import argparse
 import copy
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +55,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mla_ray.data.sampling import BatchSampler
+from mla_ray.model import frozen_block
 from mla_ray.model.encoder import EmbeddingBlock, LanguageEncoder
 from mla_ray.model.native import Native
 from mla_ray.model.objectives import le_loss, nlt_loss
@@ -295,9 +304,32 @@ def seconds(side: Ours | Theirs, stage: Stage, batches: Sequence[Rows]) -> float
 def count(side: Ours | Theirs, stage: Stage) -> dict[str, int]:
     """Return the number of operators of a step, and of those that wait for the device."""
     operators = Operators()
-    with operators:
+    with patch.object(frozen_block, "SHORT", 0), operators:
         side.step(stage, side.corpus.batches[0])
     return operators.figures()
+
+
+def operations(side: Ours | Theirs, stage: Stage, batches: Sequence[Rows]) -> float:
+    """Return the mean number of operations of the matrix products of a step."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        for batch in batches:
+            side.step(stage, batch)
+    return counter.get_total_flops() / len(batches)
+
+
+def speed_of_products(corpus: Corpus) -> float:
+    """Return the operations per second of `torch.mm`, the best of ten products of 2048 x 2048."""
+    dtype = torch.bfloat16 if corpus.precision == "bf16" else torch.float32
+    left, right = torch.randn(2, 2048, 2048, device=corpus.device, dtype=dtype)
+    best = math.inf
+    for _ in range(10):
+        began = time.perf_counter()
+        torch.mm(left, right)
+        if corpus.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
 
 
 def race(stage: Stage, ours: Ours, theirs: Theirs, rounds: int, steps: int) -> dict[str, Any]:
@@ -307,12 +339,15 @@ def race(stage: Stage, ours: Ours, theirs: Theirs, rounds: int, steps: int) -> d
         times[number] = seconds(ours, stage, pool), seconds(theirs, stage, pool[:steps])
     mine, other = np.median(times, axis=0)
     ratios = times[:, 1] / times[:, 0]
+    ours_done, theirs_done = operations(ours, stage, pool), operations(theirs, stage, pool[:1])
     return {
         "step": [mine, other],  # seconds: ours, theirs
         "speed-up": [np.median(ratios), ratios.min(), ratios.max()],
         "frozen features": ours.encoding[stage],  # seconds per batch
         "speed-up with frozen features": other / (mine + ours.encoding[stage] / USES[stage]),
         "counts": [count(ours, stage), count(theirs, stage)],
+        "share of torch.mm": ours_done / mine / speed_of_products(ours.corpus),
+        "ratio of operations": theirs_done / ours_done,
     }
 
 
@@ -387,6 +422,11 @@ def main() -> None:
             for side, each in zip(("ours", "theirs"), found["counts"], strict=True)
         )
         console.print(f"{stage}: {counts}", highlight=False)
+        console.print(
+            f"{stage}: {found['share of torch.mm']:.0%} of torch.mm; theirs has "
+            f"{found['ratio of operations']:.1f} times our operations",
+            highlight=False,
+        )
     for stage, found in figures.items() if args.levers else ():
         found["levers"] = times = levers(stage, ours, theirs, args.rounds)
         console.print(f"{stage}: " + ", ".join(f"{name} {t:.2f} s" for name, t in times.items()))
