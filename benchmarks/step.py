@@ -371,12 +371,15 @@ def levers(stage: Stage, ours: Ours, theirs: Theirs, rounds: int) -> dict[str, f
 def table(figures: dict[str, Any]) -> list[list[str]]:
     """Return the rows of the table of the figures, the head first."""
     head = [figures["setting"], "ours, s", "texts/s", "theirs, s", "texts/s", "ratio (range)"]
-    rows = [[*head, "with the cost of frozen features"]]
+    head += ["with the cost of frozen features", "of torch.mm", "operations, theirs / ours"]
+    rows = [head]
     for stage in USES:
         found = figures[stage]
         cells = [f"{n:.2f}" for step in found["step"] for n in (step, figures["batch"] / step)]
         ratio = "{:.1f}x ({:.1f} to {:.1f})".format(*found["speed-up"])
-        rows.append([stage, *cells, ratio, f"{found['speed-up with frozen features']:.1f}x"])
+        cells += [ratio, f"{found['speed-up with frozen features']:.1f}x"]
+        cells += [f"{found['share of torch.mm']:.0%}", f"{found['ratio of operations']:.1f}"]
+        rows.append([stage, *cells])
     return rows
 
 
@@ -422,11 +425,6 @@ def main() -> None:
             for side, each in zip(("ours", "theirs"), found["counts"], strict=True)
         )
         console.print(f"{stage}: {counts}", highlight=False)
-        console.print(
-            f"{stage}: {found['share of torch.mm']:.0%} of torch.mm; theirs has "
-            f"{found['ratio of operations']:.1f} times our operations",
-            highlight=False,
-        )
     for stage, found in figures.items() if args.levers else ():
         found["levers"] = times = levers(stage, ours, theirs, args.rounds)
         console.print(f"{stage}: " + ", ".join(f"{name} {t:.2f} s" for name, t in times.items()))

@@ -1,10 +1,10 @@
 """open_clip's frozen text block, computed so that only its input gets a gradient.
 
 `nn.MultiheadAttention` transposes its input, and its linear layers then multiply in small pieces.
-An explicit mask keeps attention from its causal kernel. On a CPU this kernel is slow for short
-texts, so they take products of whole batches instead. Autocast holds its casts of weights that
+An explicit mask keeps attention from its causal kernel. Autocast holds its casts of weights that
 train only, and casts frozen ones in every step. The last block computes positions that nothing
-reads. `FrozenBlock` does none of this.
+reads. `FrozenBlock` does none of this. On a CPU, where torch's kernels of attention are slow for
+short texts, it uses products of whole batches instead.
 
 Shapes: B batch, L tokens, D text width, H heads, K width of a head.
 """
