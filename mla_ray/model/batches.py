@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-MAX_TOKENS = {"cpu": 2_048, "cuda": 65_536}
-"""Padded tokens of a batch by type of device. On a CPU the activations of more do not fit into its
-caches, and a GPU is idle with fewer."""
+MAX_TOKENS = {"cpu": 512, "cuda": 65_536}
+"""Padded tokens of a batch by type of device. A CPU loses little with few, and has less padding and
+activations that fit into its caches. A GPU is idle with few."""
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
