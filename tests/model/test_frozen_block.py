@@ -59,18 +59,22 @@ def padding() -> tuple[Tensor, Tensor]:
     return added[:, None, None], added[:, None].expand(-1, LENGTH, -1).repeat_interleave(HEADS, 0)
 
 
-@pytest.mark.parametrize("masked", ["causal", "nothing", "padding", "added"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_output_and_gradient_are_the_blocks(kind: str, masked: str) -> None:
-    block = build(**KINDS[kind])
+def masks() -> dict[str, tuple[Mask, Tensor | None]]:
+    """Masks, and the same as open_clip's blocks take them."""
     short, full = padding()
-    masks = {
+    return {
         "causal": (Mask(is_causal=True), CAUSAL),
         "nothing": (Mask(), None),
         "padding": (Mask(added=short), full),
         "added": (Mask(added=CAUSAL), CAUSAL),
     }
-    mask, theirs = masks[masked]
+
+
+@pytest.mark.parametrize("masked", ["causal", "nothing", "padding", "added"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_and_gradient_are_the_blocks(kind: str, masked: str) -> None:
+    block = build(**KINDS[kind])
+    mask, theirs = masks()[masked]
     assert FrozenBlock.computes(block)
     found = output_and_gradient(lambda x: FrozenBlock(block)(x, mask))
     expected = output_and_gradient(lambda x: block(x, attn_mask=theirs))
@@ -88,13 +92,7 @@ def test_output_and_gradient_are_the_blocks(kind: str, masked: str) -> None:
 @pytest.mark.parametrize("queries", [LENGTH, 1])
 def test_attention_of_short_texts_is_that_of_torch(masked: str, queries: int) -> None:
     generator = torch.Generator().manual_seed(2)
-    masks = {
-        "causal": Mask(is_causal=True),
-        "nothing": Mask(),
-        "padding": Mask(added=padding()[0]),
-        "added": Mask(added=CAUSAL),
-    }
-    mask = masks[masked]
+    mask, _ = masks()[masked]
     if queries == 1:
         mask = mask.at(torch.tensor([6, 0, 2, 5, 1]), torch.zeros(BATCH, LENGTH, WIDTH))
     shape = BATCH, HEADS, LENGTH, WIDTH // HEADS
